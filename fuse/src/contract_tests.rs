@@ -1,0 +1,152 @@
+//! The in-memory tree that the contract is tried on, and broken ones that it must refuse.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{ExtendedAttribute, TreeTotals};
+
+enum What {
+    Directory(BTreeMap<Vec<u8>, u64>),
+    File(Vec<u8>),
+    Symlink(Vec<u8>),
+    Fifo,
+}
+
+/// One deliberate fault.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    LinkCount,
+    Cookie,
+    ShortRead,
+    MissingName,
+}
+
+struct MemoryTree {
+    nodes: BTreeMap<u64, What>,
+    fault: Fault,
+}
+
+impl MemoryTree {
+    /// A root with a directory, a file under two names, a symlink, a fifo and an empty file.
+    fn new(fault: Fault) -> MemoryTree {
+        let names = |list: &[(&[u8], u64)]| list.iter().map(|(name, inode)| (name.to_vec(), *inode)).collect();
+        let data = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
+        let nodes = BTreeMap::from([
+            (ROOT, What::Directory(names(&[(b"a", 2), (b"directory", 3), (b"empty", 6), (b"odd\xff\n", 4)]))),
+            (2, What::File(data)),
+            (3, What::Directory(names(&[(b"b", 2), (b"fifo", 5)]))),
+            (4, What::Symlink(b"../nowhere".to_vec())),
+            (5, What::Fifo),
+            (6, What::File(Vec::new())),
+        ]);
+        MemoryTree { nodes, fault }
+    }
+
+    fn node(&self, inode: u64) -> Result<&What, TreeError> {
+        self.nodes.get(&inode).ok_or_else(|| TreeError::new(Errno::NOENT, "No such inode"))
+    }
+
+    fn directory(&self, inode: u64) -> Result<&BTreeMap<Vec<u8>, u64>, TreeError> {
+        match self.node(inode)? {
+            What::Directory(names) => Ok(names),
+            _ => Err(TreeError::new(Errno::NOTDIR, "Not a directory")),
+        }
+    }
+}
+
+impl ImmutableTree for MemoryTree {
+    fn lookup(&self, directory: u64, name: &[u8]) -> Result<FileAttributes, TreeError> {
+        let inode = self.directory(directory)?.get(name).copied();
+        match inode {
+            Some(inode) if self.fault != Fault::MissingName || name != b"fifo" => self.attributes(inode),
+            _ => Err(TreeError::new(Errno::NOENT, "No such name")),
+        }
+    }
+
+    fn attributes(&self, inode: u64) -> Result<FileAttributes, TreeError> {
+        let (kind, size) = match self.node(inode)? {
+            What::Directory(_) => (FileKind::Directory, 0),
+            What::File(data) => (FileKind::File, data.len() as u64),
+            What::Symlink(target) => (FileKind::Symlink, target.len() as u64),
+            What::Fifo => (FileKind::Fifo, 0),
+        };
+        let link_count = if inode == 2 && self.fault != Fault::LinkCount { 2 } else { 1 };
+        Ok(FileAttributes {
+            inode,
+            kind,
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            link_count,
+            size,
+            rdev: 0,
+            mtime_seconds: -5,
+            mtime_nanos: 999_999_999,
+        })
+    }
+
+    fn list(
+        &self,
+        directory: u64,
+        cookie: u64,
+        visit: &mut dyn FnMut(ListedEntry<'_>) -> bool,
+    ) -> Result<(), TreeError> {
+        for ((name, inode), at) in self.directory(directory)?.iter().zip(1u64..) {
+            let skipped = if self.fault == Fault::Cookie { at < cookie } else { at <= cookie };
+            let kind = self.attributes(*inode)?.kind;
+            if !skipped && !visit(ListedEntry { name, inode: *inode, kind, next_cookie: at }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, inode: u64, offset: u64, length: u32) -> Result<Vec<u8>, TreeError> {
+        match self.node(inode)? {
+            What::File(data) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
+                let to = from.saturating_add(length as usize).min(data.len());
+                let to = if self.fault == Fault::ShortRead && to > from + 9 { to - 1 } else { to };
+                Ok(data[from..to].to_vec())
+            }
+            What::Directory(_) => Err(TreeError::new(Errno::ISDIR, "Is a directory")),
+            _ => Err(TreeError::new(Errno::INVAL, "Not a file")),
+        }
+    }
+
+    fn readlink(&self, inode: u64) -> Result<Vec<u8>, TreeError> {
+        match self.node(inode)? {
+            What::Symlink(target) => Ok(target.clone()),
+            _ => Err(TreeError::new(Errno::INVAL, "Not a symbolic link")),
+        }
+    }
+
+    fn extended_attributes(&self, inode: u64) -> Result<Vec<ExtendedAttribute>, TreeError> {
+        self.node(inode)?;
+        let attribute = |name: &[u8]| ExtendedAttribute { name: name.into(), value: (*b"v").into() };
+        Ok(if inode == 2 { vec![attribute(b"user.a"), attribute(b"user.b")] } else { Vec::new() })
+    }
+
+    fn totals(&self) -> TreeTotals {
+        TreeTotals { bytes: 800_010, inodes: self.nodes.len() as u64 }
+    }
+}
+
+#[test]
+fn a_right_tree_passes() {
+    assert_eq!(check_contract(&MemoryTree::new(Fault::None)).unwrap(), 6);
+}
+
+#[test]
+fn each_fault_is_found() {
+    for (fault, rule) in [
+        (Fault::LinkCount, "link count"),
+        (Fault::Cookie, "cookie"),
+        (Fault::ShortRead, "short"),
+        (Fault::MissingName, "lookup"),
+    ] {
+        let violation = check_contract(&MemoryTree::new(fault)).unwrap_err();
+        assert!(violation.to_string().contains(rule), "{violation}");
+    }
+}

@@ -1,0 +1,152 @@
+//! Chunk rows and pack rows: where each chunk lies.
+//!
+//! Chunks are numbered in order of first sight. Rows are kept 256 to a page; neighbours usually lie behind each other in one pack, so a
+//! row takes 11 to 14 bytes, 8 of them the first bytes of the chunk's hash, which bind the number to what is read.
+//!
+//! A page is a count of slots and then one row a slot. A row begins with a tag byte: 0 no chunk of this number; 1 directly behind the
+//! chunk before, in the same pack; 2 pack number (varint) and offset (varint) follow. Then stored length, plain length (varints) and the 8 bytes.
+
+use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::store::pack::{ENTRY_HEADER_BYTES, PackId};
+
+/// Rows in one page of chunks or of link groups.
+pub const PAGE_ROWS: u64 = 256;
+
+/// Where one chunk lies, by pack number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRow {
+    /// Number of the pack.
+    pub pack: u64,
+    /// Offset of the chunk's entry header in the pack, in bytes.
+    pub offset: u32,
+    /// Length of the stored form, in bytes, without the entry header.
+    pub stored_length: u32,
+    /// Length of the plain bytes.
+    pub plain_length: u32,
+    /// First bytes of the chunk's hash.
+    pub prefix: [u8; 8],
+}
+
+/// Rows of up to 256 neighbouring chunk numbers; `None` where there is no such chunk.
+pub type ChunkPage = Vec<Option<ChunkRow>>;
+
+/// Encodes a page of chunk rows.
+pub fn encode_page(page: &[Option<ChunkRow>]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(page.len() * 14 + 2);
+    put_varint(&mut out, page.len() as u64);
+    let mut next = None;
+    for row in page {
+        let Some(row) = row else {
+            out.push(0);
+            continue;
+        };
+        if next == Some((row.pack, row.offset)) {
+            out.push(1);
+        } else {
+            out.push(2);
+            put_varint(&mut out, row.pack);
+            put_varint(&mut out, u64::from(row.offset));
+        }
+        put_varint(&mut out, u64::from(row.stored_length));
+        put_varint(&mut out, u64::from(row.plain_length));
+        out.extend_from_slice(&row.prefix);
+        next = following(row);
+    }
+    out
+}
+
+fn following(row: &ChunkRow) -> Option<(u64, u32)> {
+    let end = row.offset.checked_add(ENTRY_HEADER_BYTES as u32)?.checked_add(row.stored_length)?;
+    Some((row.pack, end))
+}
+
+/// Decodes a page of chunk rows.
+///
+/// # Errors
+/// Fails when the bytes are not what [`encode_page`] produces.
+pub fn decode_page(bytes: &[u8]) -> Result<ChunkPage, DecodeError> {
+    let mut decoder = Decoder::new(bytes);
+    let count = decoder.count()?;
+    if count as u64 > PAGE_ROWS {
+        return Err(DecodeError("a page has too many rows"));
+    }
+    let mut page = Vec::with_capacity(count);
+    let mut next = None;
+    for _ in 0..count {
+        let (pack, offset) = match decoder.byte()? {
+            0 => {
+                page.push(None);
+                continue;
+            }
+            1 => next.ok_or(DecodeError("the first row refers to one before it"))?,
+            2 => (decoder.varint()?, decoder.varint32()?),
+            _ => return Err(DecodeError("an unknown row tag")),
+        };
+        let row = ChunkRow {
+            pack,
+            offset,
+            stored_length: decoder.varint32()?,
+            plain_length: decoder.varint32()?,
+            prefix: decoder.array()?,
+        };
+        next = following(&row);
+        page.push(Some(row));
+    }
+    decoder.finish()?;
+    Ok(page)
+}
+
+/// One pack, as the catalogue knows it. Its encoding: identifier (16 bytes), length in bytes, number of chunks (varints).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackRow {
+    /// Identifier, from which its key in the backend follows.
+    pub id: PackId,
+    /// Length of the whole pack file, in bytes.
+    pub bytes: u64,
+    /// Number of chunks in it.
+    pub chunks: u64,
+}
+
+impl PackRow {
+    /// Encodes the row.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.id.0.to_vec();
+        put_varint(&mut out, self.bytes);
+        put_varint(&mut out, self.chunks);
+        out
+    }
+
+    /// Decodes the row.
+    ///
+    /// # Errors
+    /// Fails when the bytes are not what [`PackRow::encode`] produces.
+    pub fn decode(bytes: &[u8]) -> Result<PackRow, DecodeError> {
+        let mut decoder = Decoder::new(bytes);
+        let row = PackRow { id: PackId(decoder.array()?), bytes: decoder.varint()?, chunks: decoder.varint()? };
+        decoder.finish()?;
+        Ok(row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_round_trip() {
+        let row =
+            |pack, offset| ChunkRow { pack, offset, stored_length: 100, plain_length: 250, prefix: [pack as u8; 8] };
+        let page = vec![Some(row(1, 16)), Some(row(1, 16 + ENTRY_HEADER_BYTES as u32 + 100)), None, Some(row(2, 16))];
+        let bytes = encode_page(&page);
+        assert_eq!(decode_page(&bytes).unwrap(), page);
+        for at in 0..bytes.len() {
+            assert!(decode_page(&bytes[..at]).is_err());
+        }
+    }
+
+    #[test]
+    fn pack_rows_round_trip() {
+        let row = PackRow { id: PackId([9; 16]), bytes: 1 << 25, chunks: 700 };
+        assert_eq!(PackRow::decode(&row.encode()).unwrap(), row);
+    }
+}

@@ -1,0 +1,414 @@
+//! Directory objects: the trees of all snapshots, sharing what did not change.
+//!
+//! A directory's entries, sorted by name, are cut into pages where a name's hash says so, so that an entry more or less changes one
+//! page. A page is two objects: the *names*, which a new full session shares with the one before, and the *nodes*, which say what each
+//! name stands for. A small directory is folded: its entries stand in its parent's page, directly behind its own.
+//!
+//! Names object: every name of the page in the order of the nodes (length, bytes).
+//!
+//! Page object: number of the names object, count of direct entries, then the nodes depth first (all varints). A node begins with a varint
+//! whose low two bits are 0 for a link group (the rest is the zigzag difference to one above the last group) or 1 for a directory (the rest are
+//! flags: 1 mode and owner as at the last directory, 2 extended attributes follow, 4 could not be read, 8 another file system is mounted on
+//! it and was left out). A directory goes on with: mode, uid, gid unless flag 1; mtime seconds as a signed difference to the last
+//! directory's, nanoseconds; with flag 2 the attributes (count, then name and value); with flag 4 the error number; then its body.
+//!
+//! A body is a varint: low two bits 0 folded (the rest is the count of its entries, whose nodes follow), 1 one page object (the rest is its
+//! number), 2 an index object (the rest is its number).
+//!
+//! Index object: count of pages, then for each: separator (length, bytes: every name in the page is at or above it, every name before
+//! is below it), object number of the page as a signed difference, count of direct entries.
+
+use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
+use crate::model::{Timestamp, Xattr};
+
+/// A directory with at most this many entries, those of folded directories in it included, is folded into its parent.
+pub const FOLD_ENTRIES: usize = 24;
+/// One name in so many ends a page.
+const PAGE_AVERAGE: u32 = 48;
+/// A page ends at the latest after so many nodes, if its last direct entry allows.
+const PAGE_MAX_NODES: usize = 512;
+/// Deeper folding than this is refused while decoding; the writer never folds more than [`FOLD_ENTRIES`].
+const MAX_FOLD_DEPTH: usize = FOLD_ENTRIES + 1;
+
+/// Attributes of one directory in one snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirectoryAttributes {
+    /// Permission bits, 0 to 0o7777.
+    pub mode: u32,
+    /// Owner, by number.
+    pub uid: u32,
+    /// Group, by number.
+    pub gid: u32,
+    /// Time of the last modification.
+    pub mtime: Timestamp,
+    /// Extended attributes, sorted by name.
+    pub xattrs: Vec<Xattr>,
+    /// Error number, when the source could not list the directory: its entries are then missing or incomplete.
+    pub unreadable: Option<u32>,
+    /// Whether another file system is mounted on it, which the snapshot leaves out.
+    pub mount_point: bool,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A link group, by number.
+    Group(u64),
+    /// A directory.
+    Directory(Box<Directory>),
+}
+
+/// A directory: attributes and entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Directory {
+    /// Its attributes.
+    pub attributes: DirectoryAttributes,
+    /// Where its entries are.
+    pub body: Body,
+}
+
+/// Where a directory's entries are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Here, sorted by name.
+    Folded(Vec<Entry>),
+    /// In one page object.
+    Page(u64),
+    /// In the pages of an index object.
+    Index(u64),
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Body::Folded(Vec::new())
+    }
+}
+
+/// A name and what it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// One component, any bytes but NUL and `/`.
+    pub name: Box<[u8]>,
+    /// What it stands for.
+    pub node: Node,
+}
+
+impl Entry {
+    /// Counts the nodes that this entry puts into its page: itself and what is folded into it.
+    pub fn nodes(&self) -> usize {
+        match &self.node {
+            Node::Group(_) => 1,
+            Node::Directory(directory) => 1 + directory.folded_nodes(),
+        }
+    }
+}
+
+impl Directory {
+    /// Counts the nodes of folded entries.
+    pub fn folded_nodes(&self) -> usize {
+        match &self.body {
+            Body::Folded(entries) => entries.iter().map(Entry::nodes).sum(),
+            _ => 0,
+        }
+    }
+}
+
+/// Returns whether a page ends behind the entry of this name. Depends on the name alone, so equal names fall into equal pages.
+pub fn ends_page(name: &[u8], nodes_so_far: usize) -> bool {
+    nodes_so_far >= PAGE_MAX_NODES || fnv(name).is_multiple_of(PAGE_AVERAGE)
+}
+
+/// Computes a 32-bit FNV-1a hash, mixed once more so that its low bits depend on every byte.
+fn fnv(name: &[u8]) -> u32 {
+    let hash = name.iter().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    (hash ^ (hash >> 15)).wrapping_mul(0x2c1b_3c6d) >> 8
+}
+
+/// Encodes the names of a page.
+pub fn encode_names(entries: &[Entry]) -> Vec<u8> {
+    fn walk(out: &mut Vec<u8>, entries: &[Entry]) {
+        for entry in entries {
+            put_bytes(out, &entry.name);
+            if let Node::Directory(directory) = &entry.node
+                && let Body::Folded(inner) = &directory.body
+            {
+                walk(out, inner);
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(&mut out, entries);
+    out
+}
+
+struct Context {
+    group: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    seconds: i64,
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        Context { group: u64::MAX, mode: 0, uid: 0, gid: 0, seconds: 0 }
+    }
+}
+
+/// Encodes the nodes of a page whose names are in object `names`.
+pub fn encode_page(names: u64, entries: &[Entry]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_varint(&mut out, names);
+    put_varint(&mut out, entries.len() as u64);
+    let mut context = Context::default();
+    for entry in entries {
+        put_node(&mut out, &entry.node, &mut context);
+    }
+    out
+}
+
+fn put_node(out: &mut Vec<u8>, node: &Node, context: &mut Context) {
+    match node {
+        Node::Group(number) => {
+            put_varint(out, zigzag(number.wrapping_sub(context.group.wrapping_add(1)) as i64) << 2);
+            context.group = *number;
+        }
+        Node::Directory(directory) => put_directory(out, directory, context),
+    }
+}
+
+fn put_directory(out: &mut Vec<u8>, directory: &Directory, context: &mut Context) {
+    let attributes = &directory.attributes;
+    let same = (context.mode, context.uid, context.gid) == (attributes.mode, attributes.uid, attributes.gid);
+    let flags = u64::from(same)
+        | u64::from(!attributes.xattrs.is_empty()) << 1
+        | u64::from(attributes.unreadable.is_some()) << 2
+        | u64::from(attributes.mount_point) << 3;
+    put_varint(out, flags << 2 | 1);
+    if !same {
+        put_varint(out, u64::from(attributes.mode));
+        put_varint(out, u64::from(attributes.uid));
+        put_varint(out, u64::from(attributes.gid));
+        (context.mode, context.uid, context.gid) = (attributes.mode, attributes.uid, attributes.gid);
+    }
+    put_signed(out, attributes.mtime.seconds.wrapping_sub(context.seconds));
+    context.seconds = attributes.mtime.seconds;
+    put_varint(out, u64::from(attributes.mtime.nanos));
+    if !attributes.xattrs.is_empty() {
+        put_varint(out, attributes.xattrs.len() as u64);
+        for xattr in &attributes.xattrs {
+            put_bytes(out, &xattr.name);
+            put_bytes(out, &xattr.value);
+        }
+    }
+    if let Some(errno) = attributes.unreadable {
+        put_varint(out, u64::from(errno));
+    }
+    match &directory.body {
+        Body::Folded(entries) => {
+            put_varint(out, (entries.len() as u64) << 2);
+            for entry in entries {
+                put_node(out, &entry.node, context);
+            }
+        }
+        Body::Page(number) => put_varint(out, number << 2 | 1),
+        Body::Index(number) => put_varint(out, number << 2 | 2),
+    }
+}
+
+/// Encodes a directory on its own, as a snapshot record holds its root.
+pub fn encode_root(directory: &Directory) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_directory(&mut out, directory, &mut Context::default());
+    out
+}
+
+/// Decodes a root whose entries are not folded.
+///
+/// # Errors
+/// Fails when the bytes are not what [`encode_root`] produces for such a directory.
+pub fn decode_root(bytes: &[u8]) -> Result<Directory, DecodeError> {
+    let mut decoder = Decoder::new(bytes);
+    let mut no_names = Decoder::new(&[]);
+    let head = decoder.varint()?;
+    if head & 3 != 1 {
+        return Err(DecodeError("a root that is no directory"));
+    }
+    let root = directory(&mut decoder, &mut no_names, head >> 2, &mut Context::default(), 0)?;
+    decoder.finish()?;
+    Ok(root)
+}
+
+/// Returns the number of the names object that a page refers to.
+///
+/// # Errors
+/// Fails when the page is damaged.
+pub fn names_of_page(page: &[u8]) -> Result<u64, DecodeError> {
+    Decoder::new(page).varint()
+}
+
+/// Decodes a page with the names of its names object.
+///
+/// # Errors
+/// Fails when the two are not what [`encode_page`] and [`encode_names`] produce, or do not belong together.
+pub fn decode_page(page: &[u8], names: &[u8]) -> Result<Vec<Entry>, DecodeError> {
+    let mut decoder = Decoder::new(page);
+    decoder.varint()?;
+    let mut names = Decoder::new(names);
+    let mut context = Context::default();
+    let list = entries(&mut decoder, &mut names, &mut context, 0)?;
+    decoder.finish()?;
+    names.finish()?;
+    Ok(list)
+}
+
+fn entries(
+    decoder: &mut Decoder<'_>,
+    names: &mut Decoder<'_>,
+    context: &mut Context,
+    depth: usize,
+) -> Result<Vec<Entry>, DecodeError> {
+    let count = decoder.count()?;
+    entry_list(decoder, names, context, count, depth)
+}
+
+fn entry_list(
+    decoder: &mut Decoder<'_>,
+    names: &mut Decoder<'_>,
+    context: &mut Context,
+    count: usize,
+    depth: usize,
+) -> Result<Vec<Entry>, DecodeError> {
+    if depth > MAX_FOLD_DEPTH {
+        return Err(DecodeError("directories are folded too deep"));
+    }
+    let mut list: Vec<Entry> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let name = names.bytes()?;
+        if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+            return Err(DecodeError("a name that no directory can hold"));
+        }
+        if list.last().is_some_and(|last| *last.name >= *name) {
+            return Err(DecodeError("names are not in order"));
+        }
+        let head = decoder.varint()?;
+        let node = match head & 3 {
+            0 => {
+                context.group = Decoder::add(context.group.wrapping_add(1), unzigzag(head >> 2))?;
+                Node::Group(context.group)
+            }
+            1 => Node::Directory(Box::new(directory(decoder, names, head >> 2, context, depth)?)),
+            _ => return Err(DecodeError("an unknown kind of node")),
+        };
+        list.push(Entry { name: name.into(), node });
+    }
+    Ok(list)
+}
+
+fn directory(
+    decoder: &mut Decoder<'_>,
+    names: &mut Decoder<'_>,
+    flags: u64,
+    context: &mut Context,
+    depth: usize,
+) -> Result<Directory, DecodeError> {
+    if flags & !15 != 0 {
+        return Err(DecodeError("unknown flags of a directory"));
+    }
+    if flags & 1 == 0 {
+        context.mode = decoder.varint32()?;
+        context.uid = decoder.varint32()?;
+        context.gid = decoder.varint32()?;
+    }
+    context.seconds = context.seconds.wrapping_add(decoder.signed()?);
+    let nanos = decoder.varint32()?;
+    if nanos >= 1_000_000_000 {
+        return Err(DecodeError("nanoseconds exceed a second"));
+    }
+    let mut attributes = DirectoryAttributes {
+        mode: context.mode,
+        uid: context.uid,
+        gid: context.gid,
+        mtime: Timestamp { seconds: context.seconds, nanos },
+        xattrs: Vec::new(),
+        unreadable: None,
+        mount_point: flags & 8 != 0,
+    };
+    if flags & 2 != 0 {
+        for _ in 0..decoder.count()? {
+            attributes.xattrs.push(Xattr { name: decoder.bytes()?.into(), value: decoder.bytes()?.into() });
+        }
+    }
+    if flags & 4 != 0 {
+        attributes.unreadable = Some(decoder.varint32()?);
+    }
+    let body = decoder.varint()?;
+    let body = match body & 3 {
+        0 => {
+            let count = usize::try_from(body >> 2).map_err(|_| DecodeError("a count is out of range"))?;
+            if count > decoder.remaining() {
+                return Err(DecodeError("a count exceeds the bytes that are there"));
+            }
+            Body::Folded(entry_list(decoder, names, context, count, depth + 1)?)
+        }
+        1 => Body::Page(body >> 2),
+        2 => Body::Index(body >> 2),
+        _ => return Err(DecodeError("an unknown kind of body")),
+    };
+    Ok(Directory { attributes, body })
+}
+
+/// One page of an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexPage {
+    /// Every name in the page is at or above it, every name in the pages before is below it.
+    pub separator: Box<[u8]>,
+    /// Number of the page object.
+    pub page: u64,
+    /// Count of direct entries in the page.
+    pub entries: u64,
+}
+
+/// Encodes an index.
+pub fn encode_index(pages: &[IndexPage]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_varint(&mut out, pages.len() as u64);
+    let mut last = 0u64;
+    for page in pages {
+        put_bytes(&mut out, &page.separator);
+        put_signed(&mut out, page.page.wrapping_sub(last) as i64);
+        put_varint(&mut out, page.entries);
+        last = page.page;
+    }
+    out
+}
+
+/// Decodes an index.
+///
+/// # Errors
+/// Fails when the bytes are not what [`encode_index`] produces.
+pub fn decode_index(bytes: &[u8]) -> Result<Vec<IndexPage>, DecodeError> {
+    let mut decoder = Decoder::new(bytes);
+    let mut pages: Vec<IndexPage> = Vec::new();
+    let mut last = 0u64;
+    for _ in 0..decoder.count()? {
+        let separator: Box<[u8]> = decoder.bytes()?.into();
+        if pages.last().is_some_and(|before| before.separator >= separator) {
+            return Err(DecodeError("separators are not in order"));
+        }
+        last = Decoder::add(last, decoder.signed()?)?;
+        pages.push(IndexPage { separator, page: last, entries: decoder.varint()? });
+    }
+    decoder.finish()?;
+    Ok(pages)
+}
+
+/// Returns the shortest byte string above `before` and at or below `first`: what an index needs to tell two pages apart.
+pub fn separator(before: &[u8], first: &[u8]) -> Box<[u8]> {
+    let common = before.iter().zip(first).take_while(|(left, right)| left == right).count();
+    first[..(common + 1).min(first.len())].into()
+}
+
+#[cfg(test)]
+#[path = "directory_tests.rs"]
+mod tests;

@@ -1,0 +1,99 @@
+//! The catalogue: what the store holds and which snapshot is made of what.
+//!
+//! Storeys, from the bottom: [`database`] (redb tables of sealed values), [`commit`] (commit files, from which the
+//! database can be rebuilt), then one module per kind of row: [`chunk`] rows and pack rows, [`group`] (link groups and their content),
+//! [`directory`] (directory objects), [`links`] (link counts), [`snapshot`] (snapshot records); on top [`reader`] and
+//! [`writer`], which every other part of the program uses.
+
+pub mod chunk;
+pub mod commit;
+pub mod database;
+pub mod directory;
+pub mod group;
+pub mod links;
+pub mod object;
+pub mod reader;
+pub mod snapshot;
+pub mod writer;
+
+use crate::coding::DecodeError;
+use crate::store::backend::BackendError;
+
+/// What can go wrong in the catalogue.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// The database could not be opened or created.
+    #[error("The catalogue {path} cannot be opened: {message}")]
+    Open {
+        /// Path of the database file.
+        path: String,
+        /// What redb or the system said.
+        message: String,
+    },
+    /// The last writer died and a read-only open cannot repair.
+    #[error(
+        "The catalogue {path} needs a repair after an unclean end: run any writing command, such as `zmreplica snapshot`, once"
+    )]
+    NeedsRepair {
+        /// Path of the database file.
+        path: String,
+    },
+    /// redb reported an error while reading or writing.
+    #[error("The catalogue failed: {0}")]
+    Database(Box<redb::Error>),
+    /// A row that something refers to is not there.
+    #[error("The catalogue is damaged: {what} {number} is missing; `zmreplica check` tells what it affects")]
+    Missing {
+        /// Kind of row.
+        what: &'static str,
+        /// Its number.
+        number: u64,
+    },
+    /// A row's check value does not fit, or its bytes make no sense.
+    #[error("The catalogue is damaged: {what} {number}: {reason}; `zmreplica check` tells what it affects")]
+    Damaged {
+        /// Kind of row.
+        what: &'static str,
+        /// Its number.
+        number: u64,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A commit file is damaged or out of sequence.
+    #[error("Commit file {key} is damaged: {reason}")]
+    CommitFile {
+        /// Key of the commit file.
+        key: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The backend below failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+impl CatalogError {
+    /// Returns whether the error means damage, as against a passing fault or a full disk.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, CatalogError::Missing { .. } | CatalogError::Damaged { .. } | CatalogError::CommitFile { .. })
+            || matches!(self, CatalogError::Database(error) if matches!(**error, redb::Error::Corrupted(_)))
+    }
+
+    /// Wraps a decoding error with the row it struck.
+    pub(crate) fn damaged(what: &'static str, number: u64, error: DecodeError) -> CatalogError {
+        CatalogError::Damaged { what, number, reason: error.to_string() }
+    }
+}
+
+/// Lets `?` turn each of redb's error types into a [`CatalogError`].
+macro_rules! from_redb {
+    ($($error:ty),*) => {
+        $(impl From<$error> for CatalogError {
+            fn from(error: $error) -> Self {
+                CatalogError::Database(Box::new(error.into()))
+            }
+        })*
+    };
+}
+
+from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError, redb::DatabaseError);

@@ -1,0 +1,155 @@
+//! Objects: immutable, content-addressed byte strings of the catalogue.
+//!
+//! An object is found by its number; equal bytes of one kind get one number. Stored as: kind (1 byte), coding (1 byte: 0 plain, 1 zstd),
+//! the first 8 bytes of its hash, and the bytes (for zstd after the plain length as a varint). The hash is the BLAKE3 of the kind
+//! byte and the plain bytes.
+
+use crate::coding::{DecodeError, Decoder, put_varint};
+
+/// What an object holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ObjectKind {
+    /// The names of one directory page.
+    Names = 1,
+    /// The nodes of one directory page.
+    Page = 2,
+    /// The pages of one large directory.
+    Index = 3,
+    /// Segments of one large content.
+    Content = 4,
+    /// Link counts of a range of link groups.
+    Links = 5,
+    /// What a snapshot could not take as it was, one JSON object a line.
+    Problems = 6,
+}
+
+impl ObjectKind {
+    fn from_number(number: u8) -> Option<ObjectKind> {
+        Some(match number {
+            1 => ObjectKind::Names,
+            2 => ObjectKind::Page,
+            3 => ObjectKind::Index,
+            4 => ObjectKind::Content,
+            5 => ObjectKind::Links,
+            6 => ObjectKind::Problems,
+            _ => return None,
+        })
+    }
+}
+
+/// Bytes in front of an object's data: kind, coding, hash prefix.
+const HEAD_BYTES: usize = 10;
+/// Shorter objects are not worth a compressor's frame.
+const COMPRESS_FROM_BYTES: usize = 96;
+/// No writer makes an object larger than this, plain.
+pub const MAX_PLAIN_BYTES: usize = 256 << 20;
+const LEVEL: i32 = 3;
+
+/// Computes an object's hash.
+pub fn hash(kind: ObjectKind, plain: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[kind as u8]);
+    hasher.update(plain);
+    *hasher.finalize().as_bytes()
+}
+
+/// Encodes objects, reusing one compressor.
+pub struct ObjectEncoder {
+    compressor: zstd::bulk::Compressor<'static>,
+}
+
+impl ObjectEncoder {
+    /// Prepares an encoder.
+    ///
+    /// # Errors
+    /// Fails only when memory runs out.
+    pub fn new() -> std::io::Result<ObjectEncoder> {
+        Ok(ObjectEncoder { compressor: zstd::bulk::Compressor::new(LEVEL)? })
+    }
+
+    /// Encodes one object whose hash is known.
+    pub fn encode(&mut self, kind: ObjectKind, hash: &[u8; 32], plain: &[u8]) -> Vec<u8> {
+        let mut out = vec![kind as u8, 0];
+        out.extend_from_slice(&hash[..8]);
+        if plain.len() >= COMPRESS_FROM_BYTES
+            && let Ok(packed) = self.compressor.compress(plain)
+            && packed.len() + 4 < plain.len()
+        {
+            out[1] = 1;
+            put_varint(&mut out, plain.len() as u64);
+            out.extend_from_slice(&packed);
+        } else {
+            out.extend_from_slice(plain);
+        }
+        out
+    }
+}
+
+/// Returns the kind that a stored object states, or `None` for an unknown one.
+pub fn kind(stored: &[u8]) -> Option<ObjectKind> {
+    stored.first().copied().and_then(ObjectKind::from_number)
+}
+
+/// Returns whether the stored object carries the prefix of this hash.
+pub fn has_hash(stored: &[u8], hash: &[u8; 32]) -> bool {
+    stored.get(2..HEAD_BYTES) == Some(&hash[..8])
+}
+
+/// Decodes an object of the expected kind and verifies its hash.
+///
+/// # Errors
+/// Fails when the kind differs, the data cannot be decompressed or the hash does not fit.
+pub fn decode(kind: ObjectKind, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    let mut decoder = Decoder::new(stored);
+    if ObjectKind::from_number(decoder.byte()?) != Some(kind) {
+        return Err(DecodeError("an object of another kind"));
+    }
+    let coding = decoder.byte()?;
+    let prefix: [u8; 8] = decoder.array()?;
+    let plain = match coding {
+        0 => decoder.take(decoder.remaining())?.to_vec(),
+        1 => {
+            let length = decoder.varint()? as usize;
+            if length > MAX_PLAIN_BYTES {
+                return Err(DecodeError("an object's length is out of range"));
+            }
+            let packed = decoder.take(decoder.remaining())?;
+            let plain =
+                zstd::bulk::decompress(packed, length).map_err(|_| DecodeError("an object cannot be decompressed"))?;
+            if plain.len() != length {
+                return Err(DecodeError("an object has another length than stated"));
+            }
+            plain
+        }
+        _ => return Err(DecodeError("an unknown coding of an object")),
+    };
+    if hash(kind, &plain)[..8] != prefix {
+        return Err(DecodeError("an object's hash does not fit its bytes"));
+    }
+    Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip_and_damage() {
+        let mut encoder = ObjectEncoder::new().unwrap();
+        for plain in [b"few".to_vec(), b"many equal bytes ".repeat(40)] {
+            let hash = hash(ObjectKind::Page, &plain);
+            let stored = encoder.encode(ObjectKind::Page, &hash, &plain);
+            assert!(has_hash(&stored, &hash));
+            assert_eq!(decode(ObjectKind::Page, &stored).unwrap(), plain);
+            assert!(decode(ObjectKind::Names, &stored).is_err());
+            for at in 0..stored.len() {
+                let mut bad = stored.clone();
+                bad[at] ^= 1;
+                if let Ok(read) = decode(ObjectKind::Page, &bad) {
+                    assert_eq!(read, plain, "flip at {at}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Reading the catalogue: rows by number, decoded and cached, each verified.
+//!
+//! A reader sees the catalogue of one commit. It may be shared between threads. Its caches hold at most some 25 MB of decoded pages, large
+//! contents aside.
+
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+
+use super::CatalogError;
+use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
+use super::database::{CatalogDatabase, DatabaseReader, Table};
+use super::directory::{self, Entry, IndexPage};
+use super::group::{self, Content, LinkGroup, Segment};
+use super::object::{self, ObjectKind};
+use super::snapshot::SnapshotRecord;
+use crate::model::ChunkHash;
+use crate::store::reader::{ChunkAddress, Location};
+
+const CHUNK_PAGES: usize = 512;
+const GROUP_PAGES: usize = 192;
+const DIRECTORY_PAGES: usize = 1024;
+const PACK_ROWS: usize = 4096;
+
+type GroupPage = Vec<Option<Arc<LinkGroup>>>;
+
+/// A view of the catalogue as of one commit.
+pub struct CatalogReader {
+    database: DatabaseReader,
+    chunks: Cache<u64, Arc<ChunkPage>>,
+    groups: Cache<u64, Arc<GroupPage>>,
+    pages: Cache<u64, Arc<Vec<Entry>>>,
+    packs: Cache<u64, PackRow>,
+}
+
+impl CatalogReader {
+    /// Starts reading the last commit.
+    ///
+    /// # Errors
+    /// Fails when redb fails.
+    pub fn new(database: &CatalogDatabase) -> Result<CatalogReader, CatalogError> {
+        Ok(CatalogReader {
+            database: database.read()?,
+            chunks: Cache::new(CHUNK_PAGES),
+            groups: Cache::new(GROUP_PAGES),
+            pages: Cache::new(DIRECTORY_PAGES),
+            packs: Cache::new(PACK_ROWS),
+        })
+    }
+
+    /// Returns the raw tables, for `check`.
+    pub fn database(&self) -> &DatabaseReader {
+        &self.database
+    }
+
+    fn chunk_page(&self, page: u64) -> Result<Option<Arc<ChunkPage>>, CatalogError> {
+        if let Some(found) = self.chunks.get(&page) {
+            return Ok(Some(found));
+        }
+        let decoded = self.database.get(Table::Chunks, page, |payload| {
+            chunk::decode_page(payload).map_err(|error| CatalogError::damaged("page of chunk rows", page, error))
+        })?;
+        Ok(decoded.map(|decoded| {
+            let decoded = Arc::new(decoded);
+            self.chunks.insert(page, Arc::clone(&decoded));
+            decoded
+        }))
+    }
+
+    /// Returns a page of chunk rows as stored; empty when there is none.
+    ///
+    /// # Errors
+    /// [`CatalogError::Damaged`] when it is damaged.
+    pub fn chunk_rows(&self, page: u64) -> Result<ChunkPage, CatalogError> {
+        Ok(self.chunk_page(page)?.map_or_else(Vec::new, |page| page.as_ref().clone()))
+    }
+
+    /// Returns the row of a chunk.
+    ///
+    /// # Errors
+    /// [`CatalogError::Missing`] when there is no such chunk.
+    pub fn chunk(&self, number: u64) -> Result<ChunkRow, CatalogError> {
+        self.chunk_page(number / PAGE_ROWS)?
+            .and_then(|page| page.get((number % PAGE_ROWS) as usize).copied().flatten())
+            .ok_or(CatalogError::Missing { what: "chunk", number })
+    }
+
+    /// Returns the row of a pack.
+    ///
+    /// # Errors
+    /// [`CatalogError::Missing`] when there is no such pack.
+    pub fn pack(&self, number: u64) -> Result<PackRow, CatalogError> {
+        if let Some(row) = self.packs.get(&number) {
+            return Ok(row);
+        }
+        let row = self
+            .database
+            .get(Table::Packs, number, |payload| {
+                PackRow::decode(payload).map_err(|error| CatalogError::damaged("pack row", number, error))
+            })?
+            .ok_or(CatalogError::Missing { what: "pack", number })?;
+        self.packs.insert(number, row);
+        Ok(row)
+    }
+
+    /// Returns where a chunk lies and the first bytes of its hash, as the chunk reader wants them.
+    ///
+    /// # Errors
+    /// [`CatalogError::Missing`] when the chunk or its pack is not in the catalogue.
+    pub fn address(&self, number: u64) -> Result<ChunkAddress, CatalogError> {
+        let row = self.chunk(number)?;
+        let pack = self.pack(row.pack)?;
+        let location = Location {
+            pack: pack.id,
+            offset: row.offset,
+            stored_length: row.stored_length,
+            plain_length: row.plain_length,
+        };
+        Ok(ChunkAddress { location, hash_prefix: row.prefix })
+    }
+
+    /// Finds a chunk by its hash. The index's answer is confirmed against the chunk's row, so a damaged index can
+    /// cost space and never makes one chunk stand for another.
+    ///
+    /// # Errors
+    /// Fails when redb fails or the row is damaged.
+    pub fn find_chunk(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<u64>, CatalogError> {
+        let Some(number) = self.database.find(Table::ChunkIndex, &hash.0)? else {
+            return Ok(None);
+        };
+        match self.chunk(number) {
+            Ok(row) if row.prefix == hash.prefix() && row.plain_length == plain_length => Ok(Some(number)),
+            Ok(_) | Err(CatalogError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns a page of link groups as stored; empty when there is none.
+    ///
+    /// # Errors
+    /// [`CatalogError::Damaged`] when it is damaged.
+    pub fn group_rows(&self, page: u64) -> Result<Vec<Option<LinkGroup>>, CatalogError> {
+        let rows = self.database.get(Table::Groups, page, |payload| {
+            group::decode_page(payload).map_err(|error| CatalogError::damaged("page of link groups", page, error))
+        })?;
+        Ok(rows.unwrap_or_default())
+    }
+
+    /// Returns a link group.
+    ///
+    /// # Errors
+    /// [`CatalogError::Missing`] when there is no such group.
+    pub fn group(&self, number: u64) -> Result<Arc<LinkGroup>, CatalogError> {
+        let page = number / PAGE_ROWS;
+        let rows = match self.groups.get(&page) {
+            Some(rows) => rows,
+            None => {
+                let rows: GroupPage = self.group_rows(page)?.into_iter().map(|row| row.map(Arc::new)).collect();
+                let rows = Arc::new(rows);
+                self.groups.insert(page, Arc::clone(&rows));
+                rows
+            }
+        };
+        rows.get((number % PAGE_ROWS) as usize)
+            .cloned()
+            .flatten()
+            .ok_or(CatalogError::Missing { what: "link group", number })
+    }
+
+    /// Returns the plain bytes of an object.
+    ///
+    /// # Errors
+    /// [`CatalogError::Missing`] or [`CatalogError::Damaged`] when it cannot be had as it was written.
+    pub fn object(&self, kind: ObjectKind, number: u64) -> Result<Vec<u8>, CatalogError> {
+        self.database
+            .get(Table::Objects, number, |payload| {
+                object::decode(kind, payload).map_err(|error| CatalogError::damaged("object", number, error))
+            })?
+            .ok_or(CatalogError::Missing { what: "object", number })
+    }
+
+    /// Finds an object by its hash; the index's answer is confirmed against the object itself.
+    ///
+    /// # Errors
+    /// Fails when redb fails.
+    pub fn find_object(&self, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
+        let Some(number) = self.database.find(Table::ObjectIndex, hash)? else {
+            return Ok(None);
+        };
+        let confirmed = self.database.get(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;
+        Ok((confirmed == Some(true)).then_some(number))
+    }
+
+    /// Returns the entries of a directory page.
+    ///
+    /// # Errors
+    /// Fails when the page or its names are missing or damaged.
+    pub fn directory_page(&self, number: u64) -> Result<Arc<Vec<Entry>>, CatalogError> {
+        if let Some(found) = self.pages.get(&number) {
+            return Ok(found);
+        }
+        let damaged = |error| CatalogError::damaged("directory page", number, error);
+        let page = self.object(ObjectKind::Page, number)?;
+        let names = self.object(ObjectKind::Names, directory::names_of_page(&page).map_err(damaged)?)?;
+        let entries = Arc::new(directory::decode_page(&page, &names).map_err(damaged)?);
+        self.pages.insert(number, Arc::clone(&entries));
+        Ok(entries)
+    }
+
+    /// Returns the pages of a large directory.
+    ///
+    /// # Errors
+    /// Fails when the index object is missing or damaged.
+    pub fn directory_index(&self, number: u64) -> Result<Vec<IndexPage>, CatalogError> {
+        let bytes = self.object(ObjectKind::Index, number)?;
+        directory::decode_index(&bytes).map_err(|error| CatalogError::damaged("directory index", number, error))
+    }
+
+    /// Returns the segments of one content object.
+    ///
+    /// # Errors
+    /// Fails when the object is missing or damaged.
+    pub fn content_page(&self, number: u64) -> Result<Vec<Segment>, CatalogError> {
+        let bytes = self.object(ObjectKind::Content, number)?;
+        group::decode_segments(&bytes).map_err(|error| CatalogError::damaged("content object", number, error))
+    }
+
+    /// Calls `visit` for every segment of a content, in file order. An unreadable or empty content has none.
+    ///
+    /// # Errors
+    /// Fails when a content object is missing or damaged or does not have its stated length, or `visit` fails.
+    pub fn for_each_segment<E: From<CatalogError>>(
+        &self,
+        content: &Content,
+        mut visit: impl FnMut(&Segment) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match content {
+            Content::Empty | Content::Unreadable(_) => Ok(()),
+            Content::Segments(segments) => segments.iter().try_for_each(visit),
+            Content::Pages(pages) => {
+                for page in pages {
+                    let segments = self.content_page(page.object)?;
+                    if segments.iter().map(Segment::length).sum::<u64>() != page.length {
+                        return Err(E::from(CatalogError::Damaged {
+                            what: "content object",
+                            number: page.object,
+                            reason: "it has another length than its link group says".to_owned(),
+                        }));
+                    }
+                    segments.iter().try_for_each(&mut visit)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns all snapshot records with their numbers, oldest first.
+    ///
+    /// # Errors
+    /// Fails when a record is damaged.
+    pub fn snapshots(&self) -> Result<Vec<(u64, SnapshotRecord)>, CatalogError> {
+        let mut records = Vec::new();
+        self.database.scan(Table::Snapshots, 0, |number, payload| {
+            let record = SnapshotRecord::decode(payload?).map_err(|error| CatalogError::Damaged {
+                what: "snapshot record",
+                number,
+                reason: error.to_string(),
+            })?;
+            records.push((number, record));
+            Ok(())
+        })?;
+        Ok(records)
+    }
+
+    /// Returns the bytes of all dictionaries, by number.
+    ///
+    /// # Errors
+    /// Fails when one is damaged.
+    pub fn dictionaries(&self) -> Result<Vec<(u32, Vec<u8>)>, CatalogError> {
+        let mut all = Vec::new();
+        self.database.scan(Table::Dictionaries, 0, |number, payload| {
+            let id = u32::try_from(number).map_err(|_| CatalogError::Damaged {
+                what: "dictionary",
+                number,
+                reason: "its number is out of range".to_owned(),
+            })?;
+            all.push((id, payload?.to_vec()));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}

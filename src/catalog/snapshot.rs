@@ -1,0 +1,255 @@
+//! Snapshot records: one immutable row a snapshot, a JSON object.
+//!
+//! JSON, because a record is read by people and by later versions far more often than it is written, and is a few hundred bytes among the
+//! megabytes of a night. Everything large is in objects that the record names.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::directory::{Directory, decode_root, encode_root};
+use crate::coding::DecodeError;
+
+/// What a snapshot holds, counted from its own entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Names, directories included, the root not.
+    pub names: u64,
+    /// Directories, the root not included.
+    pub directories: u64,
+    /// Link groups: inodes that are no directories.
+    pub inodes: u64,
+    /// Link groups that are regular files.
+    pub files: u64,
+    /// Link groups that are symbolic links.
+    pub symlinks: u64,
+    /// Link groups of other kinds.
+    pub specials: u64,
+    /// Sum of the sizes of all link groups, each counted once, in bytes.
+    pub bytes: u64,
+}
+
+/// What a run did to make a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Names left out by exclude patterns.
+    pub excluded_names: u64,
+    /// `stat` calls made on names other than directories.
+    pub stats: u64,
+    /// Link groups that are as they were in the last snapshot.
+    pub unchanged_inodes: u64,
+    /// Link groups whose attributes changed and whose content did not.
+    pub attribute_inodes: u64,
+    /// Files whose content was read.
+    pub read_files: u64,
+    /// Bytes of content that were read.
+    pub read_bytes: u64,
+    /// Chunks that the store did not have.
+    pub new_chunks: u64,
+    /// Plain bytes of those chunks.
+    pub new_bytes: u64,
+    /// Bytes that they take in packs.
+    pub stored_bytes: u64,
+    /// Wall time of the run, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// One snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// Identifier: 32 hexadecimal digits.
+    pub id: String,
+    /// When the run began, in UTC.
+    pub time: jiff::Timestamp,
+    /// When the run ended, in UTC.
+    pub finished: jiff::Timestamp,
+    /// What was taken, as given on the command line (an absolute path for a local source).
+    pub source: String,
+    /// Name of the host that the run was on.
+    pub host: String,
+    /// Tags given by the user.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Exclude patterns in force.
+    #[serde(default)]
+    pub excludes: Vec<String>,
+    /// The root directory, encoded as in a directory page, in hexadecimal.
+    pub root: String,
+    /// Numbers of the objects that hold the link counts.
+    pub links: Vec<u64>,
+    /// Number of the object that lists the problems, if there were any.
+    #[serde(default)]
+    pub problems: Option<u64>,
+    /// How many problems there were.
+    #[serde(default)]
+    pub problem_count: u64,
+    /// Names of the owners, by number, as the source knows them.
+    #[serde(default)]
+    pub users: BTreeMap<u32, String>,
+    /// Names of the groups, by number, as the source knows them.
+    #[serde(default)]
+    pub groups: BTreeMap<u32, String>,
+    /// What the snapshot holds.
+    pub totals: Totals,
+    /// What the run did.
+    pub work: Work,
+    /// BLAKE3 over the whole tree, in hexadecimal; see [`TreeDigest`].
+    pub digest: String,
+    /// Version of the program that made it.
+    pub version: String,
+}
+
+impl SnapshotRecord {
+    /// Returns the first eight digits of the identifier, for tables.
+    pub fn short_id(&self) -> &str {
+        self.id.get(..8).unwrap_or(&self.id)
+    }
+
+    /// Computes the identifier: the first 16 bytes of a BLAKE3 over the store's identifier, the time, the source and the digest.
+    pub fn compute_id(&self, store_id: &str) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for part in [store_id, &self.time.to_string(), &self.source, &self.digest] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        to_hex(&hasher.finalize().as_bytes()[..16])
+    }
+
+    /// Returns the root directory.
+    ///
+    /// # Errors
+    /// Fails when the record is damaged.
+    pub fn root_directory(&self) -> Result<Directory, DecodeError> {
+        decode_root(&from_hex(&self.root).ok_or(DecodeError("a root that is not hexadecimal"))?)
+    }
+
+    /// Returns the hexadecimal form of a root directory, as the record holds it.
+    pub fn root_of(directory: &Directory) -> String {
+        to_hex(&encode_root(directory))
+    }
+
+    /// Encodes the record.
+    ///
+    /// # Errors
+    /// Fails only when memory runs out.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    /// Decodes a record.
+    ///
+    /// # Errors
+    /// Fails when the bytes are no record.
+    pub fn decode(bytes: &[u8]) -> Result<SnapshotRecord, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+}
+
+/// Returns bytes as hexadecimal digits.
+pub fn to_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+/// Returns the bytes that hexadecimal digits stand for, or `None` when they are not.
+pub fn from_hex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) || !text.is_ascii() {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+}
+
+/// Computes a snapshot's digest: one BLAKE3 over the whole tree.
+///
+/// Fed depth first, each directory's entries in order of their names: for a link group the byte 0, the name (length as a varint, bytes), the group's
+/// number and its row's digest (8 bytes each, little endian); for a directory the byte 1, the name and its attributes (encoded as a directory with
+/// an empty folded body, length first), then its entries, then the byte 2. The root is fed as a directory with an empty name.
+#[derive(Default)]
+pub struct TreeDigest {
+    hasher: blake3::Hasher,
+    buffer: Vec<u8>,
+}
+
+/// The digest gathers this much before it hashes, for speed.
+const DIGEST_BUFFER_BYTES: usize = 64 << 10;
+
+impl TreeDigest {
+    /// Starts a digest.
+    pub fn new() -> TreeDigest {
+        TreeDigest::default()
+    }
+
+    /// Adds a name of a link group.
+    pub fn group(&mut self, name: &[u8], number: u64, row_digest: u64) {
+        self.buffer.push(0);
+        crate::coding::put_bytes(&mut self.buffer, name);
+        self.buffer.extend_from_slice(&number.to_le_bytes());
+        self.buffer.extend_from_slice(&row_digest.to_le_bytes());
+        self.flush_if_full();
+    }
+
+    /// Enters a directory.
+    pub fn enter(&mut self, name: &[u8], attributes: &super::directory::DirectoryAttributes) {
+        let alone = Directory { attributes: attributes.clone(), body: super::directory::Body::Folded(Vec::new()) };
+        self.buffer.push(1);
+        crate::coding::put_bytes(&mut self.buffer, name);
+        crate::coding::put_bytes(&mut self.buffer, &encode_root(&alone));
+        self.flush_if_full();
+    }
+
+    /// Leaves the directory entered last.
+    pub fn leave(&mut self) {
+        self.buffer.push(2);
+    }
+
+    fn flush_if_full(&mut self) {
+        if self.buffer.len() >= DIGEST_BUFFER_BYTES {
+            self.hasher.update(&self.buffer);
+            self.buffer.clear();
+        }
+    }
+
+    /// Returns the digest in hexadecimal.
+    pub fn finish(mut self) -> String {
+        self.hasher.update(&self.buffer);
+        self.hasher.finalize().to_hex().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_round_trips() {
+        assert_eq!(from_hex(&to_hex(&[0, 255, 16])), Some(vec![0, 255, 16]));
+        assert_eq!(from_hex("0"), None);
+        assert_eq!(from_hex("zz"), None);
+        assert_eq!(from_hex("é"), None);
+    }
+
+    #[test]
+    fn the_digest_tells_structure_apart() {
+        let digest = |feed: &dyn Fn(&mut TreeDigest)| {
+            let mut digest = TreeDigest::new();
+            feed(&mut digest);
+            digest.finish()
+        };
+        let attributes = super::super::directory::DirectoryAttributes::default();
+        let inside = digest(&|digest| {
+            digest.enter(b"d", &attributes);
+            digest.group(b"f", 1, 2);
+            digest.leave();
+        });
+        let beside = digest(&|digest| {
+            digest.enter(b"d", &attributes);
+            digest.leave();
+            digest.group(b"f", 1, 2);
+        });
+        assert_ne!(inside, beside);
+    }
+}

@@ -1,0 +1,400 @@
+//! Writing the catalogue: numbers for what is new, and commits.
+//!
+//! A writer gathers changes in memory and writes them at [`CatalogWriter::commit`]: first the commit file, made durable, then one transaction of
+//! the database. A crash before the commit file is complete leaves nothing; between the two it leaves a commit file that the next writer
+//! applies. Packs that a change refers to must be durable before `commit` is called.
+//!
+//! Rows of the table `meta`: 0 the counters (next chunk, object, group, pack, snapshot number, as varints), 1 the sources (a JSON list of names; a
+//! source's number is its place).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::CatalogError;
+use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
+use super::commit::{self, CommitId};
+use super::database::{CatalogDatabase, Change, DatabaseReader, Table};
+use super::group::{self, LinkGroup};
+use super::object::{self, ObjectEncoder, ObjectKind};
+use super::reader::CatalogReader;
+use super::snapshot::SnapshotRecord;
+use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::model::ChunkHash;
+use crate::store::backend::Backend;
+
+const COUNTERS: u64 = 0;
+const SOURCES: u64 = 1;
+
+/// The numbers that the next rows get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Number of the next chunk.
+    pub chunk: u64,
+    /// Number of the next object.
+    pub object: u64,
+    /// Number of the next link group.
+    pub group: u64,
+    /// Number of the next pack.
+    pub pack: u64,
+    /// Number of the next snapshot.
+    pub snapshot: u64,
+}
+
+impl Counters {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for value in [self.chunk, self.object, self.group, self.pack, self.snapshot] {
+            put_varint(&mut out, value);
+        }
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Counters, DecodeError> {
+        let mut decoder = Decoder::new(bytes);
+        let counters = Counters {
+            chunk: decoder.varint()?,
+            object: decoder.varint()?,
+            group: decoder.varint()?,
+            pack: decoder.varint()?,
+            snapshot: decoder.varint()?,
+        };
+        decoder.finish()?;
+        Ok(counters)
+    }
+
+    /// Reads the counters of the last commit.
+    ///
+    /// # Errors
+    /// Fails when the row is damaged.
+    pub fn read(database: &DatabaseReader) -> Result<Counters, CatalogError> {
+        let counters = database.get(Table::Meta, COUNTERS, |payload| {
+            Counters::decode(payload).map_err(|error| CatalogError::damaged("meta row", COUNTERS, error))
+        })?;
+        Ok(counters.unwrap_or_default())
+    }
+}
+
+/// Returns the number and identifier of the last commit in the database; number 0 when there is none.
+///
+/// # Errors
+/// Fails when a commit row is damaged.
+pub fn last_commit(database: &DatabaseReader) -> Result<(u64, CommitId), CatalogError> {
+    let mut last = (0, CommitId::default());
+    database.scan(Table::Commits, 0, |number, payload| {
+        last = (number, decode_commit_row(number, payload?)?);
+        Ok(())
+    })?;
+    Ok(last)
+}
+
+/// Returns the identifier of a commit that the database holds.
+///
+/// # Errors
+/// Fails when the row is damaged.
+pub fn commit_id(database: &DatabaseReader, number: u64) -> Result<Option<CommitId>, CatalogError> {
+    database.get(Table::Commits, number, |payload| decode_commit_row(number, payload))
+}
+
+fn decode_commit_row(number: u64, payload: &[u8]) -> Result<CommitId, CatalogError> {
+    payload.try_into().map_err(|_| CatalogError::damaged("commit row", number, DecodeError("it is no identifier")))
+}
+
+/// Returns the names of all sources; a source's number is its place.
+///
+/// # Errors
+/// Fails when the row is damaged.
+pub fn sources(reader: &CatalogReader) -> Result<Vec<String>, CatalogError> {
+    let sources = reader.database().get(Table::Meta, SOURCES, |payload| {
+        serde_json::from_slice(payload).map_err(|error| sources_damaged(&error))
+    })?;
+    Ok(sources.unwrap_or_default())
+}
+
+fn sources_damaged(error: &serde_json::Error) -> CatalogError {
+    CatalogError::Damaged { what: "meta row", number: SOURCES, reason: error.to_string() }
+}
+
+/// Applies commit files that the database has not seen; returns how many.
+///
+/// After a crash that is at most one; for an empty database it is all of them, which rebuilds the catalogue.
+///
+/// # Errors
+/// [`CatalogError::CommitFile`] when one is missing, damaged or does not follow the one before.
+pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result<u64, CatalogError> {
+    let (mut last, mut last_id) = last_commit(&database.read()?)?;
+    let first_missing = last + 1;
+    let mut waiting: Vec<(u64, String)> = backend
+        .list("commits/")?
+        .into_iter()
+        .filter_map(|(key, _)| commit::number_of_key(&key).map(|number| (number, key)))
+        .filter(|(number, _)| *number > last)
+        .collect();
+    waiting.sort();
+    for (number, key) in waiting {
+        let broken = |reason: String| CatalogError::CommitFile { key: key.clone(), reason };
+        if number != last + 1 {
+            return Err(broken(format!("commit file {} before it is missing", last + 1)));
+        }
+        let file = read_whole(backend, &key)?;
+        let decoded = commit::decode(&key, &file)?;
+        if decoded.previous != last_id {
+            return Err(broken("it does not follow the commit before it".to_owned()));
+        }
+        let mut changes = decoded.changes;
+        changes.push(Change::Put(Table::Commits, number, decoded.id.to_vec()));
+        database.apply(&changes)?;
+        (last, last_id) = (number, decoded.id);
+    }
+    Ok(last + 1 - first_missing)
+}
+
+/// Reads a whole object of the backend.
+///
+/// # Errors
+/// Fails when it is not there or cannot be read.
+pub fn read_whole(backend: &dyn Backend, key: &str) -> Result<Vec<u8>, CatalogError> {
+    let bytes = backend
+        .size(key)?
+        .ok_or_else(|| CatalogError::CommitFile { key: key.to_owned(), reason: "it is missing".to_owned() })?;
+    Ok(backend.read_at(key, 0, bytes as usize)?)
+}
+
+/// Gathers changes and commits them.
+pub struct CatalogWriter {
+    database: Arc<CatalogDatabase>,
+    backend: Arc<dyn Backend>,
+    reader: Arc<CatalogReader>,
+    counters: Counters,
+    last: (u64, CommitId),
+    encoder: ObjectEncoder,
+    changes: Vec<Change>,
+    pending_bytes: usize,
+    chunks: HashMap<ChunkHash, (u64, u32)>,
+    chunk_rows: BTreeMap<u64, ChunkPage>,
+    objects: HashMap<[u8; 32], u64>,
+    first_pending_group: u64,
+    groups: Vec<LinkGroup>,
+}
+
+impl CatalogWriter {
+    /// Starts writing on top of the last commit. The caller holds the store's lock and has rolled forward.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be read.
+    pub fn new(database: Arc<CatalogDatabase>, backend: Arc<dyn Backend>) -> Result<CatalogWriter, CatalogError> {
+        let reader = Arc::new(CatalogReader::new(&database)?);
+        let counters = Counters::read(reader.database())?;
+        let last = last_commit(reader.database())?;
+        let encoder = ObjectEncoder::new().map_err(|error| CatalogError::Open {
+            path: database.path().display().to_string(),
+            message: error.to_string(),
+        })?;
+        Ok(CatalogWriter {
+            database,
+            backend,
+            reader,
+            counters,
+            last,
+            encoder,
+            changes: Vec::new(),
+            pending_bytes: 0,
+            chunks: HashMap::new(),
+            chunk_rows: BTreeMap::new(),
+            objects: HashMap::new(),
+            first_pending_group: counters.group,
+            groups: Vec::new(),
+        })
+    }
+
+    /// Returns a reader of the last commit.
+    pub fn reader(&self) -> &Arc<CatalogReader> {
+        &self.reader
+    }
+
+    /// Returns the number and identifier of the last commit.
+    pub fn last_commit(&self) -> (u64, CommitId) {
+        self.last
+    }
+
+    /// Returns the counters, pending rows included.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Estimates the memory that pending changes hold, in bytes.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    /// Returns the number of a chunk, and whether it is new: then its bytes must be stored and
+    /// [`CatalogWriter::place_chunk`] be called before the next commit.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be read.
+    pub fn intern_chunk(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(u64, bool), CatalogError> {
+        if let Some((number, _)) = self.chunks.get(hash) {
+            return Ok((*number, false));
+        }
+        if let Some(number) = self.reader.find_chunk(hash, plain_length)? {
+            return Ok((number, false));
+        }
+        let number = self.counters.chunk;
+        self.counters.chunk += 1;
+        self.chunks.insert(*hash, (number, plain_length));
+        self.pending_bytes += 160;
+        Ok((number, true))
+    }
+
+    /// Sets where a chunk lies.
+    ///
+    /// # Errors
+    /// Fails when its page cannot be read.
+    pub fn place_chunk(&mut self, number: u64, row: ChunkRow) -> Result<(), CatalogError> {
+        let page = number / PAGE_ROWS;
+        let slot = (number % PAGE_ROWS) as usize;
+        let rows = match self.chunk_rows.entry(page) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(self.reader.chunk_rows(page)?),
+        };
+        if rows.len() <= slot {
+            rows.resize(slot + 1, None);
+        }
+        rows[slot] = Some(row);
+        Ok(())
+    }
+
+    /// Adds a pack and returns its number.
+    pub fn add_pack(&mut self, row: PackRow) -> u64 {
+        let number = self.counters.pack;
+        self.counters.pack += 1;
+        self.put(Table::Packs, number, row.encode());
+        number
+    }
+
+    /// Adds a dictionary under the number that chunks compressed with it carry.
+    pub fn add_dictionary(&mut self, id: u32, bytes: &[u8]) {
+        self.put(Table::Dictionaries, u64::from(id), bytes.to_vec());
+    }
+
+    /// Adds a link group and returns its number.
+    pub fn add_group(&mut self, group: LinkGroup) -> u64 {
+        let number = self.counters.group;
+        self.counters.group += 1;
+        self.pending_bytes += 200;
+        self.groups.push(group);
+        number
+    }
+
+    /// Returns the number of an object with these bytes, which is new only when no other has them.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be read.
+    pub fn intern_object(&mut self, kind: ObjectKind, plain: &[u8]) -> Result<u64, CatalogError> {
+        let hash = object::hash(kind, plain);
+        if let Some(number) = self.objects.get(&hash) {
+            return Ok(*number);
+        }
+        if let Some(number) = self.reader.find_object(&hash)? {
+            return Ok(number);
+        }
+        let number = self.counters.object;
+        self.counters.object += 1;
+        let stored = self.encoder.encode(kind, &hash, plain);
+        self.put(Table::Objects, number, stored);
+        self.changes.push(Change::PutIndex(Table::ObjectIndex, hash, number));
+        self.objects.insert(hash, number);
+        self.pending_bytes += 160;
+        Ok(number)
+    }
+
+    /// Returns the number of a source, which is new at its first snapshot.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be read.
+    pub fn intern_source(&mut self, name: &str) -> Result<u32, CatalogError> {
+        let mut sources = sources(&self.reader)?;
+        if let Some(at) = sources.iter().position(|known| known == name) {
+            return Ok(at as u32);
+        }
+        sources.push(name.to_owned());
+        let encoded = serde_json::to_vec(&sources).map_err(|error| sources_damaged(&error))?;
+        self.put(Table::Meta, SOURCES, encoded);
+        Ok(sources.len() as u32 - 1)
+    }
+
+    /// Adds a snapshot and returns its number.
+    ///
+    /// # Errors
+    /// Fails only when memory runs out.
+    pub fn add_snapshot(&mut self, record: &SnapshotRecord) -> Result<u64, CatalogError> {
+        let number = self.counters.snapshot;
+        let encoded = record.encode().map_err(|error| CatalogError::Damaged {
+            what: "snapshot record",
+            number,
+            reason: error.to_string(),
+        })?;
+        self.counters.snapshot += 1;
+        self.put(Table::Snapshots, number, encoded);
+        Ok(number)
+    }
+
+    fn put(&mut self, table: Table, key: u64, payload: Vec<u8>) {
+        self.pending_bytes += payload.len() + 64;
+        self.changes.push(Change::Put(table, key, payload));
+    }
+
+    /// Writes all pending changes: durable when it returns. Without pending changes it does nothing.
+    ///
+    /// # Errors
+    /// On an error nothing of this commit counts, unless its commit file was complete: then the next writer applies it.
+    pub fn commit(&mut self) -> Result<(), CatalogError> {
+        self.flush_groups()?;
+        for (page, rows) in std::mem::take(&mut self.chunk_rows) {
+            self.changes.push(Change::Put(Table::Chunks, page, chunk::encode_page(&rows)));
+        }
+        let mut chunks: Vec<(ChunkHash, u64)> = self.chunks.drain().map(|(hash, (number, _))| (hash, number)).collect();
+        chunks.sort_unstable_by_key(|(_, number)| *number);
+        for (hash, number) in chunks {
+            self.changes.push(Change::PutIndex(Table::ChunkIndex, hash.0, number));
+        }
+        if self.changes.is_empty() {
+            return Ok(());
+        }
+        self.changes.push(Change::Put(Table::Meta, COUNTERS, self.counters.encode()));
+        let number = self.last.0 + 1;
+        let key = commit::key(number);
+        let (file, id) = commit::encode(number, &self.last.1, &self.changes)
+            .map_err(|error| CatalogError::CommitFile { key: key.clone(), reason: error.to_string() })?;
+        self.backend.put(&key, &[&file])?;
+        self.backend.sync()?;
+        self.changes.push(Change::Put(Table::Commits, number, id.to_vec()));
+        self.database.apply(&self.changes)?;
+        self.changes.clear();
+        self.objects.clear();
+        self.pending_bytes = 0;
+        self.last = (number, id);
+        self.reader = Arc::new(CatalogReader::new(&self.database)?);
+        Ok(())
+    }
+
+    fn flush_groups(&mut self) -> Result<(), CatalogError> {
+        let groups = std::mem::take(&mut self.groups);
+        let mut number = self.first_pending_group;
+        let mut groups = groups.into_iter().peekable();
+        while groups.peek().is_some() {
+            let page = number / PAGE_ROWS;
+            let mut rows = self.reader.group_rows(page)?;
+            // A gap is a number whose group was removed.
+            rows.resize((number % PAGE_ROWS) as usize, None);
+            while (rows.len() as u64) < PAGE_ROWS
+                && let Some(group) = groups.next()
+            {
+                rows.push(Some(group));
+                number += 1;
+            }
+            self.changes.push(Change::Put(Table::Groups, page, group::encode_page(&rows)));
+        }
+        self.first_pending_group = number;
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! Contents: the segments of every link group are there and make up its size.
+
+use std::collections::HashMap;
+
+use super::ledger::{DamageKind, DamageNumber, Key};
+use super::packs::BadChunks;
+use super::rows::{Rows, reason_of};
+use super::{CheckError, Checker, Phase};
+use crate::catalog::CatalogError;
+use crate::catalog::chunk::PAGE_ROWS;
+use crate::catalog::database::Table;
+use crate::catalog::group::{self, Content, LinkGroup, Segment};
+use crate::model::Kind;
+
+/// Bit of [`Groups::state`]: there is such a link group.
+const EXISTS: u8 = 1;
+/// Bit of [`Groups::state`]: its content cannot be had as a whole.
+const DAMAGED: u8 = 2;
+
+/// All link groups, by number.
+#[derive(Default)]
+pub(super) struct Groups {
+    pub(super) count: u64,
+    digests: Vec<u64>,
+    state: Vec<u8>,
+    damages: HashMap<u64, Vec<DamageNumber>>,
+    /// Pages of link groups that cannot be read.
+    pages: HashMap<u64, DamageNumber>,
+}
+
+impl Groups {
+    /// Returns the digest of a link group's row and whether its content is damaged, or `None` when there is no such group.
+    pub(super) fn get(&self, number: u64) -> Option<(u64, bool)> {
+        let at = usize::try_from(number).ok()?;
+        let state = *self.state.get(at)?;
+        (state & EXISTS != 0).then(|| (self.digests[at], state & DAMAGED != 0))
+    }
+
+    /// Returns what a link group's content suffers from.
+    pub(super) fn damages(&self, number: u64) -> &[DamageNumber] {
+        self.damages.get(&number).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns the damage of the page that holds a link group's row.
+    pub(super) fn page_damage(&self, number: u64) -> Option<DamageNumber> {
+        self.pages.get(&(number / PAGE_ROWS)).copied()
+    }
+
+    /// Returns how many numbers there may be.
+    pub(super) fn len(&self) -> usize {
+        self.state.len()
+    }
+}
+
+/// Verifies all link groups.
+pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, bad: &BadChunks) -> Result<Groups, CheckError> {
+    checker.progress.enter(Phase::Groups, rows.counters.group);
+    let mut groups = Groups::default();
+    for (&(table, number), &damage) in &rows.damaged {
+        if table == Table::Groups {
+            groups.pages.insert(number, damage);
+        }
+    }
+    let mut work = Contents { checker, rows, bad, groups };
+    let mut page = 0;
+    while page * PAGE_ROWS < rows.counters.group {
+        let read = checker.guarded("The table of link groups", || work.page(page));
+        read?;
+        page += 1;
+    }
+    Ok(work.groups)
+}
+
+struct Contents<'a> {
+    checker: &'a Checker<'a>,
+    rows: &'a Rows,
+    bad: &'a BadChunks,
+    groups: Groups,
+}
+
+impl Contents<'_> {
+    fn page(&mut self, page: u64) -> Result<(), CheckError> {
+        let rows = match self.checker.catalog.group_rows(page) {
+            Ok(rows) => rows,
+            Err(error) => {
+                let what = format!("Page of link groups {page}");
+                let key = Key::Row(Table::Groups, page);
+                let damage = self.checker.ledger.note(DamageKind::Catalog, key, what, reason_of(&error));
+                self.groups.pages.insert(page, damage);
+                return Ok(());
+            }
+        };
+        let first = page * PAGE_ROWS;
+        let end = first as usize + rows.len();
+        if self.groups.state.len() < end {
+            self.groups.state.resize(end, 0);
+            self.groups.digests.resize(end, 0);
+        }
+        for (number, row) in (first..).zip(rows) {
+            self.checker.progress.step()?;
+            let Some(row) = row else { continue };
+            self.groups.count += 1;
+            self.groups.digests[number as usize] = row.digest();
+            self.groups.state[number as usize] = EXISTS;
+            let damages = self.content(number, &row)?;
+            if !damages.is_empty() {
+                self.groups.state[number as usize] |= DAMAGED;
+                self.groups.damages.insert(number, damages);
+            }
+        }
+        Ok(())
+    }
+
+    fn group_damage(&self, number: u64, reason: String) -> DamageNumber {
+        let what = format!("Link group {number}");
+        self.checker.ledger.note(DamageKind::Catalog, Key::Group(number), what, reason)
+    }
+
+    /// Returns what the content of a link group suffers from.
+    fn content(&self, number: u64, row: &LinkGroup) -> Result<Vec<DamageNumber>, CheckError> {
+        let mut damages = Vec::new();
+        let length = match &row.content {
+            Content::Unreadable(_) => return Ok(damages),
+            Content::Empty => 0,
+            Content::Segments(segments) => {
+                for segment in segments {
+                    self.segment(segment, &mut damages);
+                }
+                segments.iter().map(Segment::length).fold(0, u64::saturating_add)
+            }
+            Content::Pages(pages) => {
+                for page in pages {
+                    self.content_page(page, &mut damages)?;
+                }
+                pages.iter().map(|page| page.length).fold(0, u64::saturating_add)
+            }
+        };
+        if row.attributes.kind == Kind::Directory {
+            damages.push(self.group_damage(number, "it is said to be a directory".to_owned()));
+        } else if matches!(row.attributes.kind, Kind::File | Kind::Symlink) && length != row.attributes.size {
+            let reason = format!("its content has {length} bytes, and its size is {}", row.attributes.size);
+            damages.push(self.group_damage(number, reason));
+        }
+        damages.sort_unstable();
+        damages.dedup();
+        Ok(damages)
+    }
+
+    fn content_page(&self, page: &group::ContentPage, damages: &mut Vec<DamageNumber>) -> Result<(), CheckError> {
+        if let Some(damage) = self.rows.damaged.get(&(Table::Objects, page.object)) {
+            damages.push(*damage);
+            return Ok(());
+        }
+        let object = |reason: String| {
+            let (key, what) = (Key::Row(Table::Objects, page.object), format!("Object {}", page.object));
+            self.checker.ledger.note(DamageKind::Catalog, key, what, reason)
+        };
+        match self.checker.catalog.content_page(page.object) {
+            Ok(segments) => {
+                if segments.iter().map(Segment::length).fold(0, u64::saturating_add) != page.length {
+                    damages.push(object("it has another length than its link groups say".to_owned()));
+                }
+                for segment in &segments {
+                    self.segment(segment, damages);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                damages.push(object(reason_of(&error)));
+                Ok(())
+            }
+        }
+    }
+
+    fn segment(&self, segment: &Segment, damages: &mut Vec<DamageNumber>) {
+        let Segment::Chunk { number, length } = segment else { return };
+        if let Some(damage) = self.bad.damage(*number) {
+            damages.push(damage);
+        }
+        let reason = match self.checker.catalog.chunk(*number) {
+            Ok(row) if row.plain_length == *length => return,
+            Ok(row) => format!("it has {} bytes, and a file counts on {length}", row.plain_length),
+            // The damage of its page is noted already.
+            Err(CatalogError::Damaged { .. }) => return,
+            Err(error) => reason_of(&error),
+        };
+        if self.bad.damage(*number).is_some() {
+            return;
+        }
+        let (key, what) = (Key::Missing(Table::Chunks, *number), format!("Chunk {number}"));
+        damages.push(self.checker.ledger.note(DamageKind::Catalog, key, what, reason));
+    }
+}

@@ -1,0 +1,322 @@
+//! The rows of the catalogue: as they were committed, decodable, below the counters, and in agreement with the two indexes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::commits::{Committed, payload_hash};
+use super::ledger::{DamageKind, DamageNumber, Key};
+use super::{CheckError, CheckReport, Checker, Phase};
+use crate::catalog::chunk::{self, PAGE_ROWS, PackRow};
+use crate::catalog::database::{NUMBERED, Table};
+use crate::catalog::object::{self, ObjectKind};
+use crate::catalog::snapshot::SnapshotRecord;
+use crate::catalog::writer::{Counters, sources};
+use crate::catalog::{CatalogError, directory, group};
+
+/// Where a chunk lies: what the steps that follow need of its row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placement {
+    pub(super) pack: u64,
+    pub(super) offset: u32,
+    pub(super) stored_length: u32,
+    pub(super) number: u64,
+}
+
+/// What the catalogue holds.
+#[derive(Default)]
+pub(super) struct Rows {
+    pub(super) counters: Counters,
+    pub(super) packs: BTreeMap<u64, PackRow>,
+    /// All chunks, by pack and offset.
+    pub(super) placements: Vec<Placement>,
+    /// Snapshots whose record can be read.
+    pub(super) snapshots: Vec<(u64, SnapshotRecord)>,
+    /// Damaged rows, for those that need them.
+    pub(super) damaged: HashMap<(Table, u64), DamageNumber>,
+}
+
+/// Reads all rows but the link groups' contents.
+pub(super) fn verify(
+    checker: &Checker<'_>,
+    committed: &Committed,
+    report: &mut CheckReport,
+) -> Result<Rows, CheckError> {
+    let database = checker.catalog.database();
+    checker.progress.enter(Phase::Catalog, 0);
+    let counters = checker.guarded("The counters", || Ok(Counters::read(database)?))?;
+    checker.guarded("The list of sources", || Ok(sources(checker.catalog).map(drop)?))?;
+    let mut rows = Rows { counters, ..Rows::default() };
+    let (mut prefixes, mut objects) = (Vec::new(), 0);
+    // The commit rows were compared with their files.
+    for table in NUMBERED.into_iter().filter(|table| *table != Table::Commits) {
+        let expected = committed.rows.as_ref().map(|rows| rows.get(&table).map_or(&[][..], Vec::as_slice));
+        let mut scan = TableScan { checker, table, expected, last: None, rows: &mut rows };
+        scan.run(&mut prefixes, &mut objects)?;
+        if table == Table::Objects {
+            report.objects = objects;
+            agree(checker, Table::ObjectIndex, objects, |_, _| true)?;
+        }
+    }
+    report.chunks = rows.placements.len() as u64;
+    agree(checker, Table::ChunkIndex, report.chunks, |hash, number| {
+        let prefix: Option<&Option<[u8; 8]>> = usize::try_from(number).ok().and_then(|at| prefixes.get(at));
+        prefix.is_some_and(|prefix| prefix.is_some_and(|prefix| hash.starts_with(&prefix)))
+    })?;
+    rows.placements.sort_unstable_by_key(|placement| (placement.pack, placement.offset));
+    report.packs = rows.packs.len() as u64;
+    report.pack_bytes = rows.packs.values().map(|pack| pack.bytes).sum();
+    report.snapshots = rows.snapshots.len() as u64;
+    checker.ledger.name_snapshots(rows.snapshots.iter().map(|(_, record)| record.id.clone()).collect());
+    Ok(rows)
+}
+
+/// One pass over one table.
+struct TableScan<'a, 'b> {
+    checker: &'a Checker<'a>,
+    table: Table,
+    expected: Option<&'a [u64]>,
+    last: Option<u64>,
+    rows: &'b mut Rows,
+}
+
+impl TableScan<'_, '_> {
+    fn run(&mut self, prefixes: &mut Vec<Option<[u8; 8]>>, objects: &mut u64) -> Result<(), CheckError> {
+        let checker = self.checker;
+        let table = self.table;
+        let mut failure = None;
+        let step = table_name(table);
+        checker.guarded(step, || {
+            let scanned = checker.catalog.database().scan(table, 0, |number, payload| {
+                self.row(number, payload, prefixes, objects).map_err(|error| stop(&mut failure, error))
+            });
+            match failure.take() {
+                Some(error) => Err(error),
+                None => Ok(scanned?),
+            }
+        })?;
+        // Rows behind the last one seen.
+        let end = self.expected.map_or(0, |expected| expected.len() as u64);
+        self.missing(self.last.map_or(0, |last| last + 1), end);
+        Ok(())
+    }
+
+    /// Notes rows that were committed and were not met between two that were.
+    fn missing(&mut self, from: u64, to: u64) {
+        let Some(expected) = self.expected else { return };
+        let is_row = |number: &u64| expected.get(*number as usize).is_some_and(|hash| *hash != 0);
+        let Some(first) = (from..to).find(is_row) else { return };
+        let count = (first..to).filter(is_row).count();
+        let name = capital(self.table.row_name());
+        let what =
+            if count == 1 { format!("{name} {first}") } else { format!("{name} {first} and {} more", count - 1) };
+        let key = Key::Missing(self.table, first);
+        let damage = self.checker.ledger.note(DamageKind::Catalog, key, what, "missing from the catalogue".to_owned());
+        for number in (first..to).filter(is_row) {
+            self.rows.damaged.insert((self.table, number), damage);
+        }
+    }
+
+    fn damage(&mut self, number: u64, reason: String) {
+        let what = format!("{} {number}", capital(self.table.row_name()));
+        let damage = self.checker.ledger.note(DamageKind::Catalog, Key::Row(self.table, number), what, reason);
+        self.rows.damaged.insert((self.table, number), damage);
+    }
+
+    fn row(
+        &mut self,
+        number: u64,
+        payload: Result<&[u8], CatalogError>,
+        prefixes: &mut Vec<Option<[u8; 8]>>,
+        objects: &mut u64,
+    ) -> Result<(), CheckError> {
+        self.checker.progress.step()?;
+        if self.last.is_some_and(|last| number <= last) {
+            // A damaged page can make redb go in circles.
+            let reason = "its rows are not in order".to_owned();
+            let key = Key::Table(self.table, "order");
+            self.checker.ledger.note(DamageKind::Catalog, key, table_name(self.table).to_owned(), reason.clone());
+            return Err(CatalogError::Damaged { what: self.table.row_name(), number, reason }.into());
+        }
+        self.missing(self.last.map_or(0, |last| last + 1), number);
+        self.last = Some(number);
+        let payload = match payload {
+            Ok(payload) => payload,
+            Err(error) => {
+                self.damage(number, reason_of(&error));
+                return Ok(());
+            }
+        };
+        if let Some(expected) = self.expected {
+            match expected.get(number as usize).copied().unwrap_or(0) {
+                0 => self.damage(number, "no commit file has it".to_owned()),
+                hash if hash != payload_hash(payload) => {
+                    self.damage(number, "it is not as the commit files have it".to_owned());
+                }
+                _ => {}
+            }
+        }
+        let counters = self.rows.counters;
+        let below = match self.table {
+            Table::Packs => Some(counters.pack),
+            Table::Objects => Some(counters.object),
+            Table::Snapshots => Some(counters.snapshot),
+            Table::Chunks => Some(counters.chunk.div_ceil(PAGE_ROWS)),
+            Table::Groups => Some(counters.group.div_ceil(PAGE_ROWS)),
+            _ => None,
+        };
+        if below.is_some_and(|below| number >= below) {
+            self.damage(number, "its number was never given out".to_owned());
+        }
+        match self.decode(number, payload, prefixes, objects) {
+            Ok(()) => Ok(()),
+            Err(CheckError::Catalog(error)) if error.is_damage() => {
+                self.damage(number, reason_of(&error));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn decode(
+        &mut self,
+        number: u64,
+        payload: &[u8],
+        prefixes: &mut Vec<Option<[u8; 8]>>,
+        objects: &mut u64,
+    ) -> Result<(), CheckError> {
+        let damaged = |error| CatalogError::damaged(self.table.row_name(), number, error);
+        match self.table {
+            Table::Packs => {
+                self.rows.packs.insert(number, PackRow::decode(payload).map_err(damaged)?);
+            }
+            Table::Chunks => {
+                let page = chunk::decode_page(payload).map_err(damaged)?;
+                for (number, row) in (number * PAGE_ROWS..).zip(page) {
+                    let Some(row) = row else { continue };
+                    let at = number as usize;
+                    if prefixes.len() <= at {
+                        prefixes.resize(at + 1, None);
+                    }
+                    prefixes[at] = Some(row.prefix);
+                    let (pack, offset, stored_length) = (row.pack, row.offset, row.stored_length);
+                    self.rows.placements.push(Placement { pack, offset, stored_length, number });
+                }
+            }
+            Table::Objects => {
+                *objects += 1;
+                let kind = object::kind(payload).ok_or_else(|| CatalogError::Damaged {
+                    what: "object",
+                    number,
+                    reason: "it is of an unknown kind".to_owned(),
+                })?;
+                let plain = object::decode(kind, payload).map_err(damaged)?;
+                let index = self.checker.catalog.database().find(Table::ObjectIndex, &object::hash(kind, &plain))?;
+                if index != Some(number) {
+                    let reason = format!("object {number} is not in it under its hash");
+                    let what = table_name(Table::ObjectIndex).to_owned();
+                    let key = Key::Table(Table::ObjectIndex, "entries");
+                    self.checker.ledger.note(DamageKind::Catalog, key, what, reason);
+                }
+                match kind {
+                    ObjectKind::Index => directory::decode_index(&plain).map(drop).map_err(damaged)?,
+                    ObjectKind::Content => group::decode_segments(&plain).map(drop).map_err(damaged)?,
+                    ObjectKind::Links => crate::catalog::links::decode_page(&plain).map(drop).map_err(damaged)?,
+                    // Pages are decoded with their names, when the trees are walked.
+                    ObjectKind::Names | ObjectKind::Page | ObjectKind::Problems => {}
+                }
+            }
+            Table::Snapshots => {
+                let record = SnapshotRecord::decode(payload).map_err(|error| CatalogError::Damaged {
+                    what: "snapshot record",
+                    number,
+                    reason: error.to_string(),
+                })?;
+                if record.compute_id(&self.checker.replica.config().id) != record.id {
+                    self.damage(number, "its identifier does not follow from its time, source and digest".to_owned());
+                }
+                self.rows.snapshots.push((number, record));
+            }
+            // Link groups have a step of their own; the others are read by whoever opens the store.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Verifies that an index has as many entries as there are rows, and that each fits.
+fn agree(
+    checker: &Checker<'_>,
+    index: Table,
+    count: u64,
+    fits: impl Fn(&[u8; 32], u64) -> bool,
+) -> Result<(), CheckError> {
+    checker.guarded(table_name(index), || {
+        let (mut entries, mut failure, mut last) = (0, None, None);
+        let note = |kind, reason| {
+            let what = table_name(index).to_owned();
+            checker.ledger.note(DamageKind::Catalog, Key::Table(index, kind), what, reason);
+        };
+        let scanned = checker.catalog.database().scan_index(index, |hash, number| {
+            checker.progress.step().map_err(|error| stop(&mut failure, error))?;
+            if last.is_some_and(|last: [u8; 32]| *hash <= last) {
+                note("order", "its entries are not in order".to_owned());
+                let reason = "its entries are not in order".to_owned();
+                return Err(CatalogError::Damaged { what: index.row_name(), number, reason });
+            }
+            last = Some(*hash);
+            entries += 1;
+            if !fits(hash, number) {
+                note("entries", format!("its entry for number {number} does not fit the row of that number"));
+            }
+            Ok(())
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        scanned?;
+        if entries != count {
+            note("count", format!("it has {entries} entries, and there are {count} rows"));
+        }
+        Ok(())
+    })
+}
+
+/// Keeps an error that a scan cannot carry, and returns one that ends the scan.
+fn stop(kept: &mut Option<CheckError>, error: CheckError) -> CatalogError {
+    let ended = CatalogError::Missing { what: "row", number: 0 };
+    match error {
+        CheckError::Catalog(error) => error,
+        other => {
+            *kept = Some(other);
+            ended
+        }
+    }
+}
+
+/// Returns what is wrong, without the sentence around it.
+pub(super) fn reason_of(error: &CatalogError) -> String {
+    match error {
+        CatalogError::Damaged { reason, .. } | CatalogError::CommitFile { reason, .. } => reason.clone(),
+        CatalogError::Missing { .. } => "it is missing".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn table_name(table: Table) -> &'static str {
+    match table {
+        Table::Meta => "The counters and sources",
+        Table::ChunkIndex => "The chunk index",
+        Table::Chunks => "The table of chunks",
+        Table::Packs => "The table of packs",
+        Table::Groups => "The table of link groups",
+        Table::ObjectIndex => "The object index",
+        Table::Objects => "The table of objects",
+        Table::Snapshots => "The table of snapshots",
+        Table::Commits => "The table of commits",
+        Table::Dictionaries => "The table of dictionaries",
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}

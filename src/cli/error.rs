@@ -1,0 +1,185 @@
+//! The one place where errors become exit codes and hints.
+
+use std::io;
+use std::process::ExitCode;
+
+use zmreplica::catalog::CatalogError;
+use zmreplica::check::CheckError;
+use zmreplica::replica::ReplicaError;
+use zmreplica::restore::RestoreError;
+use zmreplica::snapshot::SnapshotError;
+use zmreplica::view::{ResolveError, ViewError};
+
+/// How the program ends. The numbers are part of the command line's contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed.
+    Failed = 1,
+    /// The command line or the configuration makes no sense.
+    Usage = 2,
+    /// Done, but some files could not be read or written.
+    Incomplete = 3,
+    /// Another run holds the store.
+    Locked = 5,
+    /// Damage found.
+    Damage = 7,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// What ends a command.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// No store was named.
+    #[error("No store is named")]
+    NoStore,
+    /// The command line or the configuration makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// Something else that the user has to see.
+    #[error("{0}")]
+    Failed(String),
+    /// The library met an impossible state.
+    #[error("{}", if *.during_check {
+        "Damage: the check ended with an internal error, most likely because the catalogue's database is damaged"
+    } else {
+        "Internal error: either this is a defect of zmreplica, or the catalogue's database is damaged"
+    })]
+    Panic {
+        /// Whether it happened in `check`.
+        during_check: bool,
+    },
+    /// stdout cannot be written to.
+    #[error("Cannot write to stdout: {0}")]
+    Output(#[source] io::Error),
+    /// The store cannot be made or opened.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    /// The catalogue cannot be read.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// A run failed.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A check could not be finished.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// A restore ended early.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// No snapshot is meant.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// A snapshot cannot be read.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// A file of a snapshot cannot be read.
+    #[error("{path}: {source}")]
+    OfPath {
+        /// The path, fit for people.
+        path: String,
+        /// Why.
+        source: ViewError,
+    },
+}
+
+impl From<io::Error> for CliError {
+    /// Of all input and output in this part of the program, only that of stdout uses `?`.
+    fn from(error: io::Error) -> CliError {
+        CliError::Output(error)
+    }
+}
+
+impl CliError {
+    /// Returns whether the reader of stdout has gone away, which is a success.
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        matches!(self, CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// Returns the exit code.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            CliError::NoStore | CliError::Usage(_) => Exit::Usage,
+            CliError::Panic { during_check: true } => Exit::Damage,
+            CliError::Failed(_) | CliError::Panic { .. } | CliError::Output(_) => Exit::Failed,
+            CliError::Replica(ReplicaError::Locked { .. }) => Exit::Locked,
+            CliError::Replica(ReplicaError::Config { .. } | ReplicaError::Dictionary(_)) => Exit::Damage,
+            // A catalogue that may not be read is not damaged; one that is gone or does not open is.
+            CliError::Replica(ReplicaError::Catalog(CatalogError::Open { path, .. })) => {
+                match std::fs::File::open(path) {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Exit::Failed,
+                    _ => Exit::Damage,
+                }
+            }
+            CliError::Replica(ReplicaError::Catalog(CatalogError::Database(_))) => Exit::Damage,
+            CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => of_catalog(error),
+            CliError::Replica(_) => Exit::Failed,
+            CliError::Snapshot(SnapshotError::Pattern(_)) => Exit::Usage,
+            CliError::Snapshot(error) if error.is_damage() => Exit::Damage,
+            CliError::Snapshot(_) => Exit::Failed,
+            CliError::Check(error) => {
+                if error.is_damage() {
+                    Exit::Damage
+                } else {
+                    Exit::Failed
+                }
+            }
+            CliError::Resolve(ResolveError::Malformed { .. }) => Exit::Usage,
+            CliError::Resolve(_) => Exit::Failed,
+            CliError::Restore(RestoreError::View(error))
+            | CliError::View(error)
+            | CliError::OfPath { source: error, .. } => {
+                if error.is_damage() {
+                    Exit::Damage
+                } else {
+                    Exit::Failed
+                }
+            }
+            CliError::Restore(_) => Exit::Failed,
+        }
+    }
+
+    /// Returns what to do about it, where the message does not say so itself.
+    pub(crate) fn hint(&self) -> Option<String> {
+        let catalog = |error: &CatalogError| {
+            match error {
+            CatalogError::Open { .. } | CatalogError::Database(_) => Some(
+                "`zmreplica check` tells whether the catalogue is damaged, `zmreplica repair` rebuilds it from the commit files.".to_owned(),
+            ),
+            _ => None,
+        }
+        };
+        match self {
+            CliError::NoStore => Some(
+                "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml.".to_owned(),
+            ),
+            CliError::Panic { during_check: false } => {
+                Some("Run `zmreplica check`. If it finds nothing, please report this with the line above.".to_owned())
+            }
+            CliError::Panic { during_check: true } => {
+                Some("`zmreplica repair` rebuilds the catalogue from the commit files.".to_owned())
+            }
+            CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => catalog(error),
+            CliError::Snapshot(SnapshotError::Catalog(error)) => catalog(error),
+            CliError::Check(CheckError::Catalog(error)) => catalog(error),
+            CliError::View(ViewError::Catalog(error)) | CliError::OfPath { source: ViewError::Catalog(error), .. } => {
+                catalog(error)
+            }
+            CliError::View(error) | CliError::OfPath { source: error, .. } if error.is_damage() => {
+                Some("`zmreplica check --read-data` tells what else is damaged.".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn of_catalog(error: &CatalogError) -> Exit {
+    if error.is_damage() { Exit::Damage } else { Exit::Failed }
+}

@@ -1,0 +1,240 @@
+//! The command line: it owns the terminal, the hints and the exit codes. One file per command.
+//!
+//! stdout is data, stderr is talk. Errors of the library become exit codes and hints in one place, [`error`].
+
+mod cat;
+mod check;
+mod completions;
+mod config;
+mod diff;
+mod error;
+mod find;
+mod init;
+mod ls;
+mod output;
+mod path;
+mod progress;
+mod repair;
+mod restore;
+mod signals;
+mod snapshot;
+mod snapshots;
+mod stats;
+mod text;
+
+use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use zmreplica::replica::{LockedReplica, Replica};
+
+use config::Config;
+use error::{CliError, Exit};
+use output::{ErrorEvent, Output, Verbosity};
+
+/// Environment variable that names the store.
+const STORE_VARIABLE: &str = "ZMREPLICA_STORE";
+
+const AFTER_HELP: &str = "\
+SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time (2026-11-22, 2026-11-22T03:00): the newest at or before it.
+
+Exit codes: 0 done; 1 failed; 2 usage; 3 done, but some files could not be read or written; 5 another run holds the store; 7 damage found. \
+An unknown code is a failure.";
+
+/// Keeps a replica of a Zimbra backup tree as immutable, deduplicated snapshots.
+#[derive(Parser)]
+#[command(name = "zmreplica", version, about, after_help = AFTER_HELP, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Args)]
+struct GlobalArgs {
+    /// Directory of the store [env: ZMREPLICA_STORE; else `store` in the configuration file]
+    #[arg(long, global = true, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Configuration file [env: ZMREPLICA_CONFIG; default: /etc/zmreplica.toml if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Write JSON to stdout, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    /// Write problems and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Tell more: every problem, progress without a terminal
+    #[arg(short, long, global = true, action = ArgAction::SetTrue)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create a store
+    Init(init::InitArgs),
+    /// Take one snapshot of the source and commit it
+    Snapshot(snapshot::SnapshotArgs),
+    /// List the snapshots
+    Snapshots(snapshots::SnapshotsArgs),
+    /// List a directory of a snapshot
+    Ls(ls::LsArgs),
+    /// Write a file of a snapshot to stdout
+    Cat(cat::CatArgs),
+    /// Find paths by pattern in one snapshot or in all
+    Find(find::FindArgs),
+    /// Tell what differs between two snapshots
+    Diff(diff::DiffArgs),
+    /// Restore a directory or a file of a snapshot
+    Restore(restore::RestoreArgs),
+    /// Verify the store
+    Check(check::CheckArgs),
+    /// Rebuild the catalogue from the commit files
+    Repair(repair::RepairArgs),
+    /// Tell what the store holds and what it saves
+    Stats(stats::StatsArgs),
+    /// Write a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// What a command works with.
+struct Context {
+    output: Output,
+    config: Config,
+    store: Option<PathBuf>,
+}
+
+impl Context {
+    /// Returns the store's directory, or says how to name one.
+    fn store(&self) -> Result<&Path, CliError> {
+        self.store.as_deref().ok_or(CliError::NoStore)
+    }
+
+    /// Opens the store for reading.
+    fn open(&self) -> Result<Replica, CliError> {
+        Ok(Replica::open(self.store()?)?)
+    }
+
+    /// Opens the store for writing, and tells when an earlier run left something to finish.
+    fn open_locked(&self) -> Result<LockedReplica, CliError> {
+        let replica = LockedReplica::open(self.store()?)?;
+        match replica.recovered_commits() {
+            0 => {}
+            1 => self
+                .output
+                .note("The last run ended between its commit file and the catalogue; its commit was completed."),
+            many => self.output.note(&format!("{many} commits were in commit files only; the catalogue has them now.")),
+        }
+        Ok(replica)
+    }
+}
+
+/// Runs the program and returns its exit code.
+pub(crate) fn main() -> ExitCode {
+    let json_asked = std::env::args_os().any(|argument| argument == OsStr::new("--json"));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage_answer(&error, json_asked).into(),
+    };
+    let verbosity = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    };
+    let output = Output::new(cli.global.json, verbosity);
+    let is_check = matches!(cli.command, Command::Check(_));
+    hold_back_panics(is_check);
+    let context = match configure(cli.global, output) {
+        Ok(context) => context,
+        Err((output, error)) => return report(&output, &error).into(),
+    };
+    // Nothing of the context is used after a panic but its output, whose lock survives one.
+    let result = catch_unwind(AssertUnwindSafe(|| run(cli.command, &context)));
+    let exit = match result {
+        Ok(Ok(exit)) => match context.output.flush() {
+            Ok(()) => exit,
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit,
+            Err(error) => report(&context.output, &CliError::Output(error)),
+        },
+        Ok(Err(error)) => report(&context.output, &error),
+        Err(_) => report(&context.output, &CliError::Panic { during_check: is_check }),
+    };
+    exit.into()
+}
+
+fn configure(global: GlobalArgs, output: Output) -> Result<Context, (Output, CliError)> {
+    let config = match config::load(global.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return Err((output, error)),
+    };
+    let from_environment = || std::env::var_os(STORE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let store = global.store.or_else(from_environment).or_else(|| config.store.clone());
+    Ok(Context { output, config, store })
+}
+
+fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
+    match command {
+        Command::Init(args) => init::run(context, &args),
+        Command::Snapshot(args) => snapshot::run(context, &args),
+        Command::Snapshots(args) => snapshots::run(context, &args),
+        Command::Ls(args) => ls::run(context, &args),
+        Command::Cat(args) => cat::run(context, &args),
+        Command::Find(args) => find::run(context, &args),
+        Command::Diff(args) => diff::run(context, &args),
+        Command::Restore(args) => restore::run(context, &args),
+        Command::Check(args) => check::run(context, &args),
+        Command::Repair(args) => repair::run(context, &args),
+        Command::Stats(args) => stats::run(context, &args),
+        Command::Completions(args) => completions::run(context, &args),
+    }
+}
+
+/// Answers a command line that was not understood, or that asked for help.
+fn usage_answer(error: &clap::Error, json: bool) -> Exit {
+    let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+    // A closed stdout or stderr is no reason to fail differently.
+    let _ = error.print();
+    if json && exit != Exit::Done {
+        let message = error.render().to_string();
+        let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let output = Output::new(true, Verbosity::Normal);
+        let _ = output.event(&ErrorEvent { message, hint: None, exit_code: exit as u8 });
+        let _ = output.flush();
+    }
+    exit
+}
+
+/// Tells of an error and returns its exit code.
+fn report(output: &Output, error: &CliError) -> Exit {
+    if error.is_broken_pipe() {
+        return Exit::Done;
+    }
+    let (exit, message, hint) = (error.exit(), error.to_string(), error.hint());
+    if output.json() {
+        let _ = output.event(&ErrorEvent { message: &message, hint: hint.as_deref(), exit_code: exit as u8 });
+    }
+    let _ = output.flush();
+    output.error(&message, hint.as_deref());
+    exit
+}
+
+/// Lets a panic of any thread be one line on stderr, or none where it becomes part of a report; RUST_BACKTRACE shows all of it.
+fn hold_back_panics(silent: bool) {
+    let standard = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+            standard(info);
+            return;
+        }
+        if silent {
+            return;
+        }
+        let place = info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
+        let text = info.payload_as_str().unwrap_or("no message").lines().next().unwrap_or_default().to_owned();
+        output::stderr_line(&format!("zmreplica: internal error{place}: {text}"));
+    }));
+}

@@ -1,0 +1,249 @@
+//! `zmreplica snapshot`: takes one snapshot of a source and commits it.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+use zmreplica::snapshot::SnapshotError;
+use zmreplica::snapshot::progress::Progress;
+use zmreplica::snapshot::run::{DryRun, RunProblem, SnapshotOptions, SnapshotReport, dry_run, run as take_snapshot};
+
+use super::error::{CliError, Exit};
+use super::output::{GOOD, Output, Verbosity, WARNING};
+use super::snapshots::SnapshotEvent;
+use super::{Context, path, progress, signals, text};
+
+/// Problems listed by name unless everything is to be told.
+const PROBLEMS_LISTED: usize = 20;
+
+/// Arguments of `snapshot`.
+#[derive(Args)]
+pub(crate) struct SnapshotArgs {
+    /// The directory to take, an absolute or relative local path [default: `source` in the configuration file]
+    source: Option<OsString>,
+    /// Leave out what matches: a leading / anchors at the source, a trailing / is for directories; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Take lost+found and sessions under deletion too
+    #[arg(long)]
+    no_default_excludes: bool,
+    /// Enter directories on which other file systems are mounted
+    #[arg(long)]
+    all_file_systems: bool,
+    /// Read everything again, whatever is known from the last snapshot
+    #[arg(long)]
+    rescan: bool,
+    /// Only scan, and tell what would be read
+    #[arg(long)]
+    dry_run: bool,
+    /// Mark the snapshot; may be repeated
+    #[arg(long, value_name = "T")]
+    tag: Vec<String>,
+    /// How hard zstd tries, 1 to 19 [default: `compression-level` in the configuration file, else 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
+    compression_level: Option<i32>,
+    /// Compress small messages without a trained dictionary
+    #[arg(long)]
+    no_dictionary: bool,
+}
+
+#[derive(Serialize)]
+struct ProblemEvent<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    path: text::JsonPath,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct DryRunEvent {
+    event: &'static str,
+    dry_run: bool,
+    names: u64,
+    excluded_names: u64,
+    unchanged_inodes: u64,
+    attribute_inodes: u64,
+    read_files: u64,
+    read_bytes: u64,
+    problem_count: u64,
+    elapsed_ms: u64,
+}
+
+pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliError> {
+    let configured = context.config.source.as_deref().map(OsStr::new);
+    let source = args.source.as_deref().or(configured).filter(|source| !source.is_empty()).ok_or_else(|| {
+        CliError::Usage(
+            "No source is named: give one, or write `source = \"DIR\"` in the configuration file".to_owned(),
+        )
+    })?;
+    path::refuse_remote(source, "source")?;
+    if let Some(tag) = args.tag.iter().find(|tag| tag.is_empty() || tag.contains(|c: char| c.is_control() || c == ','))
+    {
+        return Err(CliError::Usage(format!("The tag {tag:?} is not valid: it must have letters and no comma")));
+    }
+    let source = Path::new(source);
+    let options = options(context, args);
+    let started = Instant::now();
+    if args.dry_run {
+        let replica = context.open()?;
+        let report = followed(context, |progress| dry_run(&replica, source, &options, progress))?;
+        return tell_dry_run(&context.output, &report, started.elapsed());
+    }
+    let replica = context.open_locked()?;
+    let report = followed(context, |progress| take_snapshot(&replica, source, &options, progress))?;
+    drop(replica);
+    tell(&context.output, &report)
+}
+
+fn options(context: &Context, args: &SnapshotArgs) -> SnapshotOptions {
+    let mut options = SnapshotOptions::default();
+    options.excludes.extend_from_slice(&context.config.exclude);
+    options.excludes.extend_from_slice(&args.exclude);
+    options.default_excludes = !args.no_default_excludes;
+    options.cross_file_systems = args.all_file_systems;
+    options.rescan = args.rescan;
+    options.tags.clone_from(&args.tag);
+    if let Some(level) = args.compression_level.or(context.config.compression_level) {
+        options.compression.level = level;
+    }
+    options.compression.dictionary = !args.no_dictionary && context.config.dictionary.unwrap_or(true);
+    options
+}
+
+/// Does `work` while another thread tells how it goes and waits for signals.
+fn followed<T>(
+    context: &Context,
+    work: impl FnOnce(&Arc<Progress>) -> Result<T, SnapshotError>,
+) -> Result<T, CliError> {
+    let interrupt = signals::interrupt_flag()
+        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let progress = Arc::new(Progress::default());
+    std::thread::scope(|scope| {
+        // Closed when this closure ends, a panic of `work` included.
+        let (_running, stop) = mpsc::channel();
+        let (follower_progress, interrupt) = (Arc::clone(&progress), &*interrupt);
+        scope.spawn(move || progress::follow(&context.output, &follower_progress, interrupt, &stop));
+        Ok(work(&progress)?)
+    })
+}
+
+fn exit(problem_count: u64) -> Exit {
+    if problem_count == 0 { Exit::Done } else { Exit::Incomplete }
+}
+
+/// Lists problems: as events on stdout, or on stderr, the first of them unless all are wanted.
+fn tell_problems(output: &Output, problems: &[RunProblem], problem_count: u64) -> Result<(), CliError> {
+    if output.json() {
+        for problem in problems {
+            let path = text::JsonPath::new(&problem.path);
+            output.event(&ProblemEvent { event: "problem", path, message: &problem.message })?;
+        }
+        return Ok(());
+    }
+    let listed = if output.verbosity() == Verbosity::Verbose { problems.len() } else { PROBLEMS_LISTED };
+    for problem in problems.iter().take(listed) {
+        let path = if problem.path.is_empty() { "the source".to_owned() } else { text::escape(&problem.path) };
+        output.warn(&format!("{path}: {}", problem.message));
+    }
+    let rest = problem_count.saturating_sub(problems.len().min(listed) as u64);
+    if rest > 0 {
+        let hint = if listed == PROBLEMS_LISTED { "; -v or --json lists them" } else { "" };
+        output.warn(&format!("{} more{hint}", text::plural(rest, "problem", "problems")));
+    }
+    Ok(())
+}
+
+fn tell(output: &Output, report: &SnapshotReport) -> Result<Exit, CliError> {
+    let record = &report.record;
+    let exit = exit(record.problem_count);
+    let told = tell_problems(output, &report.problems, record.problem_count).and_then(|()| {
+        if output.json() {
+            output.event(&SnapshotEvent::new("summary", report.number, record))?;
+        } else if output.verbosity() > Verbosity::Quiet {
+            for line in summary(output, report) {
+                output.line(&line)?;
+            }
+        }
+        Ok(output.flush()?)
+    });
+    match told {
+        // The snapshot is there, whether somebody reads about it or not.
+        Err(error) if error.is_broken_pipe() => Ok(exit),
+        Err(error) => Err(error),
+        Ok(()) => Ok(exit),
+    }
+}
+
+fn summary(output: &Output, report: &SnapshotReport) -> Vec<String> {
+    let (record, totals, work) = (&report.record, &report.record.totals, &report.record.work);
+    let excluded = match work.excluded_names {
+        0 => String::new(),
+        excluded => format!("; {} left out", text::plural(excluded, "name", "names")),
+    };
+    let (style, problems) = match record.problem_count {
+        0 => (GOOD, "complete".to_owned()),
+        problems => (WARNING, format!("complete but for {}", text::plural(problems, "problem", "problems"))),
+    };
+    vec![
+        format!(
+            "Snapshot {} of {} in {}: {}",
+            record.short_id(),
+            text::escape(record.source.as_bytes()),
+            text::duration(Duration::from_millis(work.elapsed_ms)),
+            output.styled(style, &problems),
+        ),
+        format!(
+            "  scanned    {}: {}, {}, {}{excluded}",
+            text::plural(totals.names, "name", "names"),
+            text::plural(totals.inodes, "inode", "inodes"),
+            text::plural(totals.directories, "directory", "directories"),
+            text::bytes(totals.bytes),
+        ),
+        format!(
+            "  unchanged  {}; attributes changed of {}",
+            text::plural(work.unchanged_inodes, "inode", "inodes"),
+            text::count(work.attribute_inodes),
+        ),
+        format!("  read       {}, {}", text::plural(work.read_files, "file", "files"), text::bytes(work.read_bytes)),
+        format!(
+            "  new        {}, {}; stored in {} (ratio {})",
+            text::plural(work.new_chunks, "chunk", "chunks"),
+            text::bytes(work.new_bytes),
+            text::bytes(work.stored_bytes),
+            text::ratio(work.new_bytes, work.stored_bytes),
+        ),
+    ]
+}
+
+fn tell_dry_run(output: &Output, report: &DryRun, elapsed: Duration) -> Result<Exit, CliError> {
+    let problem_count = report.problems.len() as u64;
+    tell_problems(output, &report.problems, problem_count)?;
+    if output.json() {
+        output.event(&DryRunEvent {
+            event: "summary",
+            dry_run: true,
+            names: report.names,
+            excluded_names: report.excluded_names,
+            unchanged_inodes: report.unchanged_inodes,
+            attribute_inodes: report.attribute_inodes,
+            read_files: report.read_files,
+            read_bytes: report.read_bytes,
+            problem_count,
+            elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        })?;
+    } else if output.verbosity() > Verbosity::Quiet {
+        output.line(&format!(
+            "Nothing was stored. Of {} ({} left out), {} would be read, {}; attributes changed of {}; {} unchanged.",
+            text::plural(report.names, "name", "names"),
+            text::count(report.excluded_names),
+            text::plural(report.read_files, "file", "files"),
+            text::bytes(report.read_bytes),
+            text::count(report.attribute_inodes),
+            text::plural(report.unchanged_inodes, "inode", "inodes"),
+        ))?;
+    }
+    Ok(exit(problem_count))
+}

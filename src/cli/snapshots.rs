@@ -1,0 +1,122 @@
+//! `zmreplica snapshots`: lists the snapshots, oldest first.
+
+use clap::Args;
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use serde::Serialize;
+use zmreplica::catalog::snapshot::{SnapshotRecord, Totals, Work};
+
+use super::error::{CliError, Exit};
+use super::{Context, text};
+
+/// Arguments of `snapshots`.
+#[derive(Args)]
+pub(crate) struct SnapshotsArgs {}
+
+/// A snapshot, as JSON.
+#[derive(Serialize)]
+pub(crate) struct SnapshotEvent<'a> {
+    event: &'static str,
+    number: u64,
+    id: &'a str,
+    time: jiff::Timestamp,
+    finished: jiff::Timestamp,
+    source: &'a str,
+    host: &'a str,
+    tags: &'a [String],
+    state: &'static str,
+    reasons: Vec<String>,
+    problem_count: u64,
+    excludes: &'a [String],
+    totals: &'a Totals,
+    work: &'a Work,
+    digest: &'a str,
+    version: &'a str,
+}
+
+impl<'a> SnapshotEvent<'a> {
+    /// Prepares the event of the given name.
+    pub(crate) fn new(event: &'static str, number: u64, record: &'a SnapshotRecord) -> SnapshotEvent<'a> {
+        let problems = record.problem_count > 0;
+        SnapshotEvent {
+            event,
+            number,
+            id: &record.id,
+            time: record.time,
+            finished: record.finished,
+            source: &record.source,
+            host: &record.host,
+            tags: &record.tags,
+            state: if problems { "problems" } else { "complete" },
+            reasons: if problems { vec![state(record)] } else { Vec::new() },
+            problem_count: record.problem_count,
+            excludes: &record.excludes,
+            totals: &record.totals,
+            work: &record.work,
+            digest: &record.digest,
+            version: &record.version,
+        }
+    }
+}
+
+/// Returns the state of a snapshot in words.
+fn state(record: &SnapshotRecord) -> String {
+    match record.problem_count {
+        0 => "complete".to_owned(),
+        problems => text::plural(problems, "problem", "problems"),
+    }
+}
+
+pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliError> {
+    let output = &context.output;
+    let replica = context.open()?;
+    let records = replica.catalog()?.snapshots()?;
+    if output.json() {
+        for (number, record) in &records {
+            output.event(&SnapshotEvent::new("snapshot", *number, record))?;
+        }
+        return Ok(Exit::Done);
+    }
+    if records.is_empty() {
+        output.note("The store holds no snapshot yet; `zmreplica snapshot SOURCE` takes one.");
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    if output.stdout_is_terminal() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    } else {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
+    if output.colour() {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    let right = |content: String| Cell::new(content).set_alignment(CellAlignment::Right);
+    let names = ["ID", "TIME", "SOURCE", "NAMES", "SIZE", "NEW", "STORED", "TAGS", "STATE"];
+    table.set_header(names.iter().enumerate().map(|(at, name)| match at {
+        3..=6 => right((*name).to_owned()),
+        _ => Cell::new(name),
+    }));
+    for (_, record) in &records {
+        let state_colour = if record.problem_count == 0 { Color::Green } else { Color::Yellow };
+        table.add_row(vec![
+            Cell::new(record.short_id()),
+            Cell::new(text::local_time(record.time)),
+            Cell::new(text::escape(record.source.as_bytes())),
+            right(text::count(record.totals.names)),
+            right(text::bytes(record.totals.bytes)),
+            right(text::bytes(record.work.new_bytes)),
+            right(text::bytes(record.work.stored_bytes)),
+            Cell::new(text::escape(record.tags.join(",").as_bytes())),
+            Cell::new(state(record)).fg(state_colour),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    for line in table.lines() {
+        output.line(line.trim_end())?;
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,126 @@
+//! Figures, times and names as people read them.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Returns bytes in the largest binary unit below them: `999 B`, `1.5 KiB`, `20 GiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if value < 99.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
+}
+
+/// Returns a number with its thousands set apart by commas.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Returns a number and its noun, in the plural unless it is one.
+pub(crate) fn plural(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+/// Returns a span of time: `0.4 s`, `12.3 s`, `4 min 5 s`, `3 h 20 min`.
+pub(crate) fn duration(span: Duration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0..60 => format!("{:.1} s", span.as_secs_f64()),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Returns how many times the first figure holds the second: `3.2`, or `-` when the second is 0.
+pub(crate) fn ratio(whole: u64, part: u64) -> String {
+    if part == 0 { "-".to_owned() } else { format!("{:.2}", whole as f64 / part as f64) }
+}
+
+/// Returns a time in the local zone, to the second.
+pub(crate) fn local_time(time: jiff::Timestamp) -> String {
+    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// Returns a name with what a terminal would act on, and bytes that are not UTF-8, written as `\xNN`.
+pub(crate) fn escape(name: &[u8]) -> String {
+    let mut out = String::with_capacity(name.len());
+    for piece in name.utf8_chunks() {
+        for character in piece.valid().chars() {
+            if character.is_control() {
+                let mut buffer = [0; 4];
+                escape_bytes(&mut out, character.encode_utf8(&mut buffer).as_bytes());
+            } else {
+                out.push(character);
+            }
+        }
+        escape_bytes(&mut out, piece.invalid());
+    }
+    out
+}
+
+fn escape_bytes(out: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "\\x{byte:02x}");
+    }
+}
+
+/// A path in JSON: `path` as text, and `path_bytes` in hexadecimal when the path is not UTF-8 and `path` only shows it.
+#[derive(Serialize)]
+pub(crate) struct JsonPath {
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_bytes: Option<String>,
+}
+
+impl JsonPath {
+    /// Prepares a path.
+    pub(crate) fn new(path: &[u8]) -> JsonPath {
+        match std::str::from_utf8(path) {
+            Ok(text) => JsonPath { path: text.to_owned(), path_bytes: None },
+            Err(_) => JsonPath { path: escape(path), path_bytes: Some(zmreplica::catalog::snapshot::to_hex(path)) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_read_well() {
+        assert_eq!([bytes(0), bytes(1023), bytes(1024)], ["0 B", "1023 B", "1.0 KiB"]);
+        assert_eq!([bytes(1536), bytes(1 << 20), bytes(u64::MAX)], ["1.5 KiB", "1.0 MiB", "16.0 EiB"]);
+        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
+        assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(duration(Duration::from_millis(1_250)), "1.2 s");
+        assert_eq!(duration(Duration::from_secs(3_700)), "1 h 1 min");
+        assert_eq!([ratio(3, 2), ratio(1, 0)], ["1.50", "-"]);
+    }
+
+    #[test]
+    fn names_cannot_act_on_a_terminal() {
+        assert_eq!(escape(b"plain \xc3\xa9"), "plain é");
+        assert_eq!(escape(b"a\x1b[31m\xff\n"), "a\\x1b[31m\\xff\\x0a");
+        let json = serde_json::to_string(&JsonPath::new(b"a\xff")).unwrap();
+        assert_eq!(json, r#"{"path":"a\\xff","path_bytes":"61ff"}"#);
+        assert_eq!(serde_json::to_string(&JsonPath::new(b"a\n")).unwrap(), r#"{"path":"a\n"}"#);
+    }
+}

@@ -1,0 +1,15 @@
+//! zmreplica: a snapshotting, content-addressed replica store for Zimbra backup trees.
+//!
+//! The library works and never prints; the command line in `main.rs` and `cli/` owns the terminal, the hints and the exit codes.
+//! `docs/architecture.md` has the map of the layers.
+
+pub mod catalog;
+pub mod check;
+pub mod coding;
+pub mod model;
+pub mod replica;
+pub mod restore;
+pub mod snapshot;
+pub mod source;
+pub mod store;
+pub mod view;

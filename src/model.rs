@@ -1,0 +1,175 @@
+//! The vocabulary shared by every layer: kinds, times, attributes and chunk hashes.
+//!
+//! Nothing here does input or output, so the source side (which later runs on another host) and the store side can
+//! both use it without knowing each other.
+
+use std::fmt;
+
+/// Names the kind of one inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    /// A regular file.
+    File = 0,
+    /// A directory.
+    Directory = 1,
+    /// A symbolic link; its content is the target.
+    Symlink = 2,
+    /// A named pipe.
+    Fifo = 3,
+    /// A Unix socket.
+    Socket = 4,
+    /// A character device.
+    CharDevice = 5,
+    /// A block device.
+    BlockDevice = 6,
+}
+
+impl Kind {
+    /// Returns the kind for its number on disk, or `None` for an unknown number.
+    pub fn from_number(number: u8) -> Option<Kind> {
+        Some(match number {
+            0 => Kind::File,
+            1 => Kind::Directory,
+            2 => Kind::Symlink,
+            3 => Kind::Fifo,
+            4 => Kind::Socket,
+            5 => Kind::CharDevice,
+            6 => Kind::BlockDevice,
+            _ => return None,
+        })
+    }
+
+    /// Returns the letter that `ls -l` shows for this kind.
+    pub fn letter(self) -> char {
+        match self {
+            Kind::File => '-',
+            Kind::Directory => 'd',
+            Kind::Symlink => 'l',
+            Kind::Fifo => 'p',
+            Kind::Socket => 's',
+            Kind::CharDevice => 'c',
+            Kind::BlockDevice => 'b',
+        }
+    }
+}
+
+/// A time as the file system keeps it: seconds since 1970 (negative before) and nanoseconds within that second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Timestamp {
+    /// Seconds since 1970-01-01T00:00:00Z, rounded down.
+    pub seconds: i64,
+    /// Nanoseconds within the second, 0 to 999,999,999.
+    pub nanos: u32,
+}
+
+/// One extended attribute: its full name (with the `user.` or `system.` prefix) and its value.
+///
+/// POSIX ACLs are the attributes `system.posix_acl_access` and `system.posix_acl_default`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Xattr {
+    /// The full name, without a trailing NUL.
+    pub name: Box<[u8]>,
+    /// The value, any bytes.
+    pub value: Box<[u8]>,
+}
+
+/// The attributes of one inode that a snapshot keeps.
+///
+/// Not the change time and not the link count: every new hard link alters both and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Attributes {
+    /// The kind of the inode.
+    pub kind: Kind,
+    /// Permission bits, 0 to 0o7777, without the bits of the kind.
+    pub mode: u32,
+    /// Owner, by number.
+    pub uid: u32,
+    /// Group, by number.
+    pub gid: u32,
+    /// Time of the last modification.
+    pub mtime: Timestamp,
+    /// Apparent size in bytes; 0 for a directory.
+    pub size: u64,
+    /// Device number of a device node (as `makedev` gives it), else 0.
+    pub rdev: u64,
+    /// Extended attributes, sorted by name.
+    pub xattrs: Vec<Xattr>,
+}
+
+/// What one `statx` call told of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The kind of the inode.
+    pub kind: Kind,
+    /// Permission bits, 0 to 0o7777.
+    pub mode: u32,
+    /// Owner, by number.
+    pub uid: u32,
+    /// Group, by number.
+    pub gid: u32,
+    /// Number of names, as the source counts them.
+    pub nlink: u32,
+    /// Apparent size in bytes.
+    pub size: u64,
+    /// Allocated bytes; less than `size` in a sparse file.
+    pub allocated_bytes: u64,
+    /// Device number of a device node, else 0.
+    pub rdev: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// Device number of the file system. Changes at a reboot: never stored.
+    pub dev: u64,
+    /// Time of the last modification of the content.
+    pub mtime: Timestamp,
+    /// Time of the last change of the inode, new links included.
+    pub ctime: Timestamp,
+    /// Time of birth where the file system keeps one.
+    pub btime: Option<Timestamp>,
+}
+
+impl Stat {
+    /// Returns the attributes that a snapshot keeps, with the given extended attributes.
+    pub fn attributes(&self, xattrs: Vec<Xattr>) -> Attributes {
+        Attributes {
+            kind: self.kind,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            mtime: self.mtime,
+            size: if self.kind == Kind::Directory { 0 } else { self.size },
+            rdev: self.rdev,
+            xattrs,
+        }
+    }
+}
+
+/// The BLAKE3 hash of a chunk's plain bytes: its identity.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChunkHash(pub [u8; 32]);
+
+impl ChunkHash {
+    /// Computes the hash of a chunk's plain bytes.
+    pub fn of(plain: &[u8]) -> ChunkHash {
+        ChunkHash(*blake3::hash(plain).as_bytes())
+    }
+
+    /// Returns the first eight bytes, which the catalogue keeps to bind a chunk's number to its hash.
+    pub fn prefix(&self) -> [u8; 8] {
+        let mut prefix = [0; 8];
+        prefix.copy_from_slice(&self.0[..8]);
+        prefix
+    }
+}
+
+impl fmt::Display for ChunkHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+    }
+}
+
+impl fmt::Debug for ChunkHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkHash({self})")
+    }
+}

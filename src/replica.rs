@@ -1,0 +1,365 @@
+//! The replica store as a whole: its directory, its settings, its lock.
+//!
+//! ```text
+//! STORE/
+//!   config.json      format version and identifier, written once by `init`
+//!   lock             flock'ed by the one process that writes
+//!   catalog.redb     the catalogue; can be rebuilt from commits/
+//!   commits/         commit files
+//!   packs/           pack files
+//!   cache/           known inodes of each source; may be deleted at any time
+//! ```
+//!
+//! [`Replica`] reads, beside a writer if need be; [`LockedReplica`] is the only type that writes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::CatalogError;
+use crate::catalog::database::CatalogDatabase;
+use crate::catalog::reader::CatalogReader;
+use crate::catalog::writer::{CatalogWriter, roll_forward};
+use crate::store::backend::{Backend, BackendError};
+use crate::store::codec::{CodecError, Dictionary, DictionarySet};
+use crate::store::local::LocalBackend;
+use crate::store::reader::ChunkReader;
+
+/// Version of the store's format that this program reads and writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+const CONFIG: &str = "config.json";
+const LOCK: &str = "lock";
+const CATALOG: &str = "catalog.redb";
+
+/// What can go wrong when a store is made or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// There is no store in the directory.
+    #[error("{path} is not a store: it has no {CONFIG}. Make one with `zmreplica --store {path} init`")]
+    NotAStore {
+        /// The directory.
+        path: String,
+    },
+    /// The directory to make a store in holds something.
+    #[error("{path} is not empty; a store wants a directory of its own")]
+    NotEmpty {
+        /// The directory.
+        path: String,
+    },
+    /// The store is of another version.
+    #[error("The store {path} has format {found}, and this program knows {FORMAT_VERSION} only; use a newer zmreplica")]
+    Version {
+        /// The directory.
+        path: String,
+        /// The version that it states.
+        found: u32,
+    },
+    /// The settings cannot be understood.
+    #[error("The file {path} is damaged: {reason}")]
+    Config {
+        /// The file.
+        path: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// Another process writes to the store.
+    #[error("Another run holds the store {path}{holder}. Wait for it to end; nothing was changed")]
+    Locked {
+        /// The directory.
+        path: String,
+        /// Who holds it, as far as is known.
+        holder: String,
+    },
+    /// The system refused.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The backend failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A dictionary is damaged.
+    #[error(transparent)]
+    Dictionary(#[from] CodecError),
+    /// The catalogue failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaError {
+    let path = path.display().to_string();
+    move |source| ReplicaError::Io { action, path, source }
+}
+
+/// What `config.json` holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreConfig {
+    /// Format version.
+    pub format: u32,
+    /// Identifier of the store: 32 hexadecimal digits.
+    pub id: String,
+    /// When the store was made.
+    pub created: jiff::Timestamp,
+}
+
+/// An open store that can be read.
+pub struct Replica {
+    path: PathBuf,
+    config: StoreConfig,
+    backend: Arc<dyn Backend>,
+    database: Arc<CatalogDatabase>,
+    dictionaries: Arc<DictionarySet>,
+}
+
+fn read_config(path: &Path) -> Result<StoreConfig, ReplicaError> {
+    let file = path.join(CONFIG);
+    let bytes = match fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(ReplicaError::NotAStore { path: path.display().to_string() });
+        }
+        Err(error) => return Err(io_error("Cannot read", &file)(error)),
+    };
+    let config: StoreConfig = serde_json::from_slice(&bytes)
+        .map_err(|error| ReplicaError::Config { path: file.display().to_string(), reason: error.to_string() })?;
+    if config.format != FORMAT_VERSION {
+        return Err(ReplicaError::Version { path: path.display().to_string(), found: config.format });
+    }
+    Ok(config)
+}
+
+/// Makes a new store in a directory that does not exist or is empty.
+///
+/// # Errors
+/// [`ReplicaError::NotEmpty`] when something is there already, a store included.
+pub fn init(path: &Path) -> Result<StoreConfig, ReplicaError> {
+    fs::create_dir_all(path).map_err(io_error("Cannot create the directory", path))?;
+    let mut listing = fs::read_dir(path).map_err(io_error("Cannot list", path))?;
+    if listing.next().is_some() {
+        return Err(ReplicaError::NotEmpty { path: path.display().to_string() });
+    }
+    let created = jiff::Timestamp::now();
+    let mut seed = [0u8; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut seed))
+        .map_err(io_error("Cannot read", Path::new("/dev/urandom")))?;
+    let config = StoreConfig { format: FORMAT_VERSION, id: crate::catalog::snapshot::to_hex(&seed), created };
+    let _lock = take_lock(path)?;
+    CatalogDatabase::open_or_create(&path.join(CATALOG))?;
+    for directory in ["commits", "packs", "cache"] {
+        let directory = path.join(directory);
+        fs::create_dir(&directory).map_err(io_error("Cannot create the directory", &directory))?;
+    }
+    // The settings come last: a directory without them is no store.
+    let text = serde_json::to_vec_pretty(&config)
+        .map_err(|error| ReplicaError::Config { path: CONFIG.to_owned(), reason: error.to_string() })?;
+    let file = path.join(CONFIG);
+    write_durably(&file, &text).map_err(io_error("Cannot write", &file))?;
+    Ok(config)
+}
+
+/// Writes a file so that it is there complete or not at all, and durable on return.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Takes the writer's lock, or says who has it. The lock ends with the process, however it ends.
+fn take_lock(path: &Path) -> Result<File, ReplicaError> {
+    let file_path = path.join(LOCK);
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&file_path)
+        .map_err(io_error("Cannot open", &file_path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {
+            // Only told to people; nothing depends on it.
+            let _ = file.set_len(0);
+            let _ = file
+                .write_all(format!("process {}, since {}\n", std::process::id(), jiff::Timestamp::now()).as_bytes());
+            Ok(file)
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            let _ = file.rewind();
+            let _ = file.read_to_string(&mut text);
+            let holder = if text.trim().is_empty() { String::new() } else { format!(" ({})", text.trim()) };
+            Err(ReplicaError::Locked { path: path.display().to_string(), holder })
+        }
+        Err(error) => Err(io_error("Cannot lock", &file_path)(error.into())),
+    }
+}
+
+impl Replica {
+    /// Opens a store for reading. When its last writer died, the catalogue is repaired first, if nobody else writes.
+    ///
+    /// # Errors
+    /// See [`ReplicaError`].
+    pub fn open(path: &Path) -> Result<Replica, ReplicaError> {
+        let config = read_config(path)?;
+        let backend: Arc<dyn Backend> = Arc::new(LocalBackend::open(path)?);
+        let file = path.join(CATALOG);
+        let database = match CatalogDatabase::open_read_only(&file) {
+            Err(CatalogError::NeedsRepair { .. }) => {
+                let _lock = take_lock(path)?;
+                drop(CatalogDatabase::open(&file)?);
+                CatalogDatabase::open_read_only(&file)?
+            }
+            other => other?,
+        };
+        Replica::assemble(path, config, backend, database)
+    }
+
+    fn assemble(
+        path: &Path,
+        config: StoreConfig,
+        backend: Arc<dyn Backend>,
+        database: CatalogDatabase,
+    ) -> Result<Replica, ReplicaError> {
+        let replica = Replica {
+            path: path.to_owned(),
+            config,
+            backend,
+            database: Arc::new(database),
+            dictionaries: Arc::new(DictionarySet::default()),
+        };
+        for (id, bytes) in replica.catalog()?.dictionaries()? {
+            replica.dictionaries.insert(Arc::new(Dictionary::new(id, bytes)?))?;
+        }
+        Ok(replica)
+    }
+
+    /// Returns the store's directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the store's settings.
+    pub fn config(&self) -> &StoreConfig {
+        &self.config
+    }
+
+    /// Returns the backend that holds packs and commit files.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Returns the catalogue's database.
+    pub fn database(&self) -> &Arc<CatalogDatabase> {
+        &self.database
+    }
+
+    /// Returns the dictionaries that chunks may be compressed with.
+    pub fn dictionaries(&self) -> &Arc<DictionarySet> {
+        &self.dictionaries
+    }
+
+    /// Starts reading the catalogue as of the last commit.
+    ///
+    /// # Errors
+    /// Fails when redb fails.
+    pub fn catalog(&self) -> Result<CatalogReader, CatalogError> {
+        CatalogReader::new(&self.database)
+    }
+
+    /// Returns a reader of chunks.
+    pub fn chunks(&self) -> ChunkReader {
+        ChunkReader::new(Arc::clone(&self.backend), Arc::clone(&self.dictionaries))
+    }
+}
+
+/// An open store that this process alone may write to, until it is dropped.
+pub struct LockedReplica {
+    replica: Replica,
+    _lock: File,
+    recovered_commits: u64,
+}
+
+impl LockedReplica {
+    /// Opens a store for writing: takes the lock, repairs the catalogue after an unclean end, applies commit files that it
+    /// has not seen.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Locked`] when another process writes.
+    pub fn open(path: &Path) -> Result<LockedReplica, ReplicaError> {
+        let config = read_config(path)?;
+        let lock = take_lock(path)?;
+        let local = LocalBackend::open(path)?;
+        local.clean_leftovers()?;
+        let backend: Arc<dyn Backend> = Arc::new(local);
+        let database = CatalogDatabase::open(&path.join(CATALOG))?;
+        let recovered_commits = roll_forward(&database, backend.as_ref())?;
+        let replica = Replica::assemble(path, config, backend, database)?;
+        Ok(LockedReplica { replica, _lock: lock, recovered_commits })
+    }
+
+    /// Rebuilds the catalogue from the commit files, beside the old one, which is kept as `catalog.redb.damaged-<time>`. Returns the
+    /// number of commits applied.
+    ///
+    /// # Errors
+    /// Fails, and leaves the old catalogue in place, when a commit file is missing or damaged.
+    pub fn rebuild_catalog(path: &Path) -> Result<u64, ReplicaError> {
+        read_config(path)?;
+        let _lock = take_lock(path)?;
+        let backend = LocalBackend::open(path)?;
+        let (current, fresh) = (path.join(CATALOG), path.join("catalog.redb.rebuild"));
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("Cannot remove", &fresh)(error));
+            }
+            _ => {}
+        }
+        let database = CatalogDatabase::open_or_create(&fresh)?;
+        let applied = roll_forward(&database, &backend)?;
+        drop(database);
+        if current.exists() {
+            let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+            let kept = path.join(format!("{CATALOG}.damaged-{stamp}"));
+            fs::rename(&current, &kept).map_err(io_error("Cannot rename", &current))?;
+        }
+        fs::rename(&fresh, &current).map_err(io_error("Cannot rename", &fresh))?;
+        File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error("Cannot sync", path))?;
+        Ok(applied)
+    }
+
+    /// Returns how many commits were found complete but not applied, and were applied at opening.
+    pub fn recovered_commits(&self) -> u64 {
+        self.recovered_commits
+    }
+
+    /// Starts writing to the catalogue.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be read.
+    pub fn writer(&self) -> Result<CatalogWriter, CatalogError> {
+        CatalogWriter::new(Arc::clone(&self.replica.database), Arc::clone(&self.replica.backend))
+    }
+}
+
+impl std::ops::Deref for LockedReplica {
+    type Target = Replica;
+
+    fn deref(&self) -> &Replica {
+        &self.replica
+    }
+}

@@ -1,0 +1,248 @@
+//! Setting owner, mode, extended attributes and times of one inode, in the order that keeps each.
+//!
+//! A change of owner clears set-user-ID bits and capabilities, so the owner comes first; an ACL's mask replaces group bits, so ACLs
+//! that do not belong go before the mode and those that do come after it; times come last.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmod, chownat, fchmod,
+    fchown, fremovexattr, fsetxattr, futimens, openat, removexattr, setxattr, utimensat,
+};
+use rustix::io::Errno;
+
+use super::environment::Environment;
+use crate::catalog::directory::DirectoryAttributes;
+use crate::model::{Attributes, Kind, Timestamp, Xattr};
+use crate::source::xattrs;
+
+/// Name of the ACL that a directory hands on to what is made in it.
+pub(super) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+/// Set-user-ID and set-group-ID.
+const SET_ID_BITS: u32 = 0o6000;
+
+/// What an inode shall have.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) kind: Kind,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
+    pub(super) xattrs: &'a [Xattr],
+}
+
+impl<'a> From<&'a Attributes> for Wanted<'a> {
+    fn from(attributes: &'a Attributes) -> Wanted<'a> {
+        let Attributes { kind, mode, uid, gid, mtime, xattrs, .. } = attributes;
+        Wanted { kind: *kind, mode: *mode, uid: *uid, gid: *gid, mtime: *mtime, xattrs }
+    }
+}
+
+impl<'a> From<&'a DirectoryAttributes> for Wanted<'a> {
+    fn from(attributes: &'a DirectoryAttributes) -> Wanted<'a> {
+        let DirectoryAttributes { mode, uid, gid, mtime, xattrs, .. } = attributes;
+        Wanted { kind: Kind::Directory, mode: *mode, uid: *uid, gid: *gid, mtime: *mtime, xattrs }
+    }
+}
+
+/// What is known of an inode's present attributes.
+#[derive(Clone, Copy)]
+pub(super) enum Present<'a> {
+    /// Just made by us: no extended attributes but those that its directory hands on, which it may or may not.
+    New {
+        /// Whether the directory has a default ACL.
+        inherits: bool,
+    },
+    /// Found in the target.
+    Found(&'a Stat),
+}
+
+/// An inode that is changed: open, or by its name, so that no symbolic link is followed.
+enum Inode<'a> {
+    Open(BorrowedFd<'a>),
+    Named(BorrowedFd<'a>, &'a [u8], Option<OwnedFd>),
+}
+
+impl Inode<'_> {
+    /// Returns a path that leads to exactly this inode, opening it without following anything.
+    fn path(&mut self) -> Result<String, Errno> {
+        let number = match self {
+            Inode::Open(fd) => fd.as_raw_fd(),
+            Inode::Named(_, _, Some(fd)) => fd.as_raw_fd(),
+            Inode::Named(directory, name, opened) => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                opened.insert(openat(*directory, *name, flags, Mode::empty())?).as_raw_fd()
+            }
+        };
+        Ok(format!("/proc/self/fd/{number}"))
+    }
+
+    fn chown(&mut self, uid: Uid, gid: Gid) -> Result<(), Errno> {
+        match self {
+            Inode::Open(fd) => fchown(*fd, Some(uid), Some(gid)),
+            Inode::Named(directory, name, _) => {
+                chownat(*directory, *name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            }
+        }
+    }
+
+    fn chmod(&mut self, mode: u32) -> Result<(), Errno> {
+        let mode = Mode::from_bits_retain(mode);
+        match self {
+            Inode::Open(fd) => fchmod(*fd, mode),
+            Inode::Named(..) => chmod(self.path()?, mode),
+        }
+    }
+
+    fn xattrs(&mut self) -> std::io::Result<Vec<Xattr>> {
+        match self {
+            Inode::Open(fd) => xattrs::of_fd(*fd),
+            Inode::Named(directory, name, _) => xattrs::at(*directory, name),
+        }
+    }
+
+    fn set_xattr(&mut self, xattr: &Xattr) -> Result<(), Errno> {
+        match self {
+            Inode::Open(fd) => fsetxattr(*fd, &*xattr.name, &xattr.value, XattrFlags::empty()),
+            Inode::Named(..) => setxattr(self.path()?, &*xattr.name, &xattr.value, XattrFlags::empty()),
+        }
+    }
+
+    fn remove_xattr(&mut self, name: &[u8]) -> Result<(), Errno> {
+        match self {
+            Inode::Open(fd) => fremovexattr(*fd, name),
+            Inode::Named(..) => removexattr(self.path()?, name),
+        }
+    }
+
+    fn set_mtime(&mut self, mtime: Timestamp) -> Result<(), Errno> {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT.into() },
+            last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() },
+        };
+        match self {
+            Inode::Open(fd) => futimens(*fd, &times),
+            Inode::Named(directory, name, _) => utimensat(*directory, *name, &times, AtFlags::SYMLINK_NOFOLLOW),
+        }
+    }
+}
+
+/// Brings an open file or directory in line. What the system refuses is reported for `path`.
+pub(super) fn apply_open(
+    environment: &Environment<'_>,
+    fd: BorrowedFd<'_>,
+    path: &[u8],
+    wanted: Wanted<'_>,
+    present: Present<'_>,
+) {
+    apply(environment, Inode::Open(fd), path, wanted, present);
+}
+
+/// Brings the inode under a name in line, without following a symbolic link.
+pub(super) fn apply_named(
+    environment: &Environment<'_>,
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    path: &[u8],
+    wanted: Wanted<'_>,
+    present: Present<'_>,
+) {
+    apply(environment, Inode::Named(directory, name, None), path, wanted, present);
+}
+
+fn apply(environment: &Environment<'_>, mut inode: Inode<'_>, path: &[u8], wanted: Wanted<'_>, present: Present<'_>) {
+    let found = match present {
+        Present::Found(stat) => Some(stat),
+        Present::New { .. } => None,
+    };
+    let (uid, gid) = environment.owner(wanted.uid, wanted.gid);
+    let mut mode = wanted.mode;
+    let same_owner = found.is_some_and(|stat| (stat.st_uid, stat.st_gid) == (uid, gid));
+    if !same_owner && !set_owner(environment, &mut inode, path, uid, gid) && wanted.kind != Kind::Directory {
+        mode &= !SET_ID_BITS;
+    }
+
+    // A new inode has none, unless its directory hands some on.
+    let listed = match present {
+        Present::New { inherits: false } => Ok(Vec::new()),
+        _ => inode.xattrs(),
+    };
+    let listed = listed.unwrap_or_else(|error| {
+        environment.problem(path, format!("Cannot read the extended attributes: {error}"), false);
+        Vec::new()
+    });
+    for stray in &listed {
+        if removable(environment, &stray.name) && !wanted.xattrs.iter().any(|xattr| xattr.name == stray.name) {
+            match inode.remove_xattr(&stray.name) {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(errno) => environment.refused(path, "Cannot remove an extended attribute", errno),
+            }
+        }
+    }
+    // Removing and inheriting ACLs and changing owners all touch the mode, so only an inode that saw none of it may be trusted.
+    let same_mode = same_owner && listed.is_empty() && found.is_some_and(|stat| stat.st_mode & 0o7777 == mode);
+    if wanted.kind != Kind::Symlink
+        && !same_mode
+        && let Err(errno) = inode.chmod(mode)
+    {
+        environment.refused(path, "Cannot set the mode", errno);
+    }
+    for xattr in wanted.xattrs {
+        if same_owner && listed.contains(xattr) {
+            continue;
+        }
+        match inode.set_xattr(xattr) {
+            Ok(()) => {}
+            Err(Errno::PERM | Errno::ACCESS) if !environment.privileged && !ours(&xattr.name) => {
+                environment.owner_lost();
+            }
+            Err(errno) => {
+                let name = String::from_utf8_lossy(&xattr.name).into_owned();
+                environment.refused(path, &format!("Cannot set the extended attribute {name}"), errno);
+            }
+        }
+    }
+    let same_time = found.is_some_and(|stat| mtime_of(stat) == wanted.mtime);
+    // Changing anything above leaves the time of modification alone.
+    if !same_time && let Err(errno) = inode.set_mtime(wanted.mtime) {
+        environment.refused(path, "Cannot set the time of modification", errno);
+    }
+}
+
+/// Sets owner and group, without privileges as far as that goes. Returns whether both are right.
+fn set_owner(environment: &Environment<'_>, inode: &mut Inode<'_>, path: &[u8], uid: u32, gid: u32) -> bool {
+    // The two highest numbers mean "leave it" to the system and cannot be owners.
+    if uid == u32::MAX || gid == u32::MAX {
+        environment.problem(path, "Its owner's number is none that the system takes", false);
+        return false;
+    }
+    match inode.chown(Uid::from_raw(uid), Gid::from_raw(gid)) {
+        Ok(()) => true,
+        Err(Errno::PERM) if !environment.privileged => {
+            environment.owner_lost();
+            false
+        }
+        Err(errno) => {
+            environment.refused(path, "Cannot set the owner", errno);
+            false
+        }
+    }
+}
+
+/// Returns whether any owner of a file may set attributes of this name.
+fn ours(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name.starts_with(b"system.")
+}
+
+/// Returns whether an attribute that the snapshot does not have is to be removed: not the labels that the system itself gives.
+fn removable(environment: &Environment<'_>, name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || name.starts_with(b"system.posix_acl_")
+        || environment.privileged && (name.starts_with(b"trusted.") || name == b"security.capability")
+}
+
+/// Returns the time of modification that a `stat` call told.
+pub(super) fn mtime_of(stat: &Stat) -> Timestamp {
+    Timestamp { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 }
+}

@@ -1,0 +1,224 @@
+//! What all parts of one restore share: choices, counters, problems, owners.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::{RestoreError, RestoreOptions, RestoreProblem, RestoreProgress, RestoreReport};
+use crate::catalog::snapshot::to_hex;
+use crate::view::{SnapshotView, ViewError, display_path};
+
+/// Problems, and names of deletions, kept for the report.
+const KEPT_PROBLEMS: usize = 10_000;
+/// How long a wait for other threads lasts before the reason is looked at again.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// Work under way, which the walk waits for when it is too much.
+#[derive(Default)]
+struct Load {
+    batches: usize,
+    directories: usize,
+    waiting_links: usize,
+}
+
+pub(super) struct Environment<'v> {
+    pub(super) view: &'v SnapshotView,
+    pub(super) options: &'v RestoreOptions,
+    pub(super) progress: &'v RestoreProgress,
+    /// Device and inode numbers of directories that must not be touched.
+    pub(super) protected: Vec<(u64, u64)>,
+    pub(super) privileged: bool,
+    users: HashMap<u32, u32>,
+    groups: HashMap<u32, u32>,
+    report: Mutex<RestoreReport>,
+    owners_lost: AtomicBool,
+    stopped: AtomicBool,
+    fatal: Mutex<Option<RestoreError>>,
+    temporary: String,
+    temporaries: AtomicU64,
+    load: Mutex<Load>,
+    load_fell: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'v> Environment<'v> {
+    pub(super) fn new(
+        view: &'v SnapshotView,
+        options: &'v RestoreOptions,
+        progress: &'v RestoreProgress,
+        protected: Vec<(u64, u64)>,
+    ) -> io::Result<Environment<'v>> {
+        let mut seed = [0; 8];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
+        let record = view.record();
+        let (mut users, mut groups) = (HashMap::new(), HashMap::new());
+        if !options.numeric_ids {
+            for (number, name) in &record.users {
+                if let Some(user) = uzers::get_user_by_name(name)
+                    && *number != 0
+                {
+                    users.insert(*number, user.uid());
+                }
+            }
+            for (number, name) in &record.groups {
+                if let Some(group) = uzers::get_group_by_name(name)
+                    && *number != 0
+                {
+                    groups.insert(*number, group.gid());
+                }
+            }
+        }
+        Ok(Environment {
+            view,
+            options,
+            progress,
+            protected,
+            privileged: rustix::process::geteuid().is_root(),
+            users,
+            groups,
+            report: Mutex::default(),
+            owners_lost: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            fatal: Mutex::default(),
+            temporary: to_hex(&seed),
+            temporaries: AtomicU64::new(0),
+            load: Mutex::default(),
+            load_fell: Condvar::new(),
+        })
+    }
+
+    /// Returns the owner and group here of numbers in the snapshot.
+    pub(super) fn owner(&self, uid: u32, gid: u32) -> (u32, u32) {
+        (self.users.get(&uid).copied().unwrap_or(uid), self.groups.get(&gid).copied().unwrap_or(gid))
+    }
+
+    /// Notes that an owner could not be restored.
+    pub(super) fn owner_lost(&self) {
+        self.owners_lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns a name for a file that is not complete yet. It begins with a dot and is in no snapshot but by malice, and is only ever
+    /// created with `O_EXCL` or its like.
+    pub(super) fn temporary_name(&self) -> Vec<u8> {
+        let number = self.temporaries.fetch_add(1, Ordering::Relaxed);
+        format!(".zmreplica-{}-{number:x}", self.temporary).into_bytes()
+    }
+
+    /// Changes the report.
+    pub(super) fn count(&self, change: impl FnOnce(&mut RestoreReport)) {
+        change(&mut lock(&self.report));
+    }
+
+    /// Notes a name that was removed.
+    pub(super) fn deleted(&self, path: &[u8]) {
+        self.count(|report| {
+            report.deleted += 1;
+            if report.deletions.len() < KEPT_PROBLEMS {
+                report.deletions.push(display_path(path));
+            }
+        });
+    }
+
+    /// Reports that a path could not be restored as it was.
+    pub(super) fn problem(&self, path: &[u8], message: impl Into<String>, damage: bool) {
+        self.count(|report| {
+            report.problem_count += 1;
+            report.damaged += u64::from(damage);
+            if report.problems.len() < KEPT_PROBLEMS {
+                report.problems.push(RestoreProblem { path: display_path(path), message: message.into(), damage });
+            }
+        });
+    }
+
+    /// Reports what the view said of a path.
+    pub(super) fn view_problem(&self, path: &[u8], error: &ViewError) {
+        self.problem(path, error.to_string(), error.is_damage());
+    }
+
+    /// Reports what the system refused, and ends the restore where nothing else can succeed either.
+    pub(super) fn refused(&self, path: &[u8], action: &str, errno: Errno) {
+        let source = io::Error::from(errno);
+        if matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::ROFS) {
+            self.stop(RestoreError::Full { path: display_path(path), source });
+        } else {
+            self.problem(path, format!("{action}: {source}"), false);
+        }
+    }
+
+    /// Ends the restore; the first reason is kept.
+    pub(super) fn stop(&self, error: RestoreError) {
+        lock(&self.fatal).get_or_insert(error);
+        self.stopped.store(true, Ordering::Relaxed);
+        self.load_fell.notify_all();
+    }
+
+    /// Returns whether the restore was ended, from inside or outside.
+    pub(super) fn stopped(&self) -> bool {
+        if self.progress.interrupt.load(Ordering::Relaxed) && !self.stopped.load(Ordering::Relaxed) {
+            self.stop(RestoreError::Interrupted);
+        }
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn batch_begins(&self) {
+        lock(&self.load).batches += 1;
+    }
+
+    pub(super) fn batch_ends(&self) {
+        lock(&self.load).batches -= 1;
+        self.load_fell.notify_all();
+    }
+
+    pub(super) fn directory_opened(&self) {
+        lock(&self.load).directories += 1;
+    }
+
+    pub(super) fn directory_closed(&self) {
+        lock(&self.load).directories -= 1;
+        self.load_fell.notify_all();
+    }
+
+    pub(super) fn link_waits(&self) {
+        lock(&self.load).waiting_links += 1;
+    }
+
+    pub(super) fn link_done(&self) {
+        lock(&self.load).waiting_links -= 1;
+        self.load_fell.notify_all();
+    }
+
+    /// Returns whether more directories are open, or links waiting, than should be.
+    pub(super) fn overloaded(&self, directories: usize, links: usize) -> bool {
+        let load = lock(&self.load);
+        load.directories > directories || load.waiting_links > links
+    }
+
+    /// Waits until the load is below the limits or no batch is under way.
+    pub(super) fn wait(&self, directories: usize, links: usize) {
+        let mut load = lock(&self.load);
+        while load.batches > 0
+            && (load.directories > directories || load.waiting_links > links)
+            && !self.stopped.load(Ordering::Relaxed)
+        {
+            load = self.load_fell.wait_timeout(load, WAIT).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Returns the report, or why the restore ended early.
+    pub(super) fn finish(self) -> Result<RestoreReport, RestoreError> {
+        if let Some(error) = self.fatal.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
+        report.owners_kept = !self.owners_lost.into_inner();
+        report.problems.sort_by(|left, right| left.path.cmp(&right.path));
+        Ok(report)
+    }
+}

@@ -1,0 +1,100 @@
+//! Which inode of the target stands for which link group.
+
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, OFlags, linkat, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::directory::Place;
+use super::environment::Environment;
+use crate::source::beneath::open_beneath;
+
+/// Device and inode number.
+pub(super) type Identity = (u64, u64);
+
+/// A further name of a link group whose first is being written.
+pub(super) struct Waiting<'e> {
+    pub(super) place: Arc<Place<'e>>,
+    pub(super) name: Box<[u8]>,
+    pub(super) replace: bool,
+}
+
+/// A name that a link group has in the target.
+#[derive(Clone, Debug)]
+pub(super) struct Placed {
+    /// Path of its directory below the destination.
+    pub(super) directory: Arc<[u8]>,
+    pub(super) name: Box<[u8]>,
+    pub(super) identity: Identity,
+}
+
+pub(super) enum GroupState<'e> {
+    /// A thread writes it; these names wait.
+    Writing(Vec<Waiting<'e>>),
+    /// It is there.
+    Placed(Placed),
+    /// It could not be written.
+    Failed,
+}
+
+/// The link groups of several names, and the inodes found in the target that stand for one.
+#[derive(Default)]
+pub(super) struct Links<'e> {
+    groups: Mutex<HashMap<u64, GroupState<'e>>>,
+}
+
+impl<'e> Links<'e> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<u64, GroupState<'e>>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes links, keeping the last directory that one led to.
+#[derive(Default)]
+pub(super) struct Linker {
+    last: Option<(Arc<[u8]>, OwnedFd)>,
+}
+
+impl Linker {
+    /// Gives the inode of `placed` the name in `directory`; with `replace` it takes the place of what has the name.
+    pub(super) fn link(
+        &mut self,
+        environment: &Environment<'_>,
+        root: BorrowedFd<'_>,
+        placed: &Placed,
+        directory: BorrowedFd<'_>,
+        name: &[u8],
+        replace: bool,
+    ) -> Result<(), Errno> {
+        let from = match &mut self.last {
+            Some((path, fd)) if **path == *placed.directory => fd,
+            last => {
+                let fd = open_beneath(root, &placed.directory, OFlags::PATH | OFlags::DIRECTORY)
+                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+                &mut last.insert((Arc::clone(&placed.directory), fd)).1
+            }
+        };
+        if !replace {
+            return linkat(&*from, &*placed.name, directory, name, AtFlags::empty());
+        }
+        let temporary = environment.temporary_name();
+        linkat(&*from, &*placed.name, directory, temporary.as_slice(), AtFlags::empty())?;
+        let renamed = renameat(directory, temporary.as_slice(), directory, name);
+        if renamed.is_err() {
+            let _ = unlinkat(directory, temporary.as_slice(), AtFlags::empty());
+        }
+        renamed
+    }
+}
+
+/// Returns whether a copy is the way out: the file system has no more links for the inode, or none at all.
+pub(super) fn needs_copy(errno: Errno) -> bool {
+    matches!(errno, Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::NOTSUP)
+}
+
+/// Says why a name became an inode of its own.
+pub(super) fn copy_message(errno: Errno) -> String {
+    format!("Restored as a copy: the file system refuses one more link ({})", std::io::Error::from(errno))
+}

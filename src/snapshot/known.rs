@@ -1,0 +1,233 @@
+//! Known inodes: what lets a night read nothing that did not change.
+//!
+//! After each snapshot of a source, one file `cache/inodes-<source>` lists every inode that is not a directory: what identified it and its link
+//! group. The file is a cache: without it (or with one that does not fit the catalogue) everything is read and hashed once more and
+//! nothing is stored again.
+//!
+//! | offset | bytes | what |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic `ZMRINOD1` |
+//! | 8 | 8 + 16 | number and identifier of the commit that it belongs to |
+//! | 32 | 4 | count of file systems, then for each the length (4) and path of its mount point in the tree; number 0 is the root's |
+//! | - | 8 | count of inodes |
+//! | - | 44 each | file system (4), inode, identity, state, link group, row digest (8 each), sorted by file system and inode |
+//! | - | 32 | BLAKE3 of everything before |
+//!
+//! All integers are little endian. *Identity* is 64 bits of a BLAKE3 over kind, birth time, size and mtime: while it stays, the content is
+//! unchanged. *State* covers mode, owner, device number and ctime: while it stays too, nothing is. An identity of 0 is never matched.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::catalog::commit::CommitId;
+use crate::coding::{DecodeError, Decoder};
+use crate::model::Stat;
+
+const MAGIC: &[u8; 8] = b"ZMRINOD1";
+const ENTRY_BYTES: usize = 44;
+
+/// One inode of the last snapshot. 48 bytes in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownInode {
+    /// Number of its file system in [`KnownInodes::file_systems`].
+    pub file_system: u32,
+    /// Inode number.
+    pub ino: u64,
+    /// Changes when the content may have changed.
+    pub identity: u64,
+    /// Changes when anything may have changed.
+    pub state: u64,
+    /// Its link group.
+    pub group: u64,
+    /// Digest of the link group's row.
+    pub row_digest: u64,
+}
+
+/// Computes the identity of an inode's content.
+pub fn identity(stat: &Stat) -> u64 {
+    let btime = stat.btime.unwrap_or_default();
+    fold(&[
+        stat.kind as u64,
+        u64::from(stat.btime.is_some()),
+        btime.seconds as u64,
+        u64::from(btime.nanos),
+        stat.size,
+        stat.mtime.seconds as u64,
+        u64::from(stat.mtime.nanos),
+    ])
+}
+
+/// Computes what tells whether anything of an inode may have changed, its content aside.
+pub fn state(stat: &Stat) -> u64 {
+    fold(&[
+        u64::from(stat.mode),
+        u64::from(stat.uid),
+        u64::from(stat.gid),
+        stat.rdev,
+        stat.ctime.seconds as u64,
+        u64::from(stat.ctime.nanos),
+    ])
+}
+
+fn fold(values: &[u64]) -> u64 {
+    let mut bytes = [0u8; 64];
+    for (slot, value) in bytes.chunks_exact_mut(8).zip(values) {
+        slot.copy_from_slice(&value.to_le_bytes());
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..8]);
+    // 0 is kept for "never matches".
+    u64::from_le_bytes(first).max(1)
+}
+
+/// The inodes of the last snapshot of one source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownInodes {
+    /// Where each file system is mounted in the tree; the root's is first and empty.
+    pub file_systems: Vec<Vec<u8>>,
+    /// Sorted by file system and inode number.
+    inodes: Vec<KnownInode>,
+}
+
+impl KnownInodes {
+    /// Takes inodes in any order. Of several with one number the last counts.
+    pub fn new(file_systems: Vec<Vec<u8>>, mut inodes: Vec<KnownInode>) -> KnownInodes {
+        inodes.reverse();
+        inodes.sort_by_key(|inode| (inode.file_system, inode.ino));
+        inodes.dedup_by_key(|inode| (inode.file_system, inode.ino));
+        KnownInodes { file_systems, inodes }
+    }
+
+    /// Returns how many there are.
+    pub fn len(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.inodes.is_empty()
+    }
+
+    /// Returns all of them, in order.
+    pub fn inodes(&self) -> &[KnownInode] {
+        &self.inodes
+    }
+
+    /// Finds an inode.
+    pub fn find(&self, file_system: u32, ino: u64) -> Option<&KnownInode> {
+        let at = self.inodes.binary_search_by_key(&(file_system, ino), |inode| (inode.file_system, inode.ino));
+        at.ok().map(|at| &self.inodes[at])
+    }
+
+    /// Returns the number of a file system by its mount point, adding it if need be.
+    pub fn file_system(&mut self, mount_point: &[u8]) -> u32 {
+        let at = self.file_systems.iter().position(|known| known == mount_point);
+        at.unwrap_or_else(|| {
+            self.file_systems.push(mount_point.to_vec());
+            self.file_systems.len() - 1
+        }) as u32
+    }
+
+    /// Encodes the file.
+    pub fn encode(&self, commit: u64, commit_id: &CommitId) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.inodes.len() * ENTRY_BYTES + 256);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&commit.to_le_bytes());
+        out.extend_from_slice(commit_id);
+        out.extend_from_slice(&(self.file_systems.len() as u32).to_le_bytes());
+        for mount_point in &self.file_systems {
+            out.extend_from_slice(&(mount_point.len() as u32).to_le_bytes());
+            out.extend_from_slice(mount_point);
+        }
+        out.extend_from_slice(&(self.inodes.len() as u64).to_le_bytes());
+        for inode in &self.inodes {
+            out.extend_from_slice(&inode.file_system.to_le_bytes());
+            for value in [inode.ino, inode.identity, inode.state, inode.group, inode.row_digest] {
+                out.extend_from_slice(&value.to_le_bytes());
+            }
+        }
+        let hash = blake3::hash(&out);
+        out.extend_from_slice(hash.as_bytes());
+        out
+    }
+
+    /// Decodes the file; also returns the commit that it belongs to.
+    ///
+    /// # Errors
+    /// Fails for any byte that is not as written.
+    pub fn decode(bytes: &[u8]) -> Result<(KnownInodes, u64, CommitId), DecodeError> {
+        let split = bytes.len().checked_sub(32).ok_or(DecodeError("ends early"))?;
+        let (covered, stated) = bytes.split_at(split);
+        if blake3::hash(covered).as_bytes() != stated {
+            return Err(DecodeError("its BLAKE3 does not fit its bytes"));
+        }
+        let mut decoder = Decoder::new(covered);
+        if &decoder.array::<8>()? != MAGIC {
+            return Err(DecodeError("an unknown magic"));
+        }
+        let commit = u64::from_le_bytes(decoder.array()?);
+        let commit_id = decoder.array()?;
+        let mut file_systems = Vec::new();
+        for _ in 0..u32::from_le_bytes(decoder.array()?) {
+            let length = u32::from_le_bytes(decoder.array()?) as usize;
+            file_systems.push(decoder.take(length)?.to_vec());
+        }
+        let count = u64::from_le_bytes(decoder.array()?);
+        if count.checked_mul(ENTRY_BYTES as u64) != Some(decoder.remaining() as u64) {
+            return Err(DecodeError("its count does not fit its length"));
+        }
+        let mut inodes = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            inodes.push(KnownInode {
+                file_system: u32::from_le_bytes(decoder.array()?),
+                ino: u64::from_le_bytes(decoder.array()?),
+                identity: u64::from_le_bytes(decoder.array()?),
+                state: u64::from_le_bytes(decoder.array()?),
+                group: u64::from_le_bytes(decoder.array()?),
+                row_digest: u64::from_le_bytes(decoder.array()?),
+            });
+        }
+        Ok((KnownInodes { file_systems, inodes }, commit, commit_id))
+    }
+
+    /// Loads the file of a source, if it is whole and `is_commit` confirms the commit that it belongs to.
+    pub fn load(path: &Path, is_commit: impl FnOnce(u64, &CommitId) -> bool) -> Option<KnownInodes> {
+        let (known, commit, id) = KnownInodes::decode(&fs::read(path).ok()?).ok()?;
+        is_commit(commit, &id).then_some(known)
+    }
+
+    /// Writes the file of a source in place of the one before. Not synced: a torn file is detected and costs a rereading.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be written.
+    pub fn save(&self, path: &Path, commit: u64, commit_id: &CommitId) -> io::Result<()> {
+        let temporary = path.with_extension("tmp");
+        fs::write(&temporary, self.encode(commit, commit_id))?;
+        fs::rename(&temporary, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inode(ino: u64, group: u64) -> KnownInode {
+        KnownInode { file_system: 0, ino, identity: 5, state: 6, group, row_digest: 7 }
+    }
+
+    #[test]
+    fn round_trip_and_damage() {
+        let known = KnownInodes::new(vec![Vec::new(), b"mnt".to_vec()], vec![inode(9, 1), inode(3, 2), inode(9, 4)]);
+        assert_eq!(known.find(0, 9).map(|inode| inode.group), Some(4));
+        assert_eq!(known.find(1, 9), None);
+        let bytes = known.encode(12, &[3; 16]);
+        assert_eq!(KnownInodes::decode(&bytes), Ok((known, 12, [3; 16])));
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 4;
+            assert!(KnownInodes::decode(&bad).is_err());
+            assert!(KnownInodes::decode(&bytes[..at]).is_err());
+        }
+    }
+}

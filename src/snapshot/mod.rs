@@ -1,0 +1,95 @@
+//! The nightly run: scan, read what changed, store it, commit a snapshot.
+//!
+//! ```text
+//!  scan threads -> listings -+-> run (one thread) -> tree, link groups -> catalogue
+//!  read threads -> segments -+        |
+//!                                     +-> compressing threads -> pack thread -> backend
+//! ```
+//!
+//! Listings are classified in depth-first order: an inode that is as it was last night costs a look-up, any other a read request.
+//! Answers come in the order of the requests, so listings are completed in the same order, and link groups are numbered in it.
+
+pub mod content;
+pub mod ingest;
+pub mod inodes;
+pub mod known;
+pub mod owners;
+pub mod progress;
+mod resolve;
+pub mod run;
+pub mod tree;
+
+use std::io;
+
+use crate::catalog::CatalogError;
+use crate::source::exclude::PatternError;
+use crate::source::read::ReadersGone;
+use crate::source::scan::ScanError;
+use crate::store::backend::BackendError;
+use crate::store::codec::CodecError;
+use crate::store::pack::PackError;
+
+/// What can end a run without a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The source cannot be scanned at all.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// An exclude pattern makes no sense.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// The source is empty: most likely its volume is not mounted.
+    #[error("The source {path} is empty. If its volume is not mounted, mount it; a snapshot of nothing is not taken")]
+    EmptySource {
+        /// The source.
+        path: String,
+    },
+    /// The source and the store overlap.
+    #[error("The store {store} lies inside the source {path}; exclude it or move it")]
+    StoreInSource {
+        /// The source.
+        path: String,
+        /// The store.
+        store: String,
+    },
+    /// The source's path is not UTF-8.
+    #[error("The path of the source, {path}, is not UTF-8; bind-mount it at a path that is")]
+    SourceName {
+        /// The source, as well as it can be shown.
+        path: String,
+    },
+    /// The catalogue failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The backend failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// Compression failed.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A pack could not be built.
+    #[error(transparent)]
+    Pack(PackError),
+    /// A thread could not be started.
+    #[error("A thread cannot be started: {0}")]
+    Thread(io::Error),
+    /// The reading threads ended early.
+    #[error(transparent)]
+    Readers(#[from] ReadersGone),
+    /// The storing threads ended early.
+    #[error("The threads that store chunks ended early; this is a defect of zmreplica")]
+    IngestGone,
+    /// The scan ended early.
+    #[error("The scan ended before the tree was complete; this is a defect of zmreplica")]
+    ScanIncomplete,
+    /// The user interrupted the run.
+    #[error("Interrupted. What was stored so far is kept, and the next run goes on from there")]
+    Interrupted,
+}
+
+impl SnapshotError {
+    /// Returns whether the error means that the store is damaged.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, SnapshotError::Catalog(error) if error.is_damage())
+    }
+}

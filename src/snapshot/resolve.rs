@@ -1,0 +1,267 @@
+//! From answers to link groups: what a name of a listing turns out to stand for.
+
+use super::SnapshotError;
+use super::content::ContentBuilder;
+use super::inodes::Slot;
+use super::known::{KnownInode, identity};
+use super::owners::Owners;
+use super::progress::Progress;
+use super::run::Run;
+use super::tree::Resolved;
+use crate::catalog::CatalogError;
+use crate::catalog::directory::{Body, Directory, DirectoryAttributes, Node};
+use crate::catalog::group::{Content, LinkGroup, Segment};
+use crate::catalog::reader::CatalogReader;
+use crate::catalog::snapshot::SnapshotRecord;
+use crate::model::{Kind, Stat, Xattr};
+use crate::source::cut::SinkClosed;
+use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadResult, Want};
+use crate::source::scan::{Listing, ProblemKind};
+
+/// What is still to be done for one name.
+pub(super) enum Pending {
+    /// Nothing.
+    Ready(Resolved),
+    /// It is left out.
+    Dropped,
+    /// Its inode was asked for.
+    Asked(Box<Asked>),
+    /// It is a further name of the inode of this slot.
+    Same(u32),
+}
+
+/// A request under way.
+pub(super) struct Asked {
+    pub(super) slot: Option<u32>,
+    pub(super) file_system: u32,
+    pub(super) stat: Stat,
+    pub(super) want: Want,
+    /// What was known under the inode's number.
+    pub(super) known: Option<KnownInode>,
+    /// Whether the known content still holds unless the answer brings another.
+    pub(super) same_content: bool,
+}
+
+/// A listing that waits for answers.
+pub(super) struct PendingListing {
+    pub(super) name: Box<[u8]>,
+    /// Path of the directory, with a slash behind it unless it is the root.
+    pub(super) prefix: Vec<u8>,
+    pub(super) attributes: Option<DirectoryAttributes>,
+    pub(super) entries: Vec<(Box<[u8]>, Pending)>,
+    /// Requests that the listing waits for.
+    pub(super) asked: usize,
+}
+
+impl PendingListing {
+    pub(super) fn new(listing: &Listing, owners: &mut Owners) -> PendingListing {
+        let name = listing.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let vanished = listing.unreadable.as_ref().is_some_and(|problem| problem.kind == ProblemKind::Vanished);
+        let unreadable = listing.unreadable.as_ref().map(|problem| problem.errno.unsigned_abs());
+        let attributes = (!vanished).then(|| {
+            owners.note(listing.stat.uid, listing.stat.gid);
+            directory_attributes(&listing.stat, listing.xattrs.clone(), unreadable)
+        });
+        PendingListing {
+            name: name.into(),
+            prefix: Vec::new(),
+            attributes,
+            entries: Vec::with_capacity(listing.entries.len()),
+            asked: 0,
+        }
+    }
+}
+
+pub(super) fn directory_attributes(stat: &Stat, xattrs: Vec<Xattr>, unreadable: Option<u32>) -> DirectoryAttributes {
+    DirectoryAttributes {
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        mtime: stat.mtime,
+        xattrs,
+        unreadable,
+        mount_point: false,
+    }
+}
+
+/// Returns the names of the files directly below the root of a snapshot, sorted.
+pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Result<Vec<Box<[u8]>>, CatalogError> {
+    let root: Directory =
+        record.root_directory().map_err(|error| CatalogError::damaged("snapshot record", 0, error))?;
+    let pages: Vec<u64> = match root.body {
+        Body::Folded(_) => Vec::new(),
+        Body::Page(page) => vec![page],
+        Body::Index(index) => reader.directory_index(index)?.into_iter().map(|page| page.page).collect(),
+    };
+    let mut names = Vec::new();
+    for page in pages {
+        let entries = reader.directory_page(page)?;
+        let files = entries.iter().filter(|entry| matches!(entry.node, Node::Group(_)));
+        names.extend(files.map(|entry| entry.name.clone()));
+    }
+    Ok(names)
+}
+
+/// Takes the events of an inode that is read out of turn, on the run's own thread.
+pub(super) struct DirectSink<'r, 'a> {
+    run: &'r mut Run<'a>,
+    builder: ContentBuilder,
+    failure: Option<SnapshotError>,
+}
+
+impl<'r, 'a> DirectSink<'r, 'a> {
+    pub(super) fn new(run: &'r mut Run<'a>) -> DirectSink<'r, 'a> {
+        DirectSink { run, builder: ContentBuilder::default(), failure: None }
+    }
+
+    pub(super) fn finish(self) -> Result<ContentBuilder, SnapshotError> {
+        match self.failure {
+            Some(failure) => Err(failure),
+            None => Ok(self.builder),
+        }
+    }
+}
+
+impl EventSink for DirectSink<'_, '_> {
+    fn event(&mut self, event: ReadEvent, _bytes: usize) -> Result<(), SinkClosed> {
+        self.run.take_event(event, &mut self.builder).map_err(|error| {
+            self.failure = Some(error);
+            SinkClosed
+        })
+    }
+}
+
+impl Run<'_> {
+    /// Takes one event that is not the end of an answer.
+    fn take_event(&mut self, event: ReadEvent, builder: &mut ContentBuilder) -> Result<(), SnapshotError> {
+        match event {
+            ReadEvent::Literal(bytes) => builder.push(&mut self.writer, Segment::Literal(bytes.into()))?,
+            ReadEvent::Zeros(length) => builder.push(&mut self.writer, Segment::Zeros(length))?,
+            ReadEvent::Chunk(hash, plain) => {
+                let length = plain.len() as u32;
+                Progress::add(&self.progress.read_bytes, u64::from(length));
+                let number = self.ingest.chunk(&mut self.writer, hash, plain)?;
+                builder.push(&mut self.writer, Segment::Chunk { number, length })?;
+            }
+            ReadEvent::Restart => builder.clear(),
+            ReadEvent::Done(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Takes the answer to the oldest request.
+    pub(super) fn answer(
+        &mut self,
+        prefix: &[u8],
+        name: &[u8],
+        asked: Asked,
+    ) -> Result<Option<Resolved>, SnapshotError> {
+        let mut builder = ContentBuilder::default();
+        let outcome = loop {
+            match self.pool.receive()? {
+                ReadEvent::Done(outcome) => break *outcome,
+                event => self.take_event(event, &mut builder)?,
+            }
+        };
+        self.settle(&[prefix, name].concat(), asked, outcome, builder)
+    }
+
+    /// Makes a link group of what was read, or finds that it is the one already known.
+    pub(super) fn settle(
+        &mut self,
+        path: &[u8],
+        asked: Asked,
+        outcome: ReadOutcome,
+        mut builder: ContentBuilder,
+    ) -> Result<Option<Resolved>, SnapshotError> {
+        self.work.read_bytes += outcome.read_bytes;
+        if asked.want == Want::Content {
+            Progress::add(&self.progress.read_files, 1);
+        }
+        let (stat, content, changed) = match outcome.result {
+            ReadResult::Vanished => {
+                self.totals.count(&asked.stat, -1);
+                self.problem(path.to_vec(), "Vanished during the run; the snapshot does not hold it".to_owned());
+                self.lose(&asked);
+                return Ok(None);
+            }
+            ReadResult::Failed(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                self.problem(
+                    path.to_vec(),
+                    format!("Cannot be read ({error}); the snapshot holds its attributes only"),
+                );
+                builder.clear();
+                (asked.stat, Content::Unreadable(errno as u32), false)
+            }
+            ReadResult::Read | ReadResult::Changed => {
+                let changed = matches!(outcome.result, ReadResult::Changed);
+                if changed {
+                    let message =
+                        "Kept changing while it was read; the snapshot may hold it as it never was at one time";
+                    self.problem(path.to_vec(), message.to_owned());
+                }
+                let content = self.content(&asked, &outcome, &mut builder)?;
+                (outcome.stat, content, changed)
+            }
+        };
+        self.totals.count(&asked.stat, -1);
+        self.totals.count(&stat, 1);
+        let exchanged = (stat.ino, stat.btime) != (asked.stat.ino, asked.stat.btime);
+        if exchanged {
+            // The other names of the inode that the scan saw must not take this content.
+            self.lose(&asked);
+        }
+        let failed = matches!(content, Content::Unreadable(_));
+        let row = LinkGroup { attributes: stat.attributes(outcome.xattrs), content, changed_while_read: changed };
+        let known = asked.known.filter(|_| !exchanged);
+        let (group, digest) = self.number(row, known)?;
+        self.inodes.note(asked.file_system, &stat, group, digest, !changed && !failed);
+        if exchanged {
+            if stat.nlink > 1 {
+                self.inodes.add_slot(asked.file_system, &stat, Slot::Group(group, digest));
+            }
+        } else if let Some(slot) = asked.slot {
+            self.inodes.set(slot, Slot::Group(group, digest));
+        }
+        Ok(Some(Resolved::Group(group, digest)))
+    }
+
+    fn lose(&mut self, asked: &Asked) {
+        if let Some(slot) = asked.slot {
+            self.inodes.set(slot, Slot::Lost(asked.stat, asked.file_system));
+        }
+    }
+
+    /// Returns the content: what was delivered, or what is known when nothing needed to be.
+    fn content(
+        &mut self,
+        asked: &Asked,
+        outcome: &ReadOutcome,
+        builder: &mut ContentBuilder,
+    ) -> Result<Content, SnapshotError> {
+        let as_scanned = outcome.stat.ino == asked.stat.ino && identity(&outcome.stat) == identity(&asked.stat);
+        if asked.want == Want::Attributes && as_scanned {
+            if let Some(known) = asked.known.filter(|_| asked.same_content) {
+                self.work.attribute_inodes += 1;
+                return Ok(self.writer.reader().group(known.group)?.content.clone());
+            }
+            return Ok(Content::Empty);
+        }
+        if outcome.stat.kind == Kind::File {
+            self.work.read_files += 1;
+        }
+        Ok(builder.finish(&mut self.writer)?)
+    }
+
+    /// Returns the number and the digest of a row; those of the known group if that is the same.
+    fn number(&mut self, row: LinkGroup, known: Option<KnownInode>) -> Result<(u64, u64), SnapshotError> {
+        if let Some(known) = known
+            && *self.writer.reader().group(known.group)? == row
+        {
+            return Ok((known.group, known.row_digest));
+        }
+        let digest = row.digest();
+        Ok((self.writer.add_group(row), digest))
+    }
+}

@@ -1,0 +1,648 @@
+//! One run: from a source to a committed snapshot.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::SnapshotError;
+use super::ingest::{CompressionOptions, Ingest};
+use super::inodes::{RunInodes, Slot, Verdict};
+use super::known::KnownInodes;
+use super::owners::Owners;
+use super::progress::Progress;
+use super::resolve::{Asked, DirectSink, Pending, PendingListing};
+use super::tree::{Resolved, ResolvedListing, TreeBuilder};
+use crate::catalog::directory::DirectoryAttributes;
+use crate::catalog::links;
+use crate::catalog::object::ObjectKind;
+use crate::catalog::snapshot::{SnapshotRecord, Totals, Work};
+use crate::catalog::writer::{CatalogWriter, commit_id};
+use crate::model::{Kind, Stat};
+use crate::replica::{LockedReplica, Replica};
+use crate::source::exclude::Excludes;
+use crate::source::read::{InodeReader, ReadPool, ReadRequest, Want, stat_at};
+use crate::source::scan::{Entry, Found, Listing, Problem, Scan, ScanOptions};
+
+/// Read requests that may be unanswered before the run stops classifying and completes listings.
+const WINDOW_REQUESTS: usize = 8192;
+/// Pending changes of the catalogue that make the run commit its progress, in bytes.
+const PROGRESS_PENDING_BYTES: usize = 48 << 20;
+/// Problems that are kept by name; further ones are counted.
+const PROBLEMS_KEPT: usize = 100_000;
+/// How often and how long a file that stood at the root in the last snapshot is waited for before it counts as gone.
+const ROOT_WAITS: u32 = 5;
+const ROOT_WAIT: Duration = Duration::from_millis(100);
+
+/// How to take a snapshot.
+#[derive(Clone, Debug)]
+pub struct SnapshotOptions {
+    /// Exclude patterns, besides the default ones.
+    pub excludes: Vec<String>,
+    /// Whether `lost+found` at the root and `sessions/TO_DELETE-*` are left out.
+    pub default_excludes: bool,
+    /// Whether directories on other file systems are entered.
+    pub cross_file_systems: bool,
+    /// Whether everything is read, whatever is known of it.
+    pub rescan: bool,
+    /// Tags of the snapshot.
+    pub tags: Vec<String>,
+    /// How chunks are compressed.
+    pub compression: CompressionOptions,
+    /// How often progress is committed, so that a killed run goes on where it was.
+    pub progress_interval: Duration,
+    /// Threads that scan, and as many that read; 0 chooses.
+    pub threads: usize,
+}
+
+impl Default for SnapshotOptions {
+    fn default() -> Self {
+        SnapshotOptions {
+            excludes: Vec::new(),
+            default_excludes: true,
+            cross_file_systems: false,
+            rescan: false,
+            tags: Vec::new(),
+            compression: CompressionOptions { level: 3, dictionary: true, threads: cores() },
+            progress_interval: Duration::from_secs(60),
+            threads: 0,
+        }
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// Something that the snapshot could not take as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunProblem {
+    /// Path relative to the source.
+    #[serde(serialize_with = "lossy_path")]
+    pub path: Vec<u8>,
+    /// What happened, and what the snapshot holds instead.
+    pub message: String,
+}
+
+fn lossy_path<S: serde::Serializer>(path: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.escape_ascii().to_string())
+}
+
+/// What a run did.
+#[derive(Debug)]
+pub struct SnapshotReport {
+    /// The snapshot's number in the catalogue.
+    pub number: u64,
+    /// The snapshot.
+    pub record: SnapshotRecord,
+    /// What could not be taken as it was; at most 100,000, the rest is counted in the record.
+    pub problems: Vec<RunProblem>,
+}
+
+/// What a run would do.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct DryRun {
+    /// Names seen, directories included.
+    pub names: u64,
+    /// Inodes that are as they were.
+    pub unchanged_inodes: u64,
+    /// Inodes whose extended attributes would be read and whose content would not.
+    pub attribute_inodes: u64,
+    /// Inodes whose content would be read.
+    pub read_files: u64,
+    /// Bytes that would be read.
+    pub read_bytes: u64,
+    /// Names left out by exclude patterns.
+    pub excluded_names: u64,
+    /// What could not be scanned.
+    pub problems: Vec<RunProblem>,
+}
+
+/// Takes a snapshot of a local tree and commits it.
+///
+/// # Errors
+/// See [`SnapshotError`]. The store then is as it was, but for progress that the next run makes use of.
+pub fn run(
+    replica: &LockedReplica,
+    source: &Path,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+) -> Result<SnapshotReport, SnapshotError> {
+    Run::start(replica, source, options, progress)?.work()
+}
+
+/// Scans a local tree and tells what [`run`] would read.
+///
+/// # Errors
+/// See [`SnapshotError`].
+pub fn dry_run(
+    replica: &Replica,
+    source: &Path,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+) -> Result<DryRun, SnapshotError> {
+    let started = jiff::Timestamp::now();
+    let (source, name) = source_name(replica, source)?;
+    let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    let reader = replica.catalog()?;
+    let number = crate::catalog::writer::sources(&reader)?.iter().position(|known| *known == name);
+    let known = number.and_then(|number| load_known(replica, number as u32)).unwrap_or_default();
+    let mut inodes = RunInodes::new(known, options.rescan, started);
+    let mut scan = Scan::start(&source, scan_options(options, excludes))?;
+    let mut report = DryRun::default();
+    while let Some(listing) = scan.next() {
+        if progress.interrupted() {
+            return Err(SnapshotError::Interrupted);
+        }
+        report.names += listing.entries.len() as u64;
+        Progress::add(&progress.names, listing.entries.len() as u64);
+        report.problems.extend(listing.unreadable.iter().map(scan_problem));
+        let mounts = scan.file_systems();
+        for entry in &listing.entries {
+            let Found::Inode { file_system, stat: Some(stat), .. } = &entry.what else { continue };
+            let file_system = inodes.file_system(&mounts[*file_system as usize]);
+            match inodes.judge(file_system, stat) {
+                Verdict::Unchanged(_) => report.unchanged_inodes += 1,
+                Verdict::Attributes(_) => report.attribute_inodes += 1,
+                Verdict::Content(_) => {
+                    report.read_files += 1;
+                    report.read_bytes += if stat.kind == Kind::File { stat.size } else { 0 };
+                }
+            }
+        }
+    }
+    report.problems.extend(scan.problems().iter().map(scan_problem));
+    report.excluded_names = scan.counters().excluded.load(Ordering::Relaxed);
+    Ok(report)
+}
+
+fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> ScanOptions {
+    ScanOptions {
+        excludes,
+        cross_file_systems: options.cross_file_systems,
+        threads: options.threads,
+        ..ScanOptions::default()
+    }
+}
+
+fn scan_problem(problem: &Problem) -> RunProblem {
+    RunProblem { path: problem.path.clone(), message: format!("{}: {}", problem.kind, problem.message) }
+}
+
+/// Returns the path to open and the name under which the source is known.
+fn source_name(replica: &Replica, source: &Path) -> Result<(PathBuf, String), SnapshotError> {
+    let shown = || source.display().to_string();
+    let not_there = |error| crate::source::scan::ScanError::Root { path: source.to_owned(), source: error };
+    let real = source.canonicalize().map_err(not_there)?;
+    let absolute: PathBuf = std::path::absolute(source).map_err(not_there)?.components().collect();
+    let name = absolute.to_str().ok_or_else(|| SnapshotError::SourceName { path: shown() })?.to_owned();
+    if replica.path().canonicalize().is_ok_and(|store| store.starts_with(&real)) {
+        return Err(SnapshotError::StoreInSource { path: shown(), store: replica.path().display().to_string() });
+    }
+    Ok((real, name))
+}
+
+fn known_path(replica: &Replica, source: u32) -> PathBuf {
+    replica.path().join("cache").join(format!("inodes-{source}"))
+}
+
+fn load_known(replica: &Replica, source: u32) -> Option<KnownInodes> {
+    let reader = replica.database().read().ok()?;
+    KnownInodes::load(&known_path(replica, source), |number, id| {
+        commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
+    })
+}
+
+pub(super) struct Run<'a> {
+    pub(super) replica: &'a LockedReplica,
+    pub(super) options: &'a SnapshotOptions,
+    pub(super) progress: &'a Arc<Progress>,
+    pub(super) root: Arc<OwnedFd>,
+    pub(super) writer: CatalogWriter,
+    pub(super) ingest: Ingest,
+    pub(super) pool: ReadPool,
+    pub(super) inodes: RunInodes,
+    pub(super) problems: Vec<RunProblem>,
+    pub(super) problem_count: u64,
+    pub(super) totals: Totals,
+    pub(super) work: Work,
+    pub(super) owners: Owners,
+    /// Maps the scan's numbers of file systems to lasting ones.
+    file_systems: Vec<u32>,
+    scan: Option<Scan>,
+    tree: TreeBuilder,
+    pending: VecDeque<PendingListing>,
+    asked: usize,
+    source: String,
+    source_number: u32,
+    started: jiff::Timestamp,
+    clock: Instant,
+    last_commit: Instant,
+    excludes: Vec<String>,
+    last_root_files: Vec<Box<[u8]>>,
+}
+
+impl<'a> Run<'a> {
+    fn start(
+        replica: &'a LockedReplica,
+        source: &Path,
+        options: &'a SnapshotOptions,
+        progress: &'a Arc<Progress>,
+    ) -> Result<Run<'a>, SnapshotError> {
+        let (started, clock) = (jiff::Timestamp::now(), Instant::now());
+        let (real, source) = source_name(replica, source)?;
+        let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+        let patterns = excludes.patterns().map(str::to_owned).collect();
+        let scan = Scan::start(&real, scan_options(options, excludes))?;
+        let mut writer = replica.writer()?;
+        let source_number = writer.intern_source(&source)?;
+        let known = load_known(replica, source_number).unwrap_or_default();
+        let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);
+        let mut last_root_files = Vec::new();
+        if let Some((_, record)) = &last {
+            progress.expected_names.store(record.totals.names, Ordering::Relaxed);
+            last_root_files = super::resolve::root_files(writer.reader(), record)?;
+        }
+        let threads = if options.threads == 0 { cores().min(4) } else { options.threads };
+        let root_error =
+            |error| SnapshotError::Scan(crate::source::scan::ScanError::Root { path: real.clone(), source: error });
+        let root = Arc::new(OwnedFd::from(File::open(&real).map_err(root_error)?));
+        let pool = ReadPool::start(&real, threads).map_err(root_error)?;
+        let ingest = Ingest::start(
+            Arc::clone(replica.backend()),
+            Arc::clone(replica.dictionaries()),
+            options.compression,
+            Arc::clone(&progress.ingest),
+        )?;
+        Ok(Run {
+            replica,
+            options,
+            progress,
+            root,
+            writer,
+            ingest,
+            pool,
+            inodes: RunInodes::new(known, options.rescan, started),
+            problems: Vec::new(),
+            problem_count: 0,
+            totals: Totals::default(),
+            work: Work::default(),
+            owners: Owners::default(),
+            file_systems: Vec::new(),
+            scan: Some(scan),
+            tree: TreeBuilder::new(),
+            pending: VecDeque::new(),
+            asked: 0,
+            source,
+            source_number,
+            started,
+            clock,
+            last_commit: clock,
+            excludes: patterns,
+            last_root_files,
+        })
+    }
+
+    fn work(mut self) -> Result<SnapshotReport, SnapshotError> {
+        while let Some(listing) = self.next_listing() {
+            self.check_interrupt()?;
+            let pending = self.classify(listing)?;
+            self.pending.push_back(pending);
+            if self.asked >= WINDOW_REQUESTS {
+                self.pool.flush();
+                while self.asked > WINDOW_REQUESTS / 2 {
+                    self.complete_one()?;
+                }
+            }
+            // Listings that wait for nothing are completed at once.
+            while self.pending.front().is_some_and(|front| front.asked == 0) {
+                self.complete_one()?;
+            }
+        }
+        self.progress.scanned.store(true, Ordering::Relaxed);
+        self.pool.flush();
+        while !self.pending.is_empty() {
+            self.check_interrupt()?;
+            self.complete_one()?;
+        }
+        self.finish()
+    }
+
+    fn next_listing(&mut self) -> Option<Listing> {
+        self.scan.as_mut().and_then(Scan::next)
+    }
+
+    fn check_interrupt(&mut self) -> Result<(), SnapshotError> {
+        if self.progress.interrupted() {
+            self.commit_progress()?;
+            return Err(SnapshotError::Interrupted);
+        }
+        Ok(())
+    }
+
+    pub(super) fn problem(&mut self, path: Vec<u8>, message: String) {
+        self.problem_count += 1;
+        if self.problems.len() < PROBLEMS_KEPT {
+            self.problems.push(RunProblem { path, message });
+        }
+    }
+
+    /// Returns the lasting number of a file system of the scan.
+    fn file_system(&mut self, scanned: u32) -> u32 {
+        let at = scanned as usize;
+        if at >= self.file_systems.len() {
+            let mounts = self.scan.as_ref().map(Scan::file_systems).unwrap_or_default();
+            for mount in mounts.iter().skip(self.file_systems.len()) {
+                let lasting = self.inodes.file_system(mount);
+                self.file_systems.push(lasting);
+            }
+        }
+        self.file_systems.get(at).copied().unwrap_or(u32::MAX)
+    }
+
+    fn classify(&mut self, mut listing: Listing) -> Result<PendingListing, SnapshotError> {
+        if listing.path.is_empty() {
+            self.wait_for_root_files(&mut listing);
+            if listing.entries.is_empty() && listing.unreadable.is_none() {
+                return Err(SnapshotError::EmptySource { path: self.source.clone() });
+            }
+        }
+        Progress::add(&self.progress.names, listing.entries.len() as u64);
+        let mut pending = PendingListing::new(&listing, &mut self.owners);
+        if let Some(problem) = &listing.unreadable {
+            let RunProblem { path, message } = scan_problem(problem);
+            self.problem(path, message);
+        }
+        let mut prefix = listing.path;
+        if !prefix.is_empty() {
+            prefix.push(b'/');
+        }
+        for entry in listing.entries {
+            let state = match entry.what {
+                Found::Directory => Pending::Ready(Resolved::Directory),
+                Found::Boundary(stat) => {
+                    self.owners.note(stat.uid, stat.gid);
+                    Pending::Ready(Resolved::Leaf(Box::new(DirectoryAttributes {
+                        mount_point: true,
+                        ..super::resolve::directory_attributes(&stat, Vec::new(), None)
+                    })))
+                }
+                Found::Inode { file_system, ino, stat } => {
+                    let file_system = self.file_system(file_system);
+                    self.classify_inode(&prefix, &entry.name, file_system, ino, stat.map(|stat| *stat), &mut pending)
+                }
+            };
+            pending.entries.push((entry.name, state));
+        }
+        pending.prefix = prefix;
+        self.asked += pending.asked;
+        Ok(pending)
+    }
+
+    fn classify_inode(
+        &mut self,
+        prefix: &[u8],
+        name: &[u8],
+        file_system: u32,
+        ino: u64,
+        stat: Option<Stat>,
+        pending: &mut PendingListing,
+    ) -> Pending {
+        let known_slot = self.inodes.slot(file_system, ino);
+        let stat = match (stat, known_slot) {
+            (None, Some(slot)) => return Pending::Same(slot),
+            (Some(stat), Some(slot)) if self.inodes.is_same(slot, &stat) => return Pending::Same(slot),
+            (Some(stat), _) => stat,
+            (None, None) => return Pending::Dropped,
+        };
+        self.owners.note(stat.uid, stat.gid);
+        self.totals.count(&stat, 1);
+        let verdict = self.inodes.judge(file_system, &stat);
+        let several = stat.nlink > 1;
+        let (want, known) = match verdict {
+            Verdict::Unchanged(known) => {
+                self.work.unchanged_inodes += 1;
+                self.inodes.keep(known);
+                if several {
+                    self.inodes.add_slot(file_system, &stat, Slot::Group(known.group, known.row_digest));
+                }
+                return Pending::Ready(Resolved::Group(known.group, known.row_digest));
+            }
+            Verdict::Attributes(known) => (Want::Attributes, Some(known)),
+            // An empty file and a device have nothing to read.
+            Verdict::Content(known) if stat.size == 0 && stat.kind != Kind::Symlink => (Want::Attributes, known),
+            Verdict::Content(known) => (Want::Content, known),
+        };
+        if want == Want::Content {
+            Progress::add(&self.progress.asked_files, 1);
+            Progress::add(&self.progress.asked_bytes, stat.size);
+        }
+        let slot = several.then(|| self.inodes.add_slot(file_system, &stat, Slot::Asked));
+        let mut path = prefix.to_vec();
+        path.extend_from_slice(name);
+        self.pool.submit(ReadRequest { path, stat, want });
+        pending.asked += 1;
+        Pending::Asked(Box::new(Asked {
+            slot,
+            file_system,
+            stat,
+            want,
+            known,
+            same_content: matches!(verdict, Verdict::Attributes(_)),
+        }))
+    }
+
+    /// Looks again for files that stood at the root in the last snapshot: `accounts.xml` is replaced by two renames, between which there is none.
+    fn wait_for_root_files(&mut self, listing: &mut Listing) {
+        let missing: Vec<Box<[u8]>> = std::mem::take(&mut self.last_root_files)
+            .into_iter()
+            .filter(|name| listing.entries.binary_search_by(|entry| entry.name.cmp(name)).is_err())
+            .collect();
+        if missing.is_empty() || listing.unreadable.is_some() {
+            return;
+        }
+        for name in missing {
+            let excluded = Excludes::new(&self.options.excludes, self.options.default_excludes)
+                .is_ok_and(|excludes| excludes.excluded(&name, false));
+            for wait in 0..ROOT_WAITS {
+                if excluded {
+                    break;
+                }
+                if wait > 0 {
+                    std::thread::sleep(ROOT_WAIT);
+                }
+                if let Ok(stat) = stat_at(self.root.as_fd(), &name)
+                    && stat.kind != Kind::Directory
+                    && stat.dev == listing.stat.dev
+                {
+                    let found =
+                        Found::Inode { file_system: listing.file_system, ino: stat.ino, stat: Some(Box::new(stat)) };
+                    let at = listing.entries.partition_point(|entry| entry.name < name);
+                    listing.entries.insert(at, Entry { name: name.clone(), what: found });
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Completes the oldest pending listing.
+    fn complete_one(&mut self) -> Result<(), SnapshotError> {
+        let Some(listing) = self.pending.pop_front() else { return Ok(()) };
+        if let Ok(mut current) = self.progress.current.try_lock() {
+            current.clone_from(&listing.prefix);
+        }
+        let mut entries = Vec::with_capacity(listing.entries.len());
+        for (name, pending) in listing.entries {
+            let resolved = match pending {
+                Pending::Ready(resolved) => Some(resolved),
+                Pending::Dropped => None,
+                Pending::Asked(asked) => {
+                    self.asked -= 1;
+                    self.answer(&listing.prefix, &name, *asked)?
+                }
+                Pending::Same(slot) => self.same_as(&listing.prefix, &name, slot)?,
+            };
+            if let Some(resolved) = resolved {
+                entries.push((name, resolved));
+            }
+        }
+        let resolved = ResolvedListing { name: listing.name, attributes: listing.attributes, entries };
+        self.tree.listing(&mut self.writer, resolved)?;
+        let due = self.last_commit.elapsed() >= self.options.progress_interval;
+        if due || self.writer.pending_bytes() >= PROGRESS_PENDING_BYTES {
+            self.commit_progress()?;
+        }
+        Ok(())
+    }
+
+    /// Resolves a further name of an inode; reads the inode by this name if its first one failed.
+    fn same_as(&mut self, prefix: &[u8], name: &[u8], slot: u32) -> Result<Option<Resolved>, SnapshotError> {
+        match self.inodes.get(slot) {
+            Slot::Group(number, digest) => Ok(Some(Resolved::Group(number, digest))),
+            Slot::Asked => Ok(None),
+            Slot::Lost(stat, file_system) => {
+                let path = [prefix, name].concat();
+                let request = ReadRequest { path, stat, want: Want::Content };
+                self.totals.count(&stat, 1);
+                let mut reader = InodeReader::new(Arc::clone(&self.root));
+                let mut sink = DirectSink::new(self);
+                let outcome = reader.read(&request, &mut sink);
+                let builder = sink.finish()?;
+                let Ok(outcome) = outcome else { return Err(SnapshotError::IngestGone) };
+                let asked = Asked {
+                    slot: Some(slot),
+                    file_system,
+                    stat,
+                    want: Want::Content,
+                    known: None,
+                    same_content: false,
+                };
+                self.settle(&request.path, asked, outcome, builder)
+            }
+        }
+    }
+
+    /// Commits what there is, so that a later run need not read or store it again.
+    pub(super) fn commit_progress(&mut self) -> Result<(), SnapshotError> {
+        self.ingest.flush(&mut self.writer)?;
+        self.writer.commit()?;
+        self.save_known(&self.inodes.so_far());
+        self.last_commit = Instant::now();
+        Ok(())
+    }
+
+    /// Saves what the next run may know. It is a cache: failing to write it costs the next run time and nothing else.
+    fn save_known(&self, known: &KnownInodes) {
+        let (number, id) = self.writer.last_commit();
+        let _ = known.save(&known_path(self.replica, self.source_number), number, &id);
+    }
+
+    fn finish(mut self) -> Result<SnapshotReport, SnapshotError> {
+        self.progress.committing.store(true, Ordering::Relaxed);
+        if let Some(mut scan) = self.scan.take() {
+            for problem in scan.problems() {
+                let RunProblem { path, message } = scan_problem(&problem);
+                self.problem(path, message);
+            }
+            let counters = scan.counters();
+            self.work.excluded_names = counters.excluded.load(Ordering::Relaxed);
+            self.work.stats = counters.stats.load(Ordering::Relaxed);
+        }
+        let tree = std::mem::take(&mut self.tree).finish().ok_or(SnapshotError::ScanIncomplete)?;
+        self.ingest.flush(&mut self.writer)?;
+        let mut link_objects = Vec::new();
+        for page in links::encode(&tree.link_counts) {
+            link_objects.push(self.writer.intern_object(ObjectKind::Links, &page)?);
+        }
+        let problems = self.problems_object()?;
+        self.totals.names = tree.names;
+        self.totals.directories = tree.directories;
+        self.totals.inodes = tree.link_counts.len() as u64;
+        self.work.new_chunks = self.progress.ingest.new_chunks.load(Ordering::Relaxed);
+        self.work.new_bytes = self.progress.ingest.new_bytes.load(Ordering::Relaxed);
+        self.work.stored_bytes = self.progress.ingest.stored_bytes.load(Ordering::Relaxed);
+        self.work.elapsed_ms = self.clock.elapsed().as_millis() as u64;
+        let (users, groups) = self.owners.names();
+        let mut record = SnapshotRecord {
+            id: String::new(),
+            time: self.started,
+            finished: jiff::Timestamp::now(),
+            source: self.source.clone(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            tags: self.options.tags.clone(),
+            excludes: self.excludes.clone(),
+            root: SnapshotRecord::root_of(&tree.root),
+            links: link_objects,
+            problems,
+            problem_count: self.problem_count,
+            users,
+            groups,
+            totals: self.totals,
+            work: self.work,
+            digest: tree.digest,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        record.id = record.compute_id(&self.replica.config().id);
+        let number = self.writer.add_snapshot(&record)?;
+        self.writer.commit()?;
+        let inodes = std::mem::replace(&mut self.inodes, RunInodes::new(KnownInodes::default(), false, self.started));
+        let (known, changed) = inodes.finish();
+        if changed {
+            self.save_known(&known);
+        }
+        Ok(SnapshotReport { number, record, problems: std::mem::take(&mut self.problems) })
+    }
+
+    fn problems_object(&mut self) -> Result<Option<u64>, SnapshotError> {
+        if self.problems.is_empty() {
+            return Ok(None);
+        }
+        let mut lines = Vec::new();
+        for problem in &self.problems {
+            if serde_json::to_writer(&mut lines, problem).is_ok() {
+                // Writing to a Vec cannot fail.
+                let _ = lines.write_all(b"\n");
+            }
+        }
+        Ok(Some(self.writer.intern_object(ObjectKind::Problems, &lines)?))
+    }
+}
+
+impl Totals {
+    /// Counts one inode in; or out again, with a `by` of -1.
+    pub(super) fn count(&mut self, stat: &Stat, by: i64) {
+        let of_kind = match stat.kind {
+            Kind::File => &mut self.files,
+            Kind::Symlink => &mut self.symlinks,
+            _ => &mut self.specials,
+        };
+        *of_kind = of_kind.saturating_add_signed(by);
+        self.bytes = self.bytes.saturating_add_signed(by * stat.size as i64);
+    }
+}

@@ -1,0 +1,463 @@
+//! Reading inodes: attributes and content, cut and hashed, by a pool of threads, answered in the order of the requests.
+//!
+//! Requests travel in batches. Each batch has a bounded channel of its own for its answers, and the receiver drains the batches in order, so
+//! the oldest batch always makes progress, whatever the others wait for. Only [`BATCHES_AHEAD`] batches more than there are threads are under way, so
+//! memory is bounded by that many x [`PARTS_AHEAD`] x [`PART_BYTES`]: some 16 MB with two threads.
+//!
+//! A file that changes while it is read is read again, up to [`ATTEMPTS`] times. One that disappears or is exchanged under its name is looked
+//! for again: `accounts.xml` is replaced by two renames, between which there is none.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use rustix::fs::{Mode, OFlags, openat, readlinkat};
+use rustix::io::Errno;
+
+use super::beneath::open_beneath;
+use super::cut::{CutError, Cutter, SegmentSink, SinkClosed};
+use super::scan::stat_of;
+use super::xattrs;
+use crate::model::{ChunkHash, Kind, Stat, Xattr};
+
+/// How often a file that keeps changing is read before it is taken as it is.
+pub const ATTEMPTS: u32 = 3;
+/// How often and how long a vanished name directly below the root is waited for.
+const VANISHED_WAITS: u32 = 5;
+const VANISHED_WAIT: Duration = Duration::from_millis(100);
+/// An answer part is sent on when it holds this many bytes.
+const PART_BYTES: usize = 1 << 20;
+/// Parts of one batch that may wait for the receiver.
+const PARTS_AHEAD: usize = 4;
+/// Batches under way beyond one for each thread.
+const BATCHES_AHEAD: usize = 2;
+/// A batch is handed over when it has this many requests ...
+const BATCH_REQUESTS: usize = 64;
+/// ... or files of this many bytes together.
+const BATCH_BYTES: u64 = 1 << 20;
+
+/// What is wanted of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Its extended attributes; the content too, if it is no longer as the scan saw it.
+    Attributes,
+    /// Its extended attributes and its content.
+    Content,
+}
+
+/// Asks for one inode by one of its names.
+#[derive(Clone, Debug)]
+pub struct ReadRequest {
+    /// The name, relative to the root.
+    pub path: Vec<u8>,
+    /// What the scan saw there.
+    pub stat: Stat,
+    /// What is wanted.
+    pub want: Want,
+}
+
+/// How reading one inode ended.
+#[derive(Clone, Debug)]
+pub enum ReadResult {
+    /// It was read, and did not change meanwhile.
+    Read,
+    /// It was read, and changed in each of [`ATTEMPTS`] attempts; what was delivered last is of no single moment.
+    Changed,
+    /// The name is gone.
+    Vanished,
+    /// The content or the attributes could not be read; the system's error number.
+    Failed(i32),
+}
+
+/// The end of an answer.
+#[derive(Clone, Debug)]
+pub struct ReadOutcome {
+    /// What is at the name now; another inode than the scan saw, if it was exchanged.
+    pub stat: Stat,
+    /// Its extended attributes, sorted by name.
+    pub xattrs: Vec<Xattr>,
+    /// How it ended.
+    pub result: ReadResult,
+    /// Bytes of content that were read, all attempts together.
+    pub read_bytes: u64,
+}
+
+/// A part of an answer.
+#[derive(Debug)]
+pub enum ReadEvent {
+    /// A segment that is kept as it is.
+    Literal(Vec<u8>),
+    /// A hole of so many bytes.
+    Zeros(u64),
+    /// A chunk, hashed.
+    Chunk(ChunkHash, Vec<u8>),
+    /// The segments so far are void: the file is read again.
+    Restart,
+    /// Nothing more comes for this request.
+    Done(Box<ReadOutcome>),
+}
+
+/// The reading threads are gone: one of them panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("The threads that read the source ended early; this is a defect of zmreplica")]
+pub struct ReadersGone;
+
+struct Batch {
+    requests: Vec<ReadRequest>,
+    answers: Sender<Vec<ReadEvent>>,
+}
+
+/// A pool of threads that read inodes below one root.
+pub struct ReadPool {
+    jobs: Option<Sender<Batch>>,
+    gathering: Vec<ReadRequest>,
+    gathering_bytes: u64,
+    /// Batches that no thread was given yet.
+    waiting: VecDeque<Vec<ReadRequest>>,
+    /// Answers of the batches under way, the oldest first.
+    answers: VecDeque<Receiver<Vec<ReadEvent>>>,
+    part: std::vec::IntoIter<ReadEvent>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl ReadPool {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// Fails when the root cannot be opened or a thread cannot be started.
+    pub fn start(root: &Path, threads: usize) -> io::Result<ReadPool> {
+        let root = Arc::new(OwnedFd::from(File::open(root)?));
+        let (jobs, queue) = unbounded::<Batch>();
+        let threads = (0..threads.max(1))
+            .map(|number| {
+                let (root, queue) = (Arc::clone(&root), queue.clone());
+                std::thread::Builder::new()
+                    .name(format!("read-{number}"))
+                    .spawn(move || run_batches(InodeReader::new(root), &queue))
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(ReadPool {
+            jobs: Some(jobs),
+            gathering: Vec::new(),
+            gathering_bytes: 0,
+            waiting: VecDeque::new(),
+            answers: VecDeque::new(),
+            part: Vec::new().into_iter(),
+            threads,
+        })
+    }
+
+    /// Adds a request. It may wait in a batch until [`ReadPool::flush`].
+    pub fn submit(&mut self, request: ReadRequest) {
+        if request.want == Want::Content {
+            self.gathering_bytes += request.stat.size;
+        }
+        self.gathering.push(request);
+        if self.gathering.len() >= BATCH_REQUESTS || self.gathering_bytes >= BATCH_BYTES {
+            self.flush();
+        }
+    }
+
+    /// Hands over the requests gathered so far.
+    pub fn flush(&mut self) {
+        if self.gathering.is_empty() {
+            return;
+        }
+        self.waiting.push_back(std::mem::take(&mut self.gathering));
+        self.gathering_bytes = 0;
+        self.hand_over();
+    }
+
+    /// Gives waiting batches to the threads, as many as may be under way.
+    fn hand_over(&mut self) {
+        while self.answers.len() < self.threads.len() + BATCHES_AHEAD
+            && let Some(requests) = self.waiting.pop_front()
+        {
+            let (answers, receiver) = bounded(PARTS_AHEAD);
+            self.answers.push_back(receiver);
+            if let Some(jobs) = &self.jobs {
+                // Fails only when all threads are gone, which `receive` reports.
+                let _ = jobs.send(Batch { requests, answers });
+            }
+        }
+    }
+
+    /// Returns the next part of the answers, in the order of the requests. Call it only while answers are due.
+    ///
+    /// # Errors
+    /// [`ReadersGone`] when no answer can come.
+    pub fn receive(&mut self) -> Result<ReadEvent, ReadersGone> {
+        loop {
+            if let Some(event) = self.part.next() {
+                return Ok(event);
+            }
+            if self.answers.is_empty() {
+                self.flush();
+            }
+            let front = self.answers.front().ok_or(ReadersGone)?;
+            match front.recv() {
+                Ok(part) => self.part = part.into_iter(),
+                Err(_) => {
+                    self.answers.pop_front();
+                    self.hand_over();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ReadPool {
+    fn drop(&mut self) {
+        // Closed channels end the threads at their next send or receive.
+        self.jobs = None;
+        self.answers.clear();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run_batches(mut reader: InodeReader, queue: &Receiver<Batch>) {
+    while let Ok(batch) = queue.recv() {
+        let mut sink = PartSink { part: Vec::new(), part_bytes: 0, answers: batch.answers };
+        for request in &batch.requests {
+            let outcome = reader.read(request, &mut sink);
+            if outcome.and_then(|outcome| sink.push(ReadEvent::Done(Box::new(outcome)), 256)).is_err() {
+                break;
+            }
+        }
+        let _ = sink.send();
+    }
+}
+
+/// Gathers events into parts.
+struct PartSink {
+    part: Vec<ReadEvent>,
+    part_bytes: usize,
+    answers: Sender<Vec<ReadEvent>>,
+}
+
+impl PartSink {
+    fn push(&mut self, event: ReadEvent, bytes: usize) -> Result<(), SinkClosed> {
+        self.part.push(event);
+        self.part_bytes += bytes + 64;
+        if self.part_bytes >= PART_BYTES { self.send() } else { Ok(()) }
+    }
+
+    fn send(&mut self) -> Result<(), SinkClosed> {
+        self.part_bytes = 0;
+        if self.part.is_empty() {
+            return Ok(());
+        }
+        self.answers.send(std::mem::take(&mut self.part)).map_err(|_| SinkClosed)
+    }
+}
+
+/// Takes the events of one reader.
+pub trait EventSink {
+    /// Takes one event; `bytes` is roughly the memory it holds.
+    ///
+    /// # Errors
+    /// [`SinkClosed`] when nobody listens any more.
+    fn event(&mut self, event: ReadEvent, bytes: usize) -> Result<(), SinkClosed>;
+}
+
+impl EventSink for PartSink {
+    fn event(&mut self, event: ReadEvent, bytes: usize) -> Result<(), SinkClosed> {
+        self.push(event, bytes)
+    }
+}
+
+impl EventSink for Vec<ReadEvent> {
+    fn event(&mut self, event: ReadEvent, _bytes: usize) -> Result<(), SinkClosed> {
+        self.push(event);
+        Ok(())
+    }
+}
+
+/// Hashes chunks on their way to the sink.
+struct Hashing<'a> {
+    sink: &'a mut dyn EventSink,
+}
+
+impl SegmentSink for Hashing<'_> {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), SinkClosed> {
+        self.sink.event(ReadEvent::Literal(bytes.to_vec()), bytes.len())
+    }
+
+    fn zeros(&mut self, length: u64) -> Result<(), SinkClosed> {
+        self.sink.event(ReadEvent::Zeros(length), 0)
+    }
+
+    fn chunk(&mut self, plain: Vec<u8>) -> Result<(), SinkClosed> {
+        let bytes = plain.len();
+        self.sink.event(ReadEvent::Chunk(ChunkHash::of(&plain), plain), bytes)
+    }
+}
+
+/// Reads single inodes; each thread has its own.
+pub struct InodeReader {
+    root: Arc<OwnedFd>,
+    cutter: Cutter,
+    /// The directory opened last: requests come directory by directory.
+    parent: Option<(Vec<u8>, OwnedFd)>,
+}
+
+impl InodeReader {
+    /// Prepares to read below an open root directory.
+    pub fn new(root: Arc<OwnedFd>) -> InodeReader {
+        InodeReader { root, cutter: Cutter::new(), parent: None }
+    }
+
+    /// Reads one inode: its segments go to the sink, and what ends the answer is returned.
+    ///
+    /// # Errors
+    /// [`SinkClosed`] when nobody listens any more; every other trouble is an outcome.
+    pub fn read(&mut self, request: &ReadRequest, sink: &mut dyn EventSink) -> Result<ReadOutcome, SinkClosed> {
+        let mut outcome =
+            ReadOutcome { stat: request.stat, xattrs: Vec::new(), result: ReadResult::Vanished, read_bytes: 0 };
+        let waits = if request.path.contains(&b'/') { 1 } else { VANISHED_WAITS };
+        for attempt in 0..waits {
+            if attempt > 0 {
+                std::thread::sleep(VANISHED_WAIT);
+            }
+            match self.attempts(request, sink, &mut outcome)? {
+                Ok(()) => return Ok(outcome),
+                Err(error) => {
+                    sink.event(ReadEvent::Restart, 0)?;
+                    self.parent = None;
+                    outcome.result = match error.raw_os_error() {
+                        Some(code) if is_vanished(code) => ReadResult::Vanished,
+                        code => ReadResult::Failed(code.unwrap_or(Errno::IO.raw_os_error())),
+                    };
+                    if !matches!(outcome.result, ReadResult::Vanished) {
+                        return Ok(outcome);
+                    }
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn attempts(
+        &mut self,
+        request: &ReadRequest,
+        sink: &mut dyn EventSink,
+        outcome: &mut ReadOutcome,
+    ) -> Result<io::Result<()>, SinkClosed> {
+        for attempt in 1..=ATTEMPTS {
+            match self.attempt(request, sink, outcome) {
+                Ok(true) => {
+                    outcome.result = ReadResult::Read;
+                    return Ok(Ok(()));
+                }
+                Ok(false) if attempt < ATTEMPTS => sink.event(ReadEvent::Restart, 0)?,
+                Ok(false) => {
+                    outcome.result = ReadResult::Changed;
+                    return Ok(Ok(()));
+                }
+                Err(CutError::SinkClosed) => return Err(SinkClosed),
+                Err(CutError::Read(error)) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Reads once; returns whether the inode stayed as it was meanwhile.
+    fn attempt(
+        &mut self,
+        request: &ReadRequest,
+        sink: &mut dyn EventSink,
+        outcome: &mut ReadOutcome,
+    ) -> Result<bool, CutError> {
+        let (parent, name) = self.open_parent(&request.path).map_err(CutError::Read)?;
+        let before = stat_at(parent, name).map_err(CutError::Read)?;
+        outcome.stat = before;
+        let same_inode =
+            (before.dev, before.ino, before.kind) == (request.stat.dev, request.stat.ino, request.stat.kind);
+        let same_content = same_inode && (before.size, before.mtime) == (request.stat.size, request.stat.mtime);
+        if request.want == Want::Attributes && same_content {
+            outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
+            return Ok(true);
+        }
+        match before.kind {
+            Kind::File => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let file = openat(parent, name, flags | OFlags::NOATIME, Mode::empty())
+                    .or_else(|error| match error {
+                        // Only the owner may leave the access time alone.
+                        Errno::PERM => openat(parent, name, flags, Mode::empty()),
+                        other => Err(other),
+                    })
+                    .map_err(|error| CutError::Read(error.into()))?;
+                let file = File::from(file);
+                let opened = stat_at(file.as_fd(), b"").map_err(CutError::Read)?;
+                outcome.stat = opened;
+                if opened.kind != Kind::File {
+                    return Ok(false);
+                }
+                outcome.xattrs = xattrs::of_fd(file.as_fd()).map_err(CutError::Read)?;
+                let delivered = self.cutter.cut(&file, &opened, &mut Hashing { sink })?;
+                outcome.read_bytes += delivered;
+                let after = stat_at(file.as_fd(), b"").map_err(CutError::Read)?;
+                outcome.stat = Stat { size: delivered, ..after };
+                Ok(delivered == opened.size && (opened.size, opened.mtime) == (after.size, after.mtime))
+            }
+            Kind::Symlink => {
+                let target = readlinkat(parent, name, Vec::new()).map_err(|error| CutError::Read(error.into()))?;
+                let target = target.into_bytes();
+                outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
+                outcome.stat.size = target.len() as u64;
+                outcome.read_bytes += target.len() as u64;
+                let length = target.len();
+                sink.event(ReadEvent::Literal(target), length).map_err(|_| CutError::SinkClosed)?;
+                Ok(true)
+            }
+            // The scan saw something else there, and will see the directory the next time.
+            Kind::Directory => Err(CutError::Read(Errno::NOENT.into())),
+            Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
+                outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn open_parent<'p>(&mut self, path: &'p [u8]) -> io::Result<(BorrowedFd<'_>, &'p [u8])> {
+        let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&path[..0], path),
+        };
+        if parent.is_empty() {
+            return Ok((self.root.as_fd(), name));
+        }
+        if self.parent.as_ref().is_none_or(|(open, _)| open != parent) {
+            self.parent = None;
+            let fd = open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
+            self.parent = Some((parent.to_vec(), fd));
+        }
+        match &self.parent {
+            Some((_, fd)) => Ok((fd.as_fd(), name)),
+            None => Err(Errno::NOENT.into()),
+        }
+    }
+}
+
+/// Calls `statx` for a name in a directory, or with an empty name for the open file itself; symbolic links are not followed.
+///
+/// # Errors
+/// What the system answers; `EINVAL` for a name with a NUL byte.
+pub fn stat_at(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
+    let name = CString::new(name).map_err(|_| io::Error::from(Errno::INVAL))?;
+    stat_of(directory, &name)
+}
+
+fn is_vanished(code: i32) -> bool {
+    [Errno::NOENT, Errno::NOTDIR, Errno::STALE].iter().any(|errno| errno.raw_os_error() == code)
+}

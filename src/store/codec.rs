@@ -1,0 +1,401 @@
+//! How the bytes of one chunk are stored: plain, zstd, or zstd with a trained dictionary.
+//!
+//! The streams are ordinary zstd frames (RFC 8878) with the content size, without checksum and without dictionary id:
+//! the entry header in the pack names the dictionary, and BLAKE3 checks the plain bytes. That spares 8 bytes a chunk.
+//! The magic number stays. It costs 4 bytes, and `zstd -d` can then read what is cut out of a pack by hand.
+//!
+//! A compressor or decompressor belongs to one thread at a time and is kept for many chunks; setting one up, digesting
+//! the dictionary above all, costs more than a small chunk does.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use thiserror::Error;
+use zstd::bulk;
+
+/// The longest chunk, in plain bytes, that is ever stored or read. The chunker cuts well below; the bound keeps a
+/// damaged length from taking memory.
+pub const CHUNK_MAX_BYTES: u32 = 4 << 20;
+
+/// Chunks up to this length, in bytes, use the dictionary. Longer ones hold their own context, and gain nothing.
+pub const DICTIONARY_CHUNK_MAX_BYTES: usize = 32 << 10;
+
+/// The largest dictionary id: entry headers have 24 bits for it.
+pub const DICTIONARY_ID_MAX: u32 = (1 << 24) - 1;
+
+/// Chunks longer than this, in bytes, are probed before they are compressed.
+const PROBE_MIN_BYTES: usize = 64 << 10;
+/// Length in bytes of each piece taken for the probe.
+const PROBE_PIECE_BYTES: usize = 4 << 10;
+/// Number of pieces, taken evenly from the whole chunk.
+const PROBE_PIECES: usize = 3;
+/// The level of the probe: the quickest that still has entropy coding, which is all base64 text gains from.
+const PROBE_LEVEL: i32 = 1;
+
+/// Compression has to save at least one byte in so many, or the chunk is stored plain and read without work.
+const GAIN_DIVISOR: usize = 50;
+
+/// Training looks at no more than so many bytes of samples; time grows with them, the gain hardly.
+pub const TRAINING_BYTES: usize = 4 << 20;
+/// Fewer samples than this don't make a dictionary.
+const TRAINING_MIN_SAMPLES: usize = 64;
+/// Samples have to hold so many times the bytes of the dictionary, or it is made smaller.
+const TRAINING_RATIO: usize = 8;
+/// A dictionary smaller than this, in bytes, is not worth keeping.
+const DICTIONARY_MIN_BYTES: usize = 4 << 10;
+/// One sample in so many is held out of the training to judge it.
+const HELD_OUT: usize = 10;
+/// A dictionary has to make the held-out samples smaller by one byte in so many.
+const TRAINING_GAIN_DIVISOR: usize = 33;
+
+/// Tells how a chunk's stored bytes are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Codec {
+    /// The stored bytes are the plain bytes.
+    Plain = 0,
+    /// One zstd frame.
+    Zstd = 1,
+    /// One zstd frame that needs a dictionary.
+    ZstdDictionary = 2,
+}
+
+impl Codec {
+    /// Returns the codec for its number on disk, or `None` for an unknown number.
+    pub fn from_number(number: u8) -> Option<Codec> {
+        Some(match number {
+            0 => Codec::Plain,
+            1 => Codec::Zstd,
+            2 => Codec::ZstdDictionary,
+            _ => return None,
+        })
+    }
+}
+
+/// Tells why bytes could not be compressed or decompressed.
+#[derive(Debug, Error)]
+pub enum CodecError {
+    /// The chunk is longer than any chunk may be.
+    #[error("A chunk of {plain_bytes} bytes is longer than the limit of {CHUNK_MAX_BYTES}")]
+    TooLong {
+        /// The length stated, in bytes.
+        plain_bytes: u64,
+    },
+    /// A dictionary id is outside of what an entry header can hold.
+    #[error("Dictionary id {id} is not between 1 and {DICTIONARY_ID_MAX}")]
+    BadDictionaryId {
+        /// The id.
+        id: u32,
+    },
+    /// The dictionary a chunk needs is not known.
+    #[error("Dictionary {id} is not known; packs hold a copy of it, so rebuild the catalogue from them")]
+    UnknownDictionary {
+        /// The id of the dictionary.
+        id: u32,
+    },
+    /// Two dictionaries with different bytes have the same id.
+    #[error("Two different dictionaries have the id {id}")]
+    DictionaryConflict {
+        /// The id of both.
+        id: u32,
+    },
+    /// The stream decompressed to another length than the one stated.
+    #[error("The chunk has {found} bytes instead of {expected}")]
+    WrongLength {
+        /// The length stated, in bytes.
+        expected: u64,
+        /// The length found, in bytes.
+        found: u64,
+    },
+    /// The zstd library refused: the stream is damaged, or there is no memory.
+    #[error("zstd refused: {0}")]
+    Zstd(#[from] io::Error),
+}
+
+/// A trained dictionary. It is kept for ever: chunks compressed with it cannot be read without.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Dictionary {
+    id: u32,
+    bytes: Vec<u8>,
+}
+
+impl Dictionary {
+    /// Makes a dictionary of its id and bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::BadDictionaryId`] for id 0 (which means "none") and ids above [`DICTIONARY_ID_MAX`].
+    pub fn new(id: u32, bytes: Vec<u8>) -> Result<Dictionary, CodecError> {
+        if id == 0 || id > DICTIONARY_ID_MAX {
+            return Err(CodecError::BadDictionaryId { id });
+        }
+        Ok(Dictionary { id, bytes })
+    }
+
+    /// Returns the id, 1 to [`DICTIONARY_ID_MAX`].
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Returns the bytes as zstd wants them.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The dictionaries known, by id. It can grow while others read.
+#[derive(Debug, Default)]
+pub struct DictionarySet {
+    by_id: RwLock<BTreeMap<u32, Arc<Dictionary>>>,
+}
+
+impl DictionarySet {
+    /// Creates an empty set.
+    pub fn new() -> DictionarySet {
+        DictionarySet::default()
+    }
+
+    /// Adds a dictionary; adding an equal one again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::DictionaryConflict`] if another one has its id; the set is unchanged then.
+    pub fn insert(&self, dictionary: Arc<Dictionary>) -> Result<(), CodecError> {
+        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        let id = dictionary.id();
+        if by_id.entry(id).or_insert_with(|| Arc::clone(&dictionary)).bytes() != dictionary.bytes() {
+            return Err(CodecError::DictionaryConflict { id });
+        }
+        Ok(())
+    }
+
+    /// Returns a dictionary by its id.
+    pub fn get(&self, id: u32) -> Option<Arc<Dictionary>> {
+        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Returns all dictionaries, sorted by id.
+    pub fn all(&self) -> Vec<Arc<Dictionary>> {
+        self.by_id.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// A chunk as it is to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored<'a> {
+    /// How `bytes` are to be read.
+    pub codec: Codec,
+    /// The dictionary needed, or 0.
+    pub dictionary_id: u32,
+    /// The stored bytes, never more than the plain ones.
+    pub bytes: &'a [u8],
+}
+
+/// Compresses chunks, one at a time, reusing its memory.
+pub struct Compressor {
+    long: bulk::Compressor<'static>,
+    short: Option<(u32, bulk::Compressor<'static>)>,
+    probe: bulk::Compressor<'static>,
+    output: Vec<u8>,
+    pieces: Vec<u8>,
+}
+
+impl Compressor {
+    /// Creates a compressor for a zstd level; `dictionary`, if given, is used for small chunks.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::Zstd`] if the level or the dictionary is refused.
+    pub fn new(level: i32, dictionary: Option<Arc<Dictionary>>) -> Result<Compressor, CodecError> {
+        // A dictionary loaded into a context is digested once, at first use, and kept with it.
+        let short = match dictionary {
+            Some(dictionary) => Some((dictionary.id(), frame_compressor(level, dictionary.bytes())?)),
+            None => None,
+        };
+        Ok(Compressor {
+            long: frame_compressor(level, &[])?,
+            short,
+            probe: frame_compressor(PROBE_LEVEL, &[])?,
+            output: Vec::new(),
+            pieces: Vec::new(),
+        })
+    }
+
+    /// Compresses a chunk if that makes it at least two per cent smaller.
+    ///
+    /// Of a chunk above 64 KiB three short pieces are tried first: if these don't shrink, none of it is compressed.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::TooLong`] above [`CHUNK_MAX_BYTES`].
+    pub fn compress<'a>(&'a mut self, plain: &'a [u8]) -> Result<Stored<'a>, CodecError> {
+        if plain.len() > CHUNK_MAX_BYTES as usize {
+            return Err(CodecError::TooLong { plain_bytes: plain.len() as u64 });
+        }
+        let as_is = Stored { codec: Codec::Plain, dictionary_id: 0, bytes: plain };
+        if plain.len() > PROBE_MIN_BYTES && !self.probe(plain)? {
+            return Ok(as_is);
+        }
+        let (codec, dictionary_id, compressor) = match &mut self.short {
+            Some((id, short)) if plain.len() <= DICTIONARY_CHUNK_MAX_BYTES => (Codec::ZstdDictionary, *id, short),
+            _ => (Codec::Zstd, 0, &mut self.long),
+        };
+        compress_into(compressor, plain, &mut self.output)?;
+        if is_gain(plain.len(), self.output.len()) {
+            Ok(Stored { codec, dictionary_id, bytes: &self.output })
+        } else {
+            Ok(as_is)
+        }
+    }
+
+    /// Tells whether pieces of a long chunk can be compressed.
+    fn probe(&mut self, plain: &[u8]) -> Result<bool, CodecError> {
+        self.pieces.clear();
+        // The middles of equal parts: the beginning of a file tells least about the rest.
+        for part in plain.chunks(plain.len().div_ceil(PROBE_PIECES)) {
+            let start = part.len().saturating_sub(PROBE_PIECE_BYTES) / 2;
+            self.pieces.extend_from_slice(&part[start..][..PROBE_PIECE_BYTES.min(part.len())]);
+        }
+        compress_into(&mut self.probe, &self.pieces, &mut self.output)?;
+        Ok(is_gain(self.pieces.len(), self.output.len()))
+    }
+}
+
+fn is_gain(plain_bytes: usize, stored_bytes: usize) -> bool {
+    stored_bytes + plain_bytes / GAIN_DIVISOR < plain_bytes
+}
+
+fn frame_compressor(level: i32, dictionary: &[u8]) -> io::Result<bulk::Compressor<'static>> {
+    let mut compressor = bulk::Compressor::with_dictionary(level, dictionary)?;
+    compressor.include_checksum(false)?;
+    compressor.include_dictid(false)?;
+    compressor.include_contentsize(true)?;
+    Ok(compressor)
+}
+
+fn compress_into(compressor: &mut bulk::Compressor<'_>, plain: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
+    output.clear();
+    output.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+    compressor.compress_to_buffer(plain, output)?;
+    Ok(())
+}
+
+/// Decompresses chunks, one at a time, reusing its memory.
+pub struct Decompressor {
+    long: bulk::Decompressor<'static>,
+    /// One for each dictionary met, digested when it was set up.
+    short: HashMap<u32, (Arc<Dictionary>, bulk::Decompressor<'static>)>,
+}
+
+impl Decompressor {
+    /// Creates a decompressor; dictionaries are prepared as they are met.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::Zstd`] if there is no memory.
+    pub fn new() -> Result<Decompressor, CodecError> {
+        Ok(Decompressor { long: bulk::Decompressor::new()?, short: HashMap::new() })
+    }
+
+    /// Returns the plain bytes of a stored chunk, exactly `plain_length` of them, or an error.
+    ///
+    /// Whether they are the right bytes is for the caller to check by their hash. However damaged the input is, no more
+    /// memory than `plain_length` is taken, and that is at most [`CHUNK_MAX_BYTES`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CodecError`].
+    pub fn decompress(
+        &mut self,
+        codec: Codec,
+        dictionary_id: u32,
+        dictionaries: &DictionarySet,
+        stored: &[u8],
+        plain_length: u32,
+    ) -> Result<Vec<u8>, CodecError> {
+        if plain_length > CHUNK_MAX_BYTES {
+            return Err(CodecError::TooLong { plain_bytes: plain_length.into() });
+        }
+        let mut plain = Vec::with_capacity(plain_length as usize);
+        match codec {
+            // Checked before it is copied: the stored bytes may be longer than stated.
+            Codec::Plain if stored.len() == plain_length as usize => plain.extend_from_slice(stored),
+            Codec::Plain => {
+                return Err(CodecError::WrongLength { expected: plain_length.into(), found: stored.len() as u64 });
+            }
+            Codec::Zstd => {
+                self.long.decompress_to_buffer(stored, &mut plain)?;
+            }
+            Codec::ZstdDictionary => {
+                let unknown = CodecError::UnknownDictionary { id: dictionary_id };
+                let dictionary = dictionaries.get(dictionary_id).ok_or(unknown)?;
+                self.with_dictionary(&dictionary)?.decompress_to_buffer(stored, &mut plain)?;
+            }
+        }
+        if plain.len() != plain_length as usize {
+            return Err(CodecError::WrongLength { expected: plain_length.into(), found: plain.len() as u64 });
+        }
+        Ok(plain)
+    }
+
+    fn with_dictionary(&mut self, dictionary: &Arc<Dictionary>) -> io::Result<&mut bulk::Decompressor<'static>> {
+        let id = dictionary.id();
+        // Sets may differ between calls; the bytes decide, and are the same allocation all but always.
+        let ready = self.short.get(&id).is_some_and(|(known, _)| Arc::ptr_eq(known, dictionary) || known == dictionary);
+        if !ready {
+            let prepared = bulk::Decompressor::with_dictionary(dictionary.bytes())?;
+            self.short.insert(id, (Arc::clone(dictionary), prepared));
+        }
+        match self.short.get_mut(&id) {
+            Some((_, prepared)) => Ok(prepared),
+            None => Err(io::Error::other("a prepared dictionary is gone")),
+        }
+    }
+}
+
+/// Trains a dictionary of at most `max_bytes` from samples, which should be chunks of up to
+/// [`DICTIONARY_CHUNK_MAX_BYTES`] from all over the data. Longer samples are left out.
+///
+/// Returns `None` if there are too few samples, or if the dictionary does not make samples held out of the training at
+/// least three per cent smaller at zstd level `level`. Uses up to [`TRAINING_BYTES`] of the samples, evenly chosen.
+pub fn train(samples: &[Vec<u8>], max_bytes: usize, level: i32) -> Option<Vec<u8>> {
+    let fitting = |sample: &&Vec<u8>| !sample.is_empty() && sample.len() <= DICTIONARY_CHUNK_MAX_BYTES;
+    let fitting: Vec<&Vec<u8>> = samples.iter().filter(fitting).collect();
+    let total: usize = fitting.iter().map(|sample| sample.len()).sum();
+    // Every so-many-th sample, so that what is taken comes from all over.
+    let step = total.div_ceil(TRAINING_BYTES).max(1);
+    let chosen: Vec<&Vec<u8>> = fitting.into_iter().step_by(step).collect();
+    if chosen.len() < TRAINING_MIN_SAMPLES {
+        return None;
+    }
+    let (mut joined, mut lengths, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, sample) in chosen.into_iter().enumerate() {
+        if number % HELD_OUT == HELD_OUT / 2 {
+            held_out.push(sample.as_slice());
+        } else {
+            joined.extend_from_slice(sample);
+            lengths.push(sample.len());
+        }
+    }
+    let size = max_bytes.min(joined.len() / TRAINING_RATIO);
+    if size < DICTIONARY_MIN_BYTES {
+        return None;
+    }
+    // The library refuses samples it can make nothing of, such as ones without any repetition: no dictionary then.
+    let bytes = zstd::dict::from_continuous(&joined, &lengths, size).ok()?;
+    let without = stored_bytes(&mut frame_compressor(level, &[]).ok()?, &held_out)?;
+    let with = stored_bytes(&mut frame_compressor(level, &bytes).ok()?, &held_out)?;
+    (with + without / TRAINING_GAIN_DIVISOR < without).then_some(bytes)
+}
+
+/// Returns what samples take when stored.
+fn stored_bytes(compressor: &mut bulk::Compressor<'_>, samples: &[&[u8]]) -> Option<usize> {
+    let mut output = Vec::new();
+    let mut total = 0;
+    for sample in samples {
+        compress_into(compressor, sample, &mut output).ok()?;
+        total += if is_gain(sample.len(), output.len()) { output.len() } else { sample.len() };
+    }
+    Some(total)
+}

@@ -1,0 +1,347 @@
+//! Objects as files below one directory.
+//!
+//! [`Backend::put`] writes `<key>.tmp-<pid>-<number>`, makes its data durable with fdatasync and gives it its name
+//! with a rename that refuses to replace. Data before name: so even after a loss of power a key never leads to half an
+//! object. [`Backend::sync`] then has only the directories to fsync. One fdatasync for a pack of tens of megabytes
+//! costs little more than the disk needs for the bytes anyway, and spares a list of open files to flush later.
+//!
+//! A crash between write and rename leaves a `.tmp-` file, which is never listed; [`LocalBackend::clean_leftovers`]
+//! removes it. A crash between rename and sync leaves a whole object or none.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, CWD, RenameFlags};
+use rustix::io::Errno;
+
+use super::backend::{Backend, BackendError, TEMPORARY_MARK, check_key};
+
+/// Most files kept open for reading.
+const OPEN_FILES: usize = 64;
+
+/// Keeps objects as files below a directory, readable by their owner only: they hold mail.
+pub struct LocalBackend {
+    root: PathBuf,
+    /// Directories whose entries changed since the last sync.
+    unsynced: Mutex<BTreeSet<PathBuf>>,
+    /// Held during a sync: a second one must not return before the first has done what both were called for.
+    syncing: Mutex<()>,
+    open_files: Mutex<OpenFiles>,
+    next_temporary: AtomicU64,
+}
+
+impl LocalBackend {
+    /// Opens the backend over an existing directory.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Io`] if `root` is not a directory that can be looked at.
+    pub fn open(root: impl Into<PathBuf>) -> Result<LocalBackend, BackendError> {
+        let root = root.into();
+        let fail = |source| BackendError::io("open the store directory", root.display().to_string(), source);
+        let metadata = fs::metadata(&root).map_err(fail)?;
+        if !metadata.is_dir() {
+            return Err(fail(io::Error::from(io::ErrorKind::NotADirectory)));
+        }
+        Ok(LocalBackend {
+            root,
+            unsynced: Mutex::default(),
+            syncing: Mutex::default(),
+            open_files: Mutex::default(),
+            next_temporary: AtomicU64::new(0),
+        })
+    }
+
+    /// Returns the directory that holds the objects.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Removes the files that interrupted writes left behind and returns their number and their bytes.
+    ///
+    /// Only the one process that may write to the store may call this: it would take the files another is writing.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Io`] if a directory cannot be read or a file cannot be removed.
+    pub fn clean_leftovers(&self) -> Result<(u64, u64), BackendError> {
+        let mut found = Vec::new();
+        self.visit(&self.root, "", &|_| true, &mut |path, name, length| {
+            if name.contains(TEMPORARY_MARK) {
+                found.push((path.to_owned(), length));
+            }
+        })?;
+        let (mut files, mut bytes) = (0, 0);
+        for (path, length) in found {
+            fs::remove_file(&path).map_err(|e| BackendError::io("remove", path.display().to_string(), e))?;
+            files += 1;
+            bytes += length;
+        }
+        Ok((files, bytes))
+    }
+
+    fn path(&self, key: &str) -> Result<PathBuf, BackendError> {
+        check_key(key)?;
+        Ok(self.root.join(key))
+    }
+
+    /// Returns the directory of an object; a checked key always has one.
+    fn parent<'a>(&'a self, path: &'a Path) -> &'a Path {
+        path.parent().unwrap_or(&self.root)
+    }
+
+    /// Remembers that the name of an object must be made durable, and those of all directories above it: one of them
+    /// may have been made by a process that died before it synced.
+    fn mark_unsynced(&self, path: &Path) {
+        let above = path.ancestors().skip(1).take_while(|directory| directory.starts_with(&self.root));
+        lock(&self.unsynced).extend(above.map(Path::to_owned));
+    }
+
+    /// Creates a directory and those above it, but never the root: a store that is gone must not come back empty.
+    fn create_directory(&self, directory: &Path) -> io::Result<()> {
+        if directory == self.root {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        match fs::DirBuilder::new().mode(0o700).create(directory) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if !self.parent(directory).is_dir() {
+                    self.create_directory(self.parent(directory))?;
+                }
+                self.create_directory(directory)
+            }
+            other => other,
+        }
+    }
+
+    /// Creates a file of its own beside `path` to write an object into.
+    fn create_temporary(&self, path: &Path) -> io::Result<(PathBuf, File)> {
+        loop {
+            let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!("{TEMPORARY_MARK}{}-{number}", std::process::id()));
+            let temporary = PathBuf::from(name);
+            match OpenOptions::new().write(true).create_new(true).mode(0o400).open(&temporary) {
+                Ok(file) => return Ok((temporary, file)),
+                // Left over from a dead process that had our number.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    self.create_directory(self.parent(path))?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        let (temporary, mut file) = self.create_temporary(path)?;
+        let written = (|| {
+            for part in parts {
+                file.write_all(part)?;
+            }
+            file.sync_data()?;
+            publish(&temporary, path)
+        })();
+        if written.is_err() {
+            // The first error is the one to report; a file that stays is a leftover like after a crash.
+            let _ = fs::remove_file(&temporary);
+        }
+        // Also when the key was taken: whoever put it may have died before it was synced.
+        self.mark_unsynced(path);
+        written
+    }
+
+    /// Returns an open file for a key, from the cache if it is still the one the name leads to.
+    fn file(&self, key: &str) -> Result<Arc<File>, BackendError> {
+        let path = self.path(key)?;
+        let cached = lock(&self.open_files).get(key);
+        if let Some(file) = &cached {
+            // A file without a name was deleted, and perhaps written anew by a repair while we kept it open.
+            if file.metadata().is_ok_and(|metadata| metadata.nlink() > 0) {
+                return Ok(Arc::clone(file));
+            }
+        }
+        match File::open(&path) {
+            Ok(file) => {
+                let file = Arc::new(file);
+                lock(&self.open_files).insert(key, Arc::clone(&file));
+                Ok(file)
+            }
+            // Still readable for who had it open, as anywhere on Unix.
+            Err(e) if is_missing(&e) => cached.ok_or_else(|| BackendError::NotFound { key: key.to_owned() }),
+            Err(e) => Err(BackendError::io("open", key, e)),
+        }
+    }
+
+    /// Calls `found` with path, key and length of every regular file below `directory`, in no particular order.
+    ///
+    /// `wanted` tells whether a subdirectory (as the beginning of a key, with its slash) is worth a look.
+    fn visit(
+        &self,
+        directory: &Path,
+        prefix: &str,
+        wanted: &dyn Fn(&str) -> bool,
+        found: &mut dyn FnMut(&Path, &str, u64),
+    ) -> Result<(), BackendError> {
+        let fail = |e| BackendError::io("list", directory.display().to_string(), e);
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(e) if is_missing(&e) => return Ok(()),
+            Err(e) => return Err(fail(e)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(fail)?;
+            // A name that is not text can't be a key, so it isn't ours.
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let key = format!("{prefix}{name}");
+            let kind = entry.file_type().map_err(fail)?;
+            if kind.is_dir() {
+                let below = format!("{key}/");
+                if wanted(&below) {
+                    self.visit(&entry.path(), &below, wanted, found)?;
+                }
+            } else if kind.is_file() {
+                match entry.metadata() {
+                    Ok(metadata) => found(&entry.path(), &key, metadata.len()),
+                    // Deleted, or renamed to its key, since the directory was read.
+                    Err(e) if is_missing(&e) => {}
+                    Err(e) => return Err(fail(e)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Backend for LocalBackend {
+    fn put(&self, key: &str, parts: &[&[u8]]) -> Result<(), BackendError> {
+        let path = self.path(key)?;
+        self.write(&path, parts).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => BackendError::Exists { key: key.to_owned() },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let length = parts.iter().map(|part| part.len() as u64).sum();
+                BackendError::NoSpace { key: key.to_owned(), length, source }
+            }
+            _ => BackendError::io("write", key, source),
+        })
+    }
+
+    fn sync(&self) -> Result<(), BackendError> {
+        let _one_at_a_time = lock(&self.syncing);
+        let directories = std::mem::take(&mut *lock(&self.unsynced));
+        let failed = directories.iter().find_map(|directory| {
+            // A directory that is gone has no entries left to keep.
+            let synced = File::open(directory).and_then(|file| file.sync_all());
+            synced
+                .err()
+                .filter(|e| !is_missing(e))
+                .map(|e| BackendError::io("sync", directory.display().to_string(), e))
+        });
+        match failed {
+            None => Ok(()),
+            Some(error) => {
+                lock(&self.unsynced).extend(directories);
+                Err(error)
+            }
+        }
+    }
+
+    fn read_into(&self, key: &str, offset: u64, buffer: &mut [u8]) -> Result<(), BackendError> {
+        self.file(key)?.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => BackendError::out_of_range(key, offset, buffer.len()),
+            _ => BackendError::io("read", key, e),
+        })
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>, BackendError> {
+        match fs::metadata(self.path(key)?) {
+            Ok(metadata) => Ok(Some(metadata.len()).filter(|_| metadata.is_file())),
+            Err(e) if is_missing(&e) => Ok(None),
+            Err(e) => Err(BackendError::io("look up", key, e)),
+        }
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, BackendError> {
+        let mut objects = Vec::new();
+        let wanted = |below: &str| below.starts_with(prefix) || prefix.starts_with(below);
+        self.visit(&self.root, "", &wanted, &mut |_, key, length| {
+            if key.starts_with(prefix) && check_key(key).is_ok() {
+                objects.push((key.to_owned(), length));
+            }
+        })?;
+        objects.sort_unstable();
+        Ok(objects)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), BackendError> {
+        let path = self.path(key)?;
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                lock(&self.open_files).remove(key);
+                self.mark_unsynced(&path);
+                Ok(())
+            }
+            Err(e) if is_missing(&e) => Err(BackendError::NotFound { key: key.to_owned() }),
+            Err(e) => Err(BackendError::io("delete", key, e)),
+        }
+    }
+}
+
+/// Gives a written file its name unless that name is taken.
+fn publish(temporary: &Path, path: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE) {
+        // Network file systems often lack this rename; a hard link refuses to replace as well.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            rustix::fs::linkat(CWD, temporary, CWD, path, AtFlags::empty())?;
+            fs::remove_file(temporary)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Locks a mutex whose data is valid after any panic: every critical section here is a single update.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The files open for reading, the least recently used of which is closed when there are too many.
+#[derive(Default)]
+struct OpenFiles {
+    files: HashMap<String, (Arc<File>, u64)>,
+    clock: u64,
+}
+
+impl OpenFiles {
+    fn get(&mut self, key: &str) -> Option<Arc<File>> {
+        self.clock += 1;
+        let (file, used) = self.files.get_mut(key)?;
+        *used = self.clock;
+        Some(Arc::clone(file))
+    }
+
+    fn insert(&mut self, key: &str, file: Arc<File>) {
+        if self.files.len() >= OPEN_FILES && !self.files.contains_key(key) {
+            let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                self.files.remove(&oldest);
+            }
+        }
+        self.clock += 1;
+        self.files.insert(key.to_owned(), (file, self.clock));
+    }
+
+    fn remove(&mut self, key: &str) {
+        self.files.remove(key);
+    }
+}

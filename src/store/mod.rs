@@ -1,0 +1,29 @@
+//! The lowest storey of the store: objects, packs and the chunks inside them.
+//!
+//! * [`backend`]: the small trait every kind of storage implements; [`local`] keeps objects as files, [`memory`] keeps
+//!   them in memory and can lose what was not synced.
+//! * [`codec`]: how the bytes of one chunk are compressed, and trained dictionaries.
+//! * [`pack`]: the format of a pack, many chunks in one object, and the builder that makes one.
+//! * [`reader`]: verified reading of chunks; [`walk`]: reading a whole pack without any other knowledge.
+//!
+//! Architecture invariant: nothing here knows the catalogue, a path or a snapshot. A chunk is found by its [`Location`],
+//! and every byte that leaves this module was compared with its BLAKE3 hash.
+
+pub mod backend;
+pub mod codec;
+pub mod local;
+pub mod memory;
+pub mod pack;
+pub mod reader;
+pub mod walk;
+
+#[cfg(test)]
+mod tests;
+
+pub use backend::{Backend, BackendError};
+pub use codec::{CHUNK_MAX_BYTES, Codec, CodecError, Compressor, Decompressor, Dictionary, DictionarySet, Stored};
+pub use local::LocalBackend;
+pub use memory::MemoryBackend;
+pub use pack::{EntryHeader, FinishedPack, PackBuilder, PackError, PackId};
+pub use reader::{ChunkAddress, ChunkError, ChunkReader, Location};
+pub use walk::{Damage, PackEntry, PackWalk, list_pack, put_pack, walk_pack};

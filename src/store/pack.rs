@@ -1,0 +1,371 @@
+//! Packs: many chunks in one object, written once and readable without any other knowledge.
+//!
+//! The key of a pack is `packs/<first two digits of the id>/<id>`, the id as 32 hexadecimal digits. All numbers are
+//! little endian. A pack is a header, entries one after the other, and a trailer.
+//!
+//! ```text
+//! header, 16 bytes
+//!   0   8  magic "ZMRPACK1"
+//!   8   1  flags: bit 0 will mean "encrypted"; 0 for now, and a reader refuses what it does not know
+//!   9   7  zero
+//!
+//! entry: a header of 44 bytes, then the stored bytes
+//!   0  32  BLAKE3 of the plain bytes
+//!  32   4  plain length, at most 4 MiB
+//!  36   4  stored length, at most the plain length
+//!  40   1  bits 0 to 6 codec: 0 plain, 1 zstd, 2 zstd with a dictionary; bit 7 set: this is a dictionary, not a chunk
+//!  41   3  dictionary id: of the dictionary needed (codec 2), of the dictionary this is (bit 7), else 0
+//!
+//! trailer, 72 bytes
+//!   0   4  number of entries
+//!   4   4  zero
+//!   8   8  length of the whole pack
+//!  16  32  BLAKE3 over the header and all entry headers, in order; its first 16 bytes are the id of the pack
+//!  48  16  the first 16 bytes of the BLAKE3 over everything before this field
+//!  64   8  magic "ZMRPEND1"
+//! ```
+//!
+//! Every length stands before the bytes it measures, so a pack can be walked from its front. A chunk is found by the
+//! offset of its entry header alone. The id follows from the content: a run repeated after a crash makes the same packs
+//! again and finds them there. The last checksum makes any changed byte visible, even one that zstd does not look at.
+
+use std::fmt;
+use std::str::FromStr;
+
+use blake3::Hasher;
+use thiserror::Error;
+
+use super::codec::{CHUNK_MAX_BYTES, Codec, DICTIONARY_ID_MAX, Dictionary};
+use crate::model::ChunkHash;
+
+/// The first bytes of every pack.
+pub const PACK_MAGIC: [u8; 8] = *b"ZMRPACK1";
+/// The last bytes of every pack.
+pub const PACK_END_MAGIC: [u8; 8] = *b"ZMRPEND1";
+/// Length of the header of a pack, in bytes.
+pub const PACK_HEADER_BYTES: usize = 16;
+/// Length of the header of an entry, in bytes.
+pub const ENTRY_HEADER_BYTES: usize = 44;
+/// Length of the trailer, in bytes.
+pub const PACK_TRAILER_BYTES: usize = 72;
+/// Where in the trailer the checksum over everything stands.
+pub(super) const TRAILER_CHECKSUM_AT: usize = 48;
+/// The length at which a pack is full unless told otherwise: few objects, and little to write again when pruning.
+pub const PACK_TARGET_BYTES: usize = 32 << 20;
+/// Packs are never longer, in bytes: offsets have 32 bits.
+pub const PACK_MAX_BYTES: usize = 1 << 30;
+/// What the keys of all packs begin with.
+pub const PACK_PREFIX: &str = "packs/";
+
+/// Marks an entry that is a dictionary, in the byte of the codec.
+const DICTIONARY_BIT: u8 = 0x80;
+
+/// Names a pack, by its content.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PackId(pub [u8; 16]);
+
+impl PackId {
+    /// Returns the key of the pack in the backend.
+    pub fn key(&self) -> String {
+        let digits = self.to_string();
+        format!("{PACK_PREFIX}{}/{digits}", &digits[..2])
+    }
+
+    /// Returns the id of the pack that has this key, or `None` if it is not the key of a pack.
+    pub fn from_key(key: &str) -> Option<PackId> {
+        let (_, digits) = key.strip_prefix(PACK_PREFIX)?.split_once('/')?;
+        let id: PackId = digits.parse().ok()?;
+        (id.key() == key).then_some(id)
+    }
+
+    fn from_digest(digest: &blake3::Hash) -> PackId {
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest.as_bytes()[..16]);
+        PackId(id)
+    }
+}
+
+impl fmt::Display for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for PackId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackId({self})")
+    }
+}
+
+impl FromStr for PackId {
+    type Err = PackError;
+
+    fn from_str(text: &str) -> Result<PackId, PackError> {
+        let bad = || PackError::BadId { text: text.to_owned() };
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Ok(byte - b'0'),
+            b'a'..=b'f' => Ok(byte - b'a' + 10),
+            _ => Err(bad()),
+        };
+        let digits = text.as_bytes();
+        if digits.len() != 32 {
+            return Err(bad());
+        }
+        let mut id = [0; 16];
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Ok(PackId(id))
+    }
+}
+
+/// Tells why a pack could not be built or a pack id not be read.
+#[derive(Debug, Error)]
+pub enum PackError {
+    /// The text is not a pack id.
+    #[error("{text:?} is not a pack id, which has 32 hexadecimal digits in lower case")]
+    BadId {
+        /// The text.
+        text: String,
+    },
+    /// The entry breaks a rule of the format.
+    #[error(
+        "Entry {hash} ({stored_length} bytes stored of {plain_length}, {codec:?}, dictionary {dictionary_id}) does not fit the format of packs"
+    )]
+    BadEntry {
+        /// The hash of the entry.
+        hash: ChunkHash,
+        /// Length of the plain bytes.
+        plain_length: u32,
+        /// Length of the stored bytes.
+        stored_length: usize,
+        /// The codec.
+        codec: Codec,
+        /// The id of the dictionary.
+        dictionary_id: u32,
+    },
+    /// The pack would get longer than any pack may be.
+    #[error("A pack cannot be longer than {PACK_MAX_BYTES} bytes: finish it when it is full")]
+    TooLong,
+}
+
+/// The header of one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryHeader {
+    /// BLAKE3 of the plain bytes.
+    pub hash: ChunkHash,
+    /// Length of the plain bytes.
+    pub plain_length: u32,
+    /// Length of the stored bytes.
+    pub stored_length: u32,
+    /// How the stored bytes are to be read.
+    pub codec: Codec,
+    /// Whether this is a dictionary rather than a chunk.
+    pub is_dictionary: bool,
+    /// The dictionary needed, or the id of the dictionary this is, or 0.
+    pub dictionary_id: u32,
+}
+
+impl EntryHeader {
+    /// Returns the bytes of the header.
+    pub fn encode(&self) -> [u8; ENTRY_HEADER_BYTES] {
+        let mut bytes = [0; ENTRY_HEADER_BYTES];
+        bytes[..32].copy_from_slice(&self.hash.0);
+        bytes[32..36].copy_from_slice(&self.plain_length.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.stored_length.to_le_bytes());
+        bytes[40] = self.codec as u8 | if self.is_dictionary { DICTIONARY_BIT } else { 0 };
+        bytes[41..44].copy_from_slice(&self.dictionary_id.to_le_bytes()[..3]);
+        bytes
+    }
+
+    /// Reads a header, or returns `None` if it breaks a rule of the format.
+    pub fn decode(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Option<EntryHeader> {
+        let header = EntryHeader {
+            hash: ChunkHash(array(bytes, 0)),
+            plain_length: u32::from_le_bytes(array(bytes, 32)),
+            stored_length: u32::from_le_bytes(array(bytes, 36)),
+            codec: Codec::from_number(bytes[40] & !DICTIONARY_BIT)?,
+            is_dictionary: bytes[40] & DICTIONARY_BIT != 0,
+            dictionary_id: u32::from_le_bytes([bytes[41], bytes[42], bytes[43], 0]),
+        };
+        header.is_valid().then_some(header)
+    }
+
+    /// Returns the length of the whole entry in bytes.
+    pub fn entry_bytes(&self) -> usize {
+        ENTRY_HEADER_BYTES + self.stored_length as usize
+    }
+
+    fn is_valid(&self) -> bool {
+        let lengths = match self.codec {
+            Codec::Plain => self.stored_length == self.plain_length,
+            Codec::Zstd | Codec::ZstdDictionary => self.stored_length < self.plain_length,
+        };
+        let needs_id = self.is_dictionary || self.codec == Codec::ZstdDictionary;
+        // A dictionary that needs another one could not be read first.
+        let readable = !(self.is_dictionary && self.codec == Codec::ZstdDictionary);
+        let id = self.dictionary_id <= DICTIONARY_ID_MAX && (self.dictionary_id != 0) == needs_id;
+        lengths && readable && id && self.plain_length <= CHUNK_MAX_BYTES && self.stored_length > 0
+    }
+}
+
+/// The fixed fields of a trailer, apart from its checksum over everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Trailer {
+    pub entries: u32,
+    pub pack_bytes: u64,
+    pub digest: [u8; 32],
+}
+
+impl Trailer {
+    /// Returns the bytes up to the checksum.
+    fn encode_front(&self) -> [u8; TRAILER_CHECKSUM_AT] {
+        let mut bytes = [0; TRAILER_CHECKSUM_AT];
+        bytes[..4].copy_from_slice(&self.entries.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.pack_bytes.to_le_bytes());
+        bytes[16..48].copy_from_slice(&self.digest);
+        bytes
+    }
+
+    /// Reads a trailer; returns it with the checksum, or `None` if magic or zeros are not in place.
+    pub(super) fn decode(bytes: &[u8; PACK_TRAILER_BYTES]) -> Option<(Trailer, [u8; 16])> {
+        let trailer = Trailer {
+            entries: u32::from_le_bytes(array(bytes, 0)),
+            pack_bytes: u64::from_le_bytes(array(bytes, 8)),
+            digest: array(bytes, 16),
+        };
+        let whole = bytes[64..] == PACK_END_MAGIC && trailer.encode_front() == bytes[..TRAILER_CHECKSUM_AT];
+        whole.then(|| (trailer, array(bytes, TRAILER_CHECKSUM_AT)))
+    }
+}
+
+/// Returns the header every pack begins with.
+pub(super) fn pack_header() -> [u8; PACK_HEADER_BYTES] {
+    let mut header = [0; PACK_HEADER_BYTES];
+    header[..8].copy_from_slice(&PACK_MAGIC);
+    header
+}
+
+/// Copies a field of fixed length; the caller names only fields that lie within the bytes.
+pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&bytes[at..at + N]);
+    field
+}
+
+/// A whole pack, ready to be put.
+#[derive(Clone)]
+pub struct FinishedPack {
+    /// Its id, derived from the content.
+    pub id: PackId,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The number of entries, dictionaries included.
+    pub entries: u32,
+}
+
+/// Builds one pack in memory.
+pub struct PackBuilder {
+    bytes: Vec<u8>,
+    headers: Hasher,
+    entries: u32,
+    target_bytes: usize,
+}
+
+impl PackBuilder {
+    /// Begins a pack that is full at `target_bytes` (usually [`PACK_TARGET_BYTES`]; at most half [`PACK_MAX_BYTES`]).
+    pub fn new(target_bytes: usize) -> PackBuilder {
+        let header = pack_header();
+        let mut headers = Hasher::new();
+        headers.update(&header);
+        let target_bytes = target_bytes.min(PACK_MAX_BYTES / 2);
+        // Room for the entry that crosses the target, usually: growing copies everything.
+        let mut bytes = Vec::with_capacity(target_bytes + (1 << 20));
+        bytes.extend_from_slice(&header);
+        PackBuilder { bytes, headers, entries: 0, target_bytes }
+    }
+
+    /// Adds a chunk and returns the offset of its entry header.
+    ///
+    /// # Errors
+    ///
+    /// [`PackError::BadEntry`] for an empty chunk, one longer than [`CHUNK_MAX_BYTES`], stored bytes longer than plain,
+    /// or a dictionary id that does not go with the codec. [`PackError::TooLong`] if the pack was not finished when full.
+    pub fn push(
+        &mut self,
+        hash: ChunkHash,
+        plain_length: u32,
+        codec: Codec,
+        dictionary_id: u32,
+        stored: &[u8],
+    ) -> Result<u32, PackError> {
+        self.push_entry(hash, plain_length, codec, dictionary_id, false, stored)
+    }
+
+    /// Adds a copy of a dictionary, so that the packs alone suffice to read every chunk; returns its offset.
+    ///
+    /// # Errors
+    ///
+    /// As for [`PackBuilder::push`].
+    pub fn push_dictionary(&mut self, dictionary: &Dictionary) -> Result<u32, PackError> {
+        let bytes = dictionary.bytes();
+        // A length that does not fit is longer than any entry may be, and refused as such.
+        let plain_length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        self.push_entry(ChunkHash::of(bytes), plain_length, Codec::Plain, dictionary.id(), true, bytes)
+    }
+
+    fn push_entry(
+        &mut self,
+        hash: ChunkHash,
+        plain_length: u32,
+        codec: Codec,
+        dictionary_id: u32,
+        is_dictionary: bool,
+        stored: &[u8],
+    ) -> Result<u32, PackError> {
+        let stored_length = u32::try_from(stored.len()).unwrap_or(u32::MAX);
+        let header = EntryHeader { hash, plain_length, stored_length, codec, is_dictionary, dictionary_id };
+        if !header.is_valid() {
+            let stored_length = stored.len();
+            return Err(PackError::BadEntry { hash, plain_length, stored_length, codec, dictionary_id });
+        }
+        if self.bytes.len() + header.entry_bytes() + PACK_TRAILER_BYTES > PACK_MAX_BYTES {
+            return Err(PackError::TooLong);
+        }
+        let offset = u32::try_from(self.bytes.len()).map_err(|_| PackError::TooLong)?;
+        let encoded = header.encode();
+        self.headers.update(&encoded);
+        self.bytes.extend_from_slice(&encoded);
+        self.bytes.extend_from_slice(stored);
+        self.entries += 1;
+        Ok(offset)
+    }
+
+    /// Returns the length the pack would have if it were finished now, in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + PACK_TRAILER_BYTES
+    }
+
+    /// Tells whether the pack has no entries.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// Tells whether the pack has reached its target.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.target_bytes
+    }
+
+    /// Appends the trailer and names the pack.
+    pub fn finish(self) -> FinishedPack {
+        let PackBuilder { mut bytes, headers, entries, .. } = self;
+        let digest = headers.finalize();
+        let pack_bytes = (bytes.len() + PACK_TRAILER_BYTES) as u64;
+        let trailer = Trailer { entries, pack_bytes, digest: *digest.as_bytes() };
+        bytes.extend_from_slice(&trailer.encode_front());
+        let checksum = blake3::hash(&bytes);
+        bytes.extend_from_slice(&checksum.as_bytes()[..16]);
+        bytes.extend_from_slice(&PACK_END_MAGIC);
+        FinishedPack { id: PackId::from_digest(&digest), bytes, entries }
+    }
+}

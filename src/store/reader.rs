@@ -1,0 +1,316 @@
+//! Reading chunks from packs, each verified before it is handed out.
+//!
+//! A chunk is one read: its entry header and its stored bytes lie together. The header must say what the caller's
+//! [`Location`] says, so a catalogue and packs that don't belong together are noticed, and the plain bytes must have the
+//! hash that the header states.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+use super::backend::{Backend, BackendError};
+pub use super::codec::DictionarySet;
+use super::codec::{CHUNK_MAX_BYTES, CodecError, Decompressor};
+use super::pack::{ENTRY_HEADER_BYTES, EntryHeader, PackId};
+use crate::model::ChunkHash;
+
+/// Most bytes taken by one read of neighbouring chunks.
+const RUN_MAX_BYTES: usize = 8 << 20;
+/// Gap between two chunks, in bytes, that is cheaper to read than to skip.
+const RUN_GAP_BYTES: u64 = 64 << 10;
+
+/// Says where a chunk is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Location {
+    /// The pack.
+    pub pack: PackId,
+    /// Where in the pack its entry header begins.
+    pub offset: u32,
+    /// Length of the stored bytes, without the entry header.
+    pub stored_length: u32,
+    /// Length of the plain bytes.
+    pub plain_length: u32,
+}
+
+/// Tells why a chunk could not be read.
+#[derive(Debug, Error)]
+pub enum ChunkError {
+    /// The pack is gone.
+    #[error("Pack {pack} is missing (chunk at {offset})")]
+    MissingPack {
+        /// The pack.
+        pack: PackId,
+        /// Offset of the entry header.
+        offset: u64,
+    },
+    /// The pack ends before the chunk does.
+    #[error("Pack {pack} was cut short: it ends within the chunk at {offset}")]
+    CutShort {
+        /// The pack.
+        pack: PackId,
+        /// Offset of the entry header.
+        offset: u64,
+    },
+    /// The storage failed; the chunk may well be intact.
+    #[error("Cannot read the chunk at {offset} of pack {pack}: {source}")]
+    Io {
+        /// The pack.
+        pack: PackId,
+        /// Offset of the entry header.
+        offset: u64,
+        /// What failed.
+        source: BackendError,
+    },
+    /// A header does not say what it should.
+    #[error("Pack {pack} at {offset}: {field} is {found} and should be {expected}")]
+    HeaderMismatch {
+        /// The pack.
+        pack: PackId,
+        /// Offset of the header.
+        offset: u64,
+        /// What differs.
+        field: &'static str,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// The stored bytes are not what the codec makes.
+    #[error("Chunk at {offset} of pack {pack} cannot be decompressed: {source}")]
+    Decompress {
+        /// The pack.
+        pack: PackId,
+        /// Offset of the entry header.
+        offset: u64,
+        /// What the codec found.
+        source: CodecError,
+    },
+    /// The plain bytes are not those that were stored.
+    #[error("Chunk at {offset} of pack {pack} has the hash {found} and should have {expected}")]
+    HashMismatch {
+        /// The pack.
+        pack: PackId,
+        /// Offset of the entry header.
+        offset: u64,
+        /// The hash that the header states.
+        expected: ChunkHash,
+        /// The hash of the bytes.
+        found: ChunkHash,
+    },
+}
+
+impl ChunkError {
+    /// Tells whether the stored data is damaged or lost, as opposed to storage that cannot be reached just now.
+    pub fn damaged(&self) -> bool {
+        !matches!(self, ChunkError::Io { .. })
+    }
+
+    /// Wraps what the backend said about a pack.
+    pub(super) fn backend(pack: PackId, offset: u64, source: BackendError) -> ChunkError {
+        match source {
+            BackendError::NotFound { .. } => ChunkError::MissingPack { pack, offset },
+            BackendError::OutOfRange { .. } => ChunkError::CutShort { pack, offset },
+            source => ChunkError::Io { pack, offset, source },
+        }
+    }
+
+    pub(super) fn mismatch(
+        pack: PackId,
+        offset: u64,
+        field: &'static str,
+        expected: impl ToString,
+        found: impl ToString,
+    ) -> ChunkError {
+        let (expected, found) = (expected.to_string(), found.to_string());
+        ChunkError::HeaderMismatch { pack, offset, field, expected, found }
+    }
+}
+
+/// Says where a chunk is and the first bytes of its hash: what the catalogue knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkAddress {
+    /// Where it is stored.
+    pub location: Location,
+    /// The first eight bytes of its hash.
+    pub hash_prefix: [u8; 8],
+}
+
+/// Reads chunks, from many threads at once.
+pub struct ChunkReader {
+    backend: Arc<dyn Backend>,
+    dictionaries: Arc<DictionarySet>,
+    /// Idle decompressors, no more than there ever were threads reading at once.
+    idle: Mutex<Vec<Decompressor>>,
+}
+
+impl ChunkReader {
+    /// Creates a reader; dictionaries added to the set later are seen.
+    pub fn new(backend: Arc<dyn Backend>, dictionaries: Arc<DictionarySet>) -> ChunkReader {
+        ChunkReader { backend, dictionaries, idle: Mutex::default() }
+    }
+
+    /// Returns the backend that is read from.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Returns the dictionaries that are read with.
+    pub fn dictionaries(&self) -> &Arc<DictionarySet> {
+        &self.dictionaries
+    }
+
+    /// Returns the plain bytes of one chunk, with one read and verified.
+    ///
+    /// # Errors
+    ///
+    /// See [`ChunkError`]; bytes that were not verified are never returned.
+    pub fn read_chunk(&self, location: &Location, expect_prefix: [u8; 8]) -> Result<Vec<u8>, ChunkError> {
+        let Location { pack, offset, .. } = *location;
+        let entry = self
+            .backend
+            .read_at(&pack.key(), offset.into(), entry_bytes(location)?)
+            .map_err(|source| ChunkError::backend(pack, offset.into(), source))?;
+        self.with_decompressor(pack, offset, |decompressor| {
+            open_entry(decompressor, &self.dictionaries, location, expect_prefix, &entry)
+        })
+    }
+
+    /// Reads chunks of one pack in the given order, neighbouring ones with one read of up to 8 MiB.
+    ///
+    /// `sink` is called once for each, with its index in `run`, in order. One damaged chunk does not spoil the others.
+    /// Chunks lie next to each other when the run is sorted by offset; any order, and several packs, are correct.
+    pub fn read_run(&self, run: &[ChunkAddress], mut sink: impl FnMut(usize, Result<Vec<u8>, ChunkError>)) {
+        let mut first = 0;
+        let mut buffer = Vec::new();
+        while first < run.len() {
+            let (count, bytes) = neighbours(&run[first..]);
+            let Location { pack, offset, .. } = run[first].location;
+            let batch = &run[first..first + count];
+            buffer.clear();
+            buffer.resize(bytes, 0);
+            if count > 1 && self.backend.read_into(&pack.key(), offset.into(), &mut buffer).is_ok() {
+                for (index, address) in (first..).zip(batch) {
+                    let start = (address.location.offset - offset) as usize;
+                    // `neighbours` counted only valid lengths, and the buffer spans them all.
+                    let length = ENTRY_HEADER_BYTES + address.location.stored_length as usize;
+                    let entry = &buffer[start..start + length];
+                    let plain = self.with_decompressor(pack, address.location.offset, |decompressor| {
+                        open_entry(decompressor, &self.dictionaries, &address.location, address.hash_prefix, entry)
+                    });
+                    sink(index, plain);
+                }
+            } else {
+                // Also when the large read failed: one by one, each has its own error, and most may be readable.
+                for (index, address) in (first..).zip(batch) {
+                    sink(index, self.read_chunk(&address.location, address.hash_prefix));
+                }
+            }
+            first += count;
+        }
+    }
+
+    fn with_decompressor<T>(
+        &self,
+        pack: PackId,
+        offset: u32,
+        work: impl FnOnce(&mut Decompressor) -> Result<T, ChunkError>,
+    ) -> Result<T, ChunkError> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = idle().pop();
+        let mut decompressor = match taken {
+            Some(decompressor) => decompressor,
+            None => {
+                Decompressor::new().map_err(|e| ChunkError::Decompress { pack, offset: offset.into(), source: e })?
+            }
+        };
+        let result = work(&mut decompressor);
+        idle().push(decompressor);
+        result
+    }
+}
+
+/// Returns the length of a whole entry, refusing lengths that no chunk has before memory is taken for them.
+fn entry_bytes(location: &Location) -> Result<usize, ChunkError> {
+    let Location { pack, offset, stored_length, plain_length } = *location;
+    let longest = stored_length.max(plain_length);
+    if longest > CHUNK_MAX_BYTES {
+        let source = CodecError::TooLong { plain_bytes: longest.into() };
+        return Err(ChunkError::Decompress { pack, offset: offset.into(), source });
+    }
+    Ok(ENTRY_HEADER_BYTES + stored_length as usize)
+}
+
+/// Returns how many chunks from the front can be read at once, at least one, and the bytes from the first to the last.
+fn neighbours(run: &[ChunkAddress]) -> (usize, usize) {
+    let start = u64::from(run[0].location.offset);
+    let mut end = start;
+    let mut count = 0;
+    for ChunkAddress { location, .. } in run {
+        let offset = u64::from(location.offset);
+        let Ok(bytes) = entry_bytes(location) else { break };
+        let next_end = offset + bytes as u64;
+        let near = offset >= end && offset - end <= RUN_GAP_BYTES && next_end - start <= RUN_MAX_BYTES as u64;
+        if location.pack != run[0].location.pack || (count > 0 && !near) {
+            break;
+        }
+        end = next_end;
+        count += 1;
+    }
+    // A single chunk is read by itself, into its own buffer.
+    if count > 1 { (count, (end - start) as usize) } else { (1, 0) }
+}
+
+/// Checks an entry against its location and returns its plain bytes.
+fn open_entry(
+    decompressor: &mut Decompressor,
+    dictionaries: &DictionarySet,
+    location: &Location,
+    expect_prefix: [u8; 8],
+    entry: &[u8],
+) -> Result<Vec<u8>, ChunkError> {
+    let Location { pack, offset, stored_length, plain_length } = *location;
+    let at = u64::from(offset);
+    let (header, stored) = split_entry(entry).ok_or_else(|| {
+        ChunkError::mismatch(pack, at, "the entry header", "a valid one", "bytes that break the format")
+    })?;
+    if header.is_dictionary {
+        return Err(ChunkError::mismatch(pack, at, "the kind of the entry", "a chunk", "a dictionary"));
+    }
+    if header.hash.prefix() != expect_prefix {
+        let digits = |prefix: [u8; 8]| format!("{:016x}", u64::from_be_bytes(prefix));
+        let (expected, found) = (digits(expect_prefix), digits(header.hash.prefix()));
+        return Err(ChunkError::mismatch(pack, at, "the hash prefix", expected, found));
+    }
+    if header.plain_length != plain_length {
+        return Err(ChunkError::mismatch(pack, at, "the plain length", plain_length, header.plain_length));
+    }
+    if header.stored_length != stored_length {
+        return Err(ChunkError::mismatch(pack, at, "the stored length", stored_length, header.stored_length));
+    }
+    verified(decompressor, dictionaries, pack, at, &header, stored)
+}
+
+/// Splits the bytes of an entry into its header and what is stored, or returns `None` if the header is not valid.
+pub(super) fn split_entry(entry: &[u8]) -> Option<(EntryHeader, &[u8])> {
+    let (header, stored) = entry.split_first_chunk::<ENTRY_HEADER_BYTES>()?;
+    Some((EntryHeader::decode(header)?, stored))
+}
+
+/// Decompresses the stored bytes of an entry and compares their hash with the header's.
+pub(super) fn verified(
+    decompressor: &mut Decompressor,
+    dictionaries: &DictionarySet,
+    pack: PackId,
+    offset: u64,
+    header: &EntryHeader,
+    stored: &[u8],
+) -> Result<Vec<u8>, ChunkError> {
+    let plain = decompressor
+        .decompress(header.codec, header.dictionary_id, dictionaries, stored, header.plain_length)
+        .map_err(|source| ChunkError::Decompress { pack, offset, source })?;
+    let found = ChunkHash::of(&plain);
+    if found != header.hash {
+        return Err(ChunkError::HashMismatch { pack, offset, expected: header.hash, found });
+    }
+    Ok(plain)
+}

@@ -1,0 +1,596 @@
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::backend::check_key;
+use super::codec::train;
+use super::memory::Operation;
+use super::pack::{ENTRY_HEADER_BYTES, PACK_HEADER_BYTES};
+use super::*;
+use crate::model::ChunkHash;
+
+/// Makes pseudo-random bytes that do not compress.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// Makes text that looks like mail: fixed header lines, varying words.
+fn mail(seed: u64, length: usize) -> Vec<u8> {
+    const WORDS: [&str; 16] = [
+        "meeting", "the", "invoice", "tomorrow", "please", "regards", "and", "attached", "project", "we", "server",
+        "from", "backup", "your", "is", "question",
+    ];
+    let random = noise(seed, length + 64);
+    let mut text = format!(
+        "Return-Path: <user{}@example.com>\r\nReceived: from mta.example.com (LHLO mta.example.com) by mailbox.example.com\r\n\
+         Message-ID: <{}.{}@example.com>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n",
+        random[0],
+        u64::from_le_bytes(random[1..9].try_into().unwrap()),
+        seed
+    );
+    for byte in random {
+        if text.len() >= length {
+            break;
+        }
+        text.push_str(WORDS[usize::from(byte & 15)]);
+        text.push(if byte > 240 { '\n' } else { ' ' });
+    }
+    text.truncate(length);
+    text.into_bytes()
+}
+
+struct Sample {
+    backend: Arc<MemoryBackend>,
+    pack: FinishedPack,
+    chunks: Vec<(ChunkAddress, Vec<u8>)>,
+    dictionaries: Arc<DictionarySet>,
+}
+
+/// Builds a pack with a dictionary and the given chunks, and stores it.
+fn store(plains: Vec<Vec<u8>>, dictionary: Option<Arc<Dictionary>>) -> Sample {
+    let mut builder = PackBuilder::new(1 << 20);
+    let dictionaries = Arc::new(DictionarySet::new());
+    if let Some(dictionary) = &dictionary {
+        builder.push_dictionary(dictionary).unwrap();
+        dictionaries.insert(Arc::clone(dictionary)).unwrap();
+    }
+    let mut compressor = Compressor::new(3, dictionary).unwrap();
+    let mut placed = Vec::new();
+    for plain in plains {
+        let stored = compressor.compress(&plain).unwrap();
+        let (hash, plain_length) = (ChunkHash::of(&plain), plain.len() as u32);
+        let stored_length = stored.bytes.len() as u32;
+        let offset = builder.push(hash, plain_length, stored.codec, stored.dictionary_id, stored.bytes).unwrap();
+        placed.push((offset, stored_length, plain));
+    }
+    let pack = builder.finish();
+    let backend = Arc::new(MemoryBackend::new());
+    assert!(put_pack(&*backend, &pack, &dictionaries).unwrap());
+    let chunks = placed.into_iter().map(|(offset, stored_length, plain)| {
+        let location = Location { pack: pack.id, offset, stored_length, plain_length: plain.len() as u32 };
+        (ChunkAddress { location, hash_prefix: ChunkHash::of(&plain).prefix() }, plain)
+    });
+    let chunks = chunks.collect();
+    Sample { backend, pack, chunks, dictionaries }
+}
+
+fn small_dictionary() -> Arc<Dictionary> {
+    // Any bytes serve as a dictionary; these are what the mails begin with.
+    Arc::new(Dictionary::new(7, mail(1, 600)).unwrap())
+}
+
+/// A pack with every kind of entry, small enough to damage each byte in turn.
+fn small_sample() -> Sample {
+    store(vec![mail(2, 500), noise(3, 90), mail(4, 300), vec![b'a'; 200], b"x".to_vec()], Some(small_dictionary()))
+}
+
+impl Sample {
+    fn reader(&self) -> ChunkReader {
+        ChunkReader::new(self.backend.clone(), self.dictionaries.clone())
+    }
+
+    fn walk(&self) -> PackWalk {
+        // Without dictionaries: the pack has what is needed.
+        walk_pack(&*self.backend, self.pack.id, &DictionarySet::new()).unwrap()
+    }
+}
+
+#[test]
+fn chunks_come_back_and_the_pack_tells_the_same() {
+    let sample = small_sample();
+    let reader = sample.reader();
+    for (address, plain) in &sample.chunks {
+        assert_eq!(&reader.read_chunk(&address.location, address.hash_prefix).unwrap(), plain);
+    }
+    let walk = sample.walk();
+    assert_eq!(walk.damage, []);
+    assert_eq!(walk.entries, list_pack(&*sample.backend, sample.pack.id).unwrap());
+    assert!(walk.entries[0].header.is_dictionary);
+    let found: Vec<Location> = walk.entries[1..].iter().map(|entry| entry.location(walk.id)).collect();
+    let expected: Vec<Location> = sample.chunks.iter().map(|(address, _)| address.location).collect();
+    assert_eq!(found, expected);
+    let codecs: Vec<Codec> = walk.entries.iter().map(|entry| entry.header.codec).collect();
+    use Codec::{Plain, ZstdDictionary};
+    assert_eq!(codecs, [Plain, ZstdDictionary, Plain, ZstdDictionary, ZstdDictionary, Plain]);
+}
+
+#[test]
+fn golden_pack() {
+    let mut builder = PackBuilder::new(1000);
+    let offset = builder.push(ChunkHash::of(b"abc"), 3, Codec::Plain, 0, b"abc").unwrap();
+    assert_eq!(offset as usize, PACK_HEADER_BYTES);
+    builder.push_dictionary(&Dictionary::new(0x01_02_03, b"dict".to_vec()).unwrap()).unwrap();
+    let length = builder.len();
+    let pack = builder.finish();
+    assert_eq!(length, pack.bytes.len());
+    let hex: String = pack.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = [
+        // the header
+        "5a4d525041434b310000000000000000",
+        // BLAKE3("abc"), lengths, codec and dictionary id, the stored bytes
+        "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85030000000300000000000000616263",
+        // the same of the dictionary
+        "ddcb233f877efd9f0771aac39507284eb46ac55955dce461c98c7f4573a0ca4c04000000040000008003020164696374",
+        // two entries, 183 bytes
+        "0200000000000000b700000000000000",
+        // the digest of the headers
+        "0b71b742942596b2ef481afd399d93642b01aea71b09362891c4651ac546694e",
+        // the checksum of everything, magic
+        "1173177eccfd3d439f5c807ff0e956d05a4d5250454e4431",
+    ]
+    .concat();
+    assert_eq!(hex, expected);
+    assert_eq!(pack.id.key(), format!("packs/{}/{}", &pack.id.to_string()[..2], pack.id));
+    assert_eq!(PackId::from_key(&pack.id.key()), Some(pack.id));
+    assert_eq!(PackId::from_key("packs/00/11"), None);
+    assert!("0".repeat(31).parse::<PackId>().is_err() && "A".repeat(32).parse::<PackId>().is_err());
+}
+
+/// Reads all chunks: each is either right or an error. Returns how many are right.
+fn right_or_error(sample: &Sample, reader: &ChunkReader) -> usize {
+    let mut right = 0;
+    for (address, plain) in &sample.chunks {
+        match reader.read_chunk(&address.location, address.hash_prefix) {
+            Ok(read) => {
+                assert_eq!(&read, plain);
+                right += 1;
+            }
+            Err(error) => assert!(error.damaged(), "{error}"),
+        }
+    }
+    let addresses: Vec<ChunkAddress> = sample.chunks.iter().map(|(address, _)| *address).collect();
+    let mut right_in_run = 0;
+    reader.read_run(&addresses, |index, plain| {
+        if let Ok(plain) = plain {
+            assert_eq!(plain, sample.chunks[index].1);
+            right_in_run += 1;
+        }
+    });
+    assert_eq!(right, right_in_run);
+    right
+}
+
+/// Checks that a walk lists nothing but what was stored; returns how many chunks it found.
+fn listed_is_true(sample: &Sample, walk: &PackWalk) -> usize {
+    let chunks = walk.entries.iter().filter(|entry| !entry.header.is_dictionary);
+    let known = |entry: &&PackEntry| {
+        let same = |(address, plain): &(ChunkAddress, Vec<u8>)| {
+            address.location == entry.location(walk.id) && ChunkHash::of(plain) == entry.header.hash
+        };
+        assert!(sample.chunks.iter().any(same), "{entry:?}");
+        true
+    };
+    chunks.filter(known).count()
+}
+
+#[test]
+fn every_flipped_byte_is_reported_and_costs_one_chunk() {
+    let sample = small_sample();
+    let reader = sample.reader();
+    let key = sample.pack.id.key();
+    let all = sample.chunks.len();
+    let dictionary_end = sample.chunks[0].0.location.offset as usize;
+    for at in 0..sample.pack.bytes.len() {
+        for mask in [0x01, 0x80, 0xff] {
+            let mut bytes = sample.pack.bytes.clone();
+            bytes[at] ^= mask;
+            sample.backend.damage(&key, Some(bytes));
+            assert!(right_or_error(&sample, &reader) >= all - 1, "byte {at} {mask:#x}");
+            let walk = sample.walk();
+            assert!(!walk.damage.is_empty(), "byte {at} {mask:#x} went unnoticed");
+            // Without its dictionary most is lost to a walk of this pack alone; with it, one chunk.
+            let known = walk_pack(&*sample.backend, sample.pack.id, &sample.dictionaries).unwrap();
+            assert!(listed_is_true(&sample, &known) >= all - 1, "byte {at} {mask:#x}: {:?}", known.damage);
+            if at >= dictionary_end {
+                assert!(listed_is_true(&sample, &walk) >= all - 1);
+            }
+            if let Ok(listed) = list_pack(&*sample.backend, sample.pack.id) {
+                assert_eq!(listed.len(), all + 1, "byte {at}: a list is whole or an error");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_truncation_is_reported() {
+    let sample = small_sample();
+    let reader = sample.reader();
+    let key = sample.pack.id.key();
+    for length in 0..sample.pack.bytes.len() {
+        sample.backend.damage(&key, Some(sample.pack.bytes[..length].to_vec()));
+        let whole = sample.chunks.iter().filter(|(address, _)| {
+            address.location.offset as usize + ENTRY_HEADER_BYTES + address.location.stored_length as usize <= length
+        });
+        let whole = whole.count();
+        assert_eq!(right_or_error(&sample, &reader), whole);
+        let walk = sample.walk();
+        assert!(!walk.damage.is_empty(), "length {length}");
+        assert_eq!(listed_is_true(&sample, &walk), whole, "length {length}");
+        assert!(list_pack(&*sample.backend, sample.pack.id).is_err());
+    }
+    sample.backend.damage(&key, None);
+    assert_eq!(right_or_error(&sample, &reader), 0);
+    let missing = walk_pack(&*sample.backend, sample.pack.id, &sample.dictionaries);
+    assert!(matches!(missing, Err(ChunkError::MissingPack { .. })));
+}
+
+#[test]
+fn a_pack_under_the_name_of_another_is_reported() {
+    let sample = small_sample();
+    let other = store(vec![mail(9, 100)], None);
+    sample.backend.damage(&sample.pack.id.key(), Some(other.pack.bytes));
+    assert_eq!(right_or_error(&sample, &sample.reader()), 0);
+    assert_eq!(sample.walk().damage.len(), 1);
+    assert!(list_pack(&*sample.backend, sample.pack.id).is_err());
+}
+
+#[test]
+fn a_location_or_prefix_that_differs_is_refused() {
+    let sample = small_sample();
+    let reader = sample.reader();
+    let ChunkAddress { location, hash_prefix } = sample.chunks[0].0;
+    let refused = |location: Location, prefix| reader.read_chunk(&location, prefix).unwrap_err().to_string();
+    assert!(refused(location, [0; 8]).contains("the hash prefix"));
+    let longer = Location { plain_length: location.plain_length + 1, ..location };
+    assert!(refused(longer, hash_prefix).contains("the plain length is 500 and should be 501"));
+    let stored = Location { stored_length: location.stored_length + 1, ..location };
+    assert!(refused(stored, hash_prefix).contains("the stored length"));
+    let huge = Location { stored_length: u32::MAX, plain_length: u32::MAX, ..location };
+    assert!(refused(huge, hash_prefix).contains("longer than the limit"));
+    let dictionary = Location { pack: location.pack, offset: 16, stored_length: 600, plain_length: 600 };
+    assert!(refused(dictionary, ChunkHash::of(&mail(1, 600)).prefix()).contains("a dictionary"));
+    let unknown = ChunkReader::new(sample.backend.clone(), Arc::default());
+    assert!(unknown.read_chunk(&location, hash_prefix).unwrap_err().to_string().contains("Dictionary 7 is not known"));
+}
+
+#[test]
+fn a_failing_read_is_not_damage() {
+    let sample = small_sample();
+    let ChunkAddress { location, hash_prefix } = sample.chunks[0].0;
+    sample.backend.fail_after(1);
+    let error = sample.reader().read_chunk(&location, hash_prefix).unwrap_err();
+    assert!(!error.damaged(), "{error}");
+    assert!(sample.reader().read_chunk(&location, hash_prefix).is_ok());
+}
+
+#[test]
+fn a_run_of_neighbours_is_one_read() {
+    let sample = store((0..50).map(|seed| mail(seed, 3000)).collect(), None);
+    let addresses: Vec<ChunkAddress> = sample.chunks.iter().map(|(address, _)| *address).collect();
+    sample.backend.clear_operations();
+    let mut next = 0;
+    sample.reader().read_run(&addresses, |index, plain| {
+        assert_eq!((index, &plain.unwrap()), (next, &sample.chunks[index].1));
+        next += 1;
+    });
+    assert_eq!(next, 50);
+    assert_eq!(sample.backend.operations().len(), 1);
+    // In any order, each is right all the same.
+    let reversed: Vec<ChunkAddress> = addresses.into_iter().rev().collect();
+    sample.reader().read_run(&reversed, |index, plain| assert_eq!(plain.unwrap(), sample.chunks[49 - index].1));
+    sample.reader().read_run(&[], |_, _| panic!("nothing was asked for"));
+}
+
+#[test]
+fn a_long_pack_is_walked_in_windows() {
+    // Several windows, and entries that cross their borders.
+    let plains = (0..40).map(|seed| if seed % 2 == 0 { noise(seed, 500_000) } else { mail(seed, 70_000) });
+    let sample = store(plains.collect(), None);
+    assert!(sample.pack.bytes.len() > 8 << 20);
+    let walk = sample.walk();
+    assert_eq!((walk.entries.len(), walk.damage.len()), (40, 0));
+    assert_eq!(walk.entries, list_pack(&*sample.backend, sample.pack.id).unwrap());
+    let mut bytes = sample.pack.bytes.clone();
+    // The stored length of an entry in the middle: the chain breaks there and is found again.
+    bytes[sample.chunks[20].0.location.offset as usize + 36] ^= 0x40;
+    sample.backend.damage(&sample.pack.id.key(), Some(bytes));
+    let walk = sample.walk();
+    assert_eq!(listed_is_true(&sample, &walk), 39);
+    assert_eq!(walk.damage[0].offset, u64::from(sample.chunks[20].0.location.offset));
+}
+
+#[test]
+fn a_pack_that_is_there_is_kept_or_healed() {
+    let sample = small_sample();
+    let put = || put_pack(&*sample.backend, &sample.pack, &sample.dictionaries).unwrap();
+    assert!(!put());
+    sample.backend.damage(&sample.pack.id.key(), Some(b"half a pa".to_vec()));
+    assert!(put());
+    assert_eq!(sample.walk().damage, []);
+}
+
+#[test]
+fn entries_that_break_the_format_are_refused() {
+    let mut builder = PackBuilder::new(100);
+    let hash = ChunkHash::of(b"");
+    assert!(builder.push(hash, 0, Codec::Plain, 0, b"").is_err());
+    assert!(builder.push(hash, 5, Codec::Plain, 0, b"four").is_err());
+    assert!(builder.push(hash, 4, Codec::Zstd, 0, b"four").is_err());
+    assert!(builder.push(hash, 9, Codec::Zstd, 1, b"four").is_err());
+    assert!(builder.push(hash, 9, Codec::ZstdDictionary, 0, b"four").is_err());
+    assert!(builder.push(hash, 9, Codec::ZstdDictionary, 1 << 24, b"four").is_err());
+    assert!(builder.push(hash, CHUNK_MAX_BYTES + 1, Codec::Zstd, 0, b"four").is_err());
+    assert!(builder.is_empty() && !builder.is_full());
+    builder.push(hash, 9, Codec::Zstd, 0, b"four").unwrap();
+    assert!(builder.is_full());
+    assert!(Dictionary::new(0, vec![]).is_err() && Dictionary::new(1 << 24, vec![]).is_err());
+    let set = DictionarySet::new();
+    set.insert(small_dictionary()).unwrap();
+    set.insert(small_dictionary()).unwrap();
+    assert!(set.insert(Arc::new(Dictionary::new(7, vec![1]).unwrap())).is_err());
+}
+
+#[test]
+fn codec_choices() {
+    let dictionary = small_dictionary();
+    let mut compressor = Compressor::new(3, Some(dictionary)).unwrap();
+    let mut codec = |plain: &[u8]| compressor.compress(plain).unwrap().codec;
+    assert_eq!(codec(&mail(5, 4000)), Codec::ZstdDictionary);
+    assert_eq!(codec(&mail(5, 40_000)), Codec::Zstd);
+    assert_eq!(codec(&mail(5, 400_000)), Codec::Zstd);
+    assert_eq!(codec(&noise(5, 4000)), Codec::Plain);
+    assert_eq!(codec(&noise(5, 400_000)), Codec::Plain);
+    assert_eq!(codec(&[]), Codec::Plain);
+    assert!(compressor.compress(&vec![0; CHUNK_MAX_BYTES as usize + 1]).is_err());
+}
+
+#[test]
+fn a_compression_bomb_takes_no_memory() {
+    let stored = zstd::bulk::compress(&vec![0; 64 << 20], 3).unwrap();
+    let mut decompressor = Decompressor::new().unwrap();
+    let plain = decompressor.decompress(Codec::Zstd, 0, &DictionarySet::new(), &stored, 1000);
+    assert!(matches!(plain, Err(CodecError::Zstd(_))));
+    let plain = decompressor.decompress(Codec::Zstd, 0, &DictionarySet::new(), &stored, u32::MAX);
+    assert!(matches!(plain, Err(CodecError::TooLong { .. })));
+}
+
+#[test]
+fn training_needs_enough_samples_and_a_gain() {
+    let mails: Vec<Vec<u8>> = (0..600).map(|seed| mail(seed, 1500)).collect();
+    let dictionary = train(&mails, 32 << 10, 3).expect("mails have much in common");
+    assert!(dictionary.len() <= 32 << 10);
+    assert!(train(&mails[..50], 32 << 10, 3).is_none());
+    let noises: Vec<Vec<u8>> = (0..600).map(|seed| noise(seed, 1500)).collect();
+    assert!(train(&noises, 32 << 10, 3).is_none());
+    assert!(train(&[], 32 << 10, 3).is_none());
+}
+
+proptest! {
+    #[test]
+    fn anything_comes_back(
+        pieces in prop::collection::vec((any::<bool>(), any::<u64>(), 1usize..5000), 1..12),
+        with_dictionary: bool,
+    ) {
+        let plains = pieces.iter().map(|&(text, seed, length)| if text { mail(seed, length) } else { noise(seed, length) });
+        let sample = store(plains.collect(), with_dictionary.then(small_dictionary));
+        prop_assert_eq!(right_or_error(&sample, &sample.reader()), pieces.len());
+        prop_assert_eq!(sample.walk().damage, []);
+    }
+
+    #[test]
+    fn no_stream_makes_the_decompressor_panic(stored in prop::collection::vec(any::<u8>(), 0..300), length in 0u32..100_000) {
+        let set = DictionarySet::new();
+        set.insert(small_dictionary()).unwrap();
+        let mut decompressor = Decompressor::new().unwrap();
+        let framed = [&[0x28, 0xb5, 0x2f, 0xfd][..], &stored].concat();
+        for codec in [Codec::Plain, Codec::Zstd, Codec::ZstdDictionary] {
+            for bytes in [&stored, &framed] {
+                if let Ok(plain) = decompressor.decompress(codec, 7, &set, bytes, length) {
+                    prop_assert_eq!(plain.len(), length as usize);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_threads_read_at_once() {
+    let sample = store((0..60).map(|seed| mail(seed, 2000)).collect(), Some(small_dictionary()));
+    let reader = sample.reader();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (reader, sample) = (&reader, &sample);
+            scope.spawn(move || {
+                for round in 0..600 {
+                    let (address, plain) = &sample.chunks[(round * 7 + thread * 11) % 60];
+                    assert_eq!(&reader.read_chunk(&address.location, address.hash_prefix).unwrap(), plain);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn keys_are_safe_or_refused() {
+    for key in ["a", "packs/ab/0123", "commits/2026-11-22T030000Z.zst", "A_b-c.d"] {
+        check_key(key).unwrap();
+    }
+    let long = "a".repeat(201);
+    for key in ["", "/", "a/", "/a", "a//b", "..", "a/../b", ".hidden", "a b", "ä", "a\0", "x.tmp-1-2", long.as_str()]
+    {
+        assert!(check_key(key).is_err(), "{key:?}");
+    }
+}
+
+/// What every backend must do.
+fn backend_contract(backend: &dyn Backend) {
+    backend.put("packs/ab/one", &[b"he", b"", b"llo"]).unwrap();
+    backend.put("packs/ac/two", &[]).unwrap();
+    backend.put("packs.old", &[b"x"]).unwrap();
+    assert!(matches!(backend.put("packs/ab/one", &[b"other"]), Err(BackendError::Exists { .. })));
+    assert!(matches!(backend.put("../x", &[b"other"]), Err(BackendError::BadKey { .. })));
+    backend.sync().unwrap();
+    assert_eq!(backend.read_at("packs/ab/one", 1, 4).unwrap(), b"ello");
+    assert_eq!(backend.read_at("packs/ab/one", 5, 0).unwrap(), b"");
+    assert!(matches!(backend.read_at("packs/ab/one", 3, 3), Err(BackendError::OutOfRange { end: 6, .. })));
+    assert!(matches!(backend.read_at("packs/ab/none", 0, 1), Err(BackendError::NotFound { .. })));
+    assert_eq!(backend.size("packs/ab/one").unwrap(), Some(5));
+    assert_eq!(backend.size("packs/ab/none").unwrap(), None);
+    assert_eq!(backend.size("none/ab").unwrap(), None);
+    let list = |prefix| backend.list(prefix).unwrap();
+    let (one, two) = (("packs/ab/one".to_owned(), 5), ("packs/ac/two".to_owned(), 0));
+    assert_eq!(list(""), [("packs.old".to_owned(), 1), one.clone(), two.clone()]);
+    assert_eq!(list("packs/"), [one.clone(), two.clone()]);
+    assert_eq!(list("packs/ac"), std::slice::from_ref(&two));
+    assert_eq!(list("packs/ab/o"), std::slice::from_ref(&one));
+    assert_eq!(list("none/"), []);
+    backend.delete("packs/ab/one").unwrap();
+    assert!(matches!(backend.delete("packs/ab/one"), Err(BackendError::NotFound { .. })));
+    assert!(matches!(backend.read_at("packs/ab/one", 0, 1), Err(BackendError::NotFound { .. })));
+    backend.put("packs/ab/one", &[b"again"]).unwrap();
+    assert_eq!(backend.read_at("packs/ab/one", 0, 5).unwrap(), b"again");
+    backend.sync().unwrap();
+}
+
+#[test]
+fn both_backends_keep_the_contract() {
+    backend_contract(&MemoryBackend::new());
+    let directory = tempfile::tempdir().unwrap();
+    backend_contract(&LocalBackend::open(directory.path()).unwrap());
+}
+
+#[test]
+fn leftovers_are_not_objects_and_can_be_cleaned() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = LocalBackend::open(directory.path()).unwrap();
+    backend.put("packs/ab/one", &[b"hello"]).unwrap();
+    std::fs::write(directory.path().join("packs/ab/two.tmp-12-0"), b"half").unwrap();
+    assert_eq!(backend.list("").unwrap().len(), 1);
+    assert_eq!(backend.clean_leftovers().unwrap(), (1, 4));
+    assert_eq!(backend.clean_leftovers().unwrap(), (0, 0));
+    assert_eq!(backend.read_at("packs/ab/one", 0, 5).unwrap(), b"hello");
+    assert!(LocalBackend::open(directory.path().join("none")).is_err());
+    // A store that vanishes is an error, and does not come back empty.
+    std::fs::remove_dir_all(directory.path()).unwrap();
+    assert!(matches!(backend.put("packs/ab/two", &[b"x"]), Err(BackendError::Io { .. })));
+    assert!(matches!(backend.put("two", &[b"x"]), Err(BackendError::Io { .. })));
+    assert!(!directory.path().exists());
+}
+
+#[test]
+fn a_replaced_file_is_noticed_and_handles_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = LocalBackend::open(directory.path()).unwrap();
+    for number in 0..200 {
+        backend.put(&format!("p/{number}"), &[&[number as u8]]).unwrap();
+    }
+    for number in (0..200).chain(0..200) {
+        assert_eq!(backend.read_at(&format!("p/{number}"), 0, 1).unwrap(), [number as u8]);
+    }
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let open = open.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(directory.path())));
+    assert!(open.count() <= 64);
+    // Another process deletes the object: who has it open reads on; and writes it anew: the new one is read.
+    let other = LocalBackend::open(directory.path()).unwrap();
+    other.delete("p/199").unwrap();
+    assert_eq!(backend.read_at("p/199", 0, 1).unwrap(), [199]);
+    other.put("p/199", &[b"n"]).unwrap();
+    assert_eq!(backend.read_at("p/199", 0, 1).unwrap(), b"n");
+}
+
+#[test]
+fn threads_that_put_the_same_key_agree_on_one_winner() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = LocalBackend::open(directory.path()).unwrap();
+    let winners = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                if backend.put("deep/down/here", &[&[1; 10_000]]).is_ok() {
+                    winners.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(winners.into_inner(), 1);
+    assert_eq!(backend.clean_leftovers().unwrap(), (0, 0));
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
+fn a_full_disk_leaves_no_half_object() {
+    use std::process::Command;
+    let directory = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(directory.path()).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED a_full_disk_leaves_no_half_object: no tmpfs can be mounted here (needs root)");
+        return;
+    }
+    let outcome = std::panic::catch_unwind(|| {
+        let backend = LocalBackend::open(directory.path()).unwrap();
+        backend.put("packs/ab/one", &[&noise(1, 500_000)]).unwrap();
+        let error = backend.put("packs/ab/two", &[&noise(2, 900_000)]).unwrap_err();
+        assert!(matches!(error, BackendError::NoSpace { length: 900_000, .. }), "{error}");
+        assert_eq!(backend.list("").unwrap(), [("packs/ab/one".to_owned(), 500_000)]);
+        assert_eq!(backend.clean_leftovers().unwrap(), (0, 0));
+        backend.put("packs/ab/two", &[&noise(2, 300_000)]).unwrap();
+        backend.sync().unwrap();
+    });
+    let unmounted = Command::new("umount").arg("-l").arg(directory.path()).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+    outcome.unwrap();
+}
+
+#[test]
+fn a_crash_loses_what_was_not_synced() {
+    let backend = MemoryBackend::new();
+    backend.put("a", &[b"1"]).unwrap();
+    backend.sync().unwrap();
+    backend.put("b", &[b"2"]).unwrap();
+    backend.delete("a").unwrap();
+    backend.crash();
+    assert_eq!(backend.list("").unwrap(), [("a".to_owned(), 1)]);
+
+    // Every combination of lost and kept occurs, and what was kept stays.
+    let mut outcomes = std::collections::BTreeSet::new();
+    for seed in 0..64 {
+        let backend = MemoryBackend::new();
+        backend.put("a", &[b"1"]).unwrap();
+        backend.sync().unwrap();
+        backend.put("b", &[b"2"]).unwrap();
+        backend.delete("a").unwrap();
+        backend.crash_keeping_some(seed);
+        let kept = backend.list("").unwrap();
+        backend.crash();
+        assert_eq!(backend.list("").unwrap(), kept);
+        outcomes.insert(kept);
+    }
+    assert_eq!(outcomes.len(), 4);
+}
+
+#[test]
+fn the_operation_asked_for_fails() {
+    let backend = MemoryBackend::new();
+    backend.fail_after(2);
+    backend.put("a", &[b"1"]).unwrap();
+    assert!(backend.put("b", &[b"2"]).is_err());
+    backend.put("c", &[b"3"]).unwrap();
+    assert_eq!(backend.size("b").unwrap(), None);
+    backend.die_after(1);
+    assert!(backend.sync().is_err() && backend.size("a").is_err());
+    backend.crash();
+    assert_eq!(backend.list("").unwrap(), []);
+    assert_eq!(backend.operations().iter().filter(|operation| **operation == Operation::Sync).count(), 1);
+}

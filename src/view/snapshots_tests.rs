@@ -1,0 +1,99 @@
+use super::*;
+
+fn snapshot(number: u64, id: &str, time: &str) -> StoredSnapshot {
+    let record = serde_json::json!({
+        "id": format!("{id:0<32}"), "time": time, "finished": time, "source": "/s", "host": "h", "root": "", "links": [],
+        "totals": crate::catalog::snapshot::Totals::default(), "work": crate::catalog::snapshot::Work::default(),
+        "digest": "", "version": "0",
+    });
+    StoredSnapshot { number, record: serde_json::from_value(record).unwrap() }
+}
+
+fn three() -> Snapshots {
+    Snapshots {
+        all: vec![
+            snapshot(1, "ab12", "2026-11-20T03:00:05.5Z"),
+            snapshot(2, "ab13", "2026-11-21T03:00:05Z"),
+            snapshot(3, "2026", "2026-11-22T03:00:00.7Z"),
+        ],
+    }
+}
+
+fn number(spec: &str) -> u64 {
+    three().resolve_in(spec, &TimeZone::UTC).unwrap().number
+}
+
+#[test]
+fn names_are_found() {
+    for (spec, expected) in [
+        ("latest", 3),
+        ("ab12", 1),
+        ("AB13", 2),
+        ("2", 3),
+        ("2026", 3),
+        ("2026-11-22", 3),
+        ("2026-11-21", 2),
+        ("2026-12-31", 3),
+        ("2026-11-22T03:00", 3),
+        ("2026-11-22T02:59", 2),
+        ("2026-11-22T03:00:00", 3),
+        ("2026-11-22T03:00:00Z", 3),
+        ("2026-11-22T030000Z", 3),
+        ("2026-11-22T03:00:00.6Z", 2),
+        ("2026-11-22T04:00+01:00", 3),
+        ("2026-11-22T03:00+01:00", 2),
+        ("2026-11-21T03:00:05Z", 2),
+        ("2026-11-21T03:00:04Z", 1),
+        ("2026-11-20T03", 1),
+    ] {
+        assert_eq!(number(spec), expected, "{spec}");
+    }
+}
+
+#[test]
+fn a_day_ends_by_the_clock_of_its_zone() {
+    let zone = TimeZone::fixed(jiff::tz::offset(-5));
+    let found = |spec: &str| three().resolve_in(spec, &zone).unwrap().number;
+    // 2026-11-22T03:00Z is the evening of the 21st there.
+    assert_eq!(found("2026-11-21"), 3);
+    assert_eq!(found("2026-11-20"), 2);
+    assert_eq!(found("2026-11-21T22:00"), 3);
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let error = |spec: &str| three().resolve_in(spec, &TimeZone::UTC).unwrap_err().to_string();
+    let ambiguous = error("ab1");
+    assert!(ambiguous.contains("ab1200000000 of 2026-11-20T03:00:05Z") && ambiguous.contains("ab13"), "{ambiguous}");
+    assert!(error("2026-11-19").contains("the oldest is ab12"));
+    assert!(error("fff").contains("No snapshot is named"));
+    for spec in ["", "yesterday", "2026-11-22T", "2026-13-01", "2026-11-22T03:00:00:00", "2026-11-22X03:00"] {
+        assert!(error(spec).contains("names no snapshot"), "{spec}: {}", error(spec));
+    }
+    assert!(matches!(Snapshots::default().resolve("latest"), Err(ResolveError::Empty)));
+}
+
+#[test]
+fn colons_of_times_do_not_end_a_name() {
+    for (spec, name, path) in [
+        ("latest", "latest", None),
+        ("latest:", "latest", Some("")),
+        ("latest:a:b", "latest", Some("a:b")),
+        ("ab12:sessions", "ab12", Some("sessions")),
+        ("2026-11-22:sessions", "2026-11-22", Some("sessions")),
+        ("2026-11-22T03:00:sessions", "2026-11-22T03:00", Some("sessions")),
+        ("2026-11-22T03:00:/sessions:1", "2026-11-22T03:00", Some("/sessions:1")),
+        ("2026-11-22T03:00", "2026-11-22T03:00", None),
+        ("2026-11-22T03:00:30", "2026-11-22T03:00:30", None),
+        ("2026-11-22T03:00:30Z:x", "2026-11-22T03:00:30Z", Some("x")),
+        ("2026-11-22T04:00+01:00:x", "2026-11-22T04:00+01:00", Some("x")),
+        ("2026-11-22T030000Z:x/y", "2026-11-22T030000Z", Some("x/y")),
+        ("2026-99-22T03:00:x", "2026-99-22T03", Some("00:x")),
+    ] {
+        let (found, rest) = split_spec(spec.as_bytes());
+        assert_eq!((found, rest), (name.as_bytes(), path.map(str::as_bytes)), "{spec}");
+    }
+    let snapshots = three();
+    let (found, path) = snapshots.resolve_path(OsStr::new("ab12:/a/b")).unwrap();
+    assert_eq!((found.number, path.as_slice()), (1, &b"/a/b"[..]));
+}
