@@ -21,12 +21,14 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::CatalogError;
+use crate::catalog::commit;
 use crate::catalog::database::CatalogDatabase;
 use crate::catalog::reader::CatalogReader;
-use crate::catalog::writer::{CatalogWriter, roll_forward};
+use crate::catalog::writer::{CatalogWriter, last_commit, roll_forward};
 use crate::store::backend::{Backend, BackendError};
 use crate::store::codec::{CodecError, Dictionary, DictionarySet};
 use crate::store::local::LocalBackend;
+use crate::store::pack::PACK_PREFIX;
 use crate::store::reader::ChunkReader;
 
 /// Version of the store's format that this program reads and writes.
@@ -210,6 +212,15 @@ fn take_lock(path: &Path) -> Result<File, ReplicaError> {
     }
 }
 
+/// Returns the number of the last commit in a catalogue that may be damaged; 0 when that cannot be told.
+fn last_known_commit(file: &Path) -> u64 {
+    // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.
+    let read = std::panic::catch_unwind(|| -> Result<u64, CatalogError> {
+        Ok(last_commit(&CatalogDatabase::open_read_only(file)?.read()?)?.0)
+    });
+    read.ok().and_then(Result::ok).unwrap_or(0)
+}
+
 impl Replica {
     /// Opens a store for reading. When its last writer died, the catalogue is repaired first, if nobody else writes.
     ///
@@ -332,6 +343,13 @@ impl LockedReplica {
         let database = CatalogDatabase::open_or_create(&fresh)?;
         let applied = roll_forward(&database, &backend)?;
         drop(database);
+        // The newest commit files may be gone without a trace among the others; the catalogue, as far as it can be read, knows of them, and so do packs.
+        let known = last_known_commit(&current);
+        let none_left = applied == 0 && !backend.list(PACK_PREFIX)?.is_empty();
+        if known > applied || none_left {
+            let key = commit::key(applied + 1);
+            return Err(CatalogError::CommitFile { key, reason: "it is missing".to_owned() }.into());
+        }
         if current.exists() {
             let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
             let kept = path.join(format!("{CATALOG}.damaged-{stamp}"));

@@ -1,5 +1,8 @@
 //! The command line from outside: what it prints where, exit codes, and that errors say what to do.
 
+// A test that cannot run here says so.
+#![allow(clippy::print_stderr)]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -345,7 +348,7 @@ fn what_cannot_be_read_makes_the_exit_code_3() {
     let bench = Bench::with_store();
     let locked = bench.source().join("sessions/locked");
     fs::create_dir(&locked).unwrap();
-    fs::set_permissions(&locked, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
     // Permissions do not stop root, so root runs the program as somebody else.
     let as_root = fs::read_dir(&locked).is_ok();
     let run = |arguments: &[&str]| {

@@ -254,7 +254,7 @@ fn a_backend_that_fails_at_any_operation_loses_no_commit() {
             let backend = Arc::new(MemoryBackend::new());
             commit_one(&database, &backend, 1).unwrap();
             let behind = fs::read(&path).unwrap();
-            backend.fail_from(failing);
+            backend.die_after(failing);
             let second = commit_one(&database, &backend, 2);
             drop(database);
             if forgets_all {

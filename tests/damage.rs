@@ -41,11 +41,11 @@ fn make() -> Base {
         bytes
     };
     file("accounts.xml", b"<accounts><account name=\"one@example.com\"/></accounts>");
-    file("sessions/full-1/1.msg", &noise(1, 400));
+    file("sessions/full-1/1.msg", &noise(1, 150));
     file("sessions/full-1/2.msg", "A line that is easy to compress.\r\n".repeat(30).as_bytes());
     file("sessions/full-1/deep/er/nothing", b"");
-    file("sessions/full-1/blobs.zip", &zip(&[("a/1-2.msg", &noise(2, 300)), ("a/2-3.msg", &noise(3, 200))]));
-    file("sessions/full-1/3.msg", &mail(&noise(4, 700)));
+    file("sessions/full-1/blobs.zip", &zip(&[("a/1-2.msg", &noise(2, 100)), ("a/2-3.msg", &noise(3, 80))]));
+    file("sessions/full-1/3.msg", &mail(&noise(4, 150)));
     for number in 0..60 {
         fs::hard_link(source.join("sessions/full-1/1.msg"), source.join(format!("sessions/full-1/deep/{number}.msg")))
             .unwrap();
@@ -58,7 +58,7 @@ fn make() -> Base {
         trees.push((report.record.id, of_directory(&source)));
     };
     snapshot();
-    file("sessions/full-1/4.msg", &noise(5, 350));
+    file("sessions/full-1/4.msg", &noise(5, 90));
     fs::remove_file(source.join("latest")).unwrap();
     fs::hard_link(source.join("sessions/full-1/3.msg"), source.join("sessions/full-1/deep/three.msg")).unwrap();
     snapshot();
@@ -221,7 +221,7 @@ fn every_flipped_byte_of_a_pack_is_found_and_never_read() {
             flips += 1;
         }
     }
-    assert!(flips > 2000, "{flips}");
+    assert!(flips > 1000, "{flips}");
     assert!(run_check(&replica).is_clean());
 }
 
@@ -232,10 +232,10 @@ fn a_pack_cut_anywhere_is_found_and_never_read() {
         let path = store.path().join(&pack);
         let bytes = fs::read(&path).unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let replica = Replica::open(store.path()).unwrap();
         // From the end on, so that the file need not be written anew.
         for length in (0..bytes.len() as u64).rev() {
             file.set_len(length).unwrap();
-            let replica = Replica::open(store.path()).unwrap();
             let what = format!("{} cut to {length}", pack.display());
             let report = run_check(&replica);
             let is_found = report.damages.iter().any(|damage| damage.kind == DamageKind::Pack);
@@ -243,8 +243,10 @@ fn a_pack_cut_anywhere_is_found_and_never_read() {
             // Every chunk ends before the trailer, so all can be read as long as only that is gone.
             assert_eq!(read_all(&replica, &what).is_err(), !paths(&report).is_empty(), "{what}: {report:#?}");
             // The length alone tells, without reading.
-            let report = check(&replica, &CheckOptions::default(), &CheckProgress::default()).unwrap();
-            assert!(!report.is_clean(), "{what}");
+            if length % 11 == 0 {
+                let report = check(&replica, &CheckOptions::default(), &CheckProgress::default()).unwrap();
+                assert!(!report.is_clean(), "{what}");
+            }
         }
     }
 }
@@ -303,13 +305,13 @@ fn use_store(store: &Path, what: &str) -> Result<(usize, bool), String> {
 
 #[test]
 fn a_flipped_byte_of_the_catalogue_is_found_or_harmless() {
-    std::panic::set_hook(Box::new(|_| {}));
     let store = Copied::new();
     let path = store.path().join("catalog.redb");
     let bytes = fs::read(&path).unwrap();
-    let used: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+    // What redb has not written is zero, or 0xff in a build for tests.
+    let used: Vec<usize> = (0..bytes.len()).filter(|at| !matches!(bytes[*at], 0 | 0xff)).collect();
     let stride = (used.len() / 2500).max(1);
-    let (mut found, mut harmless, mut silent) = (0, 0, Vec::new());
+    let (mut found, mut harmless, mut silent, mut unlisted) = (0, 0, Vec::new(), Vec::new());
     for at in used.into_iter().step_by(stride) {
         let what = format!("catalogue flipped at {at}");
         let mut bad = bytes.clone();
@@ -318,19 +320,12 @@ fn a_flipped_byte_of_the_catalogue_is_found_or_harmless() {
         match use_store(store.path(), &what) {
             Ok((2, true)) => harmless += 1,
             Ok((2, false)) | Err(_) => found += 1,
-            Ok((read, is_clean)) => {
-                if is_clean {
-                    silent.push((at, read));
-                } else {
-                    found += 1;
-                }
-            }
+            Ok((read, true)) => silent.push((at, read)),
+            Ok((read, false)) => unlisted.push((at, read)),
         }
     }
-    let _ = std::panic::take_hook();
     assert!(silent.is_empty(), "snapshots are missing and nobody says so: {silent:?}");
-    assert!(found + harmless >= 2000, "{found} {harmless}");
-    println!("{found} found, {harmless} harmless");
+    assert!(found >= 500 && found + harmless >= 2000, "{found} found, {harmless} harmless, {unlisted:?} unlisted");
 }
 
 #[test]

@@ -18,11 +18,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use zmreplica::check::{CheckOptions, CheckProgress, check};
 use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::restore::{Overwrite, RestoreOptions, RestoreProgress, restore};
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::{SnapshotOptions, run};
 use zmreplica::view::Snapshots;
 
-use oracle::{Tree, assert_same, of_directory, of_snapshot};
+use oracle::{Tree, assert_same, of_directory, of_snapshot, view};
 
 /// What a file is filled with. Few seeds, so that equal contents are frequent.
 #[derive(Clone, Debug)]
@@ -297,6 +298,23 @@ fn compare(replica: &Replica, copies: &[Tree]) {
     }
 }
 
+/// Restores every snapshot over the one before it, with what is too much deleted, and into a place of its own.
+fn restore_all(replica: &Replica, copies: &[Tree], place: &Path) {
+    fs::create_dir(place).unwrap();
+    let over = place.join("over");
+    let snapshots = Snapshots::read(&replica.catalog().unwrap()).unwrap();
+    for (number, (snapshot, copy)) in snapshots.all().iter().zip(copies).enumerate() {
+        let own = place.join(number.to_string());
+        for (destination, delete) in [(&own, false), (&over, true)] {
+            let options = RestoreOptions { delete, overwrite: Overwrite::Always, ..RestoreOptions::default() };
+            let view = view(replica, snapshot).unwrap();
+            let report = restore(&view, b"", destination, &options, &RestoreProgress::default()).unwrap();
+            assert!(report.problems.is_empty(), "{:?}", report.problems);
+            assert_same(copy, &of_directory(destination), &format!("restored snapshot {number}, delete {delete}"));
+        }
+    }
+}
+
 fn run_case(batches: &[Vec<Edit>], rescans: &[bool]) {
     let place = tempfile::tempdir().unwrap();
     let (store, root) = (place.path().join("store"), place.path().join("source"));
@@ -318,6 +336,7 @@ fn run_case(batches: &[Vec<Edit>], rescans: &[bool]) {
     }
     let replica = Replica::open(&store).unwrap();
     compare(&replica, &copies);
+    restore_all(&replica, &copies, &place.path().join("restored"));
     assert_clean(&replica, copies.len());
     drop(replica);
     // The catalogue is worth nothing that the commit files don't hold too.

@@ -288,6 +288,7 @@ fn group_of(view: &SnapshotView, path: &[u8]) -> u64 {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "a test that cannot run here says so")]
 fn holes_of_a_terabyte_cost_nothing() {
     let scene = Scene::new();
     let file = fs::File::create(scene.source("huge")).unwrap();
@@ -471,7 +472,6 @@ fn the_store_is_never_touched() {
     let report = into(scene.directory.path()).unwrap();
     assert_eq!(report.problems.iter().map(|problem| problem.path.as_str()).collect::<Vec<_>>(), ["store"]);
     assert_eq!(fs::read(scene.store().join("config.json")).unwrap(), before);
-    scene.write("other", "");
 }
 
 #[test]

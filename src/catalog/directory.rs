@@ -23,8 +23,9 @@ use crate::model::{Timestamp, Xattr};
 
 /// A directory with at most this many entries, those of folded directories in it included, is folded into its parent.
 pub const FOLD_ENTRIES: usize = 24;
-/// One name in so many ends a page.
-const PAGE_AVERAGE: u32 = 48;
+/// One name in so many ends a page. A week brings some 2% new names, spread over a directory by their hashes, and each touches a page:
+/// with 48 names to a page a new full session of 286,000 names cost 19 bytes a name, nearly all of it names stored again.
+const PAGE_AVERAGE: u32 = 24;
 /// A page ends at the latest after so many nodes, if its last direct entry allows.
 const PAGE_MAX_NODES: usize = 512;
 /// Deeper folding than this is refused while decoding; the writer never folds more than [`FOLD_ENTRIES`].

@@ -8,7 +8,7 @@
 //! trees      every snapshot: pages, names, link counts, totals, digest
 //! ```
 //!
-//! Each step notes in the [`ledger`] what is damaged and hands on which numbers are affected, so that the last one, which
+//! Each step notes in the `ledger` what is damaged and hands on which numbers are affected, so that the last one, which
 //! walks every tree, can name the paths: chunk, link group, path. A damaged catalogue is met with care: redb may report it, panic or go in
 //! circles, and none of this ends the check.
 //!

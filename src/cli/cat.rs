@@ -24,7 +24,7 @@ pub(crate) fn run(context: &Context, args: &CatArgs) -> Result<Exit, CliError> {
     };
     match view.copy_to(group, &mut *context.output.stdout()) {
         Ok(_) => Ok(Exit::Done),
-        Err(CopyError::View(error)) => Err(CliError::OfPath { path: text::escape(&path), source: error }),
+        Err(CopyError::View(error)) => Err(CliError::OfPath { path: text::escape(&path), source: Box::new(error) }),
         Err(CopyError::Write(error)) => Err(error.into()),
     }
 }

@@ -95,7 +95,8 @@ fn follow(output: &Output, progress: &CheckProgress, interrupt: &AtomicBool, sto
             progress.interrupt.store(true, Ordering::Relaxed);
         }
         let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
-        let share = if total > 0 { format!(", {} %", done.saturating_mul(100) / total) } else { String::new() };
+        let share =
+            done.saturating_mul(100).checked_div(total).map(|percent| format!(", {percent} %")).unwrap_or_default();
         let read = match progress.read_bytes.load(Ordering::Relaxed) {
             0 => String::new(),
             bytes => format!(", read {}", text::bytes(bytes)),

@@ -86,7 +86,7 @@ pub(crate) enum CliError {
         /// The path, fit for people.
         path: String,
         /// Why.
-        source: ViewError,
+        source: Box<ViewError>,
     },
 }
 
@@ -119,43 +119,22 @@ impl CliError {
                 }
             }
             CliError::Replica(ReplicaError::Catalog(CatalogError::Database(_))) => Exit::Damage,
-            CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => of_catalog(error),
+            CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => damage_if(error.is_damage()),
             CliError::Replica(_) => Exit::Failed,
             CliError::Snapshot(SnapshotError::Pattern(_)) => Exit::Usage,
             CliError::Snapshot(error) if error.is_damage() => Exit::Damage,
             CliError::Snapshot(_) => Exit::Failed,
-            CliError::Check(error) => {
-                if error.is_damage() {
-                    Exit::Damage
-                } else {
-                    Exit::Failed
-                }
-            }
+            CliError::Check(error) => damage_if(error.is_damage()),
             CliError::Resolve(ResolveError::Malformed { .. }) => Exit::Usage,
             CliError::Resolve(_) => Exit::Failed,
-            CliError::Restore(RestoreError::View(error))
-            | CliError::View(error)
-            | CliError::OfPath { source: error, .. } => {
-                if error.is_damage() {
-                    Exit::Damage
-                } else {
-                    Exit::Failed
-                }
-            }
+            CliError::View(error) | CliError::Restore(RestoreError::View(error)) => damage_if(error.is_damage()),
+            CliError::OfPath { source, .. } => damage_if(source.is_damage()),
             CliError::Restore(_) => Exit::Failed,
         }
     }
 
     /// Returns what to do about it, where the message does not say so itself.
     pub(crate) fn hint(&self) -> Option<String> {
-        let catalog = |error: &CatalogError| {
-            match error {
-            CatalogError::Open { .. } | CatalogError::Database(_) => Some(
-                "`zmreplica check` tells whether the catalogue is damaged, `zmreplica repair` rebuilds it from the commit files.".to_owned(),
-            ),
-            _ => None,
-        }
-        };
         match self {
             CliError::NoStore => Some(
                 "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml.".to_owned(),
@@ -166,20 +145,30 @@ impl CliError {
             CliError::Panic { during_check: true } => {
                 Some("`zmreplica repair` rebuilds the catalogue from the commit files.".to_owned())
             }
-            CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => catalog(error),
-            CliError::Snapshot(SnapshotError::Catalog(error)) => catalog(error),
-            CliError::Check(CheckError::Catalog(error)) => catalog(error),
-            CliError::View(ViewError::Catalog(error)) | CliError::OfPath { source: ViewError::Catalog(error), .. } => {
-                catalog(error)
-            }
-            CliError::View(error) | CliError::OfPath { source: error, .. } if error.is_damage() => {
-                Some("`zmreplica check --read-data` tells what else is damaged.".to_owned())
-            }
+            CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => catalog_hint(error),
+            CliError::Snapshot(SnapshotError::Catalog(error)) => catalog_hint(error),
+            CliError::Check(CheckError::Catalog(error)) => catalog_hint(error),
+            CliError::View(error) | CliError::Restore(RestoreError::View(error)) => view_hint(error),
+            CliError::OfPath { source, .. } => view_hint(source),
             _ => None,
         }
     }
 }
 
-fn of_catalog(error: &CatalogError) -> Exit {
-    if error.is_damage() { Exit::Damage } else { Exit::Failed }
+fn damage_if(damage: bool) -> Exit {
+    if damage { Exit::Damage } else { Exit::Failed }
+}
+
+fn catalog_hint(error: &CatalogError) -> Option<String> {
+    let unusable = matches!(error, CatalogError::Open { .. } | CatalogError::Database(_));
+    unusable.then(|| {
+        "If the catalogue is lost or damaged, `zmreplica repair` rebuilds it from the commit files.".to_owned()
+    })
+}
+
+fn view_hint(error: &ViewError) -> Option<String> {
+    match error {
+        ViewError::Catalog(error) => catalog_hint(error),
+        error => error.is_damage().then(|| "`zmreplica check --read-data` tells what else is damaged.".to_owned()),
+    }
 }

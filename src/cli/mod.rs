@@ -148,9 +148,9 @@ pub(crate) fn main() -> ExitCode {
     let output = Output::new(cli.global.json, verbosity);
     let is_check = matches!(cli.command, Command::Check(_));
     hold_back_panics(is_check);
-    let context = match configure(cli.global, output) {
-        Ok(context) => context,
-        Err((output, error)) => return report(&output, &error).into(),
+    let context = match configure(cli.global) {
+        Ok((config, store)) => Context { output, config, store },
+        Err(error) => return report(&output, &error).into(),
     };
     // Nothing of the context is used after a panic but its output, whose lock survives one.
     let result = catch_unwind(AssertUnwindSafe(|| run(cli.command, &context)));
@@ -166,14 +166,12 @@ pub(crate) fn main() -> ExitCode {
     exit.into()
 }
 
-fn configure(global: GlobalArgs, output: Output) -> Result<Context, (Output, CliError)> {
-    let config = match config::load(global.config.as_deref()) {
-        Ok(config) => config,
-        Err(error) => return Err((output, error)),
-    };
+/// Loads the configuration and finds out which store is meant.
+fn configure(global: GlobalArgs) -> Result<(Config, Option<PathBuf>), CliError> {
+    let config = config::load(global.config.as_deref())?;
     let from_environment = || std::env::var_os(STORE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
     let store = global.store.or_else(from_environment).or_else(|| config.store.clone());
-    Ok(Context { output, config, store })
+    Ok((config, store))
 }
 
 fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
@@ -222,7 +220,8 @@ fn report(output: &Output, error: &CliError) -> Exit {
     exit
 }
 
-/// Lets a panic of any thread be one line on stderr, or none where it becomes part of a report; RUST_BACKTRACE shows all of it.
+/// Lets a panic of any thread be one line on stderr, or none where it becomes part of a report; RUST_BACKTRACE shows all
+/// of it.
 fn hold_back_panics(silent: bool) {
     let standard = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

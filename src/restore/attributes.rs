@@ -118,7 +118,7 @@ impl Inode<'_> {
 
     fn set_mtime(&mut self, mtime: Timestamp) -> Result<(), Errno> {
         let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT.into() },
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() },
         };
         match self {

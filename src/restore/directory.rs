@@ -146,13 +146,19 @@ pub(super) fn open(parent: BorrowedFd<'_>, name: &[u8], force: bool) -> Result<O
         answer => answer?,
     };
     if force {
-        let mode = Mode::from_bits_retain(fstat(&fd)?.st_mode & 0o7777);
-        if !mode.contains(Mode::RWXU) {
-            // Refused to others than its owner, who then fail with what they do in it.
-            let _ = fchmod(&fd, mode | Mode::RWXU);
-        }
+        permit(&fd)?;
     }
     Ok(fd)
+}
+
+/// Lets the owner of a directory work in it until it gets its own mode.
+pub(super) fn permit(fd: &OwnedFd) -> Result<(), Errno> {
+    let mode = Mode::from_bits_retain(fstat(fd)?.st_mode & 0o7777);
+    if !mode.contains(Mode::RWXU) {
+        // Refused to others than its owner, who then fail with what they do in it.
+        let _ = fchmod(fd, mode | Mode::RWXU);
+    }
+    Ok(())
 }
 
 /// Removes a name that the snapshot does not have, with all below it. Stays on this mount. Returns whether it is gone.

@@ -20,6 +20,7 @@
 
 mod attributes;
 mod contents;
+mod destination;
 mod directory;
 mod environment;
 mod links;

@@ -1,11 +1,8 @@
 //! The walk: one thread that takes the snapshot in order of names, compares it with the target, and decides.
 
 use std::collections::HashMap;
-use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,6 +16,7 @@ use rustix::io::Errno;
 
 use super::attributes::{Present, apply_named, mtime_of};
 use super::contents::{self, FileJob, other_name_failed};
+use super::destination::{open_destination, place_of_file};
 use super::directory::{self, Place};
 use super::environment::Environment;
 use super::links::{GroupState, Identity, Linker, Links, Placed, Waiting, copy_message, needs_copy};
@@ -56,7 +54,8 @@ pub(super) fn run(
     let links = Links::default();
     let (root, start) = match node {
         Node::Directory(directory) => {
-            let (fd, found) = open_destination(destination, options.dry_run).map_err(unusable)?;
+            let (fd, found) = open_destination(destination, options.dry_run, options.overwrite != Overwrite::Never)
+                .map_err(unusable)?;
             let finish = match (options.overwrite, &found) {
                 (Overwrite::Never, Some(_)) => None,
                 _ => Some((directory.attributes.clone(), found)),
@@ -126,49 +125,6 @@ pub(super) fn run(
 enum Start<'e> {
     Directory(Arc<Place<'e>>, DirectoryNode, bool),
     File(Arc<Place<'e>>, u64, Box<[u8]>),
-}
-
-/// Opens the destination, making it and the directories above it if need be. Returns what it was before, `None` when it was made.
-fn open_destination(destination: &Path, dry_run: bool) -> io::Result<(Option<OwnedFd>, Option<Stat>)> {
-    if dry_run && !destination.exists() {
-        return Ok((None, None));
-    }
-    let made = match DirBuilder::new().mode(0o700).create(destination) {
-        Ok(()) => true,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(parent) = destination.parent() {
-                std::fs::create_dir_all(parent)?;
-            }
-            DirBuilder::new().mode(0o700).create(destination)?;
-            true
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(error),
-    };
-    let directory = std::fs::File::open(destination)?;
-    if !directory.metadata()?.is_dir() {
-        return Err(Errno::NOTDIR.into());
-    }
-    let fd = OwnedFd::from(directory);
-    let found = if made { None } else { Some(fstat(&fd)?) };
-    Ok((Some(fd), found))
-}
-
-/// Returns the directory and the name that a single file is restored to.
-fn place_of_file(subtree: &[u8], destination: &Path) -> io::Result<(std::path::PathBuf, Box<[u8]>)> {
-    if destination.is_dir() {
-        let name = subtree.split(|byte| *byte == b'/').rfind(|name| !matches!(*name, b"" | b"."));
-        return match name {
-            Some(name) => Ok((destination.to_owned(), name.into())),
-            None => Err(Errno::INVAL.into()),
-        };
-    }
-    let name = destination.file_name().ok_or(Errno::INVAL)?;
-    let parent = match destination.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    Ok((parent.to_owned(), name.as_bytes().into()))
 }
 
 /// The names of an existing directory, passed in order beside those of the snapshot.

@@ -2,7 +2,7 @@
 //!
 //! The run's own thread numbers chunks and hands those that the store lacks to a pool of compressing threads, in batches; one thread gathers
 //! their output into packs, writes each whole to the backend and reports where every chunk lies. Memory: the batches under way
-//! (at most [`BATCHES_AHEAD`] waiting for each thread, some 1.5 MB each), one pack being filled and one being written.
+//! (at most `BATCHES_AHEAD` waiting for each thread, some 1.5 MB each), one pack being filled and one being written.
 //!
 //! Small chunks wait until there are enough of them to train a dictionary, if the store has none yet.
 
@@ -20,7 +20,7 @@ use crate::store::backend::Backend;
 use crate::store::codec::{
     Codec, CodecError, Compressor, DICTIONARY_CHUNK_MAX_BYTES, Dictionary, DictionarySet, TRAINING_BYTES, train,
 };
-use crate::store::pack::{PACK_TARGET_BYTES, PackBuilder, PackError, PackId};
+use crate::store::pack::{PACK_TARGET_BYTES, PackBuilder, PackId};
 use crate::store::put_pack;
 
 /// A batch is handed over when it holds this many plain bytes ...
@@ -441,11 +441,5 @@ impl Packer {
         let chunks = std::mem::take(&mut self.rows);
         let _ = self.reporter.send(FromPacker::Pack { id: pack.id, bytes: pack.bytes.len() as u64, chunks });
         Ok(())
-    }
-}
-
-impl From<PackError> for SnapshotError {
-    fn from(error: PackError) -> Self {
-        SnapshotError::Pack(error)
     }
 }

@@ -69,7 +69,7 @@ pub enum SnapshotError {
     Codec(#[from] CodecError),
     /// A pack could not be built.
     #[error(transparent)]
-    Pack(PackError),
+    Pack(#[from] PackError),
     /// A thread could not be started.
     #[error("A thread cannot be started: {0}")]
     Thread(io::Error),

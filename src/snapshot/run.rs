@@ -504,7 +504,10 @@ impl<'a> Run<'a> {
                 Pending::Dropped => None,
                 Pending::Asked(asked) => {
                     self.asked -= 1;
-                    self.answer(&listing.prefix, &name, *asked)?
+                    let resolved = self.answer(&listing.prefix, &name, *asked)?;
+                    self.check_interrupt()?;
+                    self.commit_if_due()?;
+                    resolved
                 }
                 Pending::Same(slot) => self.same_as(&listing.prefix, &name, slot)?,
             };
@@ -514,11 +517,12 @@ impl<'a> Run<'a> {
         }
         let resolved = ResolvedListing { name: listing.name, attributes: listing.attributes, entries };
         self.tree.listing(&mut self.writer, resolved)?;
+        self.commit_if_due()
+    }
+
+    fn commit_if_due(&mut self) -> Result<(), SnapshotError> {
         let due = self.last_commit.elapsed() >= self.options.progress_interval;
-        if due || self.writer.pending_bytes() >= PROGRESS_PENDING_BYTES {
-            self.commit_progress()?;
-        }
-        Ok(())
+        if due || self.writer.pending_bytes() >= PROGRESS_PENDING_BYTES { self.commit_progress() } else { Ok(()) }
     }
 
     /// Resolves a further name of an inode; reads the inode by this name if its first one failed.

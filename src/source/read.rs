@@ -1,8 +1,8 @@
 //! Reading inodes: attributes and content, cut and hashed, by a pool of threads, answered in the order of the requests.
 //!
 //! Requests travel in batches. Each batch has a bounded channel of its own for its answers, and the receiver drains the batches in order, so
-//! the oldest batch always makes progress, whatever the others wait for. Only [`BATCHES_AHEAD`] batches more than there are threads are under way, so
-//! memory is bounded by that many x [`PARTS_AHEAD`] x [`PART_BYTES`]: some 16 MB with two threads.
+//! the oldest batch always makes progress, whatever the others wait for. Only `BATCHES_AHEAD` batches more than there are threads are under way, so
+//! memory is bounded by that many x `PARTS_AHEAD` x `PART_BYTES`: some 16 MB with two threads.
 //!
 //! A file that changes while it is read is read again, up to [`ATTEMPTS`] times. One that disappears or is exchanged under its name is looked
 //! for again: `accounts.xml` is replaced by two renames, between which there is none.

@@ -200,7 +200,8 @@ fn main() -> ExitCode {
             _ => ExitCode::SUCCESS,
         },
         Err(e) => {
-            eprintln!("zmtreegen: {e}");
+            // Without a stderr the exit code has to do.
+            let _ = writeln!(std::io::stderr(), "zmtreegen: {e}");
             ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
         }
     }

@@ -119,33 +119,3 @@ print(attached * 100 // len(sys.argv[1:]))
     let percent: u32 = lines[0].parse().unwrap();
     assert!((15..=32).contains(&percent), "{percent}");
 }
-
-#[test]
-#[ignore = "a measurement: run with --release --ignored --nocapture"]
-fn composing_speed() {
-    let config = Config { accounts: 1, messages: 6_000, ..Config::preset(Preset::Sample) };
-    let site = crate::mailbox::Site::new(config.clone(), vec![]);
-    let tables = crate::words::Tables::new(config.seed);
-    let mut site = site;
-    site.steps.push(crate::config::Step {
-        kind: Kind::Full,
-        status: crate::config::Status::Finished,
-        start_ms: config.start_ms,
-        days: 0,
-        day: 0,
-        first_log: 0,
-    });
-    let mut composer = crate::message::Composer::new(&site, &tables);
-    let (mut bytes, mut message) = (0, Vec::new());
-    let started = std::time::Instant::now();
-    for ordinal in 0..6_000 {
-        composer.compose(crate::mailbox::Mail::Private(0, ordinal), 0, &mut message);
-        bytes += message.len();
-    }
-    let mean = bytes / 6_000;
-    println!("mean {mean} bytes, {:.0} MB/s", bytes as f64 / 1e6 / started.elapsed().as_secs_f64());
-    let started = std::time::Instant::now();
-    let mut out = Vec::new();
-    tables.languages[0].paragraph(&mut crate::rng::Rng::new(&[5]), &mut out, 300_000_000);
-    println!("text alone {:.0} MB/s", 300.0 / started.elapsed().as_secs_f64());
-}
