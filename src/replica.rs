@@ -212,13 +212,13 @@ fn take_lock(path: &Path) -> Result<File, ReplicaError> {
     }
 }
 
-/// Returns the number of the last commit in a catalogue that may be damaged; 0 when that cannot be told.
-fn last_known_commit(file: &Path) -> u64 {
+/// Returns the number of the last commit in a catalogue that may be damaged or missing; `None` when that cannot be told.
+fn last_known_commit(file: &Path) -> Option<u64> {
     // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.
     let read = std::panic::catch_unwind(|| -> Result<u64, CatalogError> {
         Ok(last_commit(&CatalogDatabase::open_read_only(file)?.read()?)?.0)
     });
-    read.ok().and_then(Result::ok).unwrap_or(0)
+    read.ok().and_then(Result::ok)
 }
 
 impl Replica {
@@ -345,8 +345,8 @@ impl LockedReplica {
         drop(database);
         // The newest commit files may be gone without a trace among the others; the catalogue, as far as it can be read, knows of them, and so do packs.
         let known = last_known_commit(&current);
-        let none_left = applied == 0 && !backend.list(PACK_PREFIX)?.is_empty();
-        if known > applied || none_left {
+        let none_left = applied == 0 && known.is_none() && !backend.list(PACK_PREFIX)?.is_empty();
+        if known > Some(applied) || none_left {
             let key = commit::key(applied + 1);
             return Err(CatalogError::CommitFile { key, reason: "it is missing".to_owned() }.into());
         }

@@ -395,3 +395,18 @@ fn every_name_of_a_damaged_link_group_is_told_with_its_snapshots() {
     assert_eq!(pack.affected as usize, pack.paths.iter().map(|path| path.snapshots.len()).sum::<usize>());
     assert_eq!(pack.unlisted, 0);
 }
+
+#[test]
+fn a_store_without_any_commit_file_is_not_rebuilt_to_an_empty_one() {
+    for catalogue_too in [false, true] {
+        let store = Copied::new();
+        fs::remove_dir_all(store.path().join("commits")).unwrap();
+        if catalogue_too {
+            fs::remove_file(store.path().join("catalog.redb")).unwrap();
+        }
+        let before = files(store.path());
+        assert!(LockedReplica::rebuild_catalog(store.path()).is_err());
+        let after = files(store.path());
+        assert!(before.iter().all(|file| after.contains(file)), "{after:?}");
+    }
+}

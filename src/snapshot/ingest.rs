@@ -1,8 +1,9 @@
 //! Ingest: from new chunks to packs.
 //!
 //! The run's own thread numbers chunks and hands those that the store lacks to a pool of compressing threads, in batches; one thread gathers
-//! their output into packs, writes each whole to the backend and reports where every chunk lies. Memory: the batches under way
-//! (at most `BATCHES_AHEAD` waiting for each thread, some 1.5 MB each), one pack being filled and one being written.
+//! their output into packs, and one writes each pack whole to the backend and reports where every chunk lies. (Writing waits for the disk: done by
+//! the gathering thread it held up compression for a third of the time.) Memory: the batches under way
+//! (at most `BATCHES_AHEAD` waiting for each thread, some 1.5 MB each), one pack being filled, one waiting and one being written.
 //!
 //! Small chunks wait until there are enough of them to train a dictionary, if the store has none yet.
 
@@ -20,7 +21,7 @@ use crate::store::backend::Backend;
 use crate::store::codec::{
     Codec, CodecError, Compressor, DICTIONARY_CHUNK_MAX_BYTES, Dictionary, DictionarySet, TRAINING_BYTES, train,
 };
-use crate::store::pack::{PACK_TARGET_BYTES, PackBuilder, PackId};
+use crate::store::pack::{FinishedPack, PACK_TARGET_BYTES, PackBuilder, PackId};
 use crate::store::put_pack;
 
 /// A batch is handed over when it holds this many plain bytes ...
@@ -72,7 +73,7 @@ enum ToPacker {
     Flush,
 }
 
-enum FromPacker {
+enum FromPutter {
     Pack { id: PackId, bytes: u64, chunks: Vec<(u64, ChunkRow)> },
     Flushed,
     Failed(SnapshotError),
@@ -102,7 +103,7 @@ pub struct Ingest {
     finished: Arc<AtomicU64>,
     batches: Option<Sender<Batch>>,
     packer: Option<Sender<ToPacker>>,
-    reports: Receiver<FromPacker>,
+    reports: Receiver<FromPutter>,
     threads: Vec<JoinHandle<()>>,
     counters: Arc<IngestCounters>,
 }
@@ -123,7 +124,7 @@ impl Ingest {
         let thread_count = options.threads.max(1);
         let (batches, queue) = bounded::<Batch>(BATCHES_AHEAD * thread_count);
         let (packer, stored) = bounded::<ToPacker>(BATCHES_AHEAD * thread_count);
-        // Unbounded: a report is small, and the run's thread must never be what the packer waits for.
+        // Unbounded: a report is small, and the run's thread must never be what storing waits for.
         let (reporter, reports) = unbounded();
         let finished = Arc::new(AtomicU64::new(0));
         let mut threads = Vec::new();
@@ -138,19 +139,16 @@ impl Ingest {
                 Box::new(move || compress_batches(level, &queue, &packer, &finished)),
             )?);
         }
-        let (pack_counters, pack_dictionaries) = (Arc::clone(&counters), Arc::clone(&dictionaries));
+        // One waits while one is written: more would only take memory.
+        let (puts, packs) = bounded(1);
+        let putter =
+            Putter { backend, dictionaries: Arc::clone(&dictionaries), reporter, counters: Arc::clone(&counters) };
+        threads.push(spawn("put".to_owned(), Box::new(move || putter.run(&packs)))?);
         threads.push(spawn(
             "pack".to_owned(),
             Box::new(move || {
-                let mut packer = Packer {
-                    backend,
-                    dictionaries: pack_dictionaries,
-                    builder: PackBuilder::new(PACK_TARGET_BYTES),
-                    rows: Vec::new(),
-                    reporter,
-                    counters: pack_counters,
-                };
-                packer.run(&stored);
+                let builder = PackBuilder::new(PACK_TARGET_BYTES);
+                Packer { builder, rows: Vec::new(), puts }.run(&stored);
             }),
         )?);
         Ok(Ingest {
@@ -257,7 +255,7 @@ impl Ingest {
     /// Returns why the threads ended.
     fn failure(&self) -> SnapshotError {
         while let Ok(report) = self.reports.try_recv() {
-            if let FromPacker::Failed(error) = report {
+            if let FromPutter::Failed(error) = report {
                 return error;
             }
         }
@@ -276,14 +274,14 @@ impl Ingest {
                 }
             };
             match report {
-                FromPacker::Pack { id, bytes, chunks } => {
+                FromPutter::Pack { id, bytes, chunks } => {
                     let pack = writer.add_pack(PackRow { id, bytes, chunks: chunks.len() as u64 });
                     for (number, row) in chunks {
                         writer.place_chunk(number, ChunkRow { pack, ..row })?;
                     }
                 }
-                FromPacker::Flushed => return Ok(()),
-                FromPacker::Failed(error) => return Err(error),
+                FromPutter::Flushed => return Ok(()),
+                FromPutter::Failed(error) => return Err(error),
             }
         }
     }
@@ -374,27 +372,36 @@ fn compress_batch(
         .collect()
 }
 
+/// Gathers stored chunks into packs.
 struct Packer {
-    backend: Arc<dyn Backend>,
-    dictionaries: Arc<DictionarySet>,
     builder: PackBuilder,
     rows: Vec<(u64, ChunkRow)>,
-    reporter: Sender<FromPacker>,
-    counters: Arc<IngestCounters>,
+    puts: Sender<ToPutter>,
 }
+
+enum ToPutter {
+    Pack(FinishedPack, Vec<(u64, ChunkRow)>),
+    Flush,
+    Failed(SnapshotError),
+}
+
+/// The thread that takes packs ended; it has told why.
+struct PutterGone;
 
 impl Packer {
     fn run(&mut self, queue: &Receiver<ToPacker>) {
         while let Ok(message) = queue.recv() {
-            if let Err(error) = self.take(message) {
-                // Without a receiver nobody is left to tell.
-                let _ = self.reporter.send(FromPacker::Failed(error));
+            let taken = match self.take(message) {
+                Ok(taken) => taken,
+                Err(error) => self.puts.send(ToPutter::Failed(error)).map_err(|_| PutterGone).and(Err(PutterGone)),
+            };
+            if taken.is_err() {
                 return;
             }
         }
     }
 
-    fn take(&mut self, message: ToPacker) -> Result<(), SnapshotError> {
+    fn take(&mut self, message: ToPacker) -> Result<Result<(), PutterGone>, SnapshotError> {
         match message {
             ToPacker::Failed(error) => return Err(error.into()),
             ToPacker::Dictionary(dictionary) => {
@@ -402,44 +409,75 @@ impl Packer {
             }
             ToPacker::Stored(chunks) => {
                 for chunk in chunks {
-                    let offset = self.builder.push(
-                        chunk.hash,
-                        chunk.plain_length,
-                        chunk.codec,
-                        chunk.dictionary_id,
-                        &chunk.stored,
-                    )?;
-                    let row = ChunkRow {
-                        pack: 0,
-                        offset,
-                        stored_length: chunk.stored.len() as u32,
-                        plain_length: chunk.plain_length,
-                        prefix: chunk.hash.prefix(),
-                    };
-                    self.rows.push((chunk.number, row));
-                    if self.builder.is_full() {
-                        self.finish_pack()?;
+                    if let Err(gone) = self.push(&chunk)? {
+                        return Ok(Err(gone));
                     }
                 }
             }
             ToPacker::Flush => {
-                if !self.builder.is_empty() {
-                    self.finish_pack()?;
-                }
-                self.backend.sync()?;
-                let _ = self.reporter.send(FromPacker::Flushed);
+                let sent = if self.builder.is_empty() { Ok(()) } else { self.finish_pack() };
+                return Ok(sent.and_then(|()| self.puts.send(ToPutter::Flush).map_err(|_| PutterGone)));
             }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
-    fn finish_pack(&mut self) -> Result<(), SnapshotError> {
+    fn push(&mut self, chunk: &StoredChunk) -> Result<Result<(), PutterGone>, SnapshotError> {
+        let StoredChunk { number, hash, plain_length, codec, dictionary_id, stored } = chunk;
+        let offset = self.builder.push(*hash, *plain_length, *codec, *dictionary_id, stored)?;
+        let row = ChunkRow {
+            pack: 0,
+            offset,
+            stored_length: stored.len() as u32,
+            plain_length: *plain_length,
+            prefix: hash.prefix(),
+        };
+        self.rows.push((*number, row));
+        Ok(if self.builder.is_full() { self.finish_pack() } else { Ok(()) })
+    }
+
+    fn finish_pack(&mut self) -> Result<(), PutterGone> {
         let pack = std::mem::replace(&mut self.builder, PackBuilder::new(PACK_TARGET_BYTES)).finish();
-        // The same pack may be there, left by a run that died before its commit.
-        put_pack(self.backend.as_ref(), &pack, &self.dictionaries)?;
-        self.counters.stored_bytes.fetch_add(pack.bytes.len() as u64, Ordering::Relaxed);
-        let chunks = std::mem::take(&mut self.rows);
-        let _ = self.reporter.send(FromPacker::Pack { id: pack.id, bytes: pack.bytes.len() as u64, chunks });
-        Ok(())
+        self.puts.send(ToPutter::Pack(pack, std::mem::take(&mut self.rows))).map_err(|_| PutterGone)
+    }
+}
+
+/// Writes packs to the backend.
+struct Putter {
+    backend: Arc<dyn Backend>,
+    dictionaries: Arc<DictionarySet>,
+    reporter: Sender<FromPutter>,
+    counters: Arc<IngestCounters>,
+}
+
+impl Putter {
+    fn run(&self, queue: &Receiver<ToPutter>) {
+        while let Ok(message) = queue.recv() {
+            match self.take(message) {
+                // Without a receiver nobody is left to tell.
+                Ok(report) => drop(self.reporter.send(report)),
+                Err(error) => {
+                    let _ = self.reporter.send(FromPutter::Failed(error));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take(&self, message: ToPutter) -> Result<FromPutter, SnapshotError> {
+        match message {
+            ToPutter::Failed(error) => Err(error),
+            ToPutter::Pack(pack, chunks) => {
+                // The same pack may be there, left by a run that died before its commit.
+                put_pack(self.backend.as_ref(), &pack, &self.dictionaries)?;
+                let bytes = pack.bytes.len() as u64;
+                self.counters.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
+                Ok(FromPutter::Pack { id: pack.id, bytes, chunks })
+            }
+            ToPutter::Flush => {
+                self.backend.sync()?;
+                Ok(FromPutter::Flushed)
+            }
+        }
     }
 }

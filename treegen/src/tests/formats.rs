@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{create, named, small};
 use crate::zip::{Deflated, ZipWriter};
-use crate::{BlobMode, Config, Kind, Preset, clock};
+use crate::{BlobMode, Config, clock};
 
 /// Runs a Python program over paths and returns what it prints.
 fn python(program: &str, paths: &[PathBuf]) -> Vec<String> {
