@@ -13,8 +13,9 @@ use std::sync::{Arc, LazyLock};
 
 use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, DamageKind, check};
 use zmreplica::replica::{LockedReplica, Replica, ReplicaError, init};
+use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
-use zmreplica::snapshot::run::{SnapshotOptions, run};
+use zmreplica::snapshot::run::run;
 use zmreplica::view::Snapshots;
 
 use oracle::{Tree, assert_same, of_directory, of_snapshot};

@@ -19,8 +19,9 @@ use proptest::prelude::*;
 use zmreplica::check::{CheckOptions, CheckProgress, check};
 use zmreplica::replica::{LockedReplica, Replica, init};
 use zmreplica::restore::{Overwrite, RestoreOptions, RestoreProgress, restore};
+use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
-use zmreplica::snapshot::run::{SnapshotOptions, run};
+use zmreplica::snapshot::run::run;
 use zmreplica::view::Snapshots;
 
 use oracle::{Tree, assert_same, of_directory, of_snapshot, view};

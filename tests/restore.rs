@@ -13,8 +13,9 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, setxattr, utimensat};
 use zmreplica::replica::{LockedReplica, Replica, init};
 use zmreplica::restore::{Overwrite, RestoreError, RestoreOptions, RestoreProgress, RestoreReport, restore};
+use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
-use zmreplica::snapshot::run::{SnapshotOptions, run};
+use zmreplica::snapshot::run::run;
 use zmreplica::view::{SnapshotTree, SnapshotView, Snapshots, ViewOptions};
 
 struct Scene {

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use zmreplica::snapshot::SnapshotError;
+use zmreplica::snapshot::dry_run::dry_run;
+use zmreplica::snapshot::options::{DryRun, RunProblem, SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
-use zmreplica::snapshot::run::{DryRun, RunProblem, SnapshotOptions, SnapshotReport, dry_run, run as take_snapshot};
+use zmreplica::snapshot::run::run as take_snapshot;
 
 use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};

@@ -10,9 +10,11 @@
 //! Answers come in the order of the requests, so listings are completed in the same order, and link groups are numbered in it.
 
 pub mod content;
+pub mod dry_run;
 pub mod ingest;
 pub mod inodes;
 pub mod known;
+pub mod options;
 pub mod owners;
 pub mod progress;
 mod resolve;

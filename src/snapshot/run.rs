@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use super::SnapshotError;
-use super::ingest::{CompressionOptions, Ingest};
+use super::ingest::Ingest;
 use super::inodes::{RunInodes, Slot, Verdict};
 use super::known::KnownInodes;
+use super::options::{RunProblem, SnapshotOptions, SnapshotReport, cores};
 use super::owners::Owners;
 use super::progress::Progress;
 use super::resolve::{Asked, DirectSink, Pending, PendingListing};
@@ -28,7 +27,7 @@ use crate::model::{Kind, Stat};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
 use crate::source::read::{InodeReader, ReadPool, ReadRequest, Want, stat_at};
-use crate::source::scan::{Entry, Found, Listing, Problem, Scan, ScanOptions};
+use crate::source::scan::{Entry, Found, Listing, Scan, ScanOptions};
 
 /// Read requests that may be unanswered before the run stops classifying and completes listings.
 const WINDOW_REQUESTS: usize = 8192;
@@ -39,90 +38,6 @@ const PROBLEMS_KEPT: usize = 100_000;
 /// How often and how long a file that stood at the root in the last snapshot is waited for before it counts as gone.
 const ROOT_WAITS: u32 = 5;
 const ROOT_WAIT: Duration = Duration::from_millis(100);
-
-/// How to take a snapshot.
-#[derive(Clone, Debug)]
-pub struct SnapshotOptions {
-    /// Exclude patterns, besides the default ones.
-    pub excludes: Vec<String>,
-    /// Whether `lost+found` at the root and `sessions/TO_DELETE-*` are left out.
-    pub default_excludes: bool,
-    /// Whether directories on other file systems are entered.
-    pub cross_file_systems: bool,
-    /// Whether everything is read, whatever is known of it.
-    pub rescan: bool,
-    /// Tags of the snapshot.
-    pub tags: Vec<String>,
-    /// How chunks are compressed.
-    pub compression: CompressionOptions,
-    /// How often progress is committed, so that a killed run goes on where it was.
-    pub progress_interval: Duration,
-    /// Threads that scan, and as many that read; 0 chooses.
-    pub threads: usize,
-}
-
-impl Default for SnapshotOptions {
-    fn default() -> Self {
-        SnapshotOptions {
-            excludes: Vec::new(),
-            default_excludes: true,
-            cross_file_systems: false,
-            rescan: false,
-            tags: Vec::new(),
-            compression: CompressionOptions { level: 3, dictionary: true, threads: cores() },
-            progress_interval: Duration::from_secs(60),
-            threads: 0,
-        }
-    }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from)
-}
-
-/// Something that the snapshot could not take as it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RunProblem {
-    /// Path relative to the source.
-    #[serde(serialize_with = "lossy_path")]
-    pub path: Vec<u8>,
-    /// What happened, and what the snapshot holds instead.
-    pub message: String,
-}
-
-fn lossy_path<S: serde::Serializer>(path: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.escape_ascii().to_string())
-}
-
-/// What a run did.
-#[derive(Debug)]
-pub struct SnapshotReport {
-    /// The snapshot's number in the catalogue.
-    pub number: u64,
-    /// The snapshot.
-    pub record: SnapshotRecord,
-    /// What could not be taken as it was; at most 100,000, the rest is counted in the record.
-    pub problems: Vec<RunProblem>,
-}
-
-/// What a run would do.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct DryRun {
-    /// Names seen, directories included.
-    pub names: u64,
-    /// Inodes that are as they were.
-    pub unchanged_inodes: u64,
-    /// Inodes whose extended attributes would be read and whose content would not.
-    pub attribute_inodes: u64,
-    /// Inodes whose content would be read.
-    pub read_files: u64,
-    /// Bytes that would be read.
-    pub read_bytes: u64,
-    /// Names left out by exclude patterns.
-    pub excluded_names: u64,
-    /// What could not be scanned.
-    pub problems: Vec<RunProblem>,
-}
 
 /// Takes a snapshot of a local tree and commits it.
 ///
@@ -137,52 +52,7 @@ pub fn run(
     Run::start(replica, source, options, progress)?.work()
 }
 
-/// Scans a local tree and tells what [`run`] would read.
-///
-/// # Errors
-/// See [`SnapshotError`].
-pub fn dry_run(
-    replica: &Replica,
-    source: &Path,
-    options: &SnapshotOptions,
-    progress: &Arc<Progress>,
-) -> Result<DryRun, SnapshotError> {
-    let started = jiff::Timestamp::now();
-    let (source, name) = source_name(replica, source)?;
-    let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
-    let reader = replica.catalog()?;
-    let number = crate::catalog::writer::sources(&reader)?.iter().position(|known| *known == name);
-    let known = number.and_then(|number| load_known(replica, number as u32)).unwrap_or_default();
-    let mut inodes = RunInodes::new(known, options.rescan, started);
-    let mut scan = Scan::start(&source, scan_options(options, excludes))?;
-    let mut report = DryRun::default();
-    while let Some(listing) = scan.next() {
-        if progress.interrupted() {
-            return Err(SnapshotError::Interrupted);
-        }
-        report.names += listing.entries.len() as u64;
-        Progress::add(&progress.names, listing.entries.len() as u64);
-        report.problems.extend(listing.unreadable.iter().map(scan_problem));
-        let mounts = scan.file_systems();
-        for entry in &listing.entries {
-            let Found::Inode { file_system, stat: Some(stat), .. } = &entry.what else { continue };
-            let file_system = inodes.file_system(&mounts[*file_system as usize]);
-            match inodes.judge(file_system, stat) {
-                Verdict::Unchanged(_) => report.unchanged_inodes += 1,
-                Verdict::Attributes(_) => report.attribute_inodes += 1,
-                Verdict::Content(_) => {
-                    report.read_files += 1;
-                    report.read_bytes += if stat.kind == Kind::File { stat.size } else { 0 };
-                }
-            }
-        }
-    }
-    report.problems.extend(scan.problems().iter().map(scan_problem));
-    report.excluded_names = scan.counters().excluded.load(Ordering::Relaxed);
-    Ok(report)
-}
-
-fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> ScanOptions {
+pub(super) fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> ScanOptions {
     ScanOptions {
         excludes,
         cross_file_systems: options.cross_file_systems,
@@ -191,12 +61,8 @@ fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> ScanOptions {
     }
 }
 
-fn scan_problem(problem: &Problem) -> RunProblem {
-    RunProblem { path: problem.path.clone(), message: format!("{}: {}", problem.kind, problem.message) }
-}
-
 /// Returns the path to open and the name under which the source is known.
-fn source_name(replica: &Replica, source: &Path) -> Result<(PathBuf, String), SnapshotError> {
+pub(super) fn source_name(replica: &Replica, source: &Path) -> Result<(PathBuf, String), SnapshotError> {
     let shown = || source.display().to_string();
     let not_there = |error| crate::source::scan::ScanError::Root { path: source.to_owned(), source: error };
     let real = source.canonicalize().map_err(not_there)?;
@@ -212,7 +78,7 @@ fn known_path(replica: &Replica, source: u32) -> PathBuf {
     replica.path().join("cache").join(format!("inodes-{source}"))
 }
 
-fn load_known(replica: &Replica, source: u32) -> Option<KnownInodes> {
+pub(super) fn load_known(replica: &Replica, source: u32) -> Option<KnownInodes> {
     let reader = replica.database().read().ok()?;
     KnownInodes::load(&known_path(replica, source), |number, id| {
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
@@ -376,7 +242,7 @@ impl<'a> Run<'a> {
         Progress::add(&self.progress.names, listing.entries.len() as u64);
         let mut pending = PendingListing::new(&listing, &mut self.owners);
         if let Some(problem) = &listing.unreadable {
-            let RunProblem { path, message } = scan_problem(problem);
+            let RunProblem { path, message } = RunProblem::from(problem);
             self.problem(path, message);
         }
         let mut prefix = listing.path;
@@ -571,7 +437,7 @@ impl<'a> Run<'a> {
         self.progress.committing.store(true, Ordering::Relaxed);
         if let Some(mut scan) = self.scan.take() {
             for problem in scan.problems() {
-                let RunProblem { path, message } = scan_problem(&problem);
+                let RunProblem { path, message } = RunProblem::from(&problem);
                 self.problem(path, message);
             }
             let counters = scan.counters();

@@ -1,0 +1,61 @@
+//! A scan that tells what a run would read, and changes nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::SnapshotError;
+use super::inodes::{RunInodes, Verdict};
+use super::options::{DryRun, RunProblem, SnapshotOptions};
+use super::progress::Progress;
+use super::run::{load_known, scan_options, source_name};
+use crate::catalog::writer::sources;
+use crate::model::Kind;
+use crate::replica::Replica;
+use crate::source::exclude::Excludes;
+use crate::source::scan::{Found, Scan};
+
+/// Scans a local tree and tells what [`run`](super::run::run) would read.
+///
+/// # Errors
+/// See [`SnapshotError`].
+pub fn dry_run(
+    replica: &Replica,
+    source: &Path,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+) -> Result<DryRun, SnapshotError> {
+    let started = jiff::Timestamp::now();
+    let (source, name) = source_name(replica, source)?;
+    let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    let reader = replica.catalog()?;
+    let number = sources(&reader)?.iter().position(|known| *known == name);
+    let known = number.and_then(|number| load_known(replica, number as u32)).unwrap_or_default();
+    let mut inodes = RunInodes::new(known, options.rescan, started);
+    let mut scan = Scan::start(&source, scan_options(options, excludes))?;
+    let mut report = DryRun::default();
+    while let Some(listing) = scan.next() {
+        if progress.interrupted() {
+            return Err(SnapshotError::Interrupted);
+        }
+        report.names += listing.entries.len() as u64;
+        Progress::add(&progress.names, listing.entries.len() as u64);
+        report.problems.extend(listing.unreadable.iter().map(RunProblem::from));
+        let mounts = scan.file_systems();
+        for entry in &listing.entries {
+            let Found::Inode { file_system, stat: Some(stat), .. } = &entry.what else { continue };
+            let file_system = inodes.file_system(&mounts[*file_system as usize]);
+            match inodes.judge(file_system, stat) {
+                Verdict::Unchanged(_) => report.unchanged_inodes += 1,
+                Verdict::Attributes(_) => report.attribute_inodes += 1,
+                Verdict::Content(_) => {
+                    report.read_files += 1;
+                    report.read_bytes += if stat.kind == Kind::File { stat.size } else { 0 };
+                }
+            }
+        }
+    }
+    report.problems.extend(scan.problems().iter().map(RunProblem::from));
+    report.excluded_names = scan.counters().excluded.load(Ordering::Relaxed);
+    Ok(report)
+}

@@ -1,0 +1,100 @@
+//! How a run is asked for, and what it reports.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::ingest::CompressionOptions;
+use crate::catalog::snapshot::SnapshotRecord;
+use crate::source::scan::Problem;
+
+/// How to take a snapshot.
+#[derive(Clone, Debug)]
+pub struct SnapshotOptions {
+    /// Exclude patterns, besides the default ones.
+    pub excludes: Vec<String>,
+    /// Whether `lost+found` at the root and `sessions/TO_DELETE-*` are left out.
+    pub default_excludes: bool,
+    /// Whether directories on other file systems are entered.
+    pub cross_file_systems: bool,
+    /// Whether everything is read, whatever is known of it.
+    pub rescan: bool,
+    /// Tags of the snapshot.
+    pub tags: Vec<String>,
+    /// How chunks are compressed.
+    pub compression: CompressionOptions,
+    /// How often progress is committed, so that a killed run goes on where it was.
+    pub progress_interval: Duration,
+    /// Threads that scan, and as many that read; 0 chooses.
+    pub threads: usize,
+}
+
+impl Default for SnapshotOptions {
+    fn default() -> Self {
+        SnapshotOptions {
+            excludes: Vec::new(),
+            default_excludes: true,
+            cross_file_systems: false,
+            rescan: false,
+            tags: Vec::new(),
+            compression: CompressionOptions { level: 3, dictionary: true, threads: cores() },
+            progress_interval: Duration::from_secs(60),
+            threads: 0,
+        }
+    }
+}
+
+/// Returns the number of processors that this process may use.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// Something that the snapshot could not take as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunProblem {
+    /// Path relative to the source.
+    #[serde(serialize_with = "lossy_path")]
+    pub path: Vec<u8>,
+    /// What happened, and what the snapshot holds instead.
+    pub message: String,
+}
+
+fn lossy_path<S: serde::Serializer>(path: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.escape_ascii().to_string())
+}
+
+/// What a run did.
+#[derive(Debug)]
+pub struct SnapshotReport {
+    /// The snapshot's number in the catalogue.
+    pub number: u64,
+    /// The snapshot.
+    pub record: SnapshotRecord,
+    /// What could not be taken as it was; at most 100,000, the rest is counted in the record.
+    pub problems: Vec<RunProblem>,
+}
+
+impl From<&Problem> for RunProblem {
+    fn from(problem: &Problem) -> RunProblem {
+        RunProblem { path: problem.path.clone(), message: format!("{}: {}", problem.kind, problem.message) }
+    }
+}
+
+/// What a run would do.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct DryRun {
+    /// Names seen, directories included.
+    pub names: u64,
+    /// Inodes that are as they were.
+    pub unchanged_inodes: u64,
+    /// Inodes whose extended attributes would be read and whose content would not.
+    pub attribute_inodes: u64,
+    /// Inodes whose content would be read.
+    pub read_files: u64,
+    /// Bytes that would be read.
+    pub read_bytes: u64,
+    /// Names left out by exclude patterns.
+    pub excluded_names: u64,
+    /// What could not be scanned.
+    pub problems: Vec<RunProblem>,
+}
