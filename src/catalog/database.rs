@@ -301,6 +301,17 @@ impl CatalogDatabase {
         Ok(())
     }
 
+    /// Moves pages to the front of the file and cuts it behind them. Takes time with the size of the file.
+    ///
+    /// # Errors
+    /// Fails when the database was opened read-only, someone reads it, or redb fails; nothing is lost then.
+    pub fn compact(&mut self) -> Result<(), CatalogError> {
+        if let Handle::Writer(database) = &mut self.handle {
+            database.compact()?;
+        }
+        Ok(())
+    }
+
     /// Lets redb verify the checksums of its own pages and repair what it can from them.
     ///
     /// # Errors

@@ -94,8 +94,11 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
         let report = followed(context, |progress| dry_run(&replica, source, &options, progress))?;
         return tell_dry_run(&context.output, &report, started.elapsed());
     }
-    let replica = context.open_locked()?;
+    let mut replica = context.open_locked()?;
     let report = followed(context, |progress| take_snapshot(&replica, source, &options, progress))?;
+    if report.record.work.new_chunks > 0 {
+        replica.compact_small_catalog();
+    }
     drop(replica);
     tell(&context.output, &report)
 }
