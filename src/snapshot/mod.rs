@@ -3,7 +3,7 @@
 //! ```text
 //!  scan threads -> listings -+-> run (one thread) -> tree, link groups -> catalogue
 //!  read threads -> segments -+        |
-//!                                     +-> compressing threads -> pack thread -> backend
+//!                                     +-> compressing threads -> pack thread -> put thread -> backend
 //! ```
 //!
 //! Listings are classified in depth-first order: an inode that is as it was last night costs a look-up, any other a read request.
