@@ -7,7 +7,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -29,6 +31,13 @@ impl Bench {
         fs::write(source.join("sessions/full-1/empty"), "").unwrap();
         fs::hard_link(source.join("sessions/full-1/blob"), source.join("sessions/full-1/accounts/same")).unwrap();
         symlink("accounts.xml", source.join("link")).unwrap();
+        // A night reads files again that were written in the very moment of the one before: these are older than that.
+        let hour_ago = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() - 3600;
+        let time = Timespec { tv_sec: hour_ago as i64, tv_nsec: 0 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        for file in files(&source) {
+            utimensat(CWD, file, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        }
         bench
     }
 
