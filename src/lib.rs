@@ -6,7 +6,9 @@
 pub mod catalog;
 pub mod check;
 pub mod coding;
+pub mod lease;
 pub mod model;
+pub mod mount;
 pub mod replica;
 pub mod restore;
 pub mod snapshot;

@@ -232,16 +232,20 @@ impl Replica {
     pub fn open(path: &Path) -> Result<Replica, ReplicaError> {
         let config = read_config(path)?;
         let backend: Arc<dyn Backend> = Arc::new(LocalBackend::open(path)?);
+        let database = Replica::open_database(path)?;
+        Replica::assemble(path, config, backend, database)
+    }
+
+    fn open_database(path: &Path) -> Result<CatalogDatabase, ReplicaError> {
         let file = path.join(CATALOG);
-        let database = match CatalogDatabase::open_read_only(&file) {
+        match CatalogDatabase::open_read_only(&file) {
             Err(CatalogError::NeedsRepair { .. }) => {
                 let _lock = take_lock(path)?;
                 drop(CatalogDatabase::open(&file)?);
-                CatalogDatabase::open_read_only(&file)?
+                Ok(CatalogDatabase::open_read_only(&file)?)
             }
-            other => other?,
-        };
-        Replica::assemble(path, config, backend, database)
+            other => Ok(other?),
+        }
     }
 
     fn assemble(
@@ -257,9 +261,7 @@ impl Replica {
             database: Arc::new(database),
             dictionaries: Arc::new(DictionarySet::default()),
         };
-        for (id, bytes) in replica.catalog()?.dictionaries()? {
-            replica.dictionaries.insert(Arc::new(Dictionary::new(id, bytes)?))?;
-        }
+        replica.load_dictionaries(&replica.catalog()?)?;
         Ok(replica)
     }
 
@@ -294,6 +296,35 @@ impl Replica {
     /// Fails when redb fails.
     pub fn catalog(&self) -> Result<CatalogReader, CatalogError> {
         CatalogReader::new(&self.database)
+    }
+
+    /// Starts to read the catalogue for a long time: always as of the last commit, also when another process rebuilds it.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be opened.
+    pub fn following_catalog(&self) -> Result<CatalogReader, CatalogError> {
+        let path = self.path.clone();
+        let open = move || match Replica::open_database(&path) {
+            Ok(database) => Ok(Arc::new(database)),
+            Err(ReplicaError::Catalog(error)) => Err(error),
+            Err(other) => {
+                Err(CatalogError::Open { path: path.join(CATALOG).display().to_string(), message: other.to_string() })
+            }
+        };
+        CatalogReader::following(self.path.join(CATALOG), Box::new(open))
+    }
+
+    /// Takes notice of dictionaries that were added since the store was opened.
+    ///
+    /// # Errors
+    /// Fails when one is damaged.
+    pub fn load_dictionaries(&self, catalog: &CatalogReader) -> Result<(), ReplicaError> {
+        for (id, bytes) in catalog.dictionaries()? {
+            if self.dictionaries.get(id).is_none() {
+                self.dictionaries.insert(Arc::new(Dictionary::new(id, bytes)?))?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns a reader of chunks.

@@ -234,6 +234,7 @@ fn count_groups(database: &CatalogDatabase, backend: &MemoryBackend) -> usize {
     let mut packs = 0;
     reader
         .database()
+        .unwrap()
         .scan(Table::Packs, 0, |_, _| {
             packs += 1;
             Ok(())

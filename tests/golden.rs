@@ -55,7 +55,7 @@ fn directories() {
     };
     let file = Entry { name: (*b"f").into(), node: Node::Group(4) };
     let inner = Directory { attributes: attributes.clone(), body: Body::Folded(vec![file.clone()]) };
-    let entries = [Entry { name: (*b"d").into(), node: Node::Directory(Box::new(inner)) }, file];
+    let entries = [Entry { name: (*b"d").into(), node: Node::Directory(inner.into()) }, file];
     assert_eq!(to_hex(&directory::encode_names(&entries)), "016401660166");
     assert_eq!(to_hex(&directory::encode_page(9, &entries)), "090201e803010201070420".to_owned() + "04");
     let root = Directory { attributes, body: Body::Index(3) };

@@ -16,7 +16,7 @@ use zmreplica::restore::{Overwrite, RestoreError, RestoreOptions, RestoreProgres
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
-use zmreplica::view::{SnapshotTree, SnapshotView, Snapshots, ViewOptions};
+use zmreplica::view::{OwnerMap, SnapshotTree, SnapshotView, Snapshots, ViewOptions};
 
 struct Scene {
     directory: tempfile::TempDir,
@@ -278,7 +278,7 @@ fn the_view_keeps_the_contract_of_a_mount() {
             "{path:?}"
         );
     }
-    assert_eq!(zmreplica_fuse::check_contract(&SnapshotTree::new(view)).unwrap(), names);
+    assert_eq!(zmreplica_fuse::check_contract(&SnapshotTree::new(view, OwnerMap::by_number())).unwrap(), names);
 }
 
 fn group_of(view: &SnapshotView, path: &[u8]) -> u64 {

@@ -31,6 +31,8 @@ pub fn check_contract(tree: &impl ImmutableTree) -> Result<u64, ContractViolatio
         ROOT,
         "the root is a directory with the inode number 1",
     )?;
+    let above = tree.parent(ROOT).map_err(failed(ROOT, "parent"))?;
+    ensure(above == ROOT, ROOT, "the root stands in itself")?;
     let mut seen: HashMap<u64, (FileAttributes, u32)> = HashMap::new();
     let mut waiting = vec![ROOT];
     let mut names = 0;
@@ -52,6 +54,8 @@ pub fn check_contract(tree: &impl ImmutableTree) -> Result<u64, ContractViolatio
             *count += 1;
             if kind == FileKind::Directory {
                 ensure(first && inode != ROOT, inode, "a directory has one name")?;
+                let parent = tree.parent(inode).map_err(failed(inode, "parent"))?;
+                ensure(parent == directory, inode, "the parent of a directory is where it is listed")?;
                 waiting.push(inode);
             }
             if first {
@@ -71,12 +75,17 @@ pub fn check_contract(tree: &impl ImmutableTree) -> Result<u64, ContractViolatio
 fn listing(tree: &impl ImmutableTree, directory: u64) -> Result<Vec<(Vec<u8>, u64, FileKind)>, ContractViolation> {
     let mut whole = Vec::new();
     let mut cookies = vec![0];
+    let mut disagreeing = None;
     tree.list(directory, 0, &mut |entry| {
         whole.push((entry.name.to_vec(), entry.inode, entry.kind));
+        if entry.attributes.is_none_or(|listed| tree.attributes(entry.inode).is_ok_and(|asked| asked != listed)) {
+            disagreeing = Some(entry.inode);
+        }
         cookies.push(entry.next_cookie);
         true
     })
     .map_err(failed(directory, "list"))?;
+    ensure(disagreeing.is_none(), disagreeing.unwrap_or_default(), "listed attributes are those of the inode")?;
     for (name, ..) in &whole {
         let single = !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0);
         ensure(single, directory, "a listed name is one component")?;
@@ -128,6 +137,7 @@ fn check_inode(tree: &impl ImmutableTree, attributes: &FileAttributes) -> Result
         expect(tree.readlink(inode), Errno::INVAL, inode, "readlink of another kind gives EINVAL")?;
     }
     if attributes.kind != FileKind::Directory {
+        expect(tree.parent(inode), Errno::NOTDIR, inode, "the parent of a file gives ENOTDIR")?;
         expect(tree.lookup(inode, b"name"), Errno::NOTDIR, inode, "lookup in a file gives ENOTDIR")?;
         expect(tree.list(inode, 0, &mut |_| true), Errno::NOTDIR, inode, "listing a file gives ENOTDIR")?;
     }

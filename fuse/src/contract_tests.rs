@@ -80,6 +80,7 @@ impl ImmutableTree for MemoryTree {
             gid: 2,
             link_count,
             size,
+            allocated_bytes: size,
             rdev: 0,
             mtime_seconds: -5,
             mtime_nanos: 999_999_999,
@@ -94,8 +95,10 @@ impl ImmutableTree for MemoryTree {
     ) -> Result<(), TreeError> {
         for ((name, inode), at) in self.directory(directory)?.iter().zip(1u64..) {
             let skipped = if self.fault == Fault::Cookie { at < cookie } else { at <= cookie };
-            let kind = self.attributes(*inode)?.kind;
-            if !skipped && !visit(ListedEntry { name, inode: *inode, kind, next_cookie: at }) {
+            let attributes = self.attributes(*inode)?;
+            let kind = attributes.kind;
+            let attributes = Some(attributes);
+            if !skipped && !visit(ListedEntry { name, inode: *inode, kind, attributes, next_cookie: at }) {
                 break;
             }
         }
@@ -126,6 +129,11 @@ impl ImmutableTree for MemoryTree {
         self.node(inode)?;
         let attribute = |name: &[u8]| ExtendedAttribute { name: name.into(), value: (*b"v").into() };
         Ok(if inode == 2 { vec![attribute(b"user.a"), attribute(b"user.b")] } else { Vec::new() })
+    }
+
+    fn parent(&self, directory: u64) -> Result<u64, TreeError> {
+        self.directory(directory)?;
+        Ok(ROOT)
     }
 
     fn totals(&self) -> TreeTotals {

@@ -1,11 +1,27 @@
-//! What a server of an immutable tree, such as a FUSE mount, asks of the tree.
+//! Serves an immutable tree of files as a FUSE file system.
 //!
-//! A tree never changes while it is served, so a server may keep every answer for as long as it likes. The crate knows nothing of stores,
-//! snapshots or chunks: whoever has a tree implements [`ImmutableTree`] and holds the implementation to [`check_contract`].
+//! A tree never changes while it is served, so the kernel may keep every answer for as long as it likes: it asks for each thing once, and a
+//! second look at a file or a directory does not reach the server at all. The crate knows nothing of stores, snapshots or chunks: whoever has a tree implements
+//! [`ImmutableTree`] and holds the implementation to [`check_contract`]; [`TreeServer`] answers the kernel from it, and [`mount`]
+//! gives it a place. The server can be tried without a mount: what it answers is a function of the tree.
+//!
+//! Architecture invariant: errors become error numbers in one place, [`TreeError`], and the kernel's in [`server`](TreeServer).
 
 mod contract;
+mod mount;
+mod mount_table;
+mod overflow;
+mod overlay;
+mod server;
 
 pub use contract::{ContractViolation, check_contract};
+pub use mount::{Mount, MountOptions, UnmountMode, mount, unmount};
+pub use mount_table::{MountEntry, mount_table, mounts_at};
+pub use overlay::mount_overlay;
+pub use server::TreeServer;
+
+/// Takes what a server has to say to the people who run it: one line a call.
+pub type Log = std::sync::Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Inode number of the root of every tree, as FUSE has it.
 pub const ROOT: u64 = 1;
@@ -82,6 +98,8 @@ pub struct FileAttributes {
     pub link_count: u32,
     /// Bytes of a file; length of a symlink's target.
     pub size: u64,
+    /// Bytes that the contents take, as `du` counts them: less than `size` for a file with holes.
+    pub allocated_bytes: u64,
     /// Device number of a device node, else 0.
     pub rdev: u64,
     /// Seconds of the last modification since 1970, rounded down.
@@ -97,8 +115,10 @@ pub struct ListedEntry<'a> {
     pub name: &'a [u8],
     /// Its inode number.
     pub inode: u64,
-    /// The kind of the inode.
+    /// The kind of the inode, as far as it is known.
     pub kind: FileKind,
+    /// Its attributes; `None` when they cannot be had, which a look-up or [`attributes`](ImmutableTree::attributes) then tells.
+    pub attributes: Option<FileAttributes>,
     /// Where a listing that ends here goes on: the cookie to give to the next call.
     pub next_cookie: u64,
 }
@@ -185,6 +205,24 @@ pub trait ImmutableTree: Send + Sync {
         }
     }
 
+    /// Returns the directory that a directory stands in; the root stands in itself.
+    ///
+    /// # Errors
+    /// [`Errno::NOTDIR`] when the inode is no directory, [`Errno::NOENT`] when it was never handed out.
+    fn parent(&self, directory: u64) -> Result<u64, TreeError>;
+
     /// Returns the figures of the whole tree.
     fn totals(&self) -> TreeTotals;
+
+    /// Returns whether the entries of a directory can change all the same, as those of a directory of all trees there are. Its answers are
+    /// kept for a second; names that vanish from it may leave inodes behind that answer [`Errno::NOENT`].
+    fn is_volatile(&self, _directory: u64) -> bool {
+        false
+    }
+
+    /// Returns whether any inode of the tree may have a POSIX access control list. The kernel asks for one at every directory that it walks through
+    /// then.
+    fn may_have_acls(&self) -> bool {
+        true
+    }
 }

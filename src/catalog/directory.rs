@@ -18,6 +18,8 @@
 //! Index object: count of pages, then for each: separator (length, bytes: every name in the page is at or above it, every name before
 //! is below it), object number of the page as a signed difference, count of direct entries.
 
+use std::sync::Arc;
+
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
 use crate::model::{Timestamp, Xattr};
 
@@ -56,7 +58,7 @@ pub enum Node {
     /// A link group, by number.
     Group(u64),
     /// A directory.
-    Directory(Box<Directory>),
+    Directory(Arc<Directory>),
 }
 
 /// A directory: attributes and entries.
@@ -298,7 +300,7 @@ fn entry_list(
                 context.group = Decoder::add(context.group.wrapping_add(1), unzigzag(head >> 2))?;
                 Node::Group(context.group)
             }
-            1 => Node::Directory(Box::new(directory(decoder, names, head >> 2, context, depth)?)),
+            1 => Node::Directory(Arc::new(directory(decoder, names, head >> 2, context, depth)?)),
             _ => return Err(DecodeError("an unknown kind of node")),
         };
         list.push(Entry { name: name.into(), node });

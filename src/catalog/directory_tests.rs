@@ -15,7 +15,7 @@ fn entry(name: &str, node: Node) -> Entry {
 }
 
 fn directory_node(attributes: DirectoryAttributes, body: Body) -> Node {
-    Node::Directory(Box::new(Directory { attributes, body }))
+    Node::Directory(Arc::new(Directory { attributes, body }))
 }
 
 fn sample() -> Vec<Entry> {

@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod commit;
 pub mod database;
 pub mod directory;
+mod following;
 pub mod group;
 pub mod links;
 pub mod object;

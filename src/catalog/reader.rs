@@ -1,8 +1,9 @@
 //! Reading the catalogue: rows by number, decoded and cached, each verified.
 //!
-//! A reader sees the catalogue of one commit. It may be shared between threads. Its caches hold at most some 25 MB of decoded pages, large
+//! A reader sees the catalogue of one commit, or follows the commits. It may be shared between threads. Its caches hold at most some 25 MB of decoded pages, large
 //! contents aside.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
@@ -11,6 +12,8 @@ use super::CatalogError;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
 use super::database::{CatalogDatabase, DatabaseReader, Table};
 use super::directory::{self, Entry, IndexPage};
+pub use super::following::OpenDatabase;
+use super::following::{Following, Rows};
 use super::group::{self, Content, LinkGroup, Segment};
 use super::object::{self, ObjectKind};
 use super::snapshot::SnapshotRecord;
@@ -24,9 +27,9 @@ const PACK_ROWS: usize = 4096;
 
 type GroupPage = Vec<Option<Arc<LinkGroup>>>;
 
-/// A view of the catalogue as of one commit.
+/// A view of the catalogue.
 pub struct CatalogReader {
-    database: DatabaseReader,
+    rows: Rows,
     chunks: Cache<u64, Arc<ChunkPage>>,
     groups: Cache<u64, Arc<GroupPage>>,
     pages: Cache<u64, Arc<Vec<Entry>>>,
@@ -39,25 +42,64 @@ impl CatalogReader {
     /// # Errors
     /// Fails when redb fails.
     pub fn new(database: &CatalogDatabase) -> Result<CatalogReader, CatalogError> {
-        Ok(CatalogReader {
-            database: database.read()?,
+        Ok(CatalogReader::over(Rows::Fixed(Arc::new(database.read()?))))
+    }
+
+    /// Starts to follow the commits of the database at `path`. Call [`release`](CatalogReader::release) every second or so, lest an old commit
+    /// stays pinned while nothing is read.
+    ///
+    /// # Errors
+    /// Fails when the database cannot be opened now.
+    pub fn following(path: PathBuf, open: OpenDatabase) -> Result<CatalogReader, CatalogError> {
+        let reader = CatalogReader::over(Rows::Following(Following::new(path, open)));
+        reader.rows.get()?;
+        Ok(reader)
+    }
+
+    fn over(rows: Rows) -> CatalogReader {
+        CatalogReader {
+            rows,
             chunks: Cache::new(CHUNK_PAGES),
             groups: Cache::new(GROUP_PAGES),
             pages: Cache::new(DIRECTORY_PAGES),
             packs: Cache::new(PACK_ROWS),
-        })
+        }
     }
 
     /// Returns the raw tables, for `check`.
-    pub fn database(&self) -> &DatabaseReader {
-        &self.database
+    ///
+    /// # Errors
+    /// Fails for a reader that follows the commits, when redb fails.
+    pub fn database(&self) -> Result<Arc<DatabaseReader>, CatalogError> {
+        self.rows.get()
+    }
+
+    /// Lets a reader that follows the commits give its transaction back when its time is over.
+    pub fn release(&self) {
+        if let Rows::Following(following) = &self.rows {
+            following.release(false);
+        }
+    }
+
+    /// Lets a reader that follows the commits forget where chunks are and look at the newest commit: packs may have been rewritten.
+    /// Returns whether that can change an answer.
+    pub fn renew(&self) -> bool {
+        let Rows::Following(following) = &self.rows else { return false };
+        following.release(true);
+        self.chunks.clear();
+        self.packs.clear();
+        true
     }
 
     fn chunk_page(&self, page: u64) -> Result<Option<Arc<ChunkPage>>, CatalogError> {
         if let Some(found) = self.chunks.get(&page) {
             return Ok(Some(found));
         }
-        let decoded = self.database.get(Table::Chunks, page, |payload| {
+        self.fetch_chunk_page(page)
+    }
+
+    fn fetch_chunk_page(&self, page: u64) -> Result<Option<Arc<ChunkPage>>, CatalogError> {
+        let decoded = self.rows.get()?.get(Table::Chunks, page, |payload| {
             chunk::decode_page(payload).map_err(|error| CatalogError::damaged("page of chunk rows", page, error))
         })?;
         Ok(decoded.map(|decoded| {
@@ -80,9 +122,13 @@ impl CatalogReader {
     /// # Errors
     /// [`CatalogError::Missing`] when there is no such chunk.
     pub fn chunk(&self, number: u64) -> Result<ChunkRow, CatalogError> {
-        self.chunk_page(number / PAGE_ROWS)?
-            .and_then(|page| page.get((number % PAGE_ROWS) as usize).copied().flatten())
-            .ok_or(CatalogError::Missing { what: "chunk", number })
+        let row = |page: Option<Arc<ChunkPage>>| page?.get((number % PAGE_ROWS) as usize).copied().flatten();
+        let page = number / PAGE_ROWS;
+        if let Some(found) = row(self.chunk_page(page)?) {
+            return Ok(found);
+        }
+        // A later commit may have added rows to a page that is cached.
+        row(self.fetch_chunk_page(page)?).ok_or(CatalogError::Missing { what: "chunk", number })
     }
 
     /// Returns the row of a pack.
@@ -94,7 +140,8 @@ impl CatalogReader {
             return Ok(row);
         }
         let row = self
-            .database
+            .rows
+            .get()?
             .get(Table::Packs, number, |payload| {
                 PackRow::decode(payload).map_err(|error| CatalogError::damaged("pack row", number, error))
             })?
@@ -125,7 +172,7 @@ impl CatalogReader {
     /// # Errors
     /// Fails when redb fails or the row is damaged.
     pub fn find_chunk(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<u64>, CatalogError> {
-        let Some(number) = self.database.find(Table::ChunkIndex, &hash.0)? else {
+        let Some(number) = self.rows.get()?.find(Table::ChunkIndex, &hash.0)? else {
             return Ok(None);
         };
         match self.chunk(number) {
@@ -140,7 +187,7 @@ impl CatalogReader {
     /// # Errors
     /// [`CatalogError::Damaged`] when it is damaged.
     pub fn group_rows(&self, page: u64) -> Result<Vec<Option<LinkGroup>>, CatalogError> {
-        let rows = self.database.get(Table::Groups, page, |payload| {
+        let rows = self.rows.get()?.get(Table::Groups, page, |payload| {
             group::decode_page(payload).map_err(|error| CatalogError::damaged("page of link groups", page, error))
         })?;
         Ok(rows.unwrap_or_default())
@@ -152,19 +199,15 @@ impl CatalogReader {
     /// [`CatalogError::Missing`] when there is no such group.
     pub fn group(&self, number: u64) -> Result<Arc<LinkGroup>, CatalogError> {
         let page = number / PAGE_ROWS;
-        let rows = match self.groups.get(&page) {
-            Some(rows) => rows,
-            None => {
-                let rows: GroupPage = self.group_rows(page)?.into_iter().map(|row| row.map(Arc::new)).collect();
-                let rows = Arc::new(rows);
-                self.groups.insert(page, Arc::clone(&rows));
-                rows
-            }
-        };
-        rows.get((number % PAGE_ROWS) as usize)
-            .cloned()
-            .flatten()
-            .ok_or(CatalogError::Missing { what: "link group", number })
+        let row = |rows: &GroupPage| rows.get((number % PAGE_ROWS) as usize).cloned().flatten();
+        // A later commit may have added rows to a page that is cached.
+        if let Some(found) = self.groups.get(&page).and_then(|rows| row(&rows)) {
+            return Ok(found);
+        }
+        let rows: GroupPage = self.group_rows(page)?.into_iter().map(|row| row.map(Arc::new)).collect();
+        let found = row(&rows);
+        self.groups.insert(page, Arc::new(rows));
+        found.ok_or(CatalogError::Missing { what: "link group", number })
     }
 
     /// Returns the plain bytes of an object.
@@ -172,7 +215,8 @@ impl CatalogReader {
     /// # Errors
     /// [`CatalogError::Missing`] or [`CatalogError::Damaged`] when it cannot be had as it was written.
     pub fn object(&self, kind: ObjectKind, number: u64) -> Result<Vec<u8>, CatalogError> {
-        self.database
+        self.rows
+            .get()?
             .get(Table::Objects, number, |payload| {
                 object::decode(kind, payload).map_err(|error| CatalogError::damaged("object", number, error))
             })?
@@ -184,10 +228,10 @@ impl CatalogReader {
     /// # Errors
     /// Fails when redb fails.
     pub fn find_object(&self, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
-        let Some(number) = self.database.find(Table::ObjectIndex, hash)? else {
+        let Some(number) = self.rows.get()?.find(Table::ObjectIndex, hash)? else {
             return Ok(None);
         };
-        let confirmed = self.database.get(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;
+        let confirmed = self.rows.get()?.get(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;
         Ok((confirmed == Some(true)).then_some(number))
     }
 
@@ -260,7 +304,7 @@ impl CatalogReader {
     /// Fails when a record is damaged.
     pub fn snapshots(&self) -> Result<Vec<(u64, SnapshotRecord)>, CatalogError> {
         let mut records = Vec::new();
-        self.database.scan(Table::Snapshots, 0, |number, payload| {
+        self.rows.get()?.scan(Table::Snapshots, 0, |number, payload| {
             let record = SnapshotRecord::decode(payload?).map_err(|error| CatalogError::Damaged {
                 what: "snapshot record",
                 number,
@@ -278,7 +322,7 @@ impl CatalogReader {
     /// Fails when one is damaged.
     pub fn dictionaries(&self) -> Result<Vec<(u32, Vec<u8>)>, CatalogError> {
         let mut all = Vec::new();
-        self.database.scan(Table::Dictionaries, 0, |number, payload| {
+        self.rows.get()?.scan(Table::Dictionaries, 0, |number, payload| {
             let id = u32::try_from(number).map_err(|_| CatalogError::Damaged {
                 what: "dictionary",
                 number,

@@ -89,6 +89,9 @@ pub struct SnapshotRecord {
     /// Names of the groups, by number, as the source knows them.
     #[serde(default)]
     pub groups: BTreeMap<u32, String>,
+    /// Whether any inode has a POSIX access control list; unknown in records of earlier versions.
+    #[serde(default)]
+    pub has_acls: Option<bool>,
     /// What the snapshot holds.
     pub totals: Totals,
     /// What the run did.

@@ -104,7 +104,7 @@ fn decode_commit_row(number: u64, payload: &[u8]) -> Result<CommitId, CatalogErr
 /// # Errors
 /// Fails when the row is damaged.
 pub fn sources(reader: &CatalogReader) -> Result<Vec<String>, CatalogError> {
-    let sources = reader.database().get(Table::Meta, SOURCES, |payload| {
+    let sources = reader.database()?.get(Table::Meta, SOURCES, |payload| {
         serde_json::from_slice(payload).map_err(|error| sources_damaged(&error))
     })?;
     Ok(sources.unwrap_or_default())
@@ -183,8 +183,8 @@ impl CatalogWriter {
     /// Fails when the catalogue cannot be read.
     pub fn new(database: Arc<CatalogDatabase>, backend: Arc<dyn Backend>) -> Result<CatalogWriter, CatalogError> {
         let reader = Arc::new(CatalogReader::new(&database)?);
-        let counters = Counters::read(reader.database())?;
-        let last = last_commit(reader.database())?;
+        let counters = Counters::read(&*reader.database()?)?;
+        let last = last_commit(&*reader.database()?)?;
         let encoder = ObjectEncoder::new().map_err(|error| CatalogError::Open {
             path: database.path().display().to_string(),
             message: error.to_string(),

@@ -31,7 +31,7 @@ pub(super) fn payload_hash(payload: &[u8]) -> u64 {
 
 /// Verifies all commit files up to the catalogue's last commit, and counts those beyond it.
 pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<Committed, CheckError> {
-    let database = checker.catalog.database();
+    let database = &*checker.catalog.database()?;
     let (last, _) = checker.guarded("The rows of commits", || Ok(last_commit(database)?))?;
     let mut files: Vec<u64> = Vec::new();
     for (key, _) in checker.replica.backend().list("commits/")? {
@@ -120,7 +120,7 @@ impl Chain<'_> {
         if number > self.last {
             return Ok(());
         }
-        let database: &DatabaseReader = self.checker.catalog.database();
+        let database: &DatabaseReader = &*self.checker.catalog.database()?;
         let row = self.checker.guarded("The rows of commits", || Ok(commit_id(database, number)?))?;
         match (row, id) {
             (Some(row), Some(id)) if row != *id => {

@@ -40,7 +40,7 @@ pub(super) fn verify(
     committed: &Committed,
     report: &mut CheckReport,
 ) -> Result<Rows, CheckError> {
-    let database = checker.catalog.database();
+    let database = &*checker.catalog.database()?;
     checker.progress.enter(Phase::Catalog, 0);
     let counters = checker.guarded("The counters", || Ok(Counters::read(database)?))?;
     checker.guarded("The list of sources", || Ok(sources(checker.catalog).map(drop)?))?;
@@ -85,7 +85,7 @@ impl TableScan<'_, '_> {
         let mut failure = None;
         let step = table_name(table);
         checker.guarded(step, || {
-            let scanned = checker.catalog.database().scan(table, 0, |number, payload| {
+            let scanned = checker.catalog.database()?.scan(table, 0, |number, payload| {
                 self.row(number, payload, prefixes, objects).map_err(|error| stop(&mut failure, error))
             });
             match failure.take() {
@@ -211,7 +211,7 @@ impl TableScan<'_, '_> {
                     reason: "it is of an unknown kind".to_owned(),
                 })?;
                 let plain = object::decode(kind, payload).map_err(damaged)?;
-                let index = self.checker.catalog.database().find(Table::ObjectIndex, &object::hash(kind, &plain))?;
+                let index = self.checker.catalog.database()?.find(Table::ObjectIndex, &object::hash(kind, &plain))?;
                 if index != Some(number) {
                     let reason = format!("object {number} is not in it under its hash");
                     let what = table_name(Table::ObjectIndex).to_owned();
@@ -257,7 +257,7 @@ fn agree(
             let what = table_name(index).to_owned();
             checker.ledger.note(DamageKind::Catalog, Key::Table(index, kind), what, reason);
         };
-        let scanned = checker.catalog.database().scan_index(index, |hash, number| {
+        let scanned = checker.catalog.database()?.scan_index(index, |hash, number| {
             checker.progress.step().map_err(|error| stop(&mut failure, error))?;
             if last.is_some_and(|last: [u8; 32]| *hash <= last) {
                 note("order", "its entries are not in order".to_owned());

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use zmreplica::catalog::CatalogError;
 use zmreplica::check::CheckError;
+use zmreplica::mount::MountError;
 use zmreplica::replica::ReplicaError;
 use zmreplica::restore::RestoreError;
 use zmreplica::snapshot::SnapshotError;
@@ -26,6 +27,14 @@ pub(crate) enum Exit {
     Locked = 5,
     /// Damage found.
     Damage = 7,
+}
+
+impl Exit {
+    /// Returns the way to end that a code stands for.
+    pub(crate) fn from_code(code: i32) -> Option<Exit> {
+        let all = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Incomplete, Exit::Locked, Exit::Damage];
+        all.into_iter().find(|exit| *exit as i32 == code)
+    }
 }
 
 impl From<Exit> for ExitCode {
@@ -68,6 +77,9 @@ pub(crate) enum CliError {
     /// A run failed.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A mount failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// A check could not be finished.
     #[error(transparent)]
     Check(#[from] CheckError),
@@ -130,6 +142,9 @@ impl CliError {
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => damage_if(error.is_damage()),
             CliError::OfPath { source, .. } => damage_if(source.is_damage()),
             CliError::Restore(_) => Exit::Failed,
+            CliError::Mount(MountError::View(error)) => damage_if(error.is_damage()),
+            CliError::Mount(MountError::Catalog(error)) => damage_if(error.is_damage()),
+            CliError::Mount(_) => Exit::Failed,
         }
     }
 
@@ -150,6 +165,11 @@ impl CliError {
             CliError::Check(CheckError::Catalog(error)) => catalog_hint(error),
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => view_hint(error),
             CliError::OfPath { source, .. } => view_hint(source),
+            CliError::Mount(MountError::View(error)) => view_hint(error),
+            CliError::Mount(MountError::Catalog(error)) => catalog_hint(error),
+            CliError::Mount(MountError::Busy { path }) => {
+                Some(format!("`fuser -vm {path}` names the processes; `umount --lazy` does not wait for them."))
+            }
             _ => None,
         }
     }

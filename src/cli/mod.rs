@@ -11,6 +11,7 @@ mod error;
 mod find;
 mod init;
 mod ls;
+mod mount;
 mod output;
 mod path;
 mod progress;
@@ -21,8 +22,9 @@ mod snapshot;
 mod snapshots;
 mod stats;
 mod text;
+mod umount;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -91,6 +93,10 @@ enum Command {
     Diff(diff::DiffArgs),
     /// Restore a directory or a file of a snapshot
     Restore(restore::RestoreArgs),
+    /// Mount a snapshot, or all of them, as a normal tree
+    Mount(mount::MountArgs),
+    /// Take a mount away
+    Umount(umount::UmountArgs),
     /// Verify the store
     Check(check::CheckArgs),
     /// Rebuild the catalogue from the commit files
@@ -106,6 +112,8 @@ struct Context {
     output: Output,
     config: Config,
     store: Option<PathBuf>,
+    /// What the program was called with, without its own name.
+    arguments: Vec<OsString>,
 }
 
 impl Context {
@@ -135,8 +143,16 @@ impl Context {
 
 /// Runs the program and returns its exit code.
 pub(crate) fn main() -> ExitCode {
-    let json_asked = std::env::args_os().any(|argument| argument == OsStr::new("--json"));
-    let cli = match Cli::try_parse() {
+    let arguments = match arguments() {
+        Ok(arguments) => arguments,
+        Err(reason) => {
+            let output = Output::new(false, Verbosity::Normal);
+            return report(&output, &CliError::Usage(reason)).into();
+        }
+    };
+    let json_asked = arguments.iter().any(|argument| argument == OsStr::new("--json"));
+    let whole = std::iter::once(OsString::from("zmreplica")).chain(arguments.iter().cloned());
+    let cli = match Cli::try_parse_from(whole) {
         Ok(cli) => cli,
         Err(error) => return usage_answer(&error, json_asked).into(),
     };
@@ -149,7 +165,7 @@ pub(crate) fn main() -> ExitCode {
     let is_check = matches!(cli.command, Command::Check(_));
     hold_back_panics(is_check);
     let context = match configure(cli.global) {
-        Ok((config, store)) => Context { output, config, store },
+        Ok((config, store)) => Context { output, config, store, arguments },
         Err(error) => return report(&output, &error).into(),
     };
     // Nothing of the context is used after a panic but its output, whose lock survives one.
@@ -164,6 +180,15 @@ pub(crate) fn main() -> ExitCode {
         Err(_) => report(&context.output, &CliError::Panic { during_check: is_check }),
     };
     exit.into()
+}
+
+/// Returns the arguments of the program. Under a name such as `mount.fuse.zmreplica` it is mount(8) that calls, in its own words.
+fn arguments() -> Result<Vec<OsString>, String> {
+    let mut all = std::env::args_os();
+    let name = all.next().unwrap_or_default();
+    let arguments: Vec<OsString> = all.collect();
+    let is_helper = Path::new(&name).file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"mount."));
+    if is_helper { mount::from_mount_helper(&arguments) } else { Ok(arguments) }
 }
 
 /// Loads the configuration and finds out which store is meant.
@@ -184,6 +209,8 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Find(args) => find::run(context, &args),
         Command::Diff(args) => diff::run(context, &args),
         Command::Restore(args) => restore::run(context, &args),
+        Command::Mount(args) => mount::run(context, &args),
+        Command::Umount(args) => umount::run(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Stats(args) => stats::run(context, &args),

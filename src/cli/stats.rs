@@ -43,7 +43,7 @@ pub(crate) fn run(context: &Context, _args: &StatsArgs) -> Result<Exit, CliError
     }
     let damaged =
         |what, number, error: &dyn std::fmt::Display| CatalogError::Damaged { what, number, reason: error.to_string() };
-    catalog.database().scan(Table::Chunks, 0, |number, payload| {
+    catalog.database()?.scan(Table::Chunks, 0, |number, payload| {
         for row in
             decode_page(payload?).map_err(|error| damaged("page of chunk rows", number, &error))?.iter().flatten()
         {
@@ -52,7 +52,7 @@ pub(crate) fn run(context: &Context, _args: &StatsArgs) -> Result<Exit, CliError
         }
         Ok(())
     })?;
-    catalog.database().scan(Table::Packs, 0, |number, payload| {
+    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
         stats.packs += 1;
         stats.pack_bytes += PackRow::decode(payload?).map_err(|error| damaged("pack row", number, &error))?.bytes;
         Ok(())

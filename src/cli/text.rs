@@ -20,6 +20,21 @@ pub(crate) fn bytes(count: u64) -> String {
     if value < 99.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
 }
 
+/// Reads a count of bytes: `4096`, `64K`, `256M`, `2G`, in binary units.
+pub(crate) fn parse_bytes(given: &str) -> Result<u64, String> {
+    let end = given.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(given.len());
+    let (digits, unit) = given.split_at(end);
+    let shift = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return Err("give a number of bytes, with K, M or G behind it if need be".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "give a number of bytes, such as 256M".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is too much".to_owned())
+}
+
 /// Returns a number with its thousands set apart by commas.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();

@@ -1,6 +1,5 @@
 //! What all parts of one restore share: choices, counters, problems, owners.
 
-use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,7 +9,7 @@ use rustix::io::Errno;
 
 use super::{RestoreError, RestoreOptions, RestoreProblem, RestoreProgress, RestoreReport};
 use crate::catalog::snapshot::to_hex;
-use crate::view::{SnapshotView, ViewError, display_path};
+use crate::view::{OwnerMap, SnapshotView, ViewError, display_path};
 
 /// Problems, and names of deletions, kept for the report.
 const KEPT_PROBLEMS: usize = 10_000;
@@ -32,8 +31,7 @@ pub(super) struct Environment<'v> {
     /// Device and inode numbers of directories that must not be touched.
     pub(super) protected: Vec<(u64, u64)>,
     pub(super) privileged: bool,
-    users: HashMap<u32, u32>,
-    groups: HashMap<u32, u32>,
+    owners: OwnerMap,
     report: Mutex<RestoreReport>,
     owners_lost: AtomicBool,
     stopped: AtomicBool,
@@ -58,31 +56,14 @@ impl<'v> Environment<'v> {
         let mut seed = [0; 8];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
         let record = view.record();
-        let (mut users, mut groups) = (HashMap::new(), HashMap::new());
-        if !options.numeric_ids {
-            for (number, name) in &record.users {
-                if let Some(user) = uzers::get_user_by_name(name)
-                    && *number != 0
-                {
-                    users.insert(*number, user.uid());
-                }
-            }
-            for (number, name) in &record.groups {
-                if let Some(group) = uzers::get_group_by_name(name)
-                    && *number != 0
-                {
-                    groups.insert(*number, group.gid());
-                }
-            }
-        }
+        let owners = if options.numeric_ids { OwnerMap::by_number() } else { OwnerMap::by_name(record) };
         Ok(Environment {
             view,
             options,
             progress,
             protected,
             privileged: rustix::process::geteuid().is_root(),
-            users,
-            groups,
+            owners,
             report: Mutex::default(),
             owners_lost: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
@@ -96,7 +77,7 @@ impl<'v> Environment<'v> {
 
     /// Returns the owner and group here of numbers in the snapshot.
     pub(super) fn owner(&self, uid: u32, gid: u32) -> (u32, u32) {
-        (self.users.get(&uid).copied().unwrap_or(uid), self.groups.get(&gid).copied().unwrap_or(gid))
+        self.owners.owner(uid, gid)
     }
 
     /// Notes that an owner could not be restored.

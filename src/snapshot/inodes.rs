@@ -124,15 +124,15 @@ impl RunInodes {
     }
 
     /// Returns what the next run may know if this one ends here: what was seen, and of the rest what was known before.
-    pub fn so_far(&self) -> KnownInodes {
+    pub fn so_far(&self, acls: Option<bool>) -> KnownInodes {
         let all = self.known.inodes().iter().chain(&self.seen).copied().collect();
-        KnownInodes::new(self.known.file_systems.clone(), all)
+        KnownInodes::new(acls, self.known.file_systems.clone(), all)
     }
 
     /// Ends the run and returns what the next one may know, and whether that differs from before.
-    pub fn finish(self) -> (KnownInodes, bool) {
-        let next = KnownInodes::new(self.known.file_systems.clone(), self.seen);
-        let changed = next.inodes() != self.known.inodes();
+    pub fn finish(self, acls: Option<bool>) -> (KnownInodes, bool) {
+        let next = KnownInodes::new(acls, self.known.file_systems.clone(), self.seen);
+        let changed = next.inodes() != self.known.inodes() || next.acls != self.known.acls;
         (next, changed)
     }
 }

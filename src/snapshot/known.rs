@@ -6,9 +6,10 @@
 //!
 //! | offset | bytes | what |
 //! | --- | --- | --- |
-//! | 0 | 8 | magic `ZMRINOD1` |
+//! | 0 | 8 | magic `ZMRINOD2` |
 //! | 8 | 8 + 16 | number and identifier of the commit that it belongs to |
-//! | 32 | 4 | count of file systems, then for each the length (4) and path of its mount point in the tree; number 0 is the root's |
+//! | 32 | 1 | whether any of them has an access control list: 0 unknown, 1 no, 2 yes |
+//! | 33 | 4 | count of file systems, then for each the length (4) and path of its mount point in the tree; number 0 is the root's |
 //! | - | 8 | count of inodes |
 //! | - | 44 each | file system (4), inode, identity, state, link group, row digest (8 each), sorted by file system and inode |
 //! | - | 32 | BLAKE3 of everything before |
@@ -24,7 +25,7 @@ use crate::catalog::commit::CommitId;
 use crate::coding::{DecodeError, Decoder};
 use crate::model::Stat;
 
-const MAGIC: &[u8; 8] = b"ZMRINOD1";
+const MAGIC: &[u8; 8] = b"ZMRINOD2";
 const ENTRY_BYTES: usize = 44;
 
 /// One inode of the last snapshot. 48 bytes in memory.
@@ -84,6 +85,8 @@ fn fold(values: &[u64]) -> u64 {
 /// The inodes of the last snapshot of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownInodes {
+    /// Whether any of them has an access control list, if that is known.
+    pub acls: Option<bool>,
     /// Where each file system is mounted in the tree; the root's is first and empty.
     pub file_systems: Vec<Vec<u8>>,
     /// Sorted by file system and inode number.
@@ -92,11 +95,11 @@ pub struct KnownInodes {
 
 impl KnownInodes {
     /// Takes inodes in any order. Of several with one number the last counts.
-    pub fn new(file_systems: Vec<Vec<u8>>, mut inodes: Vec<KnownInode>) -> KnownInodes {
+    pub fn new(acls: Option<bool>, file_systems: Vec<Vec<u8>>, mut inodes: Vec<KnownInode>) -> KnownInodes {
         inodes.reverse();
         inodes.sort_by_key(|inode| (inode.file_system, inode.ino));
         inodes.dedup_by_key(|inode| (inode.file_system, inode.ino));
-        KnownInodes { file_systems, inodes }
+        KnownInodes { acls, file_systems, inodes }
     }
 
     /// Returns how many there are.
@@ -135,6 +138,11 @@ impl KnownInodes {
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&commit.to_le_bytes());
         out.extend_from_slice(commit_id);
+        out.push(match self.acls {
+            None => 0,
+            Some(false) => 1,
+            Some(true) => 2,
+        });
         out.extend_from_slice(&(self.file_systems.len() as u32).to_le_bytes());
         for mount_point in &self.file_systems {
             out.extend_from_slice(&(mount_point.len() as u32).to_le_bytes());
@@ -168,6 +176,12 @@ impl KnownInodes {
         }
         let commit = u64::from_le_bytes(decoder.array()?);
         let commit_id = decoder.array()?;
+        let acls = match decoder.byte()? {
+            0 => None,
+            1 => Some(false),
+            2 => Some(true),
+            _ => return Err(DecodeError("an unknown answer about access control lists")),
+        };
         let mut file_systems = Vec::new();
         for _ in 0..u32::from_le_bytes(decoder.array()?) {
             let length = u32::from_le_bytes(decoder.array()?) as usize;
@@ -188,7 +202,7 @@ impl KnownInodes {
                 row_digest: u64::from_le_bytes(decoder.array()?),
             });
         }
-        Ok((KnownInodes { file_systems, inodes }, commit, commit_id))
+        Ok((KnownInodes { acls, file_systems, inodes }, commit, commit_id))
     }
 
     /// Loads the file of a source, if it is whole and `is_commit` confirms the commit that it belongs to.
@@ -218,7 +232,11 @@ mod tests {
 
     #[test]
     fn round_trip_and_damage() {
-        let known = KnownInodes::new(vec![Vec::new(), b"mnt".to_vec()], vec![inode(9, 1), inode(3, 2), inode(9, 4)]);
+        let known = KnownInodes::new(
+            Some(false),
+            vec![Vec::new(), b"mnt".to_vec()],
+            vec![inode(9, 1), inode(3, 2), inode(9, 4)],
+        );
         assert_eq!(known.find(0, 9).map(|inode| inode.group), Some(4));
         assert_eq!(known.find(1, 9), None);
         let bytes = known.encode(12, &[3; 16]);

@@ -1,6 +1,35 @@
-//! Names of owners: numbers differ between hosts, names seldom do.
+//! What a run learns of permissions: names of owners, for numbers differ between hosts and names seldom do; whether there are access
+//! control lists.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::Xattr;
+
+/// Names of the extended attributes that hold POSIX access control lists begin so.
+const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+
+/// Whether a snapshot has access control lists. Those of unchanged inodes are not read again, so the answer builds on what is known of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Acls(pub Option<bool>);
+
+impl Acls {
+    /// Starts where every inode will be looked at.
+    pub fn none() -> Acls {
+        Acls(Some(false))
+    }
+
+    /// Notes the attributes of one inode.
+    pub fn note(&mut self, xattrs: &[Xattr]) {
+        if xattrs.iter().any(|xattr| xattr.name.starts_with(ACL_PREFIX)) {
+            self.0 = Some(true);
+        }
+    }
+
+    /// Returns what is known.
+    pub fn answer(self) -> Option<bool> {
+        self.0
+    }
+}
 
 /// Gathers the numbers in use, and names them at the end.
 #[derive(Default)]

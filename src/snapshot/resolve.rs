@@ -175,6 +175,7 @@ impl Run<'_> {
         mut builder: ContentBuilder,
     ) -> Result<Option<Resolved>, SnapshotError> {
         self.work.read_bytes += outcome.read_bytes;
+        self.acls.note(&outcome.xattrs);
         if asked.want == Want::Content {
             Progress::add(&self.progress.read_files, 1);
         }

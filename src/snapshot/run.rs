@@ -14,7 +14,7 @@ use super::ingest::Ingest;
 use super::inodes::{RunInodes, Slot, Verdict};
 use super::known::KnownInodes;
 use super::options::{RunProblem, SnapshotOptions, SnapshotReport, cores};
-use super::owners::Owners;
+use super::owners::{Acls, Owners};
 use super::progress::Progress;
 use super::resolve::{Asked, DirectSink, Pending, PendingListing};
 use super::tree::{Resolved, ResolvedListing, TreeBuilder};
@@ -112,6 +112,7 @@ pub(super) struct Run<'a> {
     last_commit: Instant,
     excludes: Vec<String>,
     last_root_files: Vec<Box<[u8]>>,
+    pub(super) acls: Acls,
 }
 
 impl<'a> Run<'a> {
@@ -130,6 +131,7 @@ impl<'a> Run<'a> {
         let source_number = writer.intern_source(&source)?;
         let known = load_known(replica, source_number).unwrap_or_default();
         let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);
+        let acls = if known.is_empty() || options.rescan { Acls::none() } else { Acls(known.acls) };
         let mut last_root_files = Vec::new();
         if let Some((_, record)) = &last {
             progress.expected_names.store(record.totals.names, Ordering::Relaxed);
@@ -172,6 +174,7 @@ impl<'a> Run<'a> {
             last_commit: clock,
             excludes: patterns,
             last_root_files,
+            acls,
         })
     }
 
@@ -240,6 +243,7 @@ impl<'a> Run<'a> {
             }
         }
         Progress::add(&self.progress.names, listing.entries.len() as u64);
+        self.acls.note(&listing.xattrs);
         let mut pending = PendingListing::new(&listing, &mut self.owners);
         if let Some(problem) = &listing.unreadable {
             let RunProblem { path, message } = RunProblem::from(problem);
@@ -422,7 +426,7 @@ impl<'a> Run<'a> {
     pub(super) fn commit_progress(&mut self) -> Result<(), SnapshotError> {
         self.ingest.flush(&mut self.writer)?;
         self.writer.commit()?;
-        self.save_known(&self.inodes.so_far());
+        self.save_known(&self.inodes.so_far(self.acls.answer()));
         self.last_commit = Instant::now();
         Ok(())
     }
@@ -473,6 +477,7 @@ impl<'a> Run<'a> {
             problem_count: self.problem_count,
             users,
             groups,
+            has_acls: self.acls.answer(),
             totals: self.totals,
             work: self.work,
             digest: tree.digest,
@@ -482,7 +487,7 @@ impl<'a> Run<'a> {
         let number = self.writer.add_snapshot(&record)?;
         self.writer.commit()?;
         let inodes = std::mem::replace(&mut self.inodes, RunInodes::new(KnownInodes::default(), false, self.started));
-        let (known, changed) = inodes.finish();
+        let (known, changed) = inodes.finish(self.acls.answer());
         if changed {
             self.save_known(&known);
         }

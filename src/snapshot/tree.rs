@@ -4,6 +4,8 @@
 //! subdirectory's with it. So each directory on the way down waits as a frame until the subdirectory that it stands at is complete. Memory: the entries of
 //! the directories on the way from the root, and the folded ones among them.
 
+use std::sync::Arc;
+
 use crate::catalog::CatalogError;
 use crate::catalog::directory::{
     self, Body, Directory, DirectoryAttributes, Entry, FOLD_ENTRIES, IndexPage, Node, ends_page,
@@ -109,7 +111,7 @@ impl TreeBuilder {
                     self.names += 1;
                     self.directories += 1;
                     let leaf = Directory { attributes: *attributes, body: Body::default() };
-                    frame.done.push(Entry { name, node: Node::Directory(Box::new(leaf)) });
+                    frame.done.push(Entry { name, node: Node::Directory(Arc::new(leaf)) });
                 }
                 Some((_, Resolved::Directory)) => return Ok(()),
                 None => self.close(writer)?,
@@ -129,7 +131,7 @@ impl TreeBuilder {
         };
         let closed = Directory { attributes: frame.attributes, body };
         match parent {
-            Some(parent) => parent.done.push(Entry { name: frame.name, node: Node::Directory(Box::new(closed)) }),
+            Some(parent) => parent.done.push(Entry { name: frame.name, node: Node::Directory(Arc::new(closed)) }),
             None => self.root = Some(closed),
         }
         Ok(())

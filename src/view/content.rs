@@ -9,6 +9,7 @@ use quick_cache::sync::Cache;
 use super::{SnapshotView, ViewError};
 use crate::catalog::group::{Content, ContentPage, LinkGroup, Segment};
 use crate::model::Kind;
+use crate::store::reader::ChunkAddress;
 
 /// Decoded pages of large contents kept; one has 1,024 segments and takes up to 100 KB.
 const SEGMENT_PAGES: usize = 64;
@@ -120,42 +121,29 @@ impl SnapshotView {
     ) -> Result<Vec<u8>, ViewError> {
         let size = row.attributes.size;
         let wanted = size.saturating_sub(offset).min(length as u64) as usize;
-        let mut out = Vec::new();
+        let mut plan = Plan { skip: 0, room: wanted, pieces: Vec::new() };
         match &row.content {
             Content::Unreadable(errno) => return Err(ViewError::Unreadable { group, errno: *errno }),
-            _ if wanted == 0 => return Ok(out),
+            _ if wanted == 0 => return Ok(Vec::new()),
             Content::Empty => {}
             Content::Segments(segments) => {
-                out.reserve_exact(wanted);
-                let mut start = 0u64;
-                for segment in segments {
-                    let end = start.saturating_add(segment.length());
-                    if end > offset && out.len() < wanted {
-                        self.take(group, segment, offset.saturating_sub(start), wanted, &mut out)?;
-                    }
-                    start = end;
-                }
+                plan.skip = offset;
+                segments.iter().for_each(|segment| plan.add(segment));
             }
-            Content::Pages(pages) => {
-                out.reserve_exact(wanted);
-                self.read_pages(group, pages, offset, wanted, &mut out)?;
-            }
+            Content::Pages(pages) => self.plan_pages(group, pages, offset, &mut plan)?,
         }
-        if out.len() != wanted {
+        if plan.room > 0 {
             let reason = format!("its segments end before its size of {size} bytes");
             return Err(ViewError::Content { group, reason });
         }
-        Ok(out)
+        match self.gather(group, &plan.pieces, wanted) {
+            // Packs may have been rewritten since their place was looked up; where that cannot be, the error stands.
+            Err(error) if error.is_damage() && self.catalog.renew() => self.gather(group, &plan.pieces, wanted),
+            other => other,
+        }
     }
 
-    fn read_pages(
-        &self,
-        group: u64,
-        pages: &[ContentPage],
-        offset: u64,
-        wanted: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ViewError> {
+    fn plan_pages(&self, group: u64, pages: &[ContentPage], offset: u64, plan: &mut Plan) -> Result<(), ViewError> {
         let starts = self.contents.offsets.get_or_insert_with(&group, || {
             let mut length = 0u64;
             let mut starts = Vec::with_capacity(pages.len());
@@ -166,20 +154,19 @@ impl SnapshotView {
             Ok::<_, ViewError>(Arc::new(starts))
         })?;
         let first = starts.partition_point(|start| *start <= offset).saturating_sub(1);
-        for (page, start) in pages.iter().zip(starts.iter()).skip(first) {
-            if out.len() >= wanted {
+        plan.skip = offset - starts.get(first).copied().unwrap_or_default();
+        for page in pages.iter().skip(first) {
+            if plan.room == 0 {
                 break;
             }
             let decoded = self.segment_page(group, page)?;
-            let mut within = (offset + out.len() as u64) - start;
-            let first = decoded.starts.partition_point(|start| *start <= within).saturating_sub(1);
-            for (segment, start) in decoded.segments.iter().zip(&decoded.starts).skip(first) {
-                if out.len() >= wanted {
+            let first = decoded.starts.partition_point(|start| *start <= plan.skip).saturating_sub(1);
+            plan.skip -= decoded.starts.get(first).copied().unwrap_or_default();
+            for segment in &decoded.segments[first.min(decoded.segments.len())..] {
+                plan.add(segment);
+                if plan.room == 0 {
                     break;
                 }
-                let before = out.len();
-                self.take(group, segment, within - start, wanted, out)?;
-                within += (out.len() - before) as u64;
             }
         }
         Ok(())
@@ -196,47 +183,127 @@ impl SnapshotView {
         Ok(decoded)
     }
 
-    /// Appends the bytes of a segment from `skip` on, until `out` has `wanted` bytes.
-    fn take(
-        &self,
-        group: u64,
-        segment: &Segment,
-        skip: u64,
-        wanted: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ViewError> {
-        let room = wanted - out.len();
-        let count = segment.length().saturating_sub(skip).min(room as u64) as usize;
-        if count == 0 {
-            return Ok(());
-        }
-        // At most `length` of a segment, which for bytes in memory fits.
-        let from = skip as usize;
-        match segment {
-            Segment::Zeros(_) => out.resize(out.len() + count, 0),
-            Segment::Literal(bytes) => out.extend_from_slice(&bytes[from..from + count]),
-            Segment::Chunk { number, length } => {
-                let plain = self.chunk(group, *number, *length)?;
-                out.extend_from_slice(&plain[from..from + count]);
+    /// Puts the pieces together.
+    ///
+    /// Chunks of which all bytes are wanted are read in runs, neighbours with one read, and not kept: whoever reads so much has a cache of
+    /// its own. Chunks of which a part is wanted are kept, for the rest is asked for next.
+    fn gather(&self, group: u64, pieces: &[Piece], wanted: usize) -> Result<Vec<u8>, ViewError> {
+        let mut out = vec![0; wanted];
+        let mut addresses: Vec<(ChunkAddress, usize)> = Vec::new();
+        let mut at = 0;
+        for piece in pieces {
+            let target = &mut out[at..at + piece.count];
+            match &piece.source {
+                // `out` is zeros.
+                Source::Zeros => {}
+                Source::Literal(bytes) => target.copy_from_slice(bytes),
+                Source::Chunk { number, length, from } if piece.count == *length as usize => {
+                    debug_assert_eq!(*from, 0);
+                    match self.contents.chunks.get(number) {
+                        Some(plain) => target.copy_from_slice(part(group, *number, &plain, *length, 0, piece.count)?),
+                        None => {
+                            let address = self.catalog.address(*number)?;
+                            if address.location.plain_length != *length {
+                                return Err(wrong_length(
+                                    group,
+                                    *number,
+                                    address.location.plain_length as usize,
+                                    *length,
+                                ));
+                            }
+                            addresses.push((address, at));
+                        }
+                    }
+                }
+                Source::Chunk { number, length, from } => {
+                    let plain = self.chunk(group, *number)?;
+                    target.copy_from_slice(part(group, *number, &plain, *length, *from, piece.count)?);
+                }
             }
+            at += piece.count;
         }
-        Ok(())
+        addresses.sort_unstable_by_key(|(address, _)| (address.location.pack, address.location.offset));
+        let run: Vec<ChunkAddress> = addresses.iter().map(|(address, _)| *address).collect();
+        let mut failure = None;
+        self.chunks.read_run(&run, |index, plain| match plain {
+            Ok(plain) => {
+                let start = addresses[index].1;
+                out[start..start + plain.len()].copy_from_slice(&plain);
+            }
+            Err(source) => {
+                failure.get_or_insert(ViewError::Chunk { group, source });
+            }
+        });
+        failure.map_or(Ok(out), Err)
     }
 
-    /// Returns a chunk's plain bytes, which have the given length.
-    fn chunk(&self, group: u64, number: u64, length: u32) -> Result<Arc<Vec<u8>>, ViewError> {
-        let plain = self.contents.chunks.get_or_insert_with(&number, || {
+    /// Returns a chunk's plain bytes and keeps them. Of several who want one that is not there, one reads it.
+    fn chunk(&self, group: u64, number: u64) -> Result<Arc<Vec<u8>>, ViewError> {
+        self.contents.chunks.get_or_insert_with(&number, || {
             let address = self.catalog.address(number)?;
             let plain = self
                 .chunks
                 .read_chunk(&address.location, address.hash_prefix)
                 .map_err(|source| ViewError::Chunk { group, source })?;
             Ok::<_, ViewError>(Arc::new(plain))
-        })?;
-        if plain.len() as u64 != u64::from(length) {
-            let reason = format!("chunk {number} has {} bytes and should have {length}", plain.len());
-            return Err(ViewError::Content { group, reason });
+        })
+    }
+}
+
+fn wrong_length(group: u64, number: u64, found: usize, length: u32) -> ViewError {
+    ViewError::Content { group, reason: format!("chunk {number} has {found} bytes and should have {length}") }
+}
+
+/// Returns a part of a chunk that should have the given length.
+fn part(group: u64, number: u64, plain: &[u8], length: u32, from: usize, count: usize) -> Result<&[u8], ViewError> {
+    if plain.len() != length as usize {
+        return Err(wrong_length(group, number, plain.len(), length));
+    }
+    // `from` and `count` were cut to the length.
+    Ok(&plain[from..from + count])
+}
+
+/// What a read is put together from.
+struct Plan {
+    /// Bytes to leave out before the next segment counts.
+    skip: u64,
+    /// Bytes still wanted.
+    room: usize,
+    pieces: Vec<Piece>,
+}
+
+struct Piece {
+    source: Source,
+    /// Bytes taken from it.
+    count: usize,
+}
+
+enum Source {
+    Zeros,
+    Literal(Vec<u8>),
+    Chunk { number: u64, length: u32, from: usize },
+}
+
+impl Plan {
+    /// Takes of a segment what is wanted.
+    fn add(&mut self, segment: &Segment) {
+        let length = segment.length();
+        if self.skip >= length {
+            self.skip -= length;
+            return;
         }
-        Ok(plain)
+        let count = (length - self.skip).min(self.room as u64) as usize;
+        if count == 0 {
+            return;
+        }
+        let from = self.skip as usize;
+        let source = match segment {
+            Segment::Zeros(_) => Source::Zeros,
+            Segment::Literal(bytes) => Source::Literal(bytes[from..from + count].to_vec()),
+            Segment::Chunk { number, length } => Source::Chunk { number: *number, length: *length, from },
+        };
+        self.pieces.push(Piece { source, count });
+        self.room -= count;
+        self.skip = 0;
     }
 }

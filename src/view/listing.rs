@@ -11,7 +11,28 @@ use crate::catalog::reader::CatalogReader;
 /// Indexes of large directories kept decoded. An index of a million entries has some 20,000 pages and takes about 1 MB.
 const INDEXES: usize = 16;
 
-pub(super) type IndexCache = Cache<u64, Arc<Vec<IndexPage>>>;
+pub(super) type IndexCache = Cache<u64, Arc<DirectoryIndex>>;
+
+/// The pages of a large directory, and the position of each one's first entry in the whole directory.
+pub(super) struct DirectoryIndex {
+    pages: Vec<IndexPage>,
+    starts: Vec<u64>,
+}
+
+impl DirectoryIndex {
+    fn new(pages: Vec<IndexPage>) -> DirectoryIndex {
+        let mut next = 0u64;
+        let starts = pages
+            .iter()
+            .map(|page| {
+                let start = next;
+                next = next.saturating_add(page.entries);
+                start
+            })
+            .collect();
+        DirectoryIndex { pages, starts }
+    }
+}
 
 /// A name of a directory and what it stands for.
 #[derive(Clone, Debug)]
@@ -32,7 +53,16 @@ impl SnapshotView {
     /// # Errors
     /// Fails when the directory's objects are missing or damaged.
     pub fn lookup(&self, directory: &DirectoryNode, name: &[u8]) -> Result<Option<Node>, ViewError> {
+        Ok(self.lookup_at(directory, name)?.map(|(_, node)| node))
+    }
+
+    /// Finds a name in a directory, and its position: so many entries are listed before it.
+    ///
+    /// # Errors
+    /// As [`lookup`](SnapshotView::lookup).
+    pub fn lookup_at(&self, directory: &DirectoryNode, name: &[u8]) -> Result<Option<(u64, Node)>, ViewError> {
         let page;
+        let mut start = 0;
         let entries = match &directory.body {
             Body::Folded(entries) => entries,
             Body::Page(number) => {
@@ -41,14 +71,16 @@ impl SnapshotView {
             }
             Body::Index(number) => {
                 let index = index_of(&self.catalog, &self.indexes, *number)?;
-                let Some(at) = index.partition_point(|page| *page.separator <= *name).checked_sub(1) else {
+                let Some(at) = index.pages.partition_point(|page| *page.separator <= *name).checked_sub(1) else {
                     return Ok(None);
                 };
-                page = self.catalog.directory_page(index[at].page)?;
+                start = index.starts[at];
+                page = self.catalog.directory_page(index.pages[at].page)?;
                 page.as_ref()
             }
         };
-        Ok(entries.binary_search_by(|entry| (*entry.name).cmp(name)).ok().map(|at| Node::from(&entries[at].node)))
+        let found = entries.binary_search_by(|entry| (*entry.name).cmp(name)).ok();
+        Ok(found.map(|at| (start + at as u64, Node::from(&entries[at].node))))
     }
 
     /// Lists a directory in order of names.
@@ -72,12 +104,8 @@ impl SnapshotView {
         let mut listing = Listing { catalog: Arc::clone(&self.catalog), pages, current: None, at: 0 };
         let mut skip = first;
         if let Pages::Index(index, next) = &mut listing.pages {
-            while let Some(page) = index.get(*next)
-                && page.entries <= skip
-            {
-                skip -= page.entries;
-                *next += 1;
-            }
+            *next = index.starts.partition_point(|start| *start <= skip).saturating_sub(1);
+            skip -= index.starts.get(*next).copied().unwrap_or_default();
         }
         listing.at = usize::try_from(skip).unwrap_or(usize::MAX);
         Ok(listing)
@@ -90,14 +118,14 @@ impl SnapshotView {
     }
 }
 
-fn index_of(catalog: &CatalogReader, cache: &IndexCache, number: u64) -> Result<Arc<Vec<IndexPage>>, ViewError> {
-    cache.get_or_insert_with(&number, || Ok(Arc::new(catalog.directory_index(number)?)))
+fn index_of(catalog: &CatalogReader, cache: &IndexCache, number: u64) -> Result<Arc<DirectoryIndex>, ViewError> {
+    cache.get_or_insert_with(&number, || Ok(Arc::new(DirectoryIndex::new(catalog.directory_index(number)?))))
 }
 
 enum Pages {
     Folded(DirectoryNode),
     One(Option<u64>),
-    Index(Arc<Vec<IndexPage>>, usize),
+    Index(Arc<DirectoryIndex>, usize),
 }
 
 /// The entries of one directory, in order of names. Holds one decoded page at a time.
@@ -127,7 +155,7 @@ impl Listing {
             Pages::Folded(_) => None,
             Pages::One(number) => number.take(),
             Pages::Index(index, next) => {
-                let page = index.get(*next).map(|page| page.page);
+                let page = index.pages.get(*next).map(|page| page.page);
                 *next += 1;
                 page
             }

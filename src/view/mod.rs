@@ -9,6 +9,7 @@ mod content;
 pub mod diff;
 mod links;
 mod listing;
+mod owners;
 mod snapshots;
 mod tree;
 
@@ -24,6 +25,7 @@ use crate::store::reader::{ChunkError, ChunkReader};
 
 pub use content::CopyError;
 pub use listing::{Listing, ViewEntry, Walk, WalkEntry};
+pub use owners::OwnerMap;
 pub use snapshots::{ResolveError, Snapshots, StoredSnapshot, split_spec};
 pub use tree::SnapshotTree;
 
@@ -129,7 +131,7 @@ impl From<&directory::Node> for Node {
     fn from(node: &directory::Node) -> Node {
         match node {
             directory::Node::Group(number) => Node::Group(*number),
-            directory::Node::Directory(directory) => Node::Directory(Arc::new(directory.as_ref().clone())),
+            directory::Node::Directory(directory) => Node::Directory(Arc::clone(directory)),
         }
     }
 }
@@ -147,6 +149,32 @@ impl Default for ViewOptions {
     }
 }
 
+/// What reads a store, and keeps what was read, for any number of snapshots.
+#[derive(Clone)]
+pub struct Readers {
+    catalog: Arc<CatalogReader>,
+    chunks: Arc<ChunkReader>,
+    contents: Arc<content::ContentCache>,
+    indexes: Arc<listing::IndexCache>,
+}
+
+impl Readers {
+    /// Makes empty caches over a catalogue and a reader of chunks.
+    pub fn new(catalog: Arc<CatalogReader>, chunks: Arc<ChunkReader>, options: ViewOptions) -> Readers {
+        Readers {
+            catalog,
+            chunks,
+            contents: Arc::new(content::ContentCache::new(options.cache_bytes)),
+            indexes: Arc::new(SnapshotView::new_index_cache()),
+        }
+    }
+
+    /// Returns the catalogue.
+    pub fn catalog(&self) -> &CatalogReader {
+        &self.catalog
+    }
+}
+
 /// One snapshot, readable. It may be shared between threads.
 ///
 /// Memory: the chunk cache of [`ViewOptions::cache_bytes`], the caches of the catalogue reader, and some 20 MB of decoded content pages, link
@@ -156,9 +184,9 @@ pub struct SnapshotView {
     chunks: Arc<ChunkReader>,
     record: SnapshotRecord,
     root: DirectoryNode,
-    contents: content::ContentCache,
+    contents: Arc<content::ContentCache>,
     links: links::LinkCounts,
-    indexes: listing::IndexCache,
+    indexes: Arc<listing::IndexCache>,
 }
 
 impl SnapshotView {
@@ -172,20 +200,22 @@ impl SnapshotView {
         record: SnapshotRecord,
         options: ViewOptions,
     ) -> Result<SnapshotView, ViewError> {
+        SnapshotView::over(&Readers::new(catalog, chunks, options), record)
+    }
+
+    /// Starts to read a snapshot through readers that it shares with others.
+    ///
+    /// # Errors
+    /// Fails when the record's root is damaged.
+    pub fn over(readers: &Readers, record: SnapshotRecord) -> Result<SnapshotView, ViewError> {
         let root = record.root_directory().map_err(|error| CatalogError::Damaged {
             what: "root of the snapshot that begins at second",
             number: record.time.as_second().unsigned_abs(),
             reason: error.to_string(),
         })?;
-        Ok(SnapshotView {
-            catalog,
-            chunks,
-            links: links::LinkCounts::new(&record.links),
-            record,
-            root: Arc::new(root),
-            contents: content::ContentCache::new(options.cache_bytes),
-            indexes: SnapshotView::new_index_cache(),
-        })
+        let Readers { catalog, chunks, contents, indexes } = readers.clone();
+        let links = links::LinkCounts::new(&record.links);
+        Ok(SnapshotView { catalog, chunks, record, root: Arc::new(root), contents, links, indexes })
     }
 
     /// Returns the snapshot's record.

@@ -1,0 +1,369 @@
+//! `zmreplica mount`: shows a snapshot, or all of them, as a normal tree.
+//!
+//! In the background a second process of the same program does the work: this one starts it, waits until the mount can be used or has failed,
+//! and ends as it does. The other one tells errors itself, for it still has the same stderr then.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use zmreplica::mount::{MountRequest, Owners, check_place, start};
+use zmreplica::view::{Snapshots, StoredSnapshot};
+use zmreplica_fuse::Log;
+
+use super::error::{CliError, Exit};
+use super::output::stderr_line;
+use super::{Context, text};
+
+/// Tells the second process that it is the one.
+const SERVER_VARIABLE: &str = "ZMREPLICA_MOUNT_SERVER";
+/// What the second process says when the mount can be used.
+const READY: &[u8] = b"ready\n";
+/// Decompressed chunks kept, unless an option says otherwise.
+const CACHE_BYTES: u64 = 32 << 20;
+
+/// Arguments of `mount`.
+#[derive(Args)]
+#[command(allow_missing_positional = true)]
+pub(crate) struct MountArgs {
+    /// Let other users look in; the kernel checks permissions [default for root]
+    #[arg(long, conflicts_with = "no_allow_other")]
+    allow_other: bool,
+    /// Let nobody else look in, not even root [default for other users]
+    #[arg(long)]
+    no_allow_other: bool,
+    /// Show all files as this owner's [default: the owners' names on this host, where it has them]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    owner: Option<String>,
+    /// Show owners by number, even where this host has the names
+    #[arg(long, conflicts_with = "owner")]
+    numeric_ids: bool,
+    /// Let the mount be written to; the changes go to DIR, the store stays as it is
+    #[arg(long, value_name = "DIR")]
+    writable: Option<PathBuf>,
+    /// Stay in the foreground until it is unmounted
+    #[arg(long)]
+    foreground: bool,
+    /// Keep so much of decompressed data, such as 256M
+    #[arg(long, value_name = "SIZE", value_parser = text::parse_bytes, default_value_t = CACHE_BYTES, hide_default_value = true)]
+    cache: u64,
+    /// Answer with so many threads [default: two more than there are cores, at least 4]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Write what happens to FILE [default: stderr in the foreground, else the system's log]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// The snapshot whose root is to be seen [default: a directory for each snapshot, and `latest`]
+    #[arg(value_name = "SNAP")]
+    snapshot: Option<String>,
+    /// Where, an existing directory
+    #[arg(value_name = "MOUNTPOINT")]
+    mount_point: PathBuf,
+}
+
+#[derive(Serialize)]
+struct MountedEvent<'a> {
+    event: &'static str,
+    mount_point: &'a str,
+    /// Identifier of the snapshot; none for all of them.
+    snapshot: Option<&'a str>,
+    writable: bool,
+    pid: u32,
+}
+
+pub(crate) fn run(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
+    if args.foreground || std::env::var_os(SERVER_VARIABLE).is_some() {
+        serve(context, args)
+    } else {
+        start_server(context, args)
+    }
+}
+
+/// Starts the second process and waits until it is ready or has failed.
+fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| CliError::Failed(format!("{what}: {error}"));
+    let program = std::env::current_exe().map_err(|error| failed("This program cannot be found again", &error))?;
+    let mut server = Command::new(program)
+        .args(&context.arguments)
+        .env(SERVER_VARIABLE, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed("The server cannot be started", &error))?;
+    let mut said = Vec::new();
+    if let Some(mut stdout) = server.stdout.take() {
+        stdout.read_to_end(&mut said).map_err(|error| failed("The server cannot be heard", &error))?;
+    }
+    // Nothing but READY comes from a server that goes on, and its end of the pipe is closed then.
+    if let Some(rest) = said.strip_suffix(READY) {
+        context.output.stdout().write_all(rest)?;
+        let snapshot = resolve(context, args)?;
+        tell(context, args, snapshot.as_ref(), server.id())?;
+        return Ok(Exit::Done);
+    }
+    context.output.stdout().write_all(&said)?;
+    let status = server.wait().map_err(|error| failed("The server cannot be waited for", &error))?;
+    match status.code().and_then(Exit::from_code) {
+        Some(exit) if exit != Exit::Done => Ok(exit),
+        _ => Err(CliError::Failed(format!("The server ended before the mount was there ({status})"))),
+    }
+}
+
+fn resolve(context: &Context, args: &MountArgs) -> Result<Option<StoredSnapshot>, CliError> {
+    let Some(spec) = &args.snapshot else { return Ok(None) };
+    let snapshots = Snapshots::read(&context.open()?.catalog()?)?;
+    Ok(Some(snapshots.resolve(spec)?.clone()))
+}
+
+/// Says that the mount can be used.
+fn tell(context: &Context, args: &MountArgs, snapshot: Option<&StoredSnapshot>, pid: u32) -> Result<(), CliError> {
+    let mount_point = args.mount_point.display().to_string();
+    if context.output.json() {
+        let snapshot = snapshot.map(|snapshot| snapshot.record.id.as_str());
+        let writable = args.writable.is_some();
+        let event = MountedEvent { event: "mounted", mount_point: &mount_point, snapshot, writable, pid };
+        return Ok(context.output.event(&event)?);
+    }
+    let what = snapshot.map_or_else(
+        || "All snapshots are".to_owned(),
+        |snapshot| format!("Snapshot {} of {} is", snapshot.record.short_id(), text::local_time(snapshot.record.time)),
+    );
+    let writable =
+        args.writable.as_deref().map(|directory| format!(", writable; changes go to {}", directory.display()));
+    context.output.note(&format!("{what} at {mount_point}{} (process {pid}).", writable.unwrap_or_default()));
+    Ok(())
+}
+
+/// Mounts and serves until the end.
+fn serve(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
+    if !args.foreground {
+        // Away from the terminal, whose signals mean others.
+        rustix::process::setsid()
+            .map_err(|error| CliError::Failed(format!("The server cannot leave the terminal: {error}")))?;
+    }
+    let log = make_log(args)?;
+    let replica = context.open()?;
+    let snapshot = match &args.snapshot {
+        Some(spec) => Some(Snapshots::read(&replica.catalog()?)?.resolve(spec)?.clone()),
+        None => None,
+    };
+    let owners = owners(args)?;
+    let writable = args.writable.as_deref().map(std::path::absolute).transpose();
+    let writable = writable.map_err(|error| CliError::Failed(format!("The directory for changes: {error}")))?;
+    let mount_point = check_place(replica.path(), &args.mount_point, |text| context.output.note(text))?;
+    if std::fs::read_dir(&mount_point).is_ok_and(|mut listing| listing.next().is_some()) {
+        context.output.note(&format!("{} is not empty; what is in it is hidden meanwhile.", mount_point.display()));
+    }
+    let stop = stop_on_signals(&log)?;
+    let request = MountRequest {
+        snapshot: snapshot.clone(),
+        mount_point,
+        owners,
+        allow_other: args.allow_other || (!args.no_allow_other && rustix::process::geteuid().is_root()),
+        cache_bytes: args.cache,
+        threads: args.threads,
+        writable,
+        log: Arc::clone(&log),
+    };
+    let serving = start(replica, request)?;
+    if args.foreground {
+        tell(context, args, snapshot.as_ref(), std::process::id())?;
+        context.output.flush()?;
+    } else if let Err(error) = report_ready() {
+        // Whoever wanted the mount has gone away.
+        log(&format!("unmounting: {error}"));
+        stop.store(true, Ordering::Relaxed);
+    }
+    serving.run(&stop).inspect_err(|error| log(&error.to_string()))?;
+    Ok(Exit::Done)
+}
+
+/// Tells the first process that the mount can be used, and lets go of everything that was its.
+fn report_ready() -> std::io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    std::env::set_current_dir("/")?;
+    std::io::stdout().write_all(READY)?;
+    std::io::stdout().flush()?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// Returns the flag that the first signal sets. A second one ends the program at once, and leaves a mount point that gives errors.
+fn stop_on_signals(log: &Log) -> Result<Arc<AtomicBool>, CliError> {
+    let failed = |error| CliError::Failed(format!("Signal handlers cannot be installed: {error}"));
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, log) = (Arc::clone(&stop), Arc::clone(log));
+    let wait = move || {
+        for signal in signals.forever() {
+            if flag.swap(true, Ordering::Relaxed) {
+                log("ended by a second signal; the mount point gives errors until it is unmounted");
+                std::process::exit(128 + signal);
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(failed)?;
+    Ok(stop)
+}
+
+/// Finds the numbers of `USER[:GROUP]`, names or numbers. A user's own group goes with the user.
+fn owners(args: &MountArgs) -> Result<Owners, CliError> {
+    let Some(owner) = &args.owner else {
+        return Ok(if args.numeric_ids { Owners::ByNumber } else { Owners::ByName });
+    };
+    let unknown = |what: &str, name: &str| CliError::Usage(format!("--owner: this host has no {what} {name}"));
+    let (user_name, group_name) =
+        owner.split_once(':').map_or((owner.as_str(), None), |(user, group)| (user, Some(group)));
+    let user = uzers::get_user_by_name(user_name);
+    let uid = match (&user, user_name.parse()) {
+        (Some(user), _) => user.uid(),
+        (None, Ok(number)) => number,
+        (None, Err(_)) => return Err(unknown("user", user_name)),
+    };
+    let gid = match group_name.filter(|name| !name.is_empty()) {
+        None => user.map(|user| user.primary_group_id()),
+        Some(name) => match (uzers::get_group_by_name(name), name.parse()) {
+            (Some(group), _) => Some(group.gid()),
+            (None, Ok(number)) => Some(number),
+            (None, Err(_)) => return Err(unknown("group", name)),
+        },
+    };
+    Ok(Owners::AllTo(uid, gid))
+}
+
+/// Prepares the place for what happens while the mount is served.
+fn make_log(args: &MountArgs) -> Result<Log, CliError> {
+    if let Some(path) = &args.log {
+        let file = open_log(path)?;
+        return Ok(Arc::new(move |message: &str| {
+            let line = format!("{} zmreplica[{}]: {message}\n", jiff::Timestamp::now(), std::process::id());
+            // There is nowhere left to complain.
+            let _ = (&file).write_all(line.as_bytes());
+        }));
+    }
+    if args.foreground {
+        return Ok(Arc::new(|message: &str| stderr_line(&format!("zmreplica: {message}"))));
+    }
+    let formatter = syslog::Formatter3164 {
+        facility: syslog::Facility::LOG_DAEMON,
+        hostname: None,
+        process: "zmreplica".to_owned(),
+        pid: std::process::id(),
+    };
+    // Without a system's log the messages are lost; errors reach the users of the mount all the same.
+    let logger = Mutex::new(syslog::unix(formatter).ok());
+    Ok(Arc::new(move |message: &str| {
+        if let Ok(mut logger) = logger.lock()
+            && let Some(logger) = logger.as_mut()
+        {
+            let _ = logger.warning(message);
+        }
+    }))
+}
+
+fn open_log(path: &Path) -> Result<File, CliError> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|error| CliError::Failed(format!("Cannot open the log {}: {error}", path.display())))
+}
+
+/// Returns the command line that the arguments of mount(8)'s helper stand for, `SOURCE DIR [-sfnvN] [-o OPTIONS] [-t TYPE]`, where SOURCE is
+/// `STORE` or `STORE#SNAP`.
+///
+/// # Errors
+/// Says what cannot be understood.
+pub(crate) fn from_mount_helper(arguments: &[OsString]) -> Result<Vec<OsString>, String> {
+    let mut places: Vec<&OsStr> = Vec::new();
+    let mut given: Vec<OsString> = Vec::new();
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("-o") => helper_options(arguments.next(), &mut given)?,
+            Some("-t" | "-N") => drop(arguments.next()),
+            Some(flags) if flags.starts_with('-') && flags.len() > 1 => {}
+            _ => places.push(argument),
+        }
+    }
+    let [source, mount_point] = places[..] else {
+        return Err("usage: mount -t fuse.zmreplica STORE[#SNAP] DIR [-o OPTIONS]".to_owned());
+    };
+    let source = source.to_str().ok_or("the source is not UTF-8")?;
+    let (store, snapshot) = source.rsplit_once('#').unwrap_or((source, ""));
+    let mut command: Vec<OsString> = vec!["--store".into(), store.into(), "mount".into()];
+    command.append(&mut given);
+    // Behind this nothing is an option, whatever it begins with.
+    command.push("--".into());
+    if !snapshot.is_empty() && snapshot != "all" {
+        command.push(snapshot.into());
+    }
+    command.push(mount_point.into());
+    Ok(command)
+}
+
+/// Options of mount(8) that mean nothing for a mount like this, or what it does anyway.
+const IDLE_OPTIONS: [&str; 21] = [
+    "defaults", "ro", "rw", "auto", "noauto", "nofail", "user", "nouser", "users", "owner", "group", "_netdev", "dev",
+    "nodev", "suid", "nosuid", "exec", "noexec", "noatime", "relatime", "async",
+];
+
+fn helper_options(list: Option<&OsString>, given: &mut Vec<OsString>) -> Result<(), String> {
+    let list = list.and_then(|list| list.to_str()).ok_or("-o wants options")?;
+    for option in list.split(',').filter(|option| !option.is_empty()) {
+        let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+        match (name, value) {
+            ("allow_other", None) => given.push("--allow-other".into()),
+            ("no_allow_other", None) => given.push("--no-allow-other".into()),
+            ("numeric_ids", None) => given.push("--numeric-ids".into()),
+            ("owner" | "writable" | "cache" | "threads" | "log", Some(value)) => {
+                given.push(format!("--{name}={value}").into());
+            }
+            (name, None) if IDLE_OPTIONS.contains(&name) => {}
+            ("comment", _) => {}
+            (name, _) if name.starts_with("x-") => {}
+            _ => return Err(format!("the option {option} is not known")),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn helper(arguments: &[&str]) -> Result<String, String> {
+        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        let command = from_mount_helper(&arguments)?;
+        Ok(command.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn lines_of_fstab_are_understood() {
+        assert_eq!(
+            helper(&[
+                "/srv/store#latest",
+                "/mnt/z",
+                "-o",
+                "rw,nofail,owner=zimbra:zimbra,x-systemd.requires=a,cache=64M"
+            ]),
+            Ok("--store /srv/store mount --owner=zimbra:zimbra --cache=64M -- latest /mnt/z".to_owned())
+        );
+        assert_eq!(
+            helper(&["-sn", "/srv/a#b#2026-11-22", "/mnt", "-t", "fuse.zmreplica"]),
+            Ok("--store /srv/a#b mount -- 2026-11-22 /mnt".to_owned())
+        );
+        assert_eq!(helper(&["/srv/store", "/mnt"]), Ok("--store /srv/store mount -- /mnt".to_owned()));
+        assert_eq!(helper(&["/srv/store#all", "/mnt"]), Ok("--store /srv/store mount -- /mnt".to_owned()));
+        assert!(helper(&["/srv/store", "/mnt", "-o", "colour=red"]).unwrap_err().contains("colour=red"));
+        assert!(helper(&["/srv/store"]).is_err());
+    }
+}
