@@ -26,7 +26,7 @@ use crate::catalog::database::CatalogDatabase;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::{CatalogWriter, last_commit, roll_forward};
 use crate::store::backend::{Backend, BackendError};
-use crate::store::codec::{CodecError, Dictionary, DictionarySet};
+use crate::store::codec::{CodecError, DictionarySet};
 use crate::store::local::LocalBackend;
 use crate::store::pack::PACK_PREFIX;
 use crate::store::reader::ChunkReader;
@@ -261,7 +261,7 @@ impl Replica {
             database: Arc::new(database),
             dictionaries: Arc::new(DictionarySet::default()),
         };
-        replica.load_dictionaries(&replica.catalog()?)?;
+        replica.catalog()?.load_dictionaries(&replica.dictionaries)?;
         Ok(replica)
     }
 
@@ -312,19 +312,6 @@ impl Replica {
             }
         };
         CatalogReader::following(self.path.join(CATALOG), Box::new(open))
-    }
-
-    /// Takes notice of dictionaries that were added since the store was opened.
-    ///
-    /// # Errors
-    /// Fails when one is damaged.
-    pub fn load_dictionaries(&self, catalog: &CatalogReader) -> Result<(), ReplicaError> {
-        for (id, bytes) in catalog.dictionaries()? {
-            if self.dictionaries.get(id).is_none() {
-                self.dictionaries.insert(Arc::new(Dictionary::new(id, bytes)?))?;
-            }
-        }
-        Ok(())
     }
 
     /// Returns a reader of chunks.

@@ -8,6 +8,8 @@
 //! Architecture invariant: errors become error numbers in one place, [`TreeError`], and the kernel's in [`server`](TreeServer).
 
 mod contract;
+#[cfg(test)]
+mod memory_tree;
 mod mount;
 mod mount_table;
 mod overflow;

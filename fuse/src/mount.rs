@@ -64,7 +64,9 @@ pub fn mount<T: ImmutableTree + 'static>(
     options: &MountOptions,
 ) -> io::Result<Mount> {
     let (running, ended) = channel();
-    let server = TreeServer::new(tree, options.threads, Arc::clone(&options.log))?.with_token(running);
+    let (place, log) = (mount_point.display().to_string(), Arc::clone(&options.log));
+    let log: Log = Arc::new(move |line: &str| log(&format!("{place}: {line}")));
+    let server = TreeServer::new(tree, options.threads, log)?.with_token(running);
     let mut config = Config::default();
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads);
@@ -100,11 +102,12 @@ pub fn mount<T: ImmutableTree + 'static>(
 /// fuse(4) for the options, and mount(2) for a type with a subtype.
 fn mount_as_root(mount_point: &Path, options: &MountOptions) -> io::Result<Option<OwnedFd>> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    // Other users need it as well: fuser opens it in their name.
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| io::Error::new(error.kind(), format!("/dev/fuse cannot be opened: {error}")))?;
     if !uid.is_root() {
         return Ok(None);
     }
-    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| io::Error::new(error.kind(), format!("/dev/fuse cannot be opened: {error}")))?;
     let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
         device.as_raw_fd(),

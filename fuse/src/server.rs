@@ -28,8 +28,8 @@ const A_MOMENT: Duration = Duration::from_secs(1);
 const READ_BYTES: u32 = 1 << 20;
 /// Read-ahead requests that the kernel may have under way.
 const BACKGROUND_REQUESTS: u16 = 32;
-/// Failures that are told apart; beyond, each one is logged.
-const KNOWN_FAILURES: usize = 10_000;
+/// Inodes whose failures are logged; all others fail in silence.
+const MOST_FAILURES: usize = 10_000;
 /// Unit of the figures that `df` shows, in bytes.
 const BLOCK_BYTES: u32 = 4096;
 /// Unit of an inode's count of blocks, in bytes; see stat(2).
@@ -70,7 +70,8 @@ pub struct TreeServer<T> {
 struct Inner<T> {
     tree: Arc<T>,
     log: Log,
-    failures: Mutex<HashSet<(u64, Box<str>)>>,
+    /// Inodes whose failure was told.
+    failures: Mutex<HashSet<u64>>,
 }
 
 impl<T: ImmutableTree + 'static> TreeServer<T> {
@@ -142,10 +143,14 @@ impl<T: ImmutableTree> Inner<T> {
 
     fn tell(&self, inode: u64, message: &str) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = failures.len() >= KNOWN_FAILURES || failures.insert((inode, message.into()));
+        if failures.len() >= MOST_FAILURES || !failures.insert(inode) {
+            return;
+        }
+        let is_last = failures.len() == MOST_FAILURES;
         drop(failures);
-        if known {
-            (self.log)(&format!("input/output error at inode {inode} (find -inum {inode}): {message}"));
+        (self.log)(&format!("inode {inode} cannot be read (`find -inum {inode}` there names it): {message}"));
+        if is_last {
+            (self.log)("so many inodes cannot be read that no more of them are told");
         }
     }
 
@@ -221,6 +226,8 @@ impl FileAttributes {
 }
 
 fn time(seconds: i64, nanos: u32) -> SystemTime {
+    // fuser turns the sign around.
+    let seconds = seconds.max(-i64::MAX);
     let whole = Duration::from_secs(seconds.unsigned_abs());
     let whole = if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
     whole.and_then(|time| time.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)

@@ -18,6 +18,7 @@ use super::group::{self, Content, LinkGroup, Segment};
 use super::object::{self, ObjectKind};
 use super::snapshot::SnapshotRecord;
 use crate::model::ChunkHash;
+use crate::store::codec::{CodecError, Dictionary, DictionarySet};
 use crate::store::reader::{ChunkAddress, Location};
 
 const CHUNK_PAGES: usize = 512;
@@ -332,5 +333,23 @@ impl CatalogReader {
             Ok(())
         })?;
         Ok(all)
+    }
+
+    /// Adds the dictionaries that are not in the set yet.
+    ///
+    /// # Errors
+    /// Fails when one is damaged.
+    pub fn load_dictionaries(&self, set: &DictionarySet) -> Result<(), CatalogError> {
+        for (id, bytes) in self.dictionaries()? {
+            let damaged = |error: CodecError| CatalogError::Damaged {
+                what: "dictionary",
+                number: id.into(),
+                reason: error.to_string(),
+            };
+            if set.get(id).is_none() {
+                set.insert(Arc::new(Dictionary::new(id, bytes).map_err(damaged)?)).map_err(damaged)?;
+            }
+        }
+        Ok(())
     }
 }

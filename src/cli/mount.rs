@@ -299,10 +299,11 @@ pub(crate) fn from_mount_helper(arguments: &[OsString]) -> Result<Vec<OsString>,
     };
     let source = source.to_str().ok_or("the source is not UTF-8")?;
     let (store, snapshot) = source.rsplit_once('#').unwrap_or((source, ""));
+    if snapshot.starts_with('-') || mount_point.as_encoded_bytes().starts_with(b"-") {
+        return Err("neither the snapshot nor the directory may begin with -".to_owned());
+    }
     let mut command: Vec<OsString> = vec!["--store".into(), store.into(), "mount".into()];
     command.append(&mut given);
-    // Behind this nothing is an option, whatever it begins with.
-    command.push("--".into());
     if !snapshot.is_empty() && snapshot != "all" {
         command.push(snapshot.into());
     }
@@ -355,14 +356,14 @@ mod tests {
                 "-o",
                 "rw,nofail,owner=zimbra:zimbra,x-systemd.requires=a,cache=64M"
             ]),
-            Ok("--store /srv/store mount --owner=zimbra:zimbra --cache=64M -- latest /mnt/z".to_owned())
+            Ok("--store /srv/store mount --owner=zimbra:zimbra --cache=64M latest /mnt/z".to_owned())
         );
         assert_eq!(
             helper(&["-sn", "/srv/a#b#2026-11-22", "/mnt", "-t", "fuse.zmreplica"]),
-            Ok("--store /srv/a#b mount -- 2026-11-22 /mnt".to_owned())
+            Ok("--store /srv/a#b mount 2026-11-22 /mnt".to_owned())
         );
-        assert_eq!(helper(&["/srv/store", "/mnt"]), Ok("--store /srv/store mount -- /mnt".to_owned()));
-        assert_eq!(helper(&["/srv/store#all", "/mnt"]), Ok("--store /srv/store mount -- /mnt".to_owned()));
+        assert_eq!(helper(&["/srv/store", "/mnt"]), Ok("--store /srv/store mount /mnt".to_owned()));
+        assert_eq!(helper(&["/srv/store#all", "/mnt"]), Ok("--store /srv/store mount /mnt".to_owned()));
         assert!(helper(&["/srv/store", "/mnt", "-o", "colour=red"]).unwrap_err().contains("colour=red"));
         assert!(helper(&["/srv/store"]).is_err());
     }

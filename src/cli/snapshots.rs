@@ -4,6 +4,7 @@ use clap::Args;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
 use zmreplica::catalog::snapshot::{SnapshotRecord, Totals, Work};
+use zmreplica::lease::{self, LeaseInfo};
 
 use super::error::{CliError, Exit};
 use super::{Context, text};
@@ -31,6 +32,18 @@ pub(crate) struct SnapshotEvent<'a> {
     work: &'a Work,
     digest: &'a str,
     version: &'a str,
+    /// Who asks that it not be removed; told where snapshots are listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leases: Option<Vec<Holder<'a>>>,
+}
+
+/// The holder of a lease, as JSON.
+#[derive(Serialize)]
+struct Holder<'a> {
+    pid: u32,
+    host: &'a str,
+    since: jiff::Timestamp,
+    mount_point: &'a str,
 }
 
 impl<'a> SnapshotEvent<'a> {
@@ -54,7 +67,20 @@ impl<'a> SnapshotEvent<'a> {
             work: &record.work,
             digest: &record.digest,
             version: &record.version,
+            leases: None,
         }
+    }
+
+    /// Adds who holds a lease on it.
+    fn with_leases(self, leases: &'a [LeaseInfo]) -> SnapshotEvent<'a> {
+        let holder = |lease: &'a LeaseInfo| Holder {
+            pid: lease.pid,
+            host: &lease.host,
+            since: lease.since,
+            mount_point: &lease.mount_point,
+        };
+        let leases = Some(held(leases, self.id).map(holder).collect());
+        SnapshotEvent { leases, ..self }
     }
 }
 
@@ -66,13 +92,31 @@ fn state(record: &SnapshotRecord) -> String {
     }
 }
 
+/// Returns the leases on a snapshot.
+fn held<'a>(leases: &'a [LeaseInfo], id: &str) -> impl Iterator<Item = &'a LeaseInfo> {
+    leases.iter().filter(move |lease| lease.snapshots.iter().any(|held| held == id))
+}
+
+/// Returns where a snapshot is mounted and by which process, in words.
+fn holders(leases: &[LeaseInfo], id: &str) -> String {
+    let words = held(leases, id).map(|lease| {
+        let place = text::escape(lease.mount_point.as_bytes());
+        format!("{place} ({})", lease.pid)
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
 pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliError> {
     let output = &context.output;
     let replica = context.open()?;
     let records = replica.catalog()?.snapshots()?;
+    let leases = lease::list(replica.path()).unwrap_or_else(|error| {
+        output.warn(&format!("Who has snapshots mounted cannot be told: {error}"));
+        Vec::new()
+    });
     if output.json() {
         for (number, record) in &records {
-            output.event(&SnapshotEvent::new("snapshot", *number, record))?;
+            output.event(&SnapshotEvent::new("snapshot", *number, record).with_leases(&leases))?;
         }
         return Ok(Exit::Done);
     }
@@ -93,14 +137,17 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
         table.force_no_tty();
     }
     let right = |content: String| Cell::new(content).set_alignment(CellAlignment::Right);
-    let names = ["ID", "TIME", "SOURCE", "NAMES", "SIZE", "NEW", "STORED", "TAGS", "STATE"];
+    let mut names = vec!["ID", "TIME", "SOURCE", "NAMES", "SIZE", "NEW", "STORED", "TAGS", "STATE"];
+    if !leases.is_empty() {
+        names.push("MOUNTED AT");
+    }
     table.set_header(names.iter().enumerate().map(|(at, name)| match at {
         3..=6 => right((*name).to_owned()),
         _ => Cell::new(name),
     }));
     for (_, record) in &records {
         let state_colour = if record.problem_count == 0 { Color::Green } else { Color::Yellow };
-        table.add_row(vec![
+        let mut row = vec![
             Cell::new(record.short_id()),
             Cell::new(text::local_time(record.time)),
             Cell::new(text::escape(record.source.as_bytes())),
@@ -110,7 +157,11 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
             right(text::bytes(record.work.stored_bytes)),
             Cell::new(text::escape(record.tags.join(",").as_bytes())),
             Cell::new(state(record)).fg(state_colour),
-        ]);
+        ];
+        if !leases.is_empty() {
+            row.push(Cell::new(holders(&leases, &record.id)));
+        }
+        table.add_row(row);
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));

@@ -120,7 +120,7 @@ impl SnapshotsTree {
         if commit == state.commit {
             return Ok(());
         }
-        if let Err(error) = self.replica.load_dictionaries(catalog) {
+        if let Err(error) = catalog.load_dictionaries(self.replica.dictionaries()) {
             (self.log)(&format!("the dictionaries could not be read: {error}"));
         }
         let mut shown: Vec<(Vec<u8>, usize)> = Vec::new();

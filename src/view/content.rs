@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -19,6 +20,9 @@ const OFFSET_TABLES: usize = 32;
 const COPY_BYTES: usize = 1 << 20;
 /// A typical chunk, from which the cache estimates how many it will hold.
 const TYPICAL_CHUNK_BYTES: u64 = 64 << 10;
+/// How often and how long a chunk that is not in its place is looked for elsewhere.
+const MOVED_PAUSE: Duration = Duration::from_millis(5);
+const MOVED_TIME: Duration = Duration::from_millis(15);
 /// What an entry of the chunk cache takes beside its bytes.
 const ENTRY_BYTES: u64 = 64;
 
@@ -136,10 +140,26 @@ impl SnapshotView {
             let reason = format!("its segments end before its size of {size} bytes");
             return Err(ViewError::Content { group, reason });
         }
-        match self.gather(group, &plan.pieces, wanted) {
-            // Packs may have been rewritten since their place was looked up; where that cannot be, the error stands.
-            Err(error) if error.is_damage() && self.catalog.renew() => self.gather(group, &plan.pieces, wanted),
-            other => other,
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.gather(group, &plan.pieces, wanted) {
+                // Packs may have been rewritten since their place was looked up; where that cannot be, the error stands. More than once,
+                // because another thread may just have kept the old place again.
+                Err(error) if error.is_damage() && waited < MOVED_TIME && self.look_again() => {
+                    std::thread::sleep(MOVED_PAUSE);
+                    waited += MOVED_PAUSE;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Forgets where chunks are, for packs may have been rewritten. Returns whether that can change an answer.
+    fn look_again(&self) -> bool {
+        // A dictionary that cannot be had is an error of the chunks that need it.
+        self.catalog.renew() && {
+            let _ = self.catalog.load_dictionaries(self.chunks.dictionaries());
+            true
         }
     }
 
