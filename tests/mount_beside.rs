@@ -18,8 +18,10 @@ use mounted::{Scene, assert_rsync_finds_nothing, err, eventually, is_alive, moun
 use odd::{noise, odd_tree, partition, paths, set_time};
 use rustix::process::Signal;
 use zmreplica::catalog::chunk::{ChunkRow, PackRow};
-use zmreplica::replica::LockedReplica;
+use zmreplica::mount::{Owners, SnapshotsTree};
+use zmreplica::replica::{LockedReplica, Replica};
 use zmreplica::store::pack::{ENTRY_HEADER_BYTES, EntryHeader, PACK_TARGET_BYTES, PackBuilder, PackId};
+use zmreplica::view::{Readers, ViewOptions};
 use zmreplica_treegen::{BlobMode, Config, Generator, Preset};
 
 fn names(directory: &Path) -> Vec<String> {
@@ -64,6 +66,28 @@ fn all_snapshots_are_shown_as_they_come() {
     let message = err(&scene.code(1, &["mount", "--writable", "upper", "mnt2"]));
     assert!(message.contains("name a snapshot") || message.contains("No such file"), "{message}");
     scene.umount();
+    assert_eq!(scene.leases(), []);
+}
+
+#[test]
+fn the_tree_of_all_snapshots_keeps_the_contract() {
+    let scene = Scene::new();
+    odd_tree(&scene.source());
+    scene.snapshot();
+    scene.snapshot();
+    fs::write(scene.source().join("more"), "more").unwrap();
+    scene.snapshot();
+    let replica = Arc::new(Replica::open(&scene.store()).unwrap());
+    let names_of_all: u64 =
+        replica.catalog().unwrap().snapshots().unwrap().iter().map(|(_, record)| record.totals.names).sum();
+    let catalog = Arc::new(replica.following_catalog().unwrap());
+    let readers = Readers::new(catalog, Arc::new(replica.chunks()), ViewOptions::default());
+    let log: zmreplica_fuse::Log = Arc::new(|line: &str| panic!("{line}"));
+    let tree = SnapshotsTree::new(replica, readers, Owners::ByNumber, scene.mnt(), log).unwrap();
+    // A directory for each, though all may be of one second, and `latest`.
+    assert_eq!(zmreplica_fuse::check_contract(&tree).unwrap(), names_of_all + 3 + 1);
+    assert_eq!(scene.leases().len(), 3);
+    drop(tree);
     assert_eq!(scene.leases(), []);
 }
 

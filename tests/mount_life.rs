@@ -324,7 +324,6 @@ test "$(ls "$2/leases")" = gate
 fn owners_are_shown_as_asked() {
     let scene = small();
     let two = scene.source().join("two");
-    // The name goes with the number in a snapshot; the test cannot give this host other numbers, so it gives the snapshot another name.
     std::os::unix::fs::chown(&two, Some(65534), Some(65534)).unwrap();
     std::os::unix::fs::chown(scene.source().join("accounts.xml"), Some(54321), Some(54322)).unwrap();
     scene.snapshot();
@@ -344,4 +343,21 @@ fn owners_are_shown_as_asked() {
         assert_eq!((owner("two"), owner("accounts.xml")), (of_two, of_accounts), "{arguments:?}");
         scene.umount();
     }
+
+    // A host where the same names have other numbers.
+    let script = r#"
+sed 's/^\(nobody:[^:]*\):65534:65534:/\1:4001:4002:/' /etc/passwd > "$1/passwd" && mount --bind "$1/passwd" /etc/passwd
+sed 's/^\(nogroup:[^:]*\):65534:/\1:4002:/' /etc/group > "$1/group" && mount --bind "$1/group" /etc/group
+for options in "" --numeric-ids; do
+    "$4" --quiet --store "$2" mount $options latest "$3"
+    stat -c %u:%g "$3/two" "$3/accounts.xml"
+    "$4" --store "$2" umount "$3"
+done
+"#;
+    let shown = run(Command::new("unshare")
+        .args(["--mount", "/bin/bash", "-euo", "pipefail", "-c", script, "bash"])
+        .args([scene.path(""), scene.store(), scene.mnt()])
+        .arg(assert_cmd::cargo::cargo_bin!("zmreplica"))
+        .env("ZMREPLICA_CONFIG", scene.path("empty.toml")));
+    assert_eq!(shown, "4001:4002\n54321:54322\n65534:65534\n54321:54322\n");
 }
