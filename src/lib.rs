@@ -9,6 +9,8 @@ pub mod coding;
 pub mod lease;
 pub mod model;
 pub mod mount;
+pub mod passwd;
+pub mod remote;
 pub mod replica;
 pub mod restore;
 pub mod snapshot;

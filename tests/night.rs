@@ -145,7 +145,7 @@ impl<F: FnMut()> EventSink for Meddler<F> {
                 self.delivered.extend_from_slice(&plain);
             }
             ReadEvent::Literal(bytes) => self.delivered.extend_from_slice(&bytes),
-            ReadEvent::Zeros(_) | ReadEvent::Done(_) => {}
+            ReadEvent::Zeros(_) | ReadEvent::Done(_) | ReadEvent::Stored { .. } => {}
         }
         Ok(())
     }

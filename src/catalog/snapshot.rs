@@ -50,6 +50,18 @@ pub struct Work {
     pub new_bytes: u64,
     /// Bytes that they take in packs.
     pub stored_bytes: u64,
+    /// Bytes that came from the source's host, 0 for a source on this one.
+    #[serde(default)]
+    pub received_bytes: u64,
+    /// Bytes that went there.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// How often the run waited for an answer from there.
+    #[serde(default)]
+    pub round_trips: u64,
+    /// How often it connected.
+    #[serde(default)]
+    pub connections: u64,
     /// Wall time of the run, in milliseconds.
     pub elapsed_ms: u64,
 }

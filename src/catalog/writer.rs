@@ -245,6 +245,11 @@ impl CatalogWriter {
         Ok((number, true))
     }
 
+    /// Takes back the number of a new chunk that will not be stored. The number stays unused.
+    pub fn forget_chunk(&mut self, hash: &ChunkHash) {
+        self.chunks.remove(hash);
+    }
+
     /// Sets where a chunk lies.
     ///
     /// # Errors

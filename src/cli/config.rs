@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::error::CliError;
+use super::remote::RemoteConfig;
 
 /// Read when no other file is named and this one is there.
 const DEFAULT_PATH: &str = "/etc/zmreplica.toml";
@@ -26,6 +27,9 @@ pub(crate) struct Config {
     pub(crate) compression_level: Option<i32>,
     /// Whether small chunks are compressed with a trained dictionary.
     pub(crate) dictionary: Option<bool>,
+    /// How a source on another host is reached.
+    #[serde(default)]
+    pub(crate) remote: RemoteConfig,
 }
 
 /// Loads the file given, else the one that the environment names, else the default one if it is there.
@@ -50,7 +54,10 @@ fn parse(text: &str) -> Result<Config, String> {
     let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     match config.compression_level {
         Some(level) if !(1..=19).contains(&level) => Err(format!("compression-level is {level} and must be 1 to 19")),
-        _ => Ok(config),
+        _ => match config.remote.fault() {
+            Some(fault) => Err(fault),
+            None => Ok(config),
+        },
     }
 }
 
@@ -67,9 +74,12 @@ mod tests {
             exclude: vec!["*.tmp".to_owned()],
             compression_level: Some(9),
             dictionary: Some(false),
+            remote: RemoteConfig::default(),
         };
         assert_eq!(config, Ok(expected));
         assert!(parse("compresion-level = 9").is_err_and(|error| error.contains("compresion-level")));
+        assert!(parse("[remote]\nssh-key = '/k'\nbwlimit = '10M'\nupload = false\ncompress-at = 'replica'\n").is_ok());
+        assert!(parse("[remote]\nbwlimit = 'much'").is_err_and(|error| error.contains("bwlimit")));
         assert!(parse("compression-level = 99").is_err_and(|error| error.contains("1 to 19")));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! stdout is data, stderr is talk. Errors of the library become exit codes and hints in one place, [`error`].
 
+mod agent;
 mod cat;
 mod check;
 mod completions;
@@ -15,6 +16,7 @@ mod mount;
 mod output;
 mod path;
 mod progress;
+mod remote;
 mod repair;
 mod restore;
 mod signals;
@@ -103,6 +105,8 @@ enum Command {
     Repair(repair::RepairArgs),
     /// Tell what the store holds and what it saves
     Stats(stats::StatsArgs),
+    /// Serve a run on another host; started through SSH, not by people
+    Agent(agent::AgentArgs),
     /// Write a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -214,6 +218,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Stats(args) => stats::run(context, &args),
+        Command::Agent(args) => agent::run(&args),
         Command::Completions(args) => completions::run(context, &args),
     }
 }

@@ -1,11 +1,11 @@
 //! Arguments that name a place: a path of a snapshot, or a local path.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::remote::transport::spec::RemoteSpec;
 use zmreplica::replica::Replica;
 use zmreplica::view::{SnapshotView, Snapshots, ViewOptions};
 
@@ -46,18 +46,12 @@ pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     path
 }
 
-/// Refuses a place on another host (`host:path`, `ssh://`), as rsync would read it.
-pub(crate) fn refuse_remote(place: &OsStr, what: &str) -> Result<(), CliError> {
-    let bytes = place.as_bytes();
-    let first_part = bytes.split(|&byte| byte == b'/').next().unwrap_or_default();
-    if first_part.contains(&b':') {
-        return Err(CliError::Usage(format!(
-            "The {what} {:?} is on another host, and SSH is not in this release. Name a local directory; write ./ before one \
-             whose name has a colon",
-            place.to_string_lossy()
-        )));
-    }
-    Ok(())
+/// Reads a place that may be on another host; `None` if it is on this one.
+pub(crate) fn remote(place: &OsStr) -> Result<Option<RemoteSpec>, CliError> {
+    // What is not UTF-8 is a local path.
+    let Some(text) = place.to_str() else { return Ok(None) };
+    RemoteSpec::parse(text)
+        .map_err(|error| CliError::Usage(format!("{error}; ./ before a local name that has a colon")))
 }
 
 #[cfg(test)]
@@ -73,12 +67,13 @@ mod tests {
     }
 
     #[test]
-    fn other_hosts_are_refused() {
-        for remote in ["host:/a", "root@host:a", "ssh://host/a"] {
-            assert!(refuse_remote(OsStr::new(remote), "source").is_err(), "{remote}");
+    fn other_hosts_are_told_from_paths() {
+        for other in ["host:/a", "root@host:a", "ssh://host/a"] {
+            assert!(remote(OsStr::new(other)).is_ok_and(|spec| spec.is_some()), "{other}");
         }
         for local in ["/a:b", "./a:b", "a", "a/b:c"] {
-            assert!(refuse_remote(OsStr::new(local), "source").is_ok(), "{local}");
+            assert!(remote(OsStr::new(local)).is_ok_and(|spec| spec.is_none()), "{local}");
         }
+        assert!(remote(OsStr::new(":a")).is_err());
     }
 }

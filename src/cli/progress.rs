@@ -38,6 +38,12 @@ struct Figures {
     stored_bytes: u64,
     scanned: bool,
     committing: bool,
+    /// What travelled from the source's host, and what was done there; 0 for a source on this one.
+    received_bytes: u64,
+    sent_bytes: u64,
+    far_names: u64,
+    far_files: u64,
+    far_bytes: u64,
     elapsed_ms: u64,
 }
 
@@ -56,6 +62,11 @@ impl Figures {
             stored_bytes: read(&progress.ingest.stored_bytes),
             scanned: progress.scanned.load(Ordering::Relaxed),
             committing: progress.committing.load(Ordering::Relaxed),
+            received_bytes: read(&progress.wire.received_bytes),
+            sent_bytes: read(&progress.wire.sent_bytes),
+            far_names: read(&progress.wire.far_names),
+            far_files: read(&progress.wire.far_files),
+            far_bytes: read(&progress.wire.far_bytes),
             elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -99,6 +110,15 @@ impl Figures {
             out.push_str(&format!(" ({}/s)", text::bytes(rate as u64)));
         }
         out.push_str(&format!(", new {}, stored {}", text::bytes(self.new_bytes), text::bytes(self.stored_bytes)));
+        if self.received_bytes > 0 {
+            out.push_str(&format!(
+                "; came {}; the other host: {} names, {} files, {}",
+                text::bytes(self.received_bytes),
+                text::count(self.far_names),
+                text::count(self.far_files),
+                text::bytes(self.far_bytes)
+            ));
+        }
         out
     }
 }
@@ -163,6 +183,7 @@ pub(crate) fn follow(output: &Output, progress: &Progress, interrupt: &AtomicBoo
             let text = "Interrupted: the run ends at the next chance and keeps what it has stored. A second signal ends it at once.";
             bar.suspend(|| stderr_line(text));
         }
+        tell_messages(output, progress, &bar);
         let figures = Figures::take(progress, started.elapsed());
         let rate = rate.update(figures.read_bytes);
         if output.live() {
@@ -181,7 +202,15 @@ pub(crate) fn follow(output: &Output, progress: &Progress, interrupt: &AtomicBoo
             }
         }
     }
+    tell_messages(output, progress, &bar);
     bar.finish_and_clear();
+}
+
+/// Passes on what the run has to tell while it goes on.
+fn tell_messages(output: &Output, progress: &Progress, bar: &ProgressBar) {
+    for message in progress.take_messages() {
+        bar.suspend(|| output.note(&message));
+    }
 }
 
 /// Returns the end of a path, fit for one line of a terminal.

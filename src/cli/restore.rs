@@ -82,7 +82,9 @@ struct SummaryEvent<'a> {
 }
 
 pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliError> {
-    path::refuse_remote(&args.destination, "destination")?;
+    if path::remote(&args.destination)?.is_some() {
+        return Err(CliError::Usage("Restores to another host are not there yet".to_owned()));
+    }
     let replica = context.open()?;
     let (view, subtree) = path::open_path(&replica, &args.place)?;
     let options = RestoreOptions {

@@ -11,12 +11,14 @@ use zmreplica::snapshot::SnapshotError;
 use zmreplica::snapshot::dry_run::dry_run;
 use zmreplica::snapshot::options::{DryRun, RunProblem, SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
+use zmreplica::snapshot::pull::{dry_pull, pull};
 use zmreplica::snapshot::run::run as take_snapshot;
 
 use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
+use super::remote::{CompressAtArg, RemoteArgs};
 use super::snapshots::SnapshotEvent;
-use super::{Context, path, progress, signals, text};
+use super::{Context, path, progress, remote, signals, text};
 
 /// Problems listed by name unless everything is to be told.
 const PROBLEMS_LISTED: usize = 20;
@@ -24,7 +26,7 @@ const PROBLEMS_LISTED: usize = 20;
 /// Arguments of `snapshot`.
 #[derive(Args)]
 pub(crate) struct SnapshotArgs {
-    /// The directory to take, an absolute or relative local path [default: `source` in the configuration file]
+    /// The directory to take: a local path, [user@]host:path or ssh://[user@]host[:port]/path [default: `source` in the configuration file]
     source: Option<OsString>,
     /// Leave out what matches: a leading / anchors at the source, a trailing / is for directories; may be repeated
     #[arg(long, value_name = "GLOB")]
@@ -50,6 +52,11 @@ pub(crate) struct SnapshotArgs {
     /// Compress small messages without a trained dictionary
     #[arg(long)]
     no_dictionary: bool,
+    /// Where chunks of another host are compressed [default: source]
+    #[arg(long, value_enum, value_name = "WHERE", help_heading = "Another host")]
+    compress_at: Option<CompressAtArg>,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 #[derive(Serialize)]
@@ -81,21 +88,28 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
             "No source is named: give one, or write `source = \"DIR\"` in the configuration file".to_owned(),
         )
     })?;
-    path::refuse_remote(source, "source")?;
+    let remote = path::remote(source)?;
     if let Some(tag) = args.tag.iter().find(|tag| tag.is_empty() || tag.contains(|c: char| c.is_control() || c == ','))
     {
         return Err(CliError::Usage(format!("The tag {tag:?} is not valid: it must have letters and no comma")));
     }
     let source = Path::new(source);
     let options = options(context, args);
+    let pulling = remote::options(&args.remote, &context.config.remote, args.compress_at)?;
     let started = Instant::now();
     if args.dry_run {
         let replica = context.open()?;
-        let report = followed(context, |progress| dry_run(&replica, source, &options, progress))?;
+        let report = followed(context, |progress| match &remote {
+            Some(spec) => dry_pull(&replica, spec, &pulling, &options, progress),
+            None => dry_run(&replica, source, &options, progress),
+        })?;
         return tell_dry_run(&context.output, &report, started.elapsed());
     }
     let mut replica = context.open_locked()?;
-    let report = followed(context, |progress| take_snapshot(&replica, source, &options, progress))?;
+    let report = followed(context, |progress| match &remote {
+        Some(spec) => pull(&replica, spec, &pulling, &options, progress),
+        None => take_snapshot(&replica, source, &options, progress),
+    })?;
     if report.record.work.new_chunks > 0 {
         replica.compact_small_catalog();
     }
@@ -192,7 +206,7 @@ fn summary(output: &Output, report: &SnapshotReport) -> Vec<String> {
         0 => (GOOD, "complete".to_owned()),
         problems => (WARNING, format!("complete but for {}", text::plural(problems, "problem", "problems"))),
     };
-    vec![
+    let mut lines = vec![
         format!(
             "Snapshot {} of {} in {}: {}",
             record.short_id(),
@@ -220,7 +234,17 @@ fn summary(output: &Output, report: &SnapshotReport) -> Vec<String> {
             text::bytes(work.stored_bytes),
             text::ratio(work.new_bytes, work.stored_bytes),
         ),
-    ]
+    ];
+    if work.connections > 0 && output.verbosity() == Verbosity::Verbose {
+        lines.push(format!(
+            "  travelled  {} here, {} there; {} waited for; {}",
+            text::bytes(work.received_bytes),
+            text::bytes(work.sent_bytes),
+            text::plural(work.round_trips, "round trip", "round trips"),
+            text::plural(work.connections, "connection", "connections"),
+        ));
+    }
+    lines
 }
 
 fn tell_dry_run(output: &Output, report: &DryRun, elapsed: Duration) -> Result<Exit, CliError> {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::SnapshotError;
 use super::inodes::{RunInodes, Verdict};
@@ -13,7 +12,8 @@ use crate::catalog::writer::sources;
 use crate::model::Kind;
 use crate::replica::Replica;
 use crate::source::exclude::Excludes;
-use crate::source::scan::{Found, Scan};
+use crate::source::scan::Found;
+use crate::source::tree::{LocalTree, SourceTree};
 
 /// Scans a local tree and tells what [`run`](super::run::run) would read.
 ///
@@ -25,23 +25,34 @@ pub fn dry_run(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<DryRun, SnapshotError> {
-    let started = jiff::Timestamp::now();
     let (source, name) = source_name(replica, source)?;
     let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    let mut tree = LocalTree::start(&source, scan_options(options, excludes), 0)?;
+    dry_run_over(replica, &mut tree, &name, options, progress)
+}
+
+/// Tells what [`run_over`](super::run::run_over) would read.
+pub(super) fn dry_run_over(
+    replica: &Replica,
+    tree: &mut dyn SourceTree,
+    name: &str,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+) -> Result<DryRun, SnapshotError> {
+    let started = jiff::Timestamp::now();
     let reader = replica.catalog()?;
-    let number = sources(&reader)?.iter().position(|known| *known == name);
+    let number = sources(&reader)?.iter().position(|known| known == name);
     let known = number.and_then(|number| load_known(replica, number as u32)).unwrap_or_default();
     let mut inodes = RunInodes::new(known, options.rescan, started);
-    let mut scan = Scan::start(&source, scan_options(options, excludes))?;
     let mut report = DryRun::default();
-    while let Some(listing) = scan.next() {
+    while let Some(listing) = tree.next_listing()? {
         if progress.interrupted() {
             return Err(SnapshotError::Interrupted);
         }
         report.names += listing.entries.len() as u64;
         Progress::add(&progress.names, listing.entries.len() as u64);
         report.problems.extend(listing.unreadable.iter().map(RunProblem::from));
-        let mounts = scan.file_systems();
+        let mounts = tree.file_systems();
         for entry in &listing.entries {
             let Found::Inode { file_system, stat: Some(stat), .. } = &entry.what else { continue };
             let file_system = inodes.file_system(&mounts[*file_system as usize]);
@@ -55,7 +66,8 @@ pub fn dry_run(
             }
         }
     }
-    report.problems.extend(scan.problems().iter().map(RunProblem::from));
-    report.excluded_names = scan.counters().excluded.load(Ordering::Relaxed);
+    let end = tree.end_of_scan();
+    report.problems.extend(end.problems.iter().map(RunProblem::from));
+    report.excluded_names = end.excluded;
     Ok(report)
 }

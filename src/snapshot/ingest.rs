@@ -17,9 +17,10 @@ use super::SnapshotError;
 use crate::catalog::chunk::{ChunkRow, PackRow};
 use crate::catalog::writer::CatalogWriter;
 use crate::model::ChunkHash;
+use crate::source::tree::ArrivedChunk;
 use crate::store::backend::Backend;
 use crate::store::codec::{
-    Codec, CodecError, Compressor, DICTIONARY_CHUNK_MAX_BYTES, Dictionary, DictionarySet, TRAINING_BYTES, train,
+    Codec, Compressor, DICTIONARY_CHUNK_MAX_BYTES, Decompressor, Dictionary, DictionarySet, TRAINING_BYTES, train,
 };
 use crate::store::pack::{FinishedPack, PACK_TARGET_BYTES, PackBuilder, PackId};
 use crate::store::put_pack;
@@ -51,6 +52,14 @@ struct NewChunk {
     plain: Vec<u8>,
 }
 
+/// What a compressing thread gets.
+enum Work {
+    /// Chunks of this host, to compress.
+    Compress(Batch),
+    /// Chunks that came compressed, to verify.
+    Verify(Vec<ArrivedChunk>),
+}
+
 struct Batch {
     chunks: Vec<NewChunk>,
     dictionary: Option<Arc<Dictionary>>,
@@ -68,7 +77,7 @@ struct StoredChunk {
 enum ToPacker {
     Stored(Vec<StoredChunk>),
     Dictionary(Arc<Dictionary>),
-    Failed(CodecError),
+    Failed(SnapshotError),
     /// Finish the open pack and report once all of it is durable. Sent when no batch is under way.
     Flush,
 }
@@ -101,7 +110,10 @@ pub struct Ingest {
     small_bytes: usize,
     under_way: u64,
     finished: Arc<AtomicU64>,
-    batches: Option<Sender<Batch>>,
+    arrived: Vec<ArrivedChunk>,
+    arrived_bytes: usize,
+    decompressor: Decompressor,
+    batches: Option<Sender<Work>>,
     packer: Option<Sender<ToPacker>>,
     reports: Receiver<FromPutter>,
     threads: Vec<JoinHandle<()>>,
@@ -122,7 +134,7 @@ impl Ingest {
         let dictionary =
             if options.dictionary { dictionaries.all().into_iter().max_by_key(|known| known.id()) } else { None };
         let thread_count = options.threads.max(1);
-        let (batches, queue) = bounded::<Batch>(BATCHES_AHEAD * thread_count);
+        let (batches, queue) = bounded::<Work>(BATCHES_AHEAD * thread_count);
         let (packer, stored) = bounded::<ToPacker>(BATCHES_AHEAD * thread_count);
         // Unbounded: a report is small, and the run's thread must never be what storing waits for.
         let (reporter, reports) = unbounded();
@@ -133,11 +145,9 @@ impl Ingest {
         };
         for number in 0..thread_count {
             let (queue, packer, finished) = (queue.clone(), packer.clone(), Arc::clone(&finished));
-            let level = options.level;
-            threads.push(spawn(
-                format!("compress-{number}"),
-                Box::new(move || compress_batches(level, &queue, &packer, &finished)),
-            )?);
+            let worker = Worker { level: options.level, dictionaries: Arc::clone(&dictionaries), compressor: None };
+            threads
+                .push(spawn(format!("compress-{number}"), Box::new(move || worker.run(&queue, &packer, &finished)))?);
         }
         // One waits while one is written: more would only take memory.
         let (puts, packs) = bounded(1);
@@ -161,6 +171,9 @@ impl Ingest {
             small_bytes: 0,
             under_way: 0,
             finished,
+            arrived: Vec::new(),
+            arrived_bytes: 0,
+            decompressor: Decompressor::new()?,
             batches: Some(batches),
             packer: Some(packer),
             reports,
@@ -178,10 +191,46 @@ impl Ingest {
         if !is_new {
             return Ok(number);
         }
+        self.store(writer, NewChunk { number, hash, plain })?;
+        Ok(number)
+    }
+
+    /// Stores a chunk of another host that has its number. Its bytes are verified here or, before they get into a pack, by a thread.
+    ///
+    /// # Errors
+    /// [`SnapshotError::WrongChunk`], now or at a later call, if its bytes are not what their hash says.
+    pub fn arrive(&mut self, writer: &mut CatalogWriter, chunk: ArrivedChunk) -> Result<(), SnapshotError> {
+        let codec = codec_of(&chunk)?;
+        let small = chunk.plain_length as usize <= DICTIONARY_CHUNK_MAX_BYTES && self.options.dictionary;
+        // A small chunk may gain by a dictionary, or be a sample for one.
+        let as_it_came = match codec {
+            Codec::ZstdDictionary => true,
+            Codec::Zstd => !small,
+            Codec::Plain => false,
+        };
+        if as_it_came {
+            self.counters.new_chunks.fetch_add(1, Ordering::Relaxed);
+            self.counters.new_bytes.fetch_add(u64::from(chunk.plain_length), Ordering::Relaxed);
+            self.arrived_bytes += chunk.stored.len();
+            self.arrived.push(chunk);
+            if self.arrived_bytes >= BATCH_BYTES || self.arrived.len() >= BATCH_CHUNKS {
+                self.send_arrived()?;
+            }
+            return self.take_reports(writer, false);
+        }
+        let plain = verified(&mut self.decompressor, &self.dictionaries, codec, &chunk)?;
+        self.store(writer, NewChunk { number: chunk.number, hash: chunk.hash, plain })
+    }
+
+    /// Returns the dictionary that small chunks are compressed with, if there is one.
+    pub fn dictionary(&self) -> Option<&Arc<Dictionary>> {
+        self.dictionary.as_ref()
+    }
+
+    fn store(&mut self, writer: &mut CatalogWriter, chunk: NewChunk) -> Result<(), SnapshotError> {
+        let bytes = chunk.plain.len();
         self.counters.new_chunks.fetch_add(1, Ordering::Relaxed);
-        self.counters.new_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
-        let bytes = plain.len();
-        let chunk = NewChunk { number, hash, plain };
+        self.counters.new_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if bytes <= DICTIONARY_CHUNK_MAX_BYTES && self.options.dictionary {
             self.small.push(chunk);
             self.small_bytes += bytes;
@@ -198,8 +247,7 @@ impl Ingest {
                 self.send_large()?;
             }
         }
-        self.take_reports(writer, false)?;
-        Ok(number)
+        self.take_reports(writer, false)
     }
 
     /// Trains a dictionary from the small chunks that wait; if there is nothing to gain, no further attempt is made in this run.
@@ -230,20 +278,26 @@ impl Ingest {
             let tail = rest.split_off(rest.len().min(BATCH_CHUNKS));
             let chunks = std::mem::replace(&mut rest, tail);
             let dictionary = self.dictionary.clone();
-            self.send(Batch { chunks, dictionary })?;
+            self.send(Work::Compress(Batch { chunks, dictionary }))?;
         }
         Ok(())
+    }
+
+    fn send_arrived(&mut self) -> Result<(), SnapshotError> {
+        self.arrived_bytes = 0;
+        let chunks = std::mem::take(&mut self.arrived);
+        if chunks.is_empty() { Ok(()) } else { self.send(Work::Verify(chunks)) }
     }
 
     fn send_large(&mut self) -> Result<(), SnapshotError> {
         self.large_bytes = 0;
         let chunks = std::mem::take(&mut self.large);
-        if chunks.is_empty() { Ok(()) } else { self.send(Batch { chunks, dictionary: None }) }
+        if chunks.is_empty() { Ok(()) } else { self.send(Work::Compress(Batch { chunks, dictionary: None })) }
     }
 
-    fn send(&mut self, batch: Batch) -> Result<(), SnapshotError> {
+    fn send(&mut self, work: Work) -> Result<(), SnapshotError> {
         self.under_way += 1;
-        let sent = self.batches.as_ref().is_some_and(|batches| batches.send(batch).is_ok());
+        let sent = self.batches.as_ref().is_some_and(|batches| batches.send(work).is_ok());
         if sent { Ok(()) } else { Err(self.failure()) }
     }
 
@@ -296,6 +350,7 @@ impl Ingest {
         }
         self.send_small()?;
         self.send_large()?;
+        self.send_arrived()?;
         while self.finished.load(Ordering::Acquire) < self.under_way {
             self.take_reports(writer, false)?;
             if self.threads.iter().any(JoinHandle::is_finished) {
@@ -326,50 +381,84 @@ impl Drop for Ingest {
     }
 }
 
-fn compress_batches(level: i32, queue: &Receiver<Batch>, packer: &Sender<ToPacker>, finished: &AtomicU64) {
-    let mut compressor: Option<(u32, Compressor)> = None;
-    while let Ok(batch) = queue.recv() {
-        let wanted = batch.dictionary.as_ref().map_or(0, |dictionary| dictionary.id());
-        let message = match compress_batch(level, wanted, &mut compressor, batch) {
-            Ok(stored) => ToPacker::Stored(stored),
-            Err(error) => ToPacker::Failed(error),
-        };
-        if packer.send(message).is_err() {
-            return;
-        }
-        finished.fetch_add(1, Ordering::Release);
-    }
+/// A thread that compresses chunks, or verifies those that came compressed.
+struct Worker {
+    level: i32,
+    dictionaries: Arc<DictionarySet>,
+    /// Kept with the number of its dictionary, for setting it up costs more than a chunk.
+    compressor: Option<(u32, Compressor)>,
 }
 
-fn compress_batch(
-    level: i32,
-    wanted: u32,
-    compressor: &mut Option<(u32, Compressor)>,
-    batch: Batch,
-) -> Result<Vec<StoredChunk>, CodecError> {
-    // A compressor with a dictionary serves large chunks as well.
-    let fits = compressor.as_ref().is_some_and(|(id, _)| wanted == 0 || *id == wanted);
-    if !fits {
-        *compressor = Some((wanted, Compressor::new(level, batch.dictionary.clone())?));
+impl Worker {
+    fn run(mut self, queue: &Receiver<Work>, packer: &Sender<ToPacker>, finished: &AtomicU64) {
+        let mut decompressor = None;
+        while let Ok(work) = queue.recv() {
+            let done = match work {
+                Work::Compress(batch) => self.compress(batch),
+                Work::Verify(chunks) => verify(&mut decompressor, &self.dictionaries, chunks),
+            };
+            let message = done.map_or_else(ToPacker::Failed, ToPacker::Stored);
+            if packer.send(message).is_err() {
+                return;
+            }
+            finished.fetch_add(1, Ordering::Release);
+        }
     }
-    let Some((_, compressor)) = compressor else { return Ok(Vec::new()) };
-    batch
-        .chunks
-        .into_iter()
-        .map(|chunk| {
+
+    fn compress(&mut self, batch: Batch) -> Result<Vec<StoredChunk>, SnapshotError> {
+        let wanted = batch.dictionary.as_ref().map_or(0, |dictionary| dictionary.id());
+        // A compressor with a dictionary serves large chunks as well.
+        let fits = self.compressor.as_ref().is_some_and(|(id, _)| wanted == 0 || *id == wanted);
+        if !fits {
+            self.compressor = Some((wanted, Compressor::new(self.level, batch.dictionary.clone())?));
+        }
+        let Some((_, compressor)) = &mut self.compressor else { return Ok(Vec::new()) };
+        let stored = batch.chunks.into_iter().map(|chunk| {
             let stored = compressor.compress(&chunk.plain)?;
             let (codec, dictionary_id) = (stored.codec, stored.dictionary_id);
             let stored = stored.bytes.to_vec();
-            Ok(StoredChunk {
-                number: chunk.number,
-                hash: chunk.hash,
-                plain_length: chunk.plain.len() as u32,
-                codec,
-                dictionary_id,
-                stored,
-            })
-        })
-        .collect()
+            let plain_length = chunk.plain.len() as u32;
+            Ok(StoredChunk { number: chunk.number, hash: chunk.hash, plain_length, codec, dictionary_id, stored })
+        });
+        stored.collect()
+    }
+}
+
+fn codec_of(chunk: &ArrivedChunk) -> Result<Codec, SnapshotError> {
+    Codec::from_number(chunk.codec)
+        .ok_or_else(|| SnapshotError::WrongChunk { reason: format!("codec {} is unknown", chunk.codec) })
+}
+
+/// Returns the plain bytes of a chunk that came from another host, if they are what its hash says.
+fn verified(
+    decompressor: &mut Decompressor,
+    dictionaries: &DictionarySet,
+    codec: Codec,
+    chunk: &ArrivedChunk,
+) -> Result<Vec<u8>, SnapshotError> {
+    let wrong = |reason: String| SnapshotError::WrongChunk { reason };
+    let plain = decompressor
+        .decompress(codec, chunk.dictionary_id, dictionaries, &chunk.stored, chunk.plain_length)
+        .map_err(|error| wrong(error.to_string()))?;
+    if ChunkHash::of(&plain) == chunk.hash { Ok(plain) } else { Err(wrong("its BLAKE3 is another".to_owned())) }
+}
+
+fn verify(
+    decompressor: &mut Option<Decompressor>,
+    dictionaries: &DictionarySet,
+    chunks: Vec<ArrivedChunk>,
+) -> Result<Vec<StoredChunk>, SnapshotError> {
+    if decompressor.is_none() {
+        *decompressor = Some(Decompressor::new()?);
+    }
+    let Some(decompressor) = decompressor else { return Ok(Vec::new()) };
+    let verified = chunks.into_iter().map(|chunk| {
+        let codec = codec_of(&chunk)?;
+        verified(decompressor, dictionaries, codec, &chunk)?;
+        let ArrivedChunk { number, hash, plain_length, dictionary_id, stored, .. } = chunk;
+        Ok(StoredChunk { number, hash, plain_length, codec, dictionary_id, stored })
+    });
+    verified.collect()
 }
 
 /// Gathers stored chunks into packs.
@@ -403,7 +492,7 @@ impl Packer {
 
     fn take(&mut self, message: ToPacker) -> Result<Result<(), PutterGone>, SnapshotError> {
         match message {
-            ToPacker::Failed(error) => return Err(error.into()),
+            ToPacker::Failed(error) => return Err(error),
             ToPacker::Dictionary(dictionary) => {
                 self.builder.push_dictionary(&dictionary)?;
             }

@@ -13,10 +13,12 @@ pub mod content;
 pub mod dry_run;
 pub mod ingest;
 pub mod inodes;
+mod intake;
 pub mod known;
 pub mod options;
 pub mod owners;
 pub mod progress;
+pub mod pull;
 mod resolve;
 pub mod run;
 pub mod tree;
@@ -24,9 +26,9 @@ pub mod tree;
 use std::io;
 
 use crate::catalog::CatalogError;
+use crate::remote::client::ConnectError;
 use crate::source::exclude::PatternError;
-use crate::source::read::ReadersGone;
-use crate::source::scan::ScanError;
+use crate::source::tree::SourceError;
 use crate::store::backend::BackendError;
 use crate::store::codec::CodecError;
 use crate::store::pack::PackError;
@@ -34,9 +36,12 @@ use crate::store::pack::PackError;
 /// What can end a run without a snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// The source cannot be scanned at all.
+    /// The source gives nothing, or nothing more.
     #[error(transparent)]
-    Scan(#[from] ScanError),
+    Source(#[from] SourceError),
+    /// The source's host cannot be used.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// An exclude pattern makes no sense.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -75,12 +80,17 @@ pub enum SnapshotError {
     /// A thread could not be started.
     #[error("A thread cannot be started: {0}")]
     Thread(io::Error),
-    /// The reading threads ended early.
-    #[error(transparent)]
-    Readers(#[from] ReadersGone),
     /// The storing threads ended early.
     #[error("The threads that store chunks ended early; this is a defect of zmreplica")]
     IngestGone,
+    /// A chunk that came from the source's host is not what it was said to be.
+    #[error(
+        "The source side sent a chunk that is not what it was said to be ({reason}). Nothing of it was kept; check that host and its zmreplica"
+    )]
+    WrongChunk {
+        /// What does not fit.
+        reason: String,
+    },
     /// The scan ended early.
     #[error("The scan ended before the tree was complete; this is a defect of zmreplica")]
     ScanIncomplete,

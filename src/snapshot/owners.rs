@@ -1,7 +1,7 @@
 //! What a run learns of permissions: names of owners, for numbers differ between hosts and names seldom do; whether there are access
 //! control lists.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::model::Xattr;
 
@@ -31,7 +31,7 @@ impl Acls {
     }
 }
 
-/// Gathers the numbers in use, and names them at the end.
+/// Gathers the numbers in use.
 #[derive(Default)]
 pub struct Owners {
     users: BTreeSet<u32>,
@@ -49,14 +49,13 @@ impl Owners {
         }
     }
 
-    /// Returns the names that this host knows, of users and of groups.
-    pub fn names(&self) -> (BTreeMap<u32, String>, BTreeMap<u32, String>) {
-        let users = self.users.iter().filter_map(|uid| {
-            uzers::get_user_by_uid(*uid).map(|user| (*uid, user.name().to_string_lossy().into_owned()))
-        });
-        let groups = self.groups.iter().filter_map(|gid| {
-            uzers::get_group_by_gid(*gid).map(|group| (*gid, group.name().to_string_lossy().into_owned()))
-        });
-        (users.collect(), groups.collect())
+    /// Returns the users in use.
+    pub fn users(&self) -> &BTreeSet<u32> {
+        &self.users
+    }
+
+    /// Returns the groups in use.
+    pub fn groups(&self) -> &BTreeSet<u32> {
+        &self.groups
     }
 }

@@ -1,10 +1,10 @@
 //! What a run tells while it works: counters that any thread may read.
 
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ingest::IngestCounters;
+use crate::remote::client::WireCounters;
 
 /// Counters of a run under way.
 #[derive(Debug, Default)]
@@ -31,12 +31,40 @@ pub struct Progress {
     pub interrupt: AtomicBool,
     /// The directory being completed, for people.
     pub current: Mutex<Vec<u8>>,
+    /// What travelled, and what the far side has done. Stays zero with a source on this host.
+    pub wire: Arc<WireCounters>,
+    /// What people should hear while the run goes on.
+    messages: Mutex<Vec<String>>,
+    /// Files and bytes read by earlier attempts of this run.
+    earlier_reads: Mutex<(u64, u64)>,
 }
 
 impl Progress {
     /// Adds to a counter.
     pub(crate) fn add(counter: &AtomicU64, value: u64) {
         counter.fetch_add(value, Ordering::Relaxed);
+    }
+
+    /// Leaves a message for people.
+    pub(crate) fn tell(&self, message: String) {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    }
+
+    /// Returns the messages left since the last call.
+    pub fn take_messages(&self) -> Vec<String> {
+        std::mem::take(&mut self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes what an attempt had read when its connection broke.
+    pub(crate) fn add_reads(&self, files: u64, bytes: u64) {
+        let mut earlier = self.earlier_reads.lock().unwrap_or_else(PoisonError::into_inner);
+        earlier.0 += files;
+        earlier.1 += bytes;
+    }
+
+    /// Returns what earlier attempts of this run had read: files and bytes.
+    pub(crate) fn earlier_reads(&self) -> (u64, u64) {
+        *self.earlier_reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns whether the run was asked to end.

@@ -2,6 +2,7 @@
 
 use super::SnapshotError;
 use super::content::ContentBuilder;
+use super::ingest::Ingest;
 use super::inodes::Slot;
 use super::known::{KnownInode, identity};
 use super::owners::Owners;
@@ -13,9 +14,10 @@ use crate::catalog::directory::{Body, Directory, DirectoryAttributes, Node};
 use crate::catalog::group::{Content, LinkGroup, Segment};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::catalog::writer::CatalogWriter;
 use crate::model::{Kind, Stat, Xattr};
 use crate::source::cut::SinkClosed;
-use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadResult, Want};
+use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
 use crate::source::scan::{Listing, ProblemKind};
 
 /// What is still to be done for one name.
@@ -103,50 +105,64 @@ pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Res
 }
 
 /// Takes the events of an inode that is read out of turn, on the run's own thread.
-pub(super) struct DirectSink<'r, 'a> {
-    run: &'r mut Run<'a>,
+struct DirectSink<'r> {
+    writer: &'r mut CatalogWriter,
+    ingest: &'r mut Ingest,
+    progress: &'r Progress,
     builder: ContentBuilder,
     failure: Option<SnapshotError>,
 }
 
-impl<'r, 'a> DirectSink<'r, 'a> {
-    pub(super) fn new(run: &'r mut Run<'a>) -> DirectSink<'r, 'a> {
-        DirectSink { run, builder: ContentBuilder::default(), failure: None }
-    }
-
-    pub(super) fn finish(self) -> Result<ContentBuilder, SnapshotError> {
-        match self.failure {
-            Some(failure) => Err(failure),
-            None => Ok(self.builder),
-        }
-    }
-}
-
-impl EventSink for DirectSink<'_, '_> {
+impl EventSink for DirectSink<'_> {
     fn event(&mut self, event: ReadEvent, _bytes: usize) -> Result<(), SinkClosed> {
-        self.run.take_event(event, &mut self.builder).map_err(|error| {
+        take_event(event, self.writer, self.ingest, self.progress, &mut self.builder).map_err(|error| {
             self.failure = Some(error);
             SinkClosed
         })
     }
 }
 
-impl Run<'_> {
-    /// Takes one event that is not the end of an answer.
-    fn take_event(&mut self, event: ReadEvent, builder: &mut ContentBuilder) -> Result<(), SnapshotError> {
-        match event {
-            ReadEvent::Literal(bytes) => builder.push(&mut self.writer, Segment::Literal(bytes.into()))?,
-            ReadEvent::Zeros(length) => builder.push(&mut self.writer, Segment::Zeros(length))?,
-            ReadEvent::Chunk(hash, plain) => {
-                let length = plain.len() as u32;
-                Progress::add(&self.progress.read_bytes, u64::from(length));
-                let number = self.ingest.chunk(&mut self.writer, hash, plain)?;
-                builder.push(&mut self.writer, Segment::Chunk { number, length })?;
-            }
-            ReadEvent::Restart => builder.clear(),
-            ReadEvent::Done(_) => {}
+/// Takes one event that is not the end of an answer.
+fn take_event(
+    event: ReadEvent,
+    writer: &mut CatalogWriter,
+    ingest: &mut Ingest,
+    progress: &Progress,
+    builder: &mut ContentBuilder,
+) -> Result<(), SnapshotError> {
+    match event {
+        ReadEvent::Literal(bytes) => builder.push(writer, Segment::Literal(bytes.into()))?,
+        ReadEvent::Zeros(length) => builder.push(writer, Segment::Zeros(length))?,
+        ReadEvent::Chunk(hash, plain) => {
+            let length = plain.len() as u32;
+            Progress::add(&progress.read_bytes, u64::from(length));
+            let number = ingest.chunk(writer, hash, plain)?;
+            builder.push(writer, Segment::Chunk { number, length })?;
         }
-        Ok(())
+        ReadEvent::Stored { number, length } => {
+            Progress::add(&progress.read_bytes, u64::from(length));
+            builder.push(writer, Segment::Chunk { number, length })?;
+        }
+        ReadEvent::Restart => builder.clear(),
+        ReadEvent::Done(_) => {}
+    }
+    Ok(())
+}
+
+impl Run<'_> {
+    /// Reads an inode out of turn.
+    pub(super) fn read_apart(&mut self, request: &ReadRequest) -> Result<(ReadOutcome, ContentBuilder), SnapshotError> {
+        let mut sink = DirectSink {
+            writer: &mut self.writer,
+            ingest: &mut self.ingest,
+            progress: self.progress,
+            builder: ContentBuilder::default(),
+            failure: None,
+        };
+        match (self.source_tree.read_apart(request, &mut sink), sink.failure) {
+            (_, Some(failure)) => Err(failure),
+            (outcome, None) => Ok((outcome?, sink.builder)),
+        }
     }
 
     /// Takes the answer to the oldest request.
@@ -158,9 +174,9 @@ impl Run<'_> {
     ) -> Result<Option<Resolved>, SnapshotError> {
         let mut builder = ContentBuilder::default();
         let outcome = loop {
-            match self.pool.receive()? {
+            match self.with_intake(|tree, intake| tree.receive(intake))? {
                 ReadEvent::Done(outcome) => break *outcome,
-                event => self.take_event(event, &mut builder)?,
+                event => take_event(event, &mut self.writer, &mut self.ingest, self.progress, &mut builder)?,
             }
         };
         self.settle(&[prefix, name].concat(), asked, outcome, builder)

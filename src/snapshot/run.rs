@@ -1,9 +1,7 @@
 //! One run: from a source to a committed snapshot.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,11 +10,12 @@ use std::time::{Duration, Instant};
 use super::SnapshotError;
 use super::ingest::Ingest;
 use super::inodes::{RunInodes, Slot, Verdict};
+use super::intake::Intake;
 use super::known::KnownInodes;
 use super::options::{RunProblem, SnapshotOptions, SnapshotReport, cores};
 use super::owners::{Acls, Owners};
 use super::progress::Progress;
-use super::resolve::{Asked, DirectSink, Pending, PendingListing};
+use super::resolve::{Asked, Pending, PendingListing};
 use super::tree::{Resolved, ResolvedListing, TreeBuilder};
 use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::links;
@@ -26,8 +25,9 @@ use crate::catalog::writer::{CatalogWriter, commit_id};
 use crate::model::{Kind, Stat};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
-use crate::source::read::{InodeReader, ReadPool, ReadRequest, Want, stat_at};
-use crate::source::scan::{Entry, Found, Listing, Scan, ScanOptions};
+use crate::source::read::{ReadRequest, Want};
+use crate::source::scan::{Entry, Found, Listing, ScanError, ScanOptions};
+use crate::source::tree::{LocalTree, SourceError, SourceTree};
 
 /// Read requests that may be unanswered before the run stops classifying and completes listings.
 const WINDOW_REQUESTS: usize = 8192;
@@ -49,7 +49,38 @@ pub fn run(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<SnapshotReport, SnapshotError> {
-    Run::start(replica, source, options, progress)?.work()
+    let begun = Begun::now();
+    let (real, name) = source_name(replica, source)?;
+    let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    let threads = if options.threads == 0 { cores().min(4) } else { options.threads };
+    let tree = LocalTree::start(&real, scan_options(options, excludes), threads)?;
+    run_over(replica, Box::new(tree), &name, options, progress, &begun)
+}
+
+/// When a run began: its snapshot's time, however often it had to connect anew.
+pub(super) struct Begun {
+    started: jiff::Timestamp,
+    clock: Instant,
+}
+
+impl Begun {
+    pub(super) fn now() -> Begun {
+        Begun { started: jiff::Timestamp::now(), clock: Instant::now() }
+    }
+}
+
+/// Takes a snapshot of a tree that is known under a name.
+///
+/// When the run ends early, what was stored so far is committed if that is possible.
+pub(super) fn run_over(
+    replica: &LockedReplica,
+    tree: Box<dyn SourceTree + '_>,
+    name: &str,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+    begun: &Begun,
+) -> Result<SnapshotReport, SnapshotError> {
+    Run::start(replica, tree, name, options, progress, begun)?.work()
 }
 
 pub(super) fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> ScanOptions {
@@ -64,7 +95,7 @@ pub(super) fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> Sca
 /// Returns the path to open and the name under which the source is known.
 pub(super) fn source_name(replica: &Replica, source: &Path) -> Result<(PathBuf, String), SnapshotError> {
     let shown = || source.display().to_string();
-    let not_there = |error| crate::source::scan::ScanError::Root { path: source.to_owned(), source: error };
+    let not_there = |error| SourceError::Scan(ScanError::Root { path: source.to_owned(), source: error });
     let real = source.canonicalize().map_err(not_there)?;
     let absolute: PathBuf = std::path::absolute(source).map_err(not_there)?.components().collect();
     let name = absolute.to_str().ok_or_else(|| SnapshotError::SourceName { path: shown() })?.to_owned();
@@ -89,10 +120,9 @@ pub(super) struct Run<'a> {
     pub(super) replica: &'a LockedReplica,
     pub(super) options: &'a SnapshotOptions,
     pub(super) progress: &'a Arc<Progress>,
-    pub(super) root: Arc<OwnedFd>,
+    pub(super) source_tree: Box<dyn SourceTree + 'a>,
     pub(super) writer: CatalogWriter,
     pub(super) ingest: Ingest,
-    pub(super) pool: ReadPool,
     pub(super) inodes: RunInodes,
     pub(super) problems: Vec<RunProblem>,
     pub(super) problem_count: u64,
@@ -101,7 +131,6 @@ pub(super) struct Run<'a> {
     pub(super) owners: Owners,
     /// Maps the scan's numbers of file systems to lasting ones.
     file_systems: Vec<u32>,
-    scan: Option<Scan>,
     tree: TreeBuilder,
     pending: VecDeque<PendingListing>,
     asked: usize,
@@ -118,17 +147,16 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     fn start(
         replica: &'a LockedReplica,
-        source: &Path,
+        source_tree: Box<dyn SourceTree + 'a>,
+        source: &str,
         options: &'a SnapshotOptions,
         progress: &'a Arc<Progress>,
+        begun: &Begun,
     ) -> Result<Run<'a>, SnapshotError> {
-        let (started, clock) = (jiff::Timestamp::now(), Instant::now());
-        let (real, source) = source_name(replica, source)?;
         let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
         let patterns = excludes.patterns().map(str::to_owned).collect();
-        let scan = Scan::start(&real, scan_options(options, excludes))?;
         let mut writer = replica.writer()?;
-        let source_number = writer.intern_source(&source)?;
+        let source_number = writer.intern_source(source)?;
         let known = load_known(replica, source_number).unwrap_or_default();
         let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);
         let acls = if known.is_empty() || options.rescan { Acls::none() } else { Acls(known.acls) };
@@ -137,11 +165,6 @@ impl<'a> Run<'a> {
             progress.expected_names.store(record.totals.names, Ordering::Relaxed);
             last_root_files = super::resolve::root_files(writer.reader(), record)?;
         }
-        let threads = if options.threads == 0 { cores().min(4) } else { options.threads };
-        let root_error =
-            |error| SnapshotError::Scan(crate::source::scan::ScanError::Root { path: real.clone(), source: error });
-        let root = Arc::new(OwnedFd::from(File::open(&real).map_err(root_error)?));
-        let pool = ReadPool::start(&real, threads).map_err(root_error)?;
         let ingest = Ingest::start(
             Arc::clone(replica.backend()),
             Arc::clone(replica.dictionaries()),
@@ -152,26 +175,24 @@ impl<'a> Run<'a> {
             replica,
             options,
             progress,
-            root,
+            source_tree,
             writer,
             ingest,
-            pool,
-            inodes: RunInodes::new(known, options.rescan, started),
+            inodes: RunInodes::new(known, options.rescan, begun.started),
             problems: Vec::new(),
             problem_count: 0,
             totals: Totals::default(),
             work: Work::default(),
             owners: Owners::default(),
             file_systems: Vec::new(),
-            scan: Some(scan),
             tree: TreeBuilder::new(),
             pending: VecDeque::new(),
             asked: 0,
-            source,
+            source: source.to_owned(),
             source_number,
-            started,
-            clock,
-            last_commit: clock,
+            started: begun.started,
+            clock: begun.clock,
+            last_commit: Instant::now(),
             excludes: patterns,
             last_root_files,
             acls,
@@ -179,12 +200,24 @@ impl<'a> Run<'a> {
     }
 
     fn work(mut self) -> Result<SnapshotReport, SnapshotError> {
-        while let Some(listing) = self.next_listing() {
+        match self.take() {
+            Ok(()) => self.finish(),
+            Err(error @ (SnapshotError::Interrupted | SnapshotError::Source(_))) => {
+                self.keep_what_came()?;
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Scans, reads and builds the tree.
+    fn take(&mut self) -> Result<(), SnapshotError> {
+        while let Some(listing) = self.source_tree.next_listing()? {
             self.check_interrupt()?;
             let pending = self.classify(listing)?;
             self.pending.push_back(pending);
             if self.asked >= WINDOW_REQUESTS {
-                self.pool.flush();
+                self.source_tree.flush()?;
                 while self.asked > WINDOW_REQUESTS / 2 {
                     self.complete_one()?;
                 }
@@ -195,24 +228,26 @@ impl<'a> Run<'a> {
             }
         }
         self.progress.scanned.store(true, Ordering::Relaxed);
-        self.pool.flush();
+        self.source_tree.flush()?;
         while !self.pending.is_empty() {
             self.check_interrupt()?;
             self.complete_one()?;
         }
-        self.finish()
+        Ok(())
     }
 
-    fn next_listing(&mut self) -> Option<Listing> {
-        self.scan.as_mut().and_then(Scan::next)
+    /// Commits what there is when the run cannot go on.
+    fn keep_what_came(&mut self) -> Result<(), SnapshotError> {
+        self.progress.add_reads(self.work.read_files, self.work.read_bytes);
+        self.with_intake(|tree, intake| {
+            tree.abandon(intake);
+            Ok(())
+        })?;
+        self.commit_progress()
     }
 
     fn check_interrupt(&mut self) -> Result<(), SnapshotError> {
-        if self.progress.interrupted() {
-            self.commit_progress()?;
-            return Err(SnapshotError::Interrupted);
-        }
-        Ok(())
+        if self.progress.interrupted() { Err(SnapshotError::Interrupted) } else { Ok(()) }
     }
 
     pub(super) fn problem(&mut self, path: Vec<u8>, message: String) {
@@ -226,7 +261,7 @@ impl<'a> Run<'a> {
     fn file_system(&mut self, scanned: u32) -> u32 {
         let at = scanned as usize;
         if at >= self.file_systems.len() {
-            let mounts = self.scan.as_ref().map(Scan::file_systems).unwrap_or_default();
+            let mounts = self.source_tree.file_systems();
             for mount in mounts.iter().skip(self.file_systems.len()) {
                 let lasting = self.inodes.file_system(mount);
                 self.file_systems.push(lasting);
@@ -237,7 +272,7 @@ impl<'a> Run<'a> {
 
     fn classify(&mut self, mut listing: Listing) -> Result<PendingListing, SnapshotError> {
         if listing.path.is_empty() {
-            self.wait_for_root_files(&mut listing);
+            self.wait_for_root_files(&mut listing)?;
             if listing.entries.is_empty() && listing.unreadable.is_none() {
                 return Err(SnapshotError::EmptySource { path: self.source.clone() });
             }
@@ -265,7 +300,7 @@ impl<'a> Run<'a> {
                 }
                 Found::Inode { file_system, ino, stat } => {
                     let file_system = self.file_system(file_system);
-                    self.classify_inode(&prefix, &entry.name, file_system, ino, stat.map(|stat| *stat), &mut pending)
+                    self.classify_inode(&prefix, &entry.name, file_system, ino, stat.map(|stat| *stat), &mut pending)?
                 }
             };
             pending.entries.push((entry.name, state));
@@ -283,13 +318,13 @@ impl<'a> Run<'a> {
         ino: u64,
         stat: Option<Stat>,
         pending: &mut PendingListing,
-    ) -> Pending {
+    ) -> Result<Pending, SnapshotError> {
         let known_slot = self.inodes.slot(file_system, ino);
         let stat = match (stat, known_slot) {
-            (None, Some(slot)) => return Pending::Same(slot),
-            (Some(stat), Some(slot)) if self.inodes.is_same(slot, &stat) => return Pending::Same(slot),
+            (None, Some(slot)) => return Ok(Pending::Same(slot)),
+            (Some(stat), Some(slot)) if self.inodes.is_same(slot, &stat) => return Ok(Pending::Same(slot)),
             (Some(stat), _) => stat,
-            (None, None) => return Pending::Dropped,
+            (None, None) => return Ok(Pending::Dropped),
         };
         self.owners.note(stat.uid, stat.gid);
         self.totals.count(&stat, 1);
@@ -302,7 +337,7 @@ impl<'a> Run<'a> {
                 if several {
                     self.inodes.add_slot(file_system, &stat, Slot::Group(known.group, known.row_digest));
                 }
-                return Pending::Ready(Resolved::Group(known.group, known.row_digest));
+                return Ok(Pending::Ready(Resolved::Group(known.group, known.row_digest)));
             }
             Verdict::Attributes(known) => (Want::Attributes, Some(known)),
             // An empty file and a device have nothing to read.
@@ -316,26 +351,26 @@ impl<'a> Run<'a> {
         let slot = several.then(|| self.inodes.add_slot(file_system, &stat, Slot::Asked));
         let mut path = prefix.to_vec();
         path.extend_from_slice(name);
-        self.pool.submit(ReadRequest { path, stat, want });
+        self.source_tree.submit(ReadRequest { path, stat, want })?;
         pending.asked += 1;
-        Pending::Asked(Box::new(Asked {
+        Ok(Pending::Asked(Box::new(Asked {
             slot,
             file_system,
             stat,
             want,
             known,
             same_content: matches!(verdict, Verdict::Attributes(_)),
-        }))
+        })))
     }
 
     /// Looks again for files that stood at the root in the last snapshot: `accounts.xml` is replaced by two renames, between which there is none.
-    fn wait_for_root_files(&mut self, listing: &mut Listing) {
+    fn wait_for_root_files(&mut self, listing: &mut Listing) -> Result<(), SnapshotError> {
         let missing: Vec<Box<[u8]>> = std::mem::take(&mut self.last_root_files)
             .into_iter()
             .filter(|name| listing.entries.binary_search_by(|entry| entry.name.cmp(name)).is_err())
             .collect();
         if missing.is_empty() || listing.unreadable.is_some() {
-            return;
+            return Ok(());
         }
         for name in missing {
             let excluded = Excludes::new(&self.options.excludes, self.options.default_excludes)
@@ -347,7 +382,7 @@ impl<'a> Run<'a> {
                 if wait > 0 {
                     std::thread::sleep(ROOT_WAIT);
                 }
-                if let Ok(stat) = stat_at(self.root.as_fd(), &name)
+                if let Some(stat) = self.source_tree.stat_root_entry(&name)?
                     && stat.kind != Kind::Directory
                     && stat.dev == listing.stat.dev
                 {
@@ -359,6 +394,7 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        Ok(())
     }
 
     /// Completes the oldest pending listing.
@@ -404,11 +440,7 @@ impl<'a> Run<'a> {
                 let path = [prefix, name].concat();
                 let request = ReadRequest { path, stat, want: Want::Content };
                 self.totals.count(&stat, 1);
-                let mut reader = InodeReader::new(Arc::clone(&self.root));
-                let mut sink = DirectSink::new(self);
-                let outcome = reader.read(&request, &mut sink);
-                let builder = sink.finish()?;
-                let Ok(outcome) = outcome else { return Err(SnapshotError::IngestGone) };
+                let (outcome, builder) = self.read_apart(&request)?;
                 let asked = Asked {
                     slot: Some(slot),
                     file_system,
@@ -424,11 +456,30 @@ impl<'a> Run<'a> {
 
     /// Commits what there is, so that a later run need not read or store it again.
     pub(super) fn commit_progress(&mut self) -> Result<(), SnapshotError> {
-        self.ingest.flush(&mut self.writer)?;
+        self.store_all()?;
         self.writer.commit()?;
         self.save_known(&self.inodes.so_far(self.acls.answer()));
         self.last_commit = Instant::now();
         Ok(())
+    }
+
+    /// Waits until every chunk that has a number is in a pack.
+    fn store_all(&mut self) -> Result<(), SnapshotError> {
+        self.with_intake(|tree, intake| tree.settle(intake))?;
+        self.ingest.flush(&mut self.writer)
+    }
+
+    /// Does something that may bring chunks of another host.
+    pub(super) fn with_intake<T>(
+        &mut self,
+        work: impl FnOnce(&mut dyn SourceTree, &mut Intake<'_>) -> Result<T, SourceError>,
+    ) -> Result<T, SnapshotError> {
+        let mut intake = Intake::new(&mut self.writer, &mut self.ingest);
+        let result = work(&mut *self.source_tree, &mut intake);
+        match intake.into_failure() {
+            Some(failure) => Err(failure),
+            None => Ok(result?),
+        }
     }
 
     /// Saves what the next run may know. It is a cache: failing to write it costs the next run time and nothing else.
@@ -439,17 +490,16 @@ impl<'a> Run<'a> {
 
     fn finish(mut self) -> Result<SnapshotReport, SnapshotError> {
         self.progress.committing.store(true, Ordering::Relaxed);
-        if let Some(mut scan) = self.scan.take() {
-            for problem in scan.problems() {
-                let RunProblem { path, message } = RunProblem::from(&problem);
-                self.problem(path, message);
-            }
-            let counters = scan.counters();
-            self.work.excluded_names = counters.excluded.load(Ordering::Relaxed);
-            self.work.stats = counters.stats.load(Ordering::Relaxed);
+        let end = self.source_tree.end_of_scan();
+        for problem in &end.problems {
+            let RunProblem { path, message } = RunProblem::from(problem);
+            self.problem(path, message);
         }
+        self.work.excluded_names = end.excluded;
+        self.work.stats = end.stats;
         let tree = std::mem::take(&mut self.tree).finish().ok_or(SnapshotError::ScanIncomplete)?;
-        self.ingest.flush(&mut self.writer)?;
+        let owners = self.source_tree.owner_names(self.owners.users(), self.owners.groups())?;
+        self.store_all()?;
         let mut link_objects = Vec::new();
         for page in links::encode(&tree.link_counts) {
             link_objects.push(self.writer.intern_object(ObjectKind::Links, &page)?);
@@ -461,8 +511,15 @@ impl<'a> Run<'a> {
         self.work.new_chunks = self.progress.ingest.new_chunks.load(Ordering::Relaxed);
         self.work.new_bytes = self.progress.ingest.new_bytes.load(Ordering::Relaxed);
         self.work.stored_bytes = self.progress.ingest.stored_bytes.load(Ordering::Relaxed);
+        let (earlier_files, earlier_bytes) = self.progress.earlier_reads();
+        self.work.read_files += earlier_files;
+        self.work.read_bytes += earlier_bytes;
+        let wire = &self.progress.wire;
+        self.work.received_bytes = wire.received_bytes.load(Ordering::Relaxed);
+        self.work.sent_bytes = wire.sent_bytes.load(Ordering::Relaxed);
+        self.work.round_trips = wire.waits.load(Ordering::Relaxed);
+        self.work.connections = wire.connections.load(Ordering::Relaxed);
         self.work.elapsed_ms = self.clock.elapsed().as_millis() as u64;
-        let (users, groups) = self.owners.names();
         let mut record = SnapshotRecord {
             id: String::new(),
             time: self.started,
@@ -475,8 +532,8 @@ impl<'a> Run<'a> {
             links: link_objects,
             problems,
             problem_count: self.problem_count,
-            users,
-            groups,
+            users: owners.users,
+            groups: owners.groups,
             has_acls: self.acls.answer(),
             totals: self.totals,
             work: self.work,

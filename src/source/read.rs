@@ -98,6 +98,13 @@ pub enum ReadEvent {
     Zeros(u64),
     /// A chunk, hashed.
     Chunk(ChunkHash, Vec<u8>),
+    /// A chunk that the receiver took, or had already: its number there and its length. Of a source on another host only.
+    Stored {
+        /// The number that the receiver gave it.
+        number: u64,
+        /// Plain length in bytes.
+        length: u32,
+    },
     /// The segments so far are void: the file is read again.
     Restart,
     /// Nothing more comes for this request.

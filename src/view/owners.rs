@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::passwd;
 
 /// Maps the owners of a snapshot to those that are shown or restored.
 #[derive(Clone, Debug, Default)]
@@ -22,13 +23,13 @@ impl OwnerMap {
     pub fn by_name(record: &SnapshotRecord) -> OwnerMap {
         let mut map = OwnerMap::default();
         for (number, name) in record.users.iter().filter(|(number, _)| **number != 0) {
-            if let Some(user) = uzers::get_user_by_name(name) {
-                map.users.insert(*number, user.uid());
+            if let Some(uid) = passwd::user_id(name) {
+                map.users.insert(*number, uid);
             }
         }
         for (number, name) in record.groups.iter().filter(|(number, _)| **number != 0) {
-            if let Some(group) = uzers::get_group_by_name(name) {
-                map.groups.insert(*number, group.gid());
+            if let Some(gid) = passwd::group_id(name) {
+                map.groups.insert(*number, gid);
             }
         }
         map

@@ -1,0 +1,72 @@
+//! `zmreplica agent`: the far end of a pull. Started on the source's host by the run on the replica's, through SSH; not by people.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use clap::Args;
+use zmreplica::remote::agent::{AgentError, AgentOptions, serve};
+use zmreplica::remote::transport::SILENCE;
+use zmreplica::remote::transport::command::TimedReader;
+
+use super::error::{CliError, Exit};
+use super::output::stderr_line;
+
+/// The niceness that the agent takes on: the mail server comes first.
+const NICE: i32 = 10;
+/// An agent waits longer than a run before it takes the other side for lost: the run is the one to tell.
+const PATIENCE: Duration = Duration::from_secs(2 * SILENCE.as_secs());
+
+/// Arguments of `agent`.
+#[derive(Args)]
+pub(crate) struct AgentArgs {
+    /// Serve this directory and what is below it, and nothing else. In `command=` of authorized_keys this confines the key
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Let a restore write below the root
+    #[arg(long)]
+    writable: bool,
+    /// Niceness, 0 to 19; the priority of disk access follows it
+    #[arg(long, value_name = "N", default_value_t = NICE, value_parser = clap::value_parser!(i32).range(0..=19))]
+    nice: i32,
+}
+
+pub(crate) fn run(args: &AgentArgs) -> Result<Exit, CliError> {
+    lower_priority(args.nice);
+    let input = std::io::stdin().as_fd().try_clone_to_owned();
+    let output = std::io::stdout().as_fd().try_clone_to_owned();
+    let (input, output) = match (input, output) {
+        (Ok(input), Ok(output)) => (input, output),
+        (Err(error), _) | (_, Err(error)) => return Err(CliError::Failed(format!("No stdin or stdout: {error}"))),
+    };
+    let options = AgentOptions { root: args.root.clone(), writable: args.writable };
+    // No buffer of std's own: frames are written whole.
+    let mut output = File::from(output);
+    let served = serve(TimedReader::new(input, PATIENCE), &mut output, &options);
+    let _ = output.flush();
+    match served {
+        Ok(()) => Ok(Exit::Done),
+        // The other side has been told.
+        Err(AgentError::Refused(_)) => Ok(Exit::Failed),
+        Err(error) => {
+            // The run shows this among its own messages.
+            stderr_line(&format!("zmreplica agent: {error}"));
+            Ok(Exit::Failed)
+        }
+    }
+}
+
+/// Lets everything else on this host go first. What is refused or not installed is no reason not to serve.
+fn lower_priority(nice: i32) {
+    let _ = rustix::process::nice(nice);
+    if nice > 0 {
+        let pid = std::process::id().to_string();
+        let quiet = || Stdio::null();
+        let mut ionice = Command::new("ionice");
+        ionice.args(["-c", "2", "-n", "7", "-p", &pid]).stdin(quiet()).stdout(quiet()).stderr(quiet());
+        let _ = ionice.status();
+    }
+}

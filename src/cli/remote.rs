@@ -1,0 +1,170 @@
+//! How another host is reached: arguments shared by the commands that do, and the configuration behind them.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::{Args, ValueEnum};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use serde::Deserialize;
+use zmreplica::remote::client::AgentChoice;
+use zmreplica::remote::transport::ssh::{Passphrase, SshOptions};
+use zmreplica::snapshot::pull::{CompressAt, PullOptions, Way};
+
+use super::error::CliError;
+use super::text;
+
+/// Environment variable that holds the passphrase of an encrypted key.
+const PASSPHRASE_VARIABLE: &str = "ZMREPLICA_SSH_PASSPHRASE";
+/// Attempts in a row that may bring nothing, unless told otherwise.
+const RETRIES: u32 = 5;
+
+/// Arguments of a connection.
+#[derive(Args, Default)]
+pub(crate) struct RemoteArgs {
+    /// Private key for the source's host [default: ssh-agent, then the usual files in ~/.ssh]
+    #[arg(long, value_name = "FILE", help_heading = "Another host")]
+    ssh_key: Option<PathBuf>,
+    /// Known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]
+    #[arg(long, value_name = "FILE", help_heading = "Another host")]
+    known_hosts: Option<PathBuf>,
+    /// Connect through this program, such as 'ssh -J gateway', as rsync's -e
+    #[arg(long, value_name = "CMD", help_heading = "Another host", conflicts_with_all = ["ssh_key", "known_hosts"])]
+    rsh: Option<String>,
+    /// Most bytes a second that the other host sends, such as 10M; a plain number counts KiB, as with rsync
+    #[arg(long, value_name = "RATE", help_heading = "Another host", value_parser = parse_rate)]
+    bwlimit: Option<u64>,
+    /// The program on the other host [default: zmreplica from the PATH there, else one that is uploaded]
+    #[arg(long, value_name = "PATH", help_heading = "Another host")]
+    agent_path: Option<String>,
+    /// Never upload the agent
+    #[arg(long, help_heading = "Another host")]
+    no_upload: bool,
+    /// The static program to upload [default: zmreplica-agent beside this one or in /usr/local/lib/zmreplica]
+    #[arg(long, value_name = "FILE", help_heading = "Another host")]
+    agent_binary: Option<PathBuf>,
+    /// Connect again so many times in a row without success before giving up [default: 5]
+    #[arg(long, value_name = "N", help_heading = "Another host")]
+    retries: Option<u32>,
+}
+
+/// Where chunks are compressed, as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CompressAtArg {
+    /// On the source's host: less travels
+    Source,
+    /// Here: less work for the mail server
+    Replica,
+}
+
+/// The table `remote` of the configuration file. Arguments win over it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct RemoteConfig {
+    ssh_key: Option<PathBuf>,
+    known_hosts: Option<PathBuf>,
+    rsh: Option<String>,
+    bwlimit: Option<String>,
+    agent_path: Option<String>,
+    agent_binary: Option<PathBuf>,
+    upload: Option<bool>,
+    compress_at: Option<CompressAtArg>,
+    retries: Option<u32>,
+}
+
+impl RemoteConfig {
+    /// Returns what is wrong with it.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let rate = self.bwlimit.as_deref().map(parse_rate)?;
+        rate.err().map(|error| format!("remote.bwlimit: {error}"))
+    }
+}
+
+/// Reads a rate in bytes a second.
+fn parse_rate(given: &str) -> Result<u64, String> {
+    let rate = match given.parse::<u64>() {
+        Ok(kib) => kib.saturating_mul(1024),
+        Err(_) => text::parse_bytes(given)?,
+    };
+    // Below that not even the signs of life would come in time.
+    if rate != 0 && rate < 1024 { Err("less than 1 KiB a second is no rate to work with".to_owned()) } else { Ok(rate) }
+}
+
+/// Puts arguments and configuration together.
+pub(crate) fn options(
+    args: &RemoteArgs,
+    config: &RemoteConfig,
+    compress_at: Option<CompressAtArg>,
+) -> Result<PullOptions, CliError> {
+    let own = args.ssh_key.is_some() || args.known_hosts.is_some();
+    let way = match args.rsh.clone().or_else(|| config.rsh.clone().filter(|_| !own)) {
+        Some(program) => Way::Command(program),
+        None => Way::Ssh(SshOptions {
+            key_file: args.ssh_key.clone().or_else(|| config.ssh_key.clone()),
+            known_hosts: args.known_hosts.clone().or_else(|| config.known_hosts.clone()),
+            passphrase: Passphrase(Some(passphrase())),
+        }),
+    };
+    let configured = config.bwlimit.as_deref().map(parse_rate).transpose().map_err(CliError::Usage)?;
+    Ok(PullOptions {
+        way,
+        agent: AgentChoice {
+            path: args.agent_path.clone().or_else(|| config.agent_path.clone()),
+            upload: !args.no_upload && config.upload.unwrap_or(true),
+            binary: args.agent_binary.clone().or_else(|| config.agent_binary.clone()),
+        },
+        compress_at: match compress_at.or(config.compress_at) {
+            Some(CompressAtArg::Replica) => CompressAt::Replica,
+            Some(CompressAtArg::Source) | None => CompressAt::Source,
+        },
+        bytes_per_second: args.bwlimit.or(configured).unwrap_or(0),
+        retries: args.retries.or(config.retries).unwrap_or(RETRIES),
+    })
+}
+
+/// Returns what asks for a passphrase: the environment, else the terminal, once for each key.
+fn passphrase() -> Arc<zmreplica::remote::transport::ssh::AskPassphrase> {
+    let answered: Mutex<Vec<(PathBuf, Option<String>)>> = Mutex::default();
+    Arc::new(move |key: &Path| {
+        let mut answered = answered.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, answer)) = answered.iter().find(|(known, _)| known == key) {
+            return answer.clone();
+        }
+        let answer = std::env::var(PASSPHRASE_VARIABLE).ok().or_else(|| ask(key).ok().flatten());
+        answered.push((key.to_owned(), answer.clone()));
+        answer
+    })
+}
+
+/// Asks on the terminal, without showing what is typed; `None` where there is none.
+fn ask(key: &Path) -> std::io::Result<Option<String>> {
+    let Ok(mut terminal) = OpenOptions::new().read(true).write(true).open("/dev/tty") else { return Ok(None) };
+    let before = tcgetattr(&terminal)?;
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO);
+    silent.local_modes.insert(LocalModes::ECHONL);
+    write!(terminal, "Passphrase of {}: ", key.display())?;
+    tcsetattr(&terminal, OptionalActions::Flush, &silent)?;
+    let mut line = String::new();
+    let read = BufReader::new(File::try_clone(&terminal)?).read_line(&mut line);
+    tcsetattr(&terminal, OptionalActions::Flush, &before)?;
+    read?;
+    let word = line.trim_end_matches(['\n', '\r']);
+    Ok((!word.is_empty()).then(|| word.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_as_rsync_does() {
+        assert_eq!(parse_rate("100"), Ok(102_400));
+        assert_eq!(parse_rate("0"), Ok(0));
+        assert_eq!(parse_rate("10M"), text::parse_bytes("10M"));
+        assert!(parse_rate("fast").is_err());
+        assert!(parse_rate("10B").is_err());
+    }
+}

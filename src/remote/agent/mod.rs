@@ -1,0 +1,312 @@
+//! The agent: scans and reads a tree on its own host for a run on another, over one stream of bytes each way.
+//!
+//! ```text
+//!  input -> this thread -+-> scan thread: blocks ----------------------------+
+//!                        +-> answer thread: events, chunks held -+            +-> outbox -> output
+//!                        +-> apart thread                        +-> compress +
+//! ```
+//!
+//! It serves one connection and ends with it. It writes nothing to any file system, and opens nothing outside of its root: everything goes through
+//! [`crate::source`], which resolves each path below an open directory and follows no symbolic link.
+//!
+//! Memory: 16 MiB of chunks offered, 8 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's look-ahead
+//! of [`AHEAD_ENTRIES`] names (some 10 MB), and 16 to 40 bytes for each inode of several names.
+
+mod devices;
+mod outbox;
+mod read;
+
+mod scan;
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+
+use super::protocol::frame::{self, Frame, Kind};
+use super::protocol::messages::{
+    Figures, decode_bits, decode_owners, decode_requests, encode_owner_names, encode_root_stat,
+};
+use super::protocol::{Hello, MAGIC, PREAMBLE_BYTES, Start, Task, VERSION};
+use crate::coding::{DecodeError, Decoder};
+use crate::source::exclude::Excludes;
+use crate::source::read::{ReadPool, ReadRequest, stat_at};
+use crate::source::scan::{Scan, ScanOptions};
+use crate::source::tree::owner_names;
+use crate::store::codec::Dictionary;
+use devices::Devices;
+use outbox::Outbox;
+use read::{Answers, COMPRESS_AHEAD, Control, CurrentDictionary, ReadCounters, answer_apart, compress};
+
+/// Names that the agent's scan may be ahead of what is sent: fewer than in a run on one host, for memory there belongs to the mail server.
+const AHEAD_ENTRIES: usize = 50_000;
+
+/// How an agent is started.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// Only this directory and what is below it may be asked for; `None` leaves it to the user's permissions.
+    pub root: Option<PathBuf>,
+    /// Whether a restore below the root may be asked for. Without it the agent writes nothing whatever is asked.
+    pub writable: bool,
+}
+
+/// Why an agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The connection failed.
+    #[error("The connection failed: {0}")]
+    Connection(#[from] io::Error),
+    /// The other side does not keep to the protocol.
+    #[error("The other side broke the protocol: {0}")]
+    Protocol(String),
+    /// The wish was refused; the other side was told.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<DecodeError> for AgentError {
+    fn from(error: DecodeError) -> AgentError {
+        AgentError::Protocol(error.to_string())
+    }
+}
+
+/// Serves one connection to its end.
+///
+/// # Errors
+/// See [`AgentError`]. The end of the input is none.
+pub fn serve(mut input: impl Read, mut output: impl Write + Send, options: &AgentOptions) -> Result<(), AgentError> {
+    output.write_all(&preamble())?;
+    frame::write(&mut output, Kind::Hello, &to_json(&hello())?)?;
+    let mut greeting = [0; PREAMBLE_BYTES];
+    input.read_exact(&mut greeting)?;
+    if greeting != preamble() {
+        return Err(AgentError::Protocol(format!("it does not speak version {VERSION}")));
+    }
+    let start = frame::read(&mut input)?;
+    if start.kind != Kind::Start {
+        return Err(AgentError::Protocol("it does not say what it wants".to_owned()));
+    }
+    let start: Start =
+        serde_json::from_slice(&start.payload).map_err(|error| AgentError::Protocol(error.to_string()))?;
+    match begin(&start, options) {
+        Err(refused) => {
+            let message = refused.to_string();
+            frame::write(&mut output, Kind::Failed, message.as_bytes())?;
+            Err(refused)
+        }
+        Ok(root) => {
+            frame::write(&mut output, Kind::Started, &[])?;
+            match start.task {
+                Task::Restore => Err(AgentError::Refused("Not yet".to_owned())),
+                Task::Pull | Task::Scan => Session::start(&root, &start)?.serve(input, output),
+            }
+        }
+    }
+}
+
+/// Returns the preamble that each side begins with.
+pub(super) fn preamble() -> [u8; PREAMBLE_BYTES] {
+    let mut bytes = [0; PREAMBLE_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..].copy_from_slice(&VERSION.to_le_bytes());
+    bytes
+}
+
+fn hello() -> Hello {
+    let binary = std::fs::read("/proc/self/exe").map(|bytes| blake3::hash(&bytes).to_hex().to_string());
+    Hello {
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        binary: binary.unwrap_or_default(),
+    }
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, AgentError> {
+    serde_json::to_vec(value).map_err(|error| AgentError::Protocol(error.to_string()))
+}
+
+/// Decides whether the agent does what it is asked to; returns the directory, all symbolic links of its path resolved.
+fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let asked = Path::new(&start.root);
+    let found = match start.task {
+        // A restore may make its destination.
+        Task::Restore => asked.canonicalize().or_else(|error| match (asked.parent(), asked.file_name()) {
+            (Some(parent), Some(name)) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+                Ok(parent.canonicalize()?.join(name))
+            }
+            _ => Err(error),
+        }),
+        Task::Pull | Task::Scan => asked.canonicalize(),
+    };
+    let refused = |error: io::Error| {
+        AgentError::Refused(format!(
+            "Cannot use {} on {host}: {error}. Check the path, and that this user may read it",
+            start.root
+        ))
+    };
+    let real = found.map_err(refused)?;
+    if let Some(root) = &options.root {
+        let root = root.canonicalize().map_err(refused)?;
+        if !real.starts_with(&root) {
+            let allowed = root.display();
+            return Err(AgentError::Refused(format!(
+                "The agent on {host} is confined to {allowed}, and {} is not below it",
+                start.root
+            )));
+        }
+    }
+    if start.task == Task::Restore && !options.writable {
+        return Err(AgentError::Refused(format!(
+            "The agent on {host} only reads. To restore there, let it be started with `zmreplica agent --writable`, with another key than the nightly one"
+        )));
+    }
+    Ok(real)
+}
+
+/// One pull.
+struct Session {
+    scan: Scan,
+    pool: Option<ReadPool>,
+    root: Arc<OwnedFd>,
+    level: i32,
+    threads: usize,
+    bytes_per_second: u64,
+}
+
+impl Session {
+    fn start(root: &Path, start: &Start) -> Result<Session, AgentError> {
+        let excludes = Excludes::new(&start.excludes, false).map_err(|error| AgentError::Refused(error.to_string()))?;
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let threads = if start.threads == 0 { cores.min(4) } else { start.threads.min(64) };
+        let options = ScanOptions {
+            excludes,
+            cross_file_systems: start.cross_file_systems,
+            threads: start.threads.min(64),
+            ahead_entries: AHEAD_ENTRIES,
+        };
+        let scan = Scan::start(root, options).map_err(|error| AgentError::Refused(error.to_string()))?;
+        let pool = match start.task {
+            Task::Pull => Some(ReadPool::start(root, threads)?),
+            Task::Scan | Task::Restore => None,
+        };
+        let root = Arc::new(OwnedFd::from(std::fs::File::open(root)?));
+        let level = start.level.clamp(0, 19);
+        Ok(Session { scan, pool, root, level, threads, bytes_per_second: start.bytes_per_second })
+    }
+
+    fn serve(self, mut input: impl Read, mut output: impl Write + Send) -> Result<(), AgentError> {
+        let (devices, outbox, counters) = (Devices::default(), Outbox::default(), ReadCounters::default());
+        let dictionary = CurrentDictionary::default();
+        let scan_counters = self.scan.counters();
+        let (block_answers, blocks_wanted) = unbounded();
+        let (control, controls) = unbounded();
+        let (apart, apart_requests) = unbounded();
+        let (to_compress, compress_queue) = bounded(COMPRESS_AHEAD * self.threads);
+        std::thread::scope(|scope| {
+            let (devices, outbox, counters, dictionary) = (&devices, &outbox, &counters, &dictionary);
+            // What ends early is told to the other side, unless that is what went away.
+            let end = move |part: &str, ended: Result<(), outbox::Closed>| {
+                if ended.is_err() {
+                    outbox.fail(&format!("The agent's {part} ended early"));
+                }
+            };
+            let bytes_per_second = self.bytes_per_second;
+            let mut told = Figures::default();
+            scope.spawn(move || {
+                outbox.write_all(&mut output, bytes_per_second, || {
+                    let now = Figures {
+                        names: scan_counters.names.load(Ordering::Relaxed),
+                        files: counters.files.load(Ordering::Relaxed),
+                        bytes: counters.bytes.load(Ordering::Relaxed),
+                    };
+                    (now != told).then(|| {
+                        told = now;
+                        now.encode()
+                    })
+                });
+            });
+            scope.spawn(move || end("scan", scan::send(self.scan, devices, outbox, &blocks_wanted)));
+            if let Some(pool) = self.pool {
+                for _ in 0..self.threads {
+                    let queue = compress_queue.clone();
+                    let level = self.level;
+                    scope.spawn(move || end("compression", compress(level, dictionary, outbox, &queue)));
+                }
+                let answers = Answers { pool, devices, outbox, control: controls, compress: to_compress, counters };
+                scope.spawn(move || end("reading", answers.run()));
+                let root = Arc::clone(&self.root);
+                scope.spawn(move || end("reading", answer_apart(root, devices, outbox, &apart_requests)));
+            }
+            let inbox = Inbox { root: &self.root, devices, outbox, dictionary, block_answers, control, apart };
+            let ended = inbox.take_all(&mut input);
+            outbox.break_off();
+            ended
+        })
+    }
+}
+
+/// Takes the frames of the other side.
+struct Inbox<'a> {
+    root: &'a OwnedFd,
+    devices: &'a Devices,
+    outbox: &'a Outbox,
+    dictionary: &'a CurrentDictionary,
+    block_answers: Sender<Vec<bool>>,
+    control: Sender<Control>,
+    apart: Sender<ReadRequest>,
+}
+
+impl Inbox<'_> {
+    fn take_all(self, input: &mut dyn Read) -> Result<(), AgentError> {
+        loop {
+            match frame::read(input) {
+                Ok(frame) => self.take(frame)?,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn take(&self, frame: Frame) -> Result<(), AgentError> {
+        // A receiver that is gone has told why, or is not there in a scan.
+        match frame.kind {
+            Kind::Alive => {}
+            Kind::BlocksWanted => drop(self.block_answers.send(decode_bits(&frame.payload)?)),
+            Kind::Reads => drop(self.control.send(Control::Reads(decode_requests(&frame.payload)?))),
+            Kind::ChunksWanted => drop(self.control.send(Control::Wanted(decode_bits(&frame.payload)?))),
+            Kind::Taken => drop(self.control.send(Control::Taken(Decoder::new(&frame.payload).varint()?))),
+            Kind::ReadApart => {
+                for request in decode_requests(&frame.payload)? {
+                    drop(self.apart.send(request));
+                }
+            }
+            Kind::Dictionary => {
+                let mut decoder = Decoder::new(&frame.payload);
+                let id = decoder.varint32()?;
+                let bytes = decoder.take(decoder.remaining())?.to_vec();
+                let made = Dictionary::new(id, bytes).map_err(|error| AgentError::Protocol(error.to_string()))?;
+                *self.dictionary.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(made));
+            }
+            Kind::StatRoot => {
+                // A name, not a path: nothing but what is directly below the root.
+                let name = &frame.payload;
+                let plain = !name.contains(&b'/') && !matches!(name.as_slice(), b"" | b"." | b"..");
+                let stat = plain.then(|| stat_at(self.root.as_fd(), name).ok()).flatten();
+                let stat = stat.map(|stat| self.devices.to_scan(&stat));
+                let _ = self.outbox.send(Kind::RootStat, &encode_root_stat(stat.as_ref()));
+            }
+            Kind::Owners => {
+                let (users, groups) = decode_owners(&frame.payload)?;
+                let names = owner_names(&users.into_iter().collect(), &groups.into_iter().collect());
+                let _ = self.outbox.send_compressed(Kind::OwnerNames, &encode_owner_names(&names));
+            }
+            other => return Err(AgentError::Protocol(format!("a frame {other:?} that only agents send"))),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! What the agent sends: a queue of frames, bounded in bytes, and the thread that writes it out.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::super::protocol::ALIVE_SECONDS;
+use super::super::protocol::frame::{self, Kind};
+
+/// Bytes that may wait to be written; whoever has more to send waits.
+const WAITING_MAX_BYTES: usize = 4 << 20;
+/// How often figures are sent while there is something to tell.
+const FIGURES_EVERY: Duration = Duration::from_secs(1);
+/// With a limit, at most so much of a second's bytes is written at a time.
+const THROTTLE_STEPS: u64 = 20;
+
+/// The connection is gone; whoever hears of it ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Closed;
+
+/// The queue.
+#[derive(Default)]
+pub(super) struct Outbox {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Nothing more is taken.
+    closed: bool,
+    /// Nothing more is written either: the other side is gone.
+    broken: bool,
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a frame; waits while too much is queued.
+    pub(super) fn send(&self, kind: Kind, payload: &[u8]) -> Result<(), Closed> {
+        let mut bytes = Vec::with_capacity(payload.len() + frame::HEADER_BYTES);
+        frame::put(&mut bytes, kind, payload);
+        self.push(bytes)
+    }
+
+    /// Queues a frame that is worth compressing.
+    pub(super) fn send_compressed(&self, kind: Kind, payload: &[u8]) -> Result<(), Closed> {
+        let mut bytes = Vec::new();
+        frame::put_compressed(&mut bytes, kind, payload);
+        self.push(bytes)
+    }
+
+    fn push(&self, bytes: Vec<u8>) -> Result<(), Closed> {
+        let mut state = self.lock();
+        while state.bytes > WAITING_MAX_BYTES && !state.closed {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.closed {
+            return Err(Closed);
+        }
+        state.bytes += bytes.len();
+        state.frames.push_back(bytes);
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Queues why the agent ends, as the last frame.
+    pub(super) fn fail(&self, message: &str) {
+        let mut bytes = Vec::new();
+        frame::put(&mut bytes, Kind::Failed, &message.as_bytes()[..message.len().min(16 << 10)]);
+        let mut state = self.lock();
+        if !state.closed {
+            state.frames.push_back(bytes);
+            state.closed = true;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Ends the queue at once.
+    pub(super) fn break_off(&self) {
+        let mut state = self.lock();
+        (state.closed, state.broken) = (true, true);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Returns what waits, all of it in one piece; nothing when it is time for a sign of life, `None` at the end.
+    fn take(&self, patience: Duration) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        let until = Instant::now() + patience;
+        loop {
+            if state.broken {
+                return None;
+            }
+            if !state.frames.is_empty() {
+                let all = state.frames.drain(..).collect::<Vec<_>>().concat();
+                state.bytes = 0;
+                drop(state);
+                self.changed.notify_all();
+                return Some(all);
+            }
+            if state.closed {
+                return None;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Some(Vec::new());
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Writes frames until the queue ends: the life of a thread. `figures` is asked for what to tell every second.
+    pub(super) fn write_all(
+        &self,
+        output: &mut dyn Write,
+        bytes_per_second: u64,
+        mut figures: impl FnMut() -> Option<Vec<u8>>,
+    ) {
+        let mut throttle = Throttle::new(bytes_per_second);
+        let (mut last_figures, mut last_write) = (Instant::now(), Instant::now());
+        while let Some(mut bytes) = self.take(FIGURES_EVERY) {
+            if last_figures.elapsed() >= FIGURES_EVERY {
+                last_figures = Instant::now();
+                if let Some(payload) = figures() {
+                    frame::put(&mut bytes, Kind::Figures, &payload);
+                }
+            }
+            if bytes.is_empty() {
+                if last_write.elapsed() < Duration::from_secs(ALIVE_SECONDS) {
+                    continue;
+                }
+                frame::put(&mut bytes, Kind::Alive, &[]);
+            }
+            if throttle.write(output, &bytes).is_err() {
+                self.break_off();
+                return;
+            }
+            last_write = Instant::now();
+        }
+    }
+}
+
+/// Keeps writing below a rate: a second's bytes may go at once, and no more.
+struct Throttle {
+    bytes_per_second: u64,
+    allowed: f64,
+    since: Instant,
+}
+
+impl Throttle {
+    fn new(bytes_per_second: u64) -> Throttle {
+        Throttle { bytes_per_second, allowed: 0.0, since: Instant::now() }
+    }
+
+    fn write(&mut self, output: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+        if self.bytes_per_second == 0 {
+            output.write_all(bytes)?;
+            return output.flush();
+        }
+        let step = (self.bytes_per_second / THROTTLE_STEPS).max(1);
+        for piece in bytes.chunks(usize::try_from(step).unwrap_or(usize::MAX)) {
+            let rate = self.bytes_per_second as f64;
+            loop {
+                let now = Instant::now();
+                self.allowed = (self.allowed + rate * (now - self.since).as_secs_f64()).min(rate);
+                self.since = now;
+                if self.allowed >= piece.len() as f64 {
+                    break;
+                }
+                std::thread::sleep(Duration::from_secs_f64((piece.len() as f64 - self.allowed) / rate));
+            }
+            self.allowed -= piece.len() as f64;
+            output.write_all(piece)?;
+            output.flush()?;
+        }
+        Ok(())
+    }
+}

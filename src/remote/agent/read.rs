@@ -1,0 +1,261 @@
+//! The agent's reading: answers in the order of the requests, chunks held until the other side has said whether it wants them.
+//!
+//! Memory: [`OFFERED_AHEAD_BYTES`] of chunks offered, [`COMPRESS_AHEAD`] chunks of at most 1 MiB for each compressing thread, and what the pool of reading
+//! threads holds.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+
+use super::devices::Devices;
+use super::outbox::{Closed, Outbox};
+use crate::remote::protocol::frame::Kind;
+use crate::remote::protocol::messages::{ChunkFrame, Event, StatCoder, put_event};
+use crate::remote::protocol::{EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
+use crate::source::cut::SinkClosed;
+use crate::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadPool, ReadRequest};
+use crate::store::codec::{Codec, Compressor, Dictionary};
+
+/// Chunks that may wait for each compressing thread.
+pub(super) const COMPRESS_AHEAD: usize = 4;
+/// An Events frame is sent when it has so many bytes.
+const FRAME_BYTES: usize = 64 << 10;
+
+/// What the other side says to the reading side.
+pub(super) enum Control {
+    /// Requests.
+    Reads(Vec<ReadRequest>),
+    /// Answers to offers, in order.
+    Wanted(Vec<bool>),
+    /// So many bytes of events were taken.
+    Taken(u64),
+}
+
+/// A chunk on its way to a compressing thread, and its place among the offers.
+pub(super) struct WantedChunk {
+    offer: u64,
+    plain: Vec<u8>,
+}
+
+/// What was read, for the other side's progress.
+#[derive(Default)]
+pub(super) struct ReadCounters {
+    pub(super) files: AtomicU64,
+    pub(super) bytes: AtomicU64,
+}
+
+/// Answers read requests.
+pub(super) struct Answers<'a> {
+    pub(super) pool: ReadPool,
+    pub(super) devices: &'a Devices,
+    pub(super) outbox: &'a Outbox,
+    pub(super) control: Receiver<Control>,
+    pub(super) compress: Sender<WantedChunk>,
+    pub(super) counters: &'a ReadCounters,
+}
+
+/// Events gathered for a frame.
+#[derive(Default)]
+struct EventFrame {
+    payload: Vec<u8>,
+    coder: StatCoder,
+}
+
+impl EventFrame {
+    fn put(&mut self, event: &Event) {
+        put_event(&mut self.payload, &mut self.coder, event);
+    }
+
+    /// Puts the end of an answer; `full` sends what is there, for extended attributes may be many.
+    fn end(
+        &mut self,
+        devices: &Devices,
+        outcome: ReadOutcome,
+        mut full: impl FnMut(&mut EventFrame) -> Result<(), Closed>,
+    ) -> Result<(), Closed> {
+        for xattr in outcome.xattrs {
+            self.put(&Event::Xattr(xattr));
+            if self.payload.len() >= FRAME_BYTES {
+                full(self)?;
+            }
+        }
+        let stat = devices.to_scan(&outcome.stat);
+        let result = (&outcome.result).into();
+        self.put(&Event::Done { stat, result, read_bytes: outcome.read_bytes });
+        Ok(())
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        self.coder = StatCoder::default();
+        std::mem::take(&mut self.payload)
+    }
+}
+
+impl Answers<'_> {
+    /// Answers until the other side ends: the life of a thread.
+    pub(super) fn run(mut self) -> Result<(), Closed> {
+        let mut frame = EventFrame::default();
+        let mut offered: VecDeque<Vec<u8>> = VecDeque::new();
+        let (mut offered_bytes, mut next_offer, mut due, mut untaken) = (0, 0u64, 0usize, 0usize);
+        loop {
+            let may_read = due > 0 && offered_bytes < OFFERED_AHEAD_BYTES && untaken < EVENTS_AHEAD_BYTES;
+            let message = if may_read {
+                match self.control.try_recv() {
+                    Ok(message) => Some(message),
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => return Err(Closed),
+                }
+            } else {
+                untaken += self.flush(&mut frame)?;
+                Some(self.control.recv().map_err(|_| Closed)?)
+            };
+            match message {
+                Some(Control::Reads(requests)) => {
+                    due += requests.len();
+                    for request in requests {
+                        let stat = self.devices.to_host(&request.stat);
+                        self.pool.submit(ReadRequest { stat, ..request });
+                    }
+                    self.pool.flush();
+                }
+                Some(Control::Wanted(bits)) => {
+                    for wanted in bits {
+                        let plain = offered.pop_front().ok_or(Closed)?;
+                        offered_bytes -= plain.len();
+                        if wanted {
+                            self.compress.send(WantedChunk { offer: next_offer, plain }).map_err(|_| Closed)?;
+                        }
+                        next_offer += 1;
+                    }
+                }
+                Some(Control::Taken(bytes)) => {
+                    untaken = untaken.saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
+                }
+                None => {
+                    match self.pool.receive().map_err(|_| Closed)? {
+                        ReadEvent::Literal(bytes) => frame.put(&Event::Literal(bytes)),
+                        ReadEvent::Zeros(length) => frame.put(&Event::Zeros(length)),
+                        ReadEvent::Chunk(hash, plain) => {
+                            self.counters.bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
+                            frame.put(&Event::Offer(hash, plain.len() as u32));
+                            offered_bytes += plain.len();
+                            offered.push_back(plain);
+                        }
+                        // Only a tree on another host has these.
+                        ReadEvent::Stored { .. } => return Err(Closed),
+                        ReadEvent::Restart => frame.put(&Event::Restart),
+                        ReadEvent::Done(outcome) => {
+                            self.counters.files.fetch_add(1, Ordering::Relaxed);
+                            due -= 1;
+                            frame.end(self.devices, *outcome, |frame| {
+                                untaken += self.flush(frame)?;
+                                Ok(())
+                            })?;
+                        }
+                    }
+                    if frame.payload.len() >= FRAME_BYTES {
+                        untaken += self.flush(&mut frame)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends the events gathered, and returns their bytes.
+    fn flush(&self, frame: &mut EventFrame) -> Result<usize, Closed> {
+        let payload = frame.take();
+        if !payload.is_empty() {
+            self.outbox.send_compressed(Kind::Events, &payload)?;
+        }
+        Ok(payload.len())
+    }
+}
+
+/// The dictionary in force, for all compressing threads.
+pub(super) type CurrentDictionary = Mutex<Option<Arc<Dictionary>>>;
+
+/// Compresses wanted chunks and sends them: the life of a thread. Level 0 sends them as they are.
+pub(super) fn compress(
+    level: i32,
+    dictionary: &CurrentDictionary,
+    outbox: &Outbox,
+    queue: &Receiver<WantedChunk>,
+) -> Result<(), Closed> {
+    let mut ready: Option<(u32, Compressor)> = None;
+    let mut payload = Vec::new();
+    for WantedChunk { offer, plain } in queue {
+        let as_is = ChunkFrame { offer, codec: Codec::Plain as u8, dictionary_id: 0, stored: &plain };
+        payload.clear();
+        if level == 0 {
+            as_is.put(&mut payload);
+        } else {
+            let current = dictionary.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let wanted = current.as_ref().map_or(0, |dictionary| dictionary.id());
+            if ready.as_ref().is_none_or(|(id, _)| *id != wanted) {
+                ready = Some((wanted, Compressor::new(level, current).map_err(|_| Closed)?));
+            }
+            match &mut ready {
+                Some((_, compressor)) => {
+                    let stored = compressor.compress(&plain).map_err(|_| Closed)?;
+                    let (codec, dictionary_id) = (stored.codec as u8, stored.dictionary_id);
+                    ChunkFrame { offer, codec, dictionary_id, stored: stored.bytes }.put(&mut payload);
+                }
+                None => as_is.put(&mut payload),
+            }
+        }
+        outbox.send(Kind::Chunk, &payload)?;
+    }
+    Ok(())
+}
+
+/// Answers requests out of turn, chunks within: the life of a thread.
+pub(super) fn answer_apart(
+    root: Arc<OwnedFd>,
+    devices: &Devices,
+    outbox: &Outbox,
+    requests: &Receiver<ReadRequest>,
+) -> Result<(), Closed> {
+    let mut reader = InodeReader::new(root);
+    for request in requests {
+        let request = ReadRequest { stat: devices.to_host(&request.stat), ..request };
+        let mut sink = ApartSink { frame: EventFrame::default(), outbox };
+        let outcome = reader.read(&request, &mut sink).map_err(|_| Closed)?;
+        let mut frame = std::mem::take(&mut sink.frame);
+        let send = |frame: &mut EventFrame| outbox.send_compressed(Kind::ApartEvents, &frame.take());
+        frame.end(devices, outcome, send)?;
+        send(&mut frame)?;
+    }
+    Ok(())
+}
+
+struct ApartSink<'a> {
+    frame: EventFrame,
+    outbox: &'a Outbox,
+}
+
+impl ApartSink<'_> {
+    fn flush(&mut self) -> Result<(), Closed> {
+        self.outbox.send_compressed(Kind::ApartEvents, &self.frame.take())
+    }
+}
+
+impl EventSink for ApartSink<'_> {
+    fn event(&mut self, event: ReadEvent, bytes: usize) -> Result<(), SinkClosed> {
+        // A chunk of 1 MiB fits a frame, but not behind much else.
+        if self.frame.payload.len() + bytes >= FRAME_BYTES && !self.frame.payload.is_empty() {
+            self.flush().map_err(|Closed| SinkClosed)?;
+        }
+        self.frame.put(&match event {
+            ReadEvent::Literal(bytes) => Event::Literal(bytes),
+            ReadEvent::Zeros(length) => Event::Zeros(length),
+            ReadEvent::Chunk(_, plain) => Event::Chunk(plain),
+            ReadEvent::Stored { .. } => return Err(SinkClosed),
+            ReadEvent::Restart => Event::Restart,
+            ReadEvent::Done(_) => return Ok(()),
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,293 @@
+//! Finding an agent on the other host, or bringing one there, and the handshake with it.
+//!
+//! 1. `zmreplica` from the user's PATH there, or the path that was named. A key may be bound to an agent by `command=` in `authorized_keys`; then the
+//!    host starts that one whatever is asked for.
+//! 2. If there is none, or it speaks another version: the one that an earlier run uploaded, found by its hash, so that it is never an old or a damaged one.
+//! 3. If that is not there: it is uploaded, once, read back and compared.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::remote::agent::preamble;
+use crate::remote::protocol::frame::{self, Kind};
+use crate::remote::protocol::{Hello, MAGIC, NOISE_BYTES, PREAMBLE_BYTES, Start, VERSION};
+use crate::remote::transport::{Connection, LastWords, Transport, TransportError, quoted};
+
+/// Where uploaded agents are, below the home directory there.
+const UPLOAD_DIRECTORY: &str = ".cache/zmreplica";
+/// The name of the agent to upload, beside this program or in [`LIBRARY_DIRECTORY`].
+const BINARY_NAME: &str = "zmreplica-agent";
+const LIBRARY_DIRECTORY: &str = "/usr/local/lib/zmreplica";
+/// Larger files are no agents.
+const BINARY_MAX_BYTES: u64 = 256 << 20;
+
+/// Which agent is used.
+#[derive(Clone, Debug)]
+pub struct AgentChoice {
+    /// The program on the other host; `None` looks in the PATH, and uploads one if there is none.
+    pub path: Option<String>,
+    /// Whether one may be uploaded.
+    pub upload: bool,
+    /// The program to upload; `None` looks beside this one.
+    pub binary: Option<PathBuf>,
+}
+
+impl Default for AgentChoice {
+    fn default() -> AgentChoice {
+        AgentChoice { path: None, upload: true, binary: None }
+    }
+}
+
+/// Why there is no agent to talk to.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The host cannot be reached or used.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The connection broke during the handshake. Another attempt may do.
+    #[error("The connection to {host} broke: {reason}")]
+    Broken {
+        /// The host.
+        host: String,
+        /// What happened.
+        reason: String,
+    },
+    /// There is no agent, and there will be none.
+    #[error("{message}")]
+    NoAgent {
+        /// What was tried, and what to do.
+        message: String,
+    },
+    /// The agent does not do what is asked.
+    #[error("{message}")]
+    Refused {
+        /// What it said.
+        message: String,
+    },
+}
+
+impl ConnectError {
+    /// Returns whether another attempt may go better.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, ConnectError::Transport(TransportError::Connect { .. }) | ConnectError::Broken { .. })
+    }
+}
+
+/// A connection to an agent that has begun what it was asked for.
+pub struct Opened {
+    /// The connection; the agent's frames come next.
+    pub connection: Connection,
+    /// What the agent says of itself.
+    pub hello: Hello,
+    /// Whether it was uploaded just now.
+    pub uploaded: bool,
+}
+
+/// Why one program is no agent.
+enum NotThis {
+    /// It is not there, or is something else.
+    Absent(LastWords),
+    /// It speaks another version.
+    Version(u32),
+    /// Something else is to be told.
+    Error(ConnectError),
+}
+
+/// Connects to an agent and has it begin. With `writable` the agent may write below the root.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub fn connect(
+    transport: &mut dyn Transport,
+    choice: &AgentChoice,
+    start: &Start,
+    writable: bool,
+) -> Result<Opened, ConnectError> {
+    let host = transport.host().to_owned();
+    let first = choice.path.as_deref().unwrap_or("zmreplica");
+    let why = match attempt(transport, &quoted(first), start, writable) {
+        Ok((connection, hello)) => return Ok(Opened { connection, hello, uploaded: false }),
+        Err(NotThis::Error(error)) => return Err(error),
+        Err(NotThis::Version(version)) => {
+            format!("{first} on {host} speaks version {version} of the protocol, and this program version {VERSION}")
+        }
+        Err(NotThis::Absent(words)) => format!("{first} on {host} is no agent ({words})"),
+    };
+    if choice.path.is_some() {
+        return Err(ConnectError::NoAgent { message: format!("{why}. Correct --agent-path, or leave it out") });
+    }
+    if !choice.upload {
+        let message = format!(
+            "{why}, and none may be uploaded (--no-upload). Install zmreplica {} there",
+            env!("CARGO_PKG_VERSION")
+        );
+        return Err(ConnectError::NoAgent { message });
+    }
+    let binary = binary_to_upload(choice.binary.as_deref())
+        .map_err(|reason| ConnectError::NoAgent { message: format!("{why}, and none can be uploaded: {reason}") })?;
+    let hash = blake3::hash(&binary).to_hex().to_string();
+    let name = format!("agent-{}-{}", env!("CARGO_PKG_VERSION"), &hash[..16]);
+    let program = format!("\"$HOME\"/{UPLOAD_DIRECTORY}/{name}");
+    // There from an earlier run, as a rule.
+    match attempt(transport, &program, start, writable) {
+        Ok((connection, hello)) if hello.binary == hash => return Ok(Opened { connection, hello, uploaded: false }),
+        Err(NotThis::Error(error)) => return Err(error),
+        Ok(_) | Err(NotThis::Absent(_) | NotThis::Version(_)) => {}
+    }
+    transport.upload(UPLOAD_DIRECTORY, &name, &binary)?;
+    match attempt(transport, &program, start, writable) {
+        Ok((connection, hello)) if hello.binary == hash => Ok(Opened { connection, hello, uploaded: true }),
+        Ok(_) => Err(ConnectError::NoAgent {
+            message: format!("{why}, and the one that was uploaded is not what runs there"),
+        }),
+        Err(NotThis::Error(error)) => Err(error),
+        Err(NotThis::Version(version)) => {
+            Err(ConnectError::NoAgent { message: format!("{why}; the uploaded one speaks version {version}") })
+        }
+        Err(NotThis::Absent(words)) => Err(ConnectError::NoAgent {
+            message: format!(
+                "{why}, and the one that was uploaded does not run there: {words}. Use --agentless, or install zmreplica there"
+            ),
+        }),
+    }
+}
+
+fn attempt(
+    transport: &mut dyn Transport,
+    program: &str,
+    start: &Start,
+    writable: bool,
+) -> Result<(Connection, Hello), NotThis> {
+    let host = transport.host().to_owned();
+    let broken = |reason: String| NotThis::Error(ConnectError::Broken { host: host.clone(), reason });
+    let root = quoted(&start.root);
+    let writable = if writable { " --writable" } else { "" };
+    let command = format!("exec {program} agent --root {root}{writable}");
+    let mut connection = transport.run(&command).map_err(|error| NotThis::Error(error.into()))?;
+    match read_preamble(&mut connection.input) {
+        Ok(VERSION) => {}
+        Ok(version) => return Err(NotThis::Version(version)),
+        Err(error) => {
+            let words = connection.control.last_words();
+            // A shell that ends with 126 or 127 has not found the program; one that ends with anything else has found another. A connection that just ends has broken.
+            return Err(match words.code {
+                Some(255) | None => broken(format!("{error}; {words}")),
+                Some(_) => NotThis::Absent(words),
+            });
+        }
+    }
+    let mut greeting = preamble().to_vec();
+    let encoded = serde_json::to_vec(start).map_err(|error| broken(error.to_string()))?;
+    frame::put(&mut greeting, Kind::Start, &encoded);
+    let mut exchange = || -> io::Result<(frame::Frame, frame::Frame)> {
+        connection.output.write_all(&greeting)?;
+        connection.output.flush()?;
+        Ok((frame::read(&mut connection.input)?, frame::read(&mut connection.input)?))
+    };
+    let (hello, answer) = match exchange() {
+        Ok(frames) => frames,
+        Err(error) => {
+            let words = connection.control.last_words();
+            return Err(broken(format!("{error}; {words}")));
+        }
+    };
+    let hello: Hello = match hello.kind {
+        Kind::Hello => serde_json::from_slice(&hello.payload).map_err(|error| broken(error.to_string()))?,
+        other => return Err(broken(format!("it began with {other:?}"))),
+    };
+    match answer.kind {
+        Kind::Started => Ok((connection, hello)),
+        Kind::Failed => {
+            let message = String::from_utf8_lossy(&answer.payload).into_owned();
+            Err(NotThis::Error(ConnectError::Refused { message }))
+        }
+        other => Err(broken(format!("it answered with {other:?}"))),
+    }
+}
+
+/// Reads to the end of the preamble, over what a login shell may print before, and returns the version.
+fn read_preamble(input: &mut dyn Read) -> io::Result<u32> {
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    while !seen.ends_with(&MAGIC) {
+        if seen.len() >= NOISE_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it prints much, and is no agent"));
+        }
+        input.read_exact(&mut byte)?;
+        seen.push(byte[0]);
+    }
+    let mut version = [0; PREAMBLE_BYTES - 8];
+    input.read_exact(&mut version)?;
+    Ok(u32::from_le_bytes(version))
+}
+
+/// Finds a program that needs nothing from the host it is brought to.
+fn binary_to_upload(given: Option<&Path>) -> Result<Vec<u8>, String> {
+    let own = std::env::current_exe().ok();
+    let beside = own.as_ref().and_then(|own| Some(own.parent()?.join(BINARY_NAME)));
+    let library = Path::new(LIBRARY_DIRECTORY).join(BINARY_NAME);
+    let candidates: Vec<PathBuf> = match given {
+        Some(given) => vec![given.to_owned()],
+        None => beside.into_iter().chain([library]).chain(own).collect(),
+    };
+    for candidate in &candidates {
+        let fits = std::fs::metadata(candidate).is_ok_and(|file| file.is_file() && file.len() <= BINARY_MAX_BYTES);
+        if fits && let Ok(bytes) = std::fs::read(candidate) {
+            if is_static(&bytes) {
+                return Ok(bytes);
+            }
+            if given.is_some() {
+                return Err(format!("{} is not a static program", candidate.display()));
+            }
+        }
+    }
+    match given {
+        Some(given) => Err(format!("{} cannot be read", given.display())),
+        None => Err(format!(
+            "there is no static {BINARY_NAME} beside this program or in {LIBRARY_DIRECTORY}; scripts/build-agent makes one"
+        )),
+    }
+}
+
+/// Tells whether a program is a 64-bit ELF file that asks for no dynamic linker: no program header of type `PT_INTERP`.
+fn is_static(bytes: &[u8]) -> bool {
+    const PT_INTERP: u32 = 3;
+    let number = |at: usize, length: usize| {
+        bytes
+            .get(at..at + length)
+            .map(|field| field.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    // Magic, 64 bits, little endian.
+    if bytes.get(..6) != Some(b"\x7fELF\x02\x01".as_slice()) {
+        return false;
+    }
+    let (Some(table), Some(size), Some(count)) = (number(32, 8), number(54, 2), number(56, 2)) else { return false };
+    (0..count).all(|header| {
+        let at = table.checked_add(header * size).and_then(|at| usize::try_from(at).ok());
+        let kind = at.filter(|at| *at < bytes.len()).and_then(|at| number(at, 4));
+        kind.is_some_and(|kind| kind != u64::from(PT_INTERP))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shell_prints_is_passed_over() {
+        let mut stream = b"Welcome to mail!\nZMRAGEN\n".to_vec();
+        stream.extend_from_slice(&preamble());
+        assert_eq!(read_preamble(&mut stream.as_slice()).unwrap(), VERSION);
+        assert!(read_preamble(&mut b"no such command".as_slice()).is_err());
+        assert_eq!(read_preamble(&mut std::io::repeat(b'x')).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn static_programs_are_told_apart() {
+        assert!(!is_static(b"#!/bin/sh\n"));
+        assert!(!is_static(b"\x7fELF\x02\x01"));
+        // This test is linked dynamically, unless all of the build is static.
+        let own = std::fs::read("/proc/self/exe").unwrap();
+        assert_eq!(is_static(&own), cfg!(target_feature = "crt-static"));
+    }
+}

@@ -1,0 +1,539 @@
+//! The tree of another host, as a run sees it: frames of an agent turned into listings and answers, everything checked on the way.
+//!
+//! Chunks: an offer is numbered as it comes and answered at the next chance; the event goes to the run only when the chunk has arrived, so what the run has settled never waits for
+//! bytes, and a lost connection costs what was on its way and no more.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::blocks::BlockCache;
+use super::link::{Link, Queue, WireCounters};
+use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::model::{ChunkHash, Kind, Stat, Xattr};
+use crate::remote::protocol::frame::{Frame, Kind as FrameKind, unpack};
+use crate::remote::protocol::listing::{BLOCK_LIMIT_BYTES, ListingReader};
+use crate::remote::protocol::messages::{
+    ChunkFrame, Event, StatCoder, XATTRS_MAX_BYTES, decode_owner_names, decode_root_stat, encode_bits, encode_owners,
+    encode_requests, event,
+};
+use crate::remote::protocol::{BLOCKS_AHEAD, EVENTS_AHEAD_BYTES};
+use crate::remote::transport::Connection;
+use crate::source::cut::MAX_CHUNK_BYTES;
+use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
+use crate::source::scan::Listing;
+use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed, OwnerNames, ScanEnd, SourceError, SourceTree};
+
+/// Blocks that may wait to be decoded.
+const BLOCKS_WAITING: usize = 2 * BLOCKS_AHEAD;
+/// Requests gathered for one frame.
+const REQUESTS_GATHERED: usize = 128;
+/// Bytes of paths gathered for one frame.
+const REQUEST_BYTES: usize = 256 << 10;
+/// The longest literal that an agent may send: the target of a symbolic link.
+const LITERAL_MAX_BYTES: usize = 4096;
+/// Tell the agent what was taken when it is so much.
+const TAKEN_STEP_BYTES: u64 = EVENTS_AHEAD_BYTES as u64 / 8;
+/// Most inodes of one tree. A run keeps 48 bytes for each, and a hostile agent could go on for ever.
+const INODES_MAX: u64 = 250_000_000;
+
+fn broken(error: DecodeError) -> SourceError {
+    SourceError::Protocol { reason: error.to_string() }
+}
+
+fn breach(reason: &str) -> SourceError {
+    SourceError::Protocol { reason: reason.to_owned() }
+}
+
+impl From<IntakeFailed> for SourceError {
+    fn from(_: IntakeFailed) -> SourceError {
+        SourceError::Intake
+    }
+}
+
+/// An offered block.
+struct PendingBlock {
+    hash: [u8; 32],
+    /// Plain and kept bytes, if the last scan had it.
+    known: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A request that is under way.
+struct Expected {
+    stat: Stat,
+    want: Want,
+}
+
+/// An event on its way to the run.
+struct Slot {
+    event: ReadEvent,
+    /// The chunk that it waits for.
+    chunk: Option<u64>,
+    /// Bytes of its frame that are taken with it.
+    frame_bytes: u64,
+}
+
+/// A chunk that was wanted.
+struct Wanted {
+    number: u64,
+    hash: ChunkHash,
+    length: u32,
+}
+
+/// Checks the events of one answer as they come.
+#[derive(Default)]
+struct AnswerCheck {
+    delivered: u64,
+    xattrs: Vec<Xattr>,
+    xattr_bytes: usize,
+}
+
+impl AnswerCheck {
+    fn add(&mut self, length: usize) -> Result<(), SourceError> {
+        self.delivered = self
+            .delivered
+            .checked_add(length as u64)
+            .filter(|total| *total <= i64::MAX as u64)
+            .ok_or_else(|| breach("a file that is longer than any can be"))?;
+        Ok(())
+    }
+
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), SourceError> {
+        if bytes.is_empty() || bytes.len() > LITERAL_MAX_BYTES {
+            return Err(breach("a literal that is empty or long"));
+        }
+        self.add(bytes.len())
+    }
+
+    fn zeros(&mut self, length: u64) -> Result<(), SourceError> {
+        match usize::try_from(length) {
+            Ok(length @ 1..) => self.add(length),
+            _ => Err(breach("a hole of no or endless length")),
+        }
+    }
+
+    fn chunk(&mut self, length: usize) -> Result<(), SourceError> {
+        if length == 0 || length > MAX_CHUNK_BYTES {
+            return Err(breach("a chunk that is empty or too long"));
+        }
+        self.add(length)
+    }
+
+    fn xattr(&mut self, xattr: Xattr) -> Result<(), SourceError> {
+        self.xattr_bytes += xattr.name.len() + xattr.value.len() + 64;
+        if self.xattr_bytes > XATTRS_MAX_BYTES || self.xattrs.last().is_some_and(|last| last.name >= xattr.name) {
+            return Err(breach("extended attributes out of order, or more than an inode can have"));
+        }
+        self.xattrs.push(xattr);
+        Ok(())
+    }
+
+    /// Ends the answer to a request, if its content is as long as it says.
+    fn end(
+        &mut self,
+        expected: &Expected,
+        stat: Stat,
+        result: ReadResult,
+        read_bytes: u64,
+    ) -> Result<ReadOutcome, SourceError> {
+        let AnswerCheck { delivered, xattrs, .. } = std::mem::take(self);
+        if stat.kind == Kind::Directory {
+            return Err(breach("an answer that is a directory"));
+        }
+        if matches!(result, ReadResult::Read | ReadResult::Changed) {
+            let asked = &expected.stat;
+            let as_scanned = (stat.kind, stat.ino, stat.btime, stat.size, stat.mtime)
+                == (asked.kind, asked.ino, asked.btime, asked.size, asked.mtime);
+            let nothing_due = expected.want == Want::Attributes && as_scanned && delivered == 0;
+            let length = if matches!(stat.kind, Kind::File | Kind::Symlink) { stat.size } else { 0 };
+            if !nothing_due && delivered != length {
+                return Err(breach("a content of another length than its file"));
+            }
+        }
+        Ok(ReadOutcome { stat, xattrs, result, read_bytes })
+    }
+}
+
+/// A tree on another host.
+pub struct RemoteTree {
+    link: Link,
+    cache: BlockCache,
+    reader: ListingReader,
+    pending: VecDeque<PendingBlock>,
+    listings: VecDeque<Listing>,
+    inodes: u64,
+    end: Option<ScanEnd>,
+    gathered: Vec<ReadRequest>,
+    gathered_bytes: usize,
+    expected: VecDeque<Expected>,
+    check: AnswerCheck,
+    slots: VecDeque<Slot>,
+    /// Frames of events that came while only chunks were waited for.
+    postponed: VecDeque<Frame>,
+    next_offer: u64,
+    answers: Vec<bool>,
+    wanted: HashMap<u64, Wanted>,
+    /// Numbers of the chunks in `wanted`.
+    missing: HashSet<u64>,
+    taken: u64,
+    dictionary: u32,
+}
+
+impl RemoteTree {
+    /// Takes a connection on which the agent has started, and the file that keeps listing blocks from night to night.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(
+        connection: Connection,
+        counters: Arc<WireCounters>,
+        block_cache: &Path,
+    ) -> Result<RemoteTree, SourceError> {
+        let link = Link::start(connection, counters)
+            .map_err(|error| SourceError::Lost { reason: format!("a thread cannot be started: {error}") })?;
+        Ok(RemoteTree {
+            link,
+            cache: BlockCache::open(block_cache),
+            reader: ListingReader::default(),
+            pending: VecDeque::new(),
+            listings: VecDeque::new(),
+            inodes: 0,
+            end: None,
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            expected: VecDeque::new(),
+            check: AnswerCheck::default(),
+            slots: VecDeque::new(),
+            postponed: VecDeque::new(),
+            next_offer: 0,
+            answers: Vec::new(),
+            wanted: HashMap::new(),
+            missing: HashSet::new(),
+            taken: 0,
+            dictionary: 0,
+        })
+    }
+
+    // --- Listings
+
+    /// Takes offers that are there, up to what may wait; waits for one frame if none is pending.
+    fn take_offers(&mut self) -> Result<(), SourceError> {
+        let mut answers = Vec::new();
+        while self.pending.len() < BLOCKS_WAITING && self.end.is_none() {
+            let frame = match self.link.ready(Queue::Offers) {
+                Some(frame) => frame,
+                None if self.pending.is_empty() => self.link.wait(Queue::Offers)?,
+                None => break,
+            };
+            match frame.kind {
+                FrameKind::BlocksOffered => {
+                    let mut decoder = Decoder::new(&frame.payload);
+                    while !decoder.is_empty() {
+                        let hash: [u8; 32] = decoder.array().map_err(broken)?;
+                        if decoder.varint().map_err(broken)? > BLOCK_LIMIT_BYTES as u64 {
+                            return Err(breach("a listing block that is too long"));
+                        }
+                        let known = self.cache.get(&hash);
+                        answers.push(known.is_none());
+                        self.pending.push_back(PendingBlock { hash, known });
+                    }
+                }
+                FrameKind::ScanEnds => {
+                    let mut decoder = Decoder::new(&frame.payload);
+                    let (excluded, stats) = (decoder.varint().map_err(broken)?, decoder.varint().map_err(broken)?);
+                    self.end = Some(ScanEnd { problems: Vec::new(), excluded, stats });
+                }
+                _ => return Err(breach("a listing block that was not asked for")),
+            }
+        }
+        if !answers.is_empty() {
+            self.link.send(FrameKind::BlocksWanted, &encode_bits(&answers));
+        }
+        Ok(())
+    }
+
+    fn next_block(&mut self) -> Result<Option<Vec<u8>>, SourceError> {
+        self.take_offers()?;
+        let Some(block) = self.pending.pop_front() else { return Ok(None) };
+        let (plain, packed) = match block.known {
+            Some(known) => known,
+            None => {
+                let frame = self.link.wait(Queue::Blocks)?;
+                let plain = unpack(&frame.payload, BLOCK_LIMIT_BYTES)
+                    .map_err(|error| SourceError::Protocol { reason: error.to_string() })?;
+                if *blake3::hash(&plain).as_bytes() != block.hash {
+                    return Err(breach("a listing block that is not the one offered"));
+                }
+                (plain, frame.payload)
+            }
+        };
+        self.cache.push(&block.hash, &packed);
+        Ok(Some(plain))
+    }
+
+    // --- Answers
+
+    fn send_gathered(&mut self) {
+        if !self.gathered.is_empty() {
+            self.link.send(FrameKind::Reads, &encode_requests(&self.gathered));
+            self.gathered.clear();
+            self.gathered_bytes = 0;
+        }
+    }
+
+    fn send_answers(&mut self, intake: &dyn ChunkIntake) {
+        // Before the answers, so that what they want is compressed with it; in a night without news not at all.
+        let news = self.answers.contains(&true);
+        if let Some((id, bytes)) = intake.dictionary().filter(|(id, _)| news && *id != self.dictionary) {
+            let mut payload = Vec::with_capacity(bytes.len() + 4);
+            put_varint(&mut payload, u64::from(id));
+            payload.extend_from_slice(bytes);
+            self.link.send(FrameKind::Dictionary, &payload);
+            self.dictionary = id;
+        }
+        if !self.answers.is_empty() {
+            self.link.send(FrameKind::ChunksWanted, &encode_bits(&self.answers));
+            self.answers.clear();
+        }
+        if self.taken >= TAKEN_STEP_BYTES {
+            let mut payload = Vec::new();
+            put_varint(&mut payload, std::mem::take(&mut self.taken));
+            self.link.send(FrameKind::Taken, &payload);
+        }
+    }
+
+    fn take_frame(&mut self, frame: &Frame, intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+        match frame.kind {
+            FrameKind::Chunk => self.take_chunk(&frame.payload, intake),
+            _ => self.take_events(&frame.payload, intake),
+        }
+    }
+
+    fn take_chunk(&mut self, payload: &[u8], intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+        let ChunkFrame { offer, codec, dictionary_id, stored } = ChunkFrame::get(payload).map_err(broken)?;
+        let wanted = self.wanted.remove(&offer).ok_or_else(|| breach("a chunk that was not asked for"))?;
+        let Wanted { number, hash, length } = wanted;
+        let stored = stored.to_vec();
+        intake.arrive(ArrivedChunk { number, hash, plain_length: length, codec, dictionary_id, stored })?;
+        self.missing.remove(&number);
+        Ok(())
+    }
+
+    fn take_events(&mut self, payload: &[u8], intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+        let (mut decoder, mut coder) = (Decoder::new(payload), StatCoder::default());
+        while !decoder.is_empty() {
+            if self.expected.is_empty() {
+                return Err(breach("an answer that was not asked for"));
+            }
+            let mut chunk = None;
+            let event = match event(&mut decoder, &mut coder).map_err(broken)? {
+                Event::Literal(bytes) => {
+                    self.check.literal(&bytes)?;
+                    ReadEvent::Literal(bytes)
+                }
+                Event::Zeros(length) => {
+                    self.check.zeros(length)?;
+                    ReadEvent::Zeros(length)
+                }
+                Event::Offer(hash, length) => {
+                    self.check.chunk(length as usize)?;
+                    let (number, wanted) = intake.offer(&hash, length)?;
+                    if wanted {
+                        self.wanted.insert(self.next_offer, Wanted { number, hash, length });
+                        self.missing.insert(number);
+                    }
+                    self.next_offer += 1;
+                    self.answers.push(wanted);
+                    chunk = self.missing.contains(&number).then_some(number);
+                    ReadEvent::Stored { number, length }
+                }
+                Event::Chunk(_) => return Err(breach("a chunk that was not offered")),
+                Event::Restart => {
+                    self.check.delivered = 0;
+                    ReadEvent::Restart
+                }
+                Event::Xattr(xattr) => {
+                    self.check.xattr(xattr)?;
+                    continue;
+                }
+                Event::Done { stat, result, read_bytes } => {
+                    let expected = self.expected.pop_front().ok_or_else(|| breach("an answer too many"))?;
+                    ReadEvent::Done(Box::new(self.check.end(&expected, stat, result.into(), read_bytes)?))
+                }
+            };
+            self.slots.push_back(Slot { event, chunk, frame_bytes: 0 });
+        }
+        match self.slots.back_mut() {
+            Some(last) => last.frame_bytes += payload.len() as u64,
+            // Nothing but extended attributes.
+            None => self.taken += payload.len() as u64,
+        }
+        Ok(())
+    }
+
+    /// Returns the next event if nothing is missing for it.
+    fn ready(&mut self) -> Option<ReadEvent> {
+        let front = self.slots.front()?;
+        if front.chunk.is_some_and(|number| self.missing.contains(&number)) {
+            return None;
+        }
+        let slot = self.slots.pop_front()?;
+        self.taken += slot.frame_bytes;
+        Some(slot.event)
+    }
+}
+
+impl SourceTree for RemoteTree {
+    fn next_listing(&mut self) -> Result<Option<Listing>, SourceError> {
+        loop {
+            if let Some(listing) = self.listings.pop_front() {
+                self.inodes += listing.entries.len() as u64;
+                if self.inodes > INODES_MAX {
+                    return Err(breach("a tree of more names than are taken"));
+                }
+                return Ok(Some(listing));
+            }
+            match self.next_block()? {
+                Some(block) => self.reader.block(&block, &mut self.listings).map_err(broken)?,
+                None => {
+                    self.reader.finish().map_err(broken)?;
+                    self.cache.keep(true);
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    fn file_systems(&self) -> Vec<Vec<u8>> {
+        self.reader.file_systems().to_vec()
+    }
+
+    fn end_of_scan(&mut self) -> ScanEnd {
+        let end = self.end.clone().unwrap_or_default();
+        ScanEnd { problems: self.reader.take_problems(), ..end }
+    }
+
+    fn stat_root_entry(&mut self, name: &[u8]) -> Result<Option<Stat>, SourceError> {
+        self.link.send(FrameKind::StatRoot, name);
+        let frame = self.link.wait(Queue::Answers)?;
+        if frame.kind != FrameKind::RootStat {
+            return Err(breach("an answer to something else"));
+        }
+        decode_root_stat(&frame.payload).map_err(broken)
+    }
+
+    fn submit(&mut self, request: ReadRequest) -> Result<(), SourceError> {
+        self.expected.push_back(Expected { stat: request.stat, want: request.want });
+        self.gathered_bytes += request.path.len();
+        self.gathered.push(request);
+        if self.gathered.len() >= REQUESTS_GATHERED || self.gathered_bytes >= REQUEST_BYTES {
+            self.send_gathered();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), SourceError> {
+        self.send_gathered();
+        Ok(())
+    }
+
+    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent, SourceError> {
+        self.send_gathered();
+        loop {
+            // Offers are answered as soon as they are here, not when their turn comes.
+            while let Some(frame) = self.postponed.pop_front().or_else(|| self.link.ready(Queue::Reads)) {
+                self.take_frame(&frame, intake)?;
+            }
+            let ready = self.ready();
+            self.send_answers(intake);
+            if let Some(event) = ready {
+                return Ok(event);
+            }
+            let frame = self.link.wait(Queue::Reads)?;
+            self.take_frame(&frame, intake)?;
+        }
+    }
+
+    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError> {
+        self.link.send(FrameKind::ReadApart, &encode_requests(std::slice::from_ref(request)));
+        let expected = Expected { stat: request.stat, want: request.want };
+        let mut check = AnswerCheck::default();
+        loop {
+            let frame = self.link.wait(Queue::Apart)?;
+            let (mut decoder, mut coder) = (Decoder::new(&frame.payload), StatCoder::default());
+            while !decoder.is_empty() {
+                let (event, bytes) = match event(&mut decoder, &mut coder).map_err(broken)? {
+                    Event::Literal(bytes) => {
+                        check.literal(&bytes)?;
+                        let length = bytes.len();
+                        (ReadEvent::Literal(bytes), length)
+                    }
+                    Event::Zeros(length) => {
+                        check.zeros(length)?;
+                        (ReadEvent::Zeros(length), 0)
+                    }
+                    Event::Chunk(plain) => {
+                        check.chunk(plain.len())?;
+                        let length = plain.len();
+                        (ReadEvent::Chunk(ChunkHash::of(&plain), plain), length)
+                    }
+                    Event::Offer(..) => return Err(breach("an offer where none is made")),
+                    Event::Restart => {
+                        check.delivered = 0;
+                        (ReadEvent::Restart, 0)
+                    }
+                    Event::Xattr(xattr) => {
+                        check.xattr(xattr)?;
+                        continue;
+                    }
+                    Event::Done { stat, result, read_bytes } => {
+                        return check.end(&expected, stat, result.into(), read_bytes);
+                    }
+                };
+                sink.event(event, bytes).map_err(|_| SourceError::Intake)?;
+            }
+        }
+    }
+
+    fn abandon(&mut self, intake: &mut dyn ChunkIntake) {
+        // What has arrived is not to travel again, and its events are of no use any more.
+        while let Some(frame) = self.link.ready(Queue::Reads) {
+            if frame.kind == FrameKind::Chunk && self.take_chunk(&frame.payload, intake).is_err() {
+                break;
+            }
+        }
+        for wanted in self.wanted.drain().map(|(_, wanted)| wanted) {
+            intake.forget(&wanted.hash);
+        }
+        self.missing.clear();
+        self.postponed.clear();
+        self.cache.keep(false);
+    }
+
+    fn settle(&mut self, intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+        self.send_answers(intake);
+        while !self.wanted.is_empty() {
+            let frame = self.link.wait(Queue::Reads)?;
+            if frame.kind == FrameKind::Chunk {
+                self.take_chunk(&frame.payload, intake)?;
+            } else {
+                // It would bring more offers, without end.
+                self.postponed.push_back(frame);
+            }
+        }
+        Ok(())
+    }
+
+    fn owner_names(&mut self, users: &BTreeSet<u32>, groups: &BTreeSet<u32>) -> Result<OwnerNames, SourceError> {
+        self.link.send(FrameKind::Owners, &encode_owners(users.iter(), groups.iter()));
+        let frame = self.link.wait(Queue::Answers)?;
+        if frame.kind != FrameKind::OwnerNames {
+            return Err(breach("an answer to something else"));
+        }
+        let mut names = decode_owner_names(&frame.payload).map_err(broken)?;
+        // Only what was asked for.
+        names.users.retain(|number, _| users.contains(number));
+        names.groups.retain(|number, _| groups.contains(number));
+        Ok(names)
+    }
+}

@@ -1,0 +1,543 @@
+//! The payloads of frames that carry stats, requests and answers.
+//!
+//! **Stat**: a byte of flags, then what they leave open, as differences to the stat before it in the same payload (all zero before the first). Bits 0-2 the
+//! kind; 3 mode, uid and gid as before; 4 link count 1; 5 allocated bytes are the size rounded up to 4,096; 6 ctime equals mtime; 7 a birth time follows.
+//! Then unless bit 3 mode, uid, gid; unless bit 4 the link count; size; unless bit 5 allocated units of 512 bytes; for devices the device number; inode number (signed
+//! difference); file system (see below); mtime (signed difference of seconds, nanoseconds); unless bit 6 ctime (signed difference of seconds to mtime, nanoseconds);
+//! with bit 7 the birth time likewise. Where a stat has a device number of its file system, the number of the file system in the scan stands: `st_dev` changes at a
+//! reboot, and means nothing on another host.
+
+use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint};
+use crate::model::{ChunkHash, Kind, Stat, Timestamp, Xattr};
+use crate::source::read::{ReadRequest, ReadResult, Want};
+use crate::source::scan::{Problem, ProblemKind};
+use crate::source::tree::OwnerNames;
+
+/// The file system of a stat that lies on none of the scan, such as that of a mount point that is not entered.
+pub const NO_FILE_SYSTEM: u64 = u64::MAX >> 1;
+
+/// Most bytes of all extended attributes of one inode that are taken. Linux allows 64 KiB each, and file systems far less together.
+pub const XATTRS_MAX_BYTES: usize = 16 << 20;
+
+/// A time of day that no stat has.
+const BAD_NANOS: DecodeError = DecodeError("a time with more than a second's nanoseconds");
+
+/// Carries what stats of one payload have in common from one to the next.
+#[derive(Clone, Debug)]
+pub struct StatCoder {
+    last: Stat,
+}
+
+impl Default for StatCoder {
+    fn default() -> StatCoder {
+        StatCoder { last: ZERO_STAT }
+    }
+}
+
+/// A stat with nothing in it.
+pub const ZERO_STAT: Stat = Stat {
+    kind: Kind::File,
+    mode: 0,
+    uid: 0,
+    gid: 0,
+    nlink: 0,
+    size: 0,
+    allocated_bytes: 0,
+    rdev: 0,
+    ino: 0,
+    dev: 0,
+    mtime: Timestamp { seconds: 0, nanos: 0 },
+    ctime: Timestamp { seconds: 0, nanos: 0 },
+    btime: None,
+};
+
+fn is_device(kind: Kind) -> bool {
+    matches!(kind, Kind::CharDevice | Kind::BlockDevice)
+}
+
+fn put_time(out: &mut Vec<u8>, time: Timestamp, base: i64) {
+    put_signed(out, time.seconds.wrapping_sub(base));
+    put_varint(out, u64::from(time.nanos));
+}
+
+fn time(decoder: &mut Decoder<'_>, base: i64) -> Result<Timestamp, DecodeError> {
+    let seconds = base.wrapping_add(decoder.signed()?);
+    let nanos = decoder.varint32()?;
+    if nanos >= 1_000_000_000 { Err(BAD_NANOS) } else { Ok(Timestamp { seconds, nanos }) }
+}
+
+impl StatCoder {
+    /// Appends a stat, whose `dev` is the number of its file system.
+    pub fn put(&mut self, out: &mut Vec<u8>, stat: &Stat) {
+        let last = &self.last;
+        let same_owner = (stat.mode, stat.uid, stat.gid) == (last.mode, last.uid, last.gid);
+        let usual_allocation = stat.allocated_bytes == stat.size.div_ceil(4096).saturating_mul(4096);
+        let mut flags = stat.kind as u8;
+        for (bit, set) in [
+            (3, same_owner),
+            (4, stat.nlink == 1),
+            (5, usual_allocation),
+            (6, stat.ctime == stat.mtime),
+            (7, stat.btime.is_some()),
+        ] {
+            flags |= u8::from(set) << bit;
+        }
+        out.push(flags);
+        if !same_owner {
+            put_varint(out, u64::from(stat.mode));
+            put_varint(out, u64::from(stat.uid));
+            put_varint(out, u64::from(stat.gid));
+        }
+        if stat.nlink != 1 {
+            put_varint(out, u64::from(stat.nlink));
+        }
+        put_varint(out, stat.size);
+        if !usual_allocation {
+            put_varint(out, stat.allocated_bytes / 512);
+        }
+        if is_device(stat.kind) {
+            put_varint(out, stat.rdev);
+        }
+        put_signed(out, stat.ino.wrapping_sub(last.ino) as i64);
+        put_varint(out, stat.dev);
+        put_time(out, stat.mtime, last.mtime.seconds);
+        if stat.ctime != stat.mtime {
+            put_time(out, stat.ctime, stat.mtime.seconds);
+        }
+        if let Some(birth) = stat.btime {
+            put_time(out, birth, stat.mtime.seconds);
+        }
+        self.last = *stat;
+    }
+
+    /// Reads a stat.
+    ///
+    /// # Errors
+    /// For bytes that no side writes.
+    pub fn get(&mut self, decoder: &mut Decoder<'_>) -> Result<Stat, DecodeError> {
+        let flags = decoder.byte()?;
+        let set = |bit: u8| flags & (1 << bit) != 0;
+        let kind = Kind::from_number(flags & 7).ok_or(DecodeError("an unknown kind of inode"))?;
+        let (mode, uid, gid) = if set(3) {
+            (self.last.mode, self.last.uid, self.last.gid)
+        } else {
+            (decoder.varint32()?, decoder.varint32()?, decoder.varint32()?)
+        };
+        if mode > 0o7777 {
+            return Err(DecodeError("permission bits that do not exist"));
+        }
+        let nlink = if set(4) { 1 } else { decoder.varint32()? };
+        let size = decoder.varint()?;
+        let allocated_bytes =
+            if set(5) { size.div_ceil(4096).saturating_mul(4096) } else { decoder.varint()?.saturating_mul(512) };
+        let rdev = if is_device(kind) { decoder.varint()? } else { 0 };
+        let ino = self.last.ino.wrapping_add(decoder.signed()? as u64);
+        let dev = decoder.varint()?;
+        let mtime = time(decoder, self.last.mtime.seconds)?;
+        let ctime = if set(6) { mtime } else { time(decoder, mtime.seconds)? };
+        let btime = if set(7) { Some(time(decoder, mtime.seconds)?) } else { None };
+        let stat = Stat { kind, mode, uid, gid, nlink, size, allocated_bytes, rdev, ino, dev, mtime, ctime, btime };
+        self.last = stat;
+        Ok(stat)
+    }
+}
+
+/// Appends one extended attribute.
+pub fn put_xattr(out: &mut Vec<u8>, xattr: &Xattr) {
+    put_bytes(out, &xattr.name);
+    put_bytes(out, &xattr.value);
+}
+
+/// Reads one extended attribute; what came before it and what may come bounds `total`.
+///
+/// # Errors
+/// For bytes that no side writes, and for more than [`XATTRS_MAX_BYTES`].
+pub fn xattr(decoder: &mut Decoder<'_>, xattrs: &mut Vec<Xattr>, total: &mut usize) -> Result<(), DecodeError> {
+    let (name, value) = (decoder.bytes()?, decoder.bytes()?);
+    *total += name.len() + value.len() + 64;
+    if *total > XATTRS_MAX_BYTES {
+        return Err(DecodeError("more extended attributes than an inode can have"));
+    }
+    if name.is_empty() || name.contains(&0) || xattrs.last().is_some_and(|last| *last.name >= *name) {
+        return Err(DecodeError("extended attributes without names, or out of order"));
+    }
+    xattrs.push(Xattr { name: name.into(), value: value.into() });
+    Ok(())
+}
+
+/// Encodes read requests.
+pub fn encode_requests(requests: &[ReadRequest]) -> Vec<u8> {
+    let (mut out, mut coder, mut last) = (Vec::new(), StatCoder::default(), &[][..]);
+    for request in requests {
+        let shared = request.path.iter().zip(last).take_while(|(a, b)| a == b).count();
+        out.push(u8::from(request.want == Want::Content));
+        put_varint(&mut out, shared as u64);
+        put_bytes(&mut out, &request.path[shared..]);
+        coder.put(&mut out, &request.stat);
+        last = &request.path;
+    }
+    out
+}
+
+/// Decodes read requests.
+///
+/// # Errors
+/// For bytes that no side writes.
+pub fn decode_requests(payload: &[u8]) -> Result<Vec<ReadRequest>, DecodeError> {
+    let (mut decoder, mut coder) = (Decoder::new(payload), StatCoder::default());
+    let mut requests: Vec<ReadRequest> = Vec::new();
+    while !decoder.is_empty() {
+        let want = match decoder.byte()? {
+            0 => Want::Attributes,
+            1 => Want::Content,
+            _ => return Err(DecodeError("an unknown wish")),
+        };
+        let shared = usize::try_from(decoder.varint()?).unwrap_or(usize::MAX);
+        let last = requests.last().map_or(&[][..], |request| &request.path);
+        let mut path = last.get(..shared).ok_or(DecodeError("a path that goes on where none is"))?.to_vec();
+        path.extend_from_slice(decoder.bytes()?);
+        requests.push(ReadRequest { path, stat: coder.get(&mut decoder)?, want });
+    }
+    Ok(requests)
+}
+
+/// One event of an answer, as it travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A segment that is kept as it is.
+    Literal(Vec<u8>),
+    /// A hole.
+    Zeros(u64),
+    /// A chunk that the agent holds, by hash and plain length.
+    Offer(ChunkHash, u32),
+    /// A chunk with its bytes: only where no offers are made.
+    Chunk(Vec<u8>),
+    /// The segments so far are void.
+    Restart,
+    /// An extended attribute of the inode whose end follows.
+    Xattr(Xattr),
+    /// The end of an answer.
+    Done {
+        /// What is at the name now.
+        stat: Stat,
+        /// How it ended.
+        result: EndResult,
+        /// Bytes read, all attempts together.
+        read_bytes: u64,
+    },
+}
+
+/// How reading an inode ended, as it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndResult {
+    /// See [`ReadResult::Read`].
+    Read,
+    /// See [`ReadResult::Changed`].
+    Changed,
+    /// See [`ReadResult::Vanished`].
+    Vanished,
+    /// See [`ReadResult::Failed`].
+    Failed(i32),
+}
+
+impl From<&ReadResult> for EndResult {
+    fn from(result: &ReadResult) -> EndResult {
+        match result {
+            ReadResult::Read => EndResult::Read,
+            ReadResult::Changed => EndResult::Changed,
+            ReadResult::Vanished => EndResult::Vanished,
+            ReadResult::Failed(errno) => EndResult::Failed(*errno),
+        }
+    }
+}
+
+impl From<EndResult> for ReadResult {
+    fn from(result: EndResult) -> ReadResult {
+        match result {
+            EndResult::Read => ReadResult::Read,
+            EndResult::Changed => ReadResult::Changed,
+            EndResult::Vanished => ReadResult::Vanished,
+            EndResult::Failed(errno) => ReadResult::Failed(errno),
+        }
+    }
+}
+
+/// Appends an event; stats share the coder of their payload.
+pub fn put_event(out: &mut Vec<u8>, coder: &mut StatCoder, event: &Event) {
+    match event {
+        Event::Literal(bytes) => {
+            out.push(0);
+            put_bytes(out, bytes);
+        }
+        Event::Zeros(length) => {
+            out.push(1);
+            put_varint(out, *length);
+        }
+        Event::Offer(hash, length) => {
+            out.push(2);
+            out.extend_from_slice(&hash.0);
+            put_varint(out, u64::from(*length));
+        }
+        Event::Chunk(plain) => {
+            out.push(3);
+            put_bytes(out, plain);
+        }
+        Event::Restart => out.push(4),
+        Event::Xattr(xattr) => {
+            out.push(5);
+            put_xattr(out, xattr);
+        }
+        Event::Done { stat, result, read_bytes } => {
+            let (code, errno) = match result {
+                EndResult::Read => (6, None),
+                EndResult::Changed => (7, None),
+                EndResult::Vanished => (8, None),
+                EndResult::Failed(errno) => (9, Some(*errno)),
+            };
+            out.push(code);
+            if let Some(errno) = errno {
+                put_signed(out, i64::from(errno));
+            }
+            coder.put(out, stat);
+            put_varint(out, *read_bytes);
+        }
+    }
+}
+
+/// Reads an event.
+///
+/// # Errors
+/// For bytes that no side writes.
+pub fn event(decoder: &mut Decoder<'_>, coder: &mut StatCoder) -> Result<Event, DecodeError> {
+    let code = decoder.byte()?;
+    Ok(match code {
+        0 => Event::Literal(decoder.bytes()?.to_vec()),
+        1 => Event::Zeros(decoder.varint()?),
+        2 => Event::Offer(ChunkHash(decoder.array()?), decoder.varint32()?),
+        3 => Event::Chunk(decoder.bytes()?.to_vec()),
+        4 => Event::Restart,
+        5 => {
+            let mut one = Vec::new();
+            xattr(decoder, &mut one, &mut 0)?;
+            match one.pop() {
+                Some(xattr) => Event::Xattr(xattr),
+                None => return Err(DecodeError("an extended attribute that is none")),
+            }
+        }
+        6..=9 => {
+            let result = match code {
+                6 => EndResult::Read,
+                7 => EndResult::Changed,
+                8 => EndResult::Vanished,
+                _ => EndResult::Failed(
+                    i32::try_from(decoder.signed()?)
+                        .ok()
+                        .filter(|errno| (1..4096).contains(errno))
+                        .ok_or(DecodeError("an error number that none is"))?,
+                ),
+            };
+            Event::Done { stat: coder.get(decoder)?, result, read_bytes: decoder.varint()? }
+        }
+        _ => return Err(DecodeError("an unknown event")),
+    })
+}
+
+/// A chunk that was wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkFrame<'a> {
+    /// Its place among all offers of the connection.
+    pub offer: u64,
+    /// Number of the codec, as in packs.
+    pub codec: u8,
+    /// Number of the dictionary that is needed, or 0.
+    pub dictionary_id: u32,
+    /// The bytes.
+    pub stored: &'a [u8],
+}
+
+impl ChunkFrame<'_> {
+    /// Appends it.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.offer);
+        out.push(self.codec);
+        put_varint(out, u64::from(self.dictionary_id));
+        out.extend_from_slice(self.stored);
+    }
+
+    /// Reads one from a whole payload.
+    ///
+    /// # Errors
+    /// For bytes that no side writes.
+    pub fn get(payload: &[u8]) -> Result<ChunkFrame<'_>, DecodeError> {
+        let mut decoder = Decoder::new(payload);
+        let (offer, codec, dictionary_id) = (decoder.varint()?, decoder.byte()?, decoder.varint32()?);
+        Ok(ChunkFrame { offer, codec, dictionary_id, stored: decoder.take(decoder.remaining())? })
+    }
+}
+
+/// Encodes a bit for each of a run of offers.
+pub fn encode_bits(bits: &[bool]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bits.len() / 8 + 4);
+    put_varint(&mut out, bits.len() as u64);
+    for eight in bits.chunks(8) {
+        out.push(eight.iter().enumerate().fold(0, |byte, (at, bit)| byte | u8::from(*bit) << at));
+    }
+    out
+}
+
+/// Decodes the bits of a run of offers.
+///
+/// # Errors
+/// For bytes that no side writes.
+pub fn decode_bits(payload: &[u8]) -> Result<Vec<bool>, DecodeError> {
+    let mut decoder = Decoder::new(payload);
+    let count = decoder.varint()?;
+    if count.div_ceil(8) != decoder.remaining() as u64 {
+        return Err(DecodeError("a count that does not fit its bits"));
+    }
+    let bytes = decoder.take(decoder.remaining())?;
+    Ok((0..count as usize).map(|at| bytes[at / 8] >> (at % 8) & 1 == 1).collect())
+}
+
+/// Appends a problem of the scan.
+pub fn put_problem(out: &mut Vec<u8>, problem: &Problem) {
+    put_bytes(out, &problem.path);
+    out.push(match problem.kind {
+        ProblemKind::Unreadable => 0,
+        ProblemKind::Vanished => 1,
+        ProblemKind::TooLong => 2,
+        ProblemKind::Mounted => 3,
+        ProblemKind::TooManyOpenFiles => 4,
+    });
+    put_bytes(out, problem.message.as_bytes());
+    put_signed(out, i64::from(problem.errno));
+}
+
+/// Reads a problem of the scan.
+///
+/// # Errors
+/// For bytes that no side writes.
+pub fn problem(decoder: &mut Decoder<'_>) -> Result<Problem, DecodeError> {
+    let path = decoder.bytes()?.to_vec();
+    let kind = match decoder.byte()? {
+        0 => ProblemKind::Unreadable,
+        1 => ProblemKind::Vanished,
+        2 => ProblemKind::TooLong,
+        3 => ProblemKind::Mounted,
+        4 => ProblemKind::TooManyOpenFiles,
+        _ => return Err(DecodeError("an unknown kind of problem")),
+    };
+    let message = String::from_utf8_lossy(decoder.bytes()?).into_owned();
+    let errno = i32::try_from(decoder.signed()?).map_err(|_| DecodeError("an error number out of range"))?;
+    Ok(Problem { path, kind, message, errno })
+}
+
+/// Encodes the answer about a name below the root.
+pub fn encode_root_stat(stat: Option<&Stat>) -> Vec<u8> {
+    let mut out = Vec::new();
+    if let Some(stat) = stat {
+        StatCoder::default().put(&mut out, stat);
+    }
+    out
+}
+
+/// Decodes the answer about a name below the root.
+///
+/// # Errors
+/// For bytes that no side writes.
+pub fn decode_root_stat(payload: &[u8]) -> Result<Option<Stat>, DecodeError> {
+    if payload.is_empty() {
+        return Ok(None);
+    }
+    let mut decoder = Decoder::new(payload);
+    let stat = StatCoder::default().get(&mut decoder)?;
+    decoder.finish()?;
+    Ok(Some(stat))
+}
+
+/// Encodes numbers of users and of groups, in order.
+pub fn encode_owners<'a>(
+    users: impl ExactSizeIterator<Item = &'a u32>,
+    groups: impl ExactSizeIterator<Item = &'a u32>,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_varint(&mut out, users.len() as u64);
+    users.chain(groups).for_each(|number| put_varint(&mut out, u64::from(*number)));
+    out
+}
+
+/// Decodes numbers of users and of groups.
+///
+/// # Errors
+/// For bytes that no side writes.
+pub fn decode_owners(payload: &[u8]) -> Result<(Vec<u32>, Vec<u32>), DecodeError> {
+    let mut decoder = Decoder::new(payload);
+    let users = (0..decoder.count()?).map(|_| decoder.varint32()).collect::<Result<_, _>>()?;
+    let mut groups = Vec::new();
+    while !decoder.is_empty() {
+        groups.push(decoder.varint32()?);
+    }
+    Ok((users, groups))
+}
+
+/// Encodes names of owners.
+pub fn encode_owner_names(names: &OwnerNames) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_varint(&mut out, names.users.len() as u64);
+    for (number, name) in names.users.iter().chain(&names.groups) {
+        put_varint(&mut out, u64::from(*number));
+        put_bytes(&mut out, name.as_bytes());
+    }
+    out
+}
+
+/// Decodes names of owners.
+///
+/// # Errors
+/// For bytes that no side writes.
+pub fn decode_owner_names(payload: &[u8]) -> Result<OwnerNames, DecodeError> {
+    fn one(decoder: &mut Decoder<'_>) -> Result<(u32, String), DecodeError> {
+        let number = decoder.varint32()?;
+        let name = std::str::from_utf8(decoder.bytes()?).map_err(|_| DecodeError("a name that is not UTF-8"))?;
+        Ok((number, name.to_owned()))
+    }
+    let mut decoder = Decoder::new(payload);
+    let users = (0..decoder.count()?).map(|_| one(&mut decoder)).collect::<Result<_, _>>()?;
+    let mut names = OwnerNames { users, ..OwnerNames::default() };
+    while !decoder.is_empty() {
+        let (number, name) = one(&mut decoder)?;
+        names.groups.insert(number, name);
+    }
+    Ok(names)
+}
+
+/// How far the agent is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Names that the scan has read.
+    pub names: u64,
+    /// Files read.
+    pub files: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+impl Figures {
+    /// Encodes them.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        [self.names, self.files, self.bytes].into_iter().for_each(|value| put_varint(&mut out, value));
+        out
+    }
+
+    /// Decodes them.
+    ///
+    /// # Errors
+    /// For bytes that no side writes.
+    pub fn decode(payload: &[u8]) -> Result<Figures, DecodeError> {
+        let mut decoder = Decoder::new(payload);
+        let figures = Figures { names: decoder.varint()?, files: decoder.varint()?, bytes: decoder.varint()? };
+        decoder.finish()?;
+        Ok(figures)
+    }
+}

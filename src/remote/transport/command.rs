@@ -1,0 +1,194 @@
+//! A connection through another program, such as `ssh -J gateway`: anything that runs a command on a host and carries its stdin and stdout.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::spec::RemoteSpec;
+use super::{Connection, Control, LastWords, SILENCE, Transport, TransportError, keep_end, quoted};
+
+/// How long a program may take to end after its stdout has.
+const END_TIME: Duration = Duration::from_secs(5);
+
+/// Runs commands on a host through a program of the user's choice.
+pub struct CommandTransport {
+    program: String,
+    spec: RemoteSpec,
+}
+
+impl CommandTransport {
+    /// Takes the program with its options, as a line for the shell.
+    pub fn new(program: &str, spec: &RemoteSpec) -> CommandTransport {
+        CommandTransport { program: program.to_owned(), spec: spec.clone() }
+    }
+
+    fn error(&self, reason: String) -> TransportError {
+        TransportError::Connect { host: self.spec.host.clone(), reason }
+    }
+
+    /// Runs a command to its end and returns what it wrote.
+    fn output_of(&mut self, command: &str, stdin: &[u8]) -> Result<Vec<u8>, TransportError> {
+        let Connection { mut input, mut output, control } = self.run(command)?;
+        let written = output.write_all(stdin).and_then(|()| output.flush());
+        drop(output);
+        let mut bytes = Vec::new();
+        let read = input.read_to_end(&mut bytes);
+        let words = control.last_words();
+        match (written.and(read), words.code) {
+            (Ok(_), Some(0)) => Ok(bytes),
+            (Err(error), None) => Err(self.error(format!("{error}; {words}"))),
+            _ => Err(self.error(format!("`{command}`: {words}"))),
+        }
+    }
+}
+
+impl Transport for CommandTransport {
+    fn run(&mut self, command: &str) -> Result<Connection, TransportError> {
+        let mut program = Command::new("/bin/sh");
+        // The shell splits the program's own options; everything else is passed as it is.
+        program.arg("-c").arg(format!("exec {} \"$@\"", self.program)).arg("sh");
+        if let Some(user) = &self.spec.user {
+            program.args(["-l", user]);
+        }
+        if let Some(port) = self.spec.port {
+            program.args(["-p", &port.to_string()]);
+        }
+        program.arg(&self.spec.host).arg(command);
+        program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child =
+            program.spawn().map_err(|error| self.error(format!("{} cannot be started: {error}", self.program)))?;
+        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(self.error("its pipes are missing".to_owned()));
+        };
+        let control = Arc::new(ChildControl { child: Mutex::new(child), stderr: Mutex::default() });
+        let keeper = Arc::clone(&control);
+        let spawned = std::thread::Builder::new().name("rsh-stderr".to_owned()).spawn(move || keeper.keep(stderr));
+        spawned.map_err(|error| self.error(format!("a thread cannot be started: {error}")))?;
+        Ok(Connection {
+            input: Box::new(TimedReader { fd: stdout.into(), patience: SILENCE }),
+            output: Box::new(PipeWriter { pipe: stdin, _control: Arc::clone(&control) }),
+            control,
+        })
+    }
+
+    fn upload(&mut self, directory: &str, name: &str, bytes: &[u8]) -> Result<(), TransportError> {
+        let (directory, temporary, name) =
+            (quoted(directory), quoted(&format!("{name}.tmp-{}", std::process::id())), quoted(name));
+        let enter = format!("umask 077 && mkdir -p \"$HOME\"/{directory} && cd \"$HOME\"/{directory}");
+        self.output_of(&format!("{enter} && cat > {temporary}"), bytes)?;
+        if self.output_of(&format!("{enter} && cat {temporary}"), &[])? != bytes {
+            return Err(self.error("the uploaded agent reads back as something else".to_owned()));
+        }
+        self.output_of(&format!("{enter} && chmod 700 {temporary} && mv {temporary} {name}"), &[])?;
+        Ok(())
+    }
+
+    fn host(&self) -> &str {
+        &self.spec.host
+    }
+}
+
+struct ChildControl {
+    child: Mutex<Child>,
+    stderr: Mutex<Vec<u8>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ChildControl {
+    fn keep(&self, mut stderr: impl Read) {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stderr.read(&mut buffer) {
+            keep_end(&mut lock(&self.stderr), &buffer[..count]);
+        }
+    }
+}
+
+impl Control for ChildControl {
+    fn abort(&self) {
+        let mut child = lock(&self.child);
+        // Fails for one that has ended, which is as good.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    fn last_words(&self) -> LastWords {
+        let until = Instant::now() + END_TIME;
+        let code = loop {
+            match lock(&self.child).try_wait() {
+                Ok(Some(status)) => break status.code(),
+                Ok(None) if Instant::now() < until => {}
+                _ => break None,
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        // What the thread has still in its hands.
+        std::thread::sleep(Duration::from_millis(20));
+        LastWords { code, stderr: String::from_utf8_lossy(&lock(&self.stderr)).into_owned() }
+    }
+}
+
+impl Drop for ChildControl {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+/// The program's stdin. Holds the program, so that it lives as long as somebody talks to it.
+struct PipeWriter {
+    pipe: ChildStdin,
+    _control: Arc<ChildControl>,
+}
+
+impl Write for PipeWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pipe.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.pipe.flush()
+    }
+}
+
+/// Reads a descriptor, and fails when no byte came for long.
+pub struct TimedReader {
+    fd: OwnedFd,
+    patience: Duration,
+}
+
+impl TimedReader {
+    /// Reads `fd`; each read waits at most so long.
+    pub fn new(fd: OwnedFd, patience: Duration) -> TimedReader {
+        TimedReader { fd, patience }
+    }
+}
+
+impl Read for TimedReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let until = Instant::now() + self.patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            let mut fds = [PollFd::from_borrowed_fd(self.fd.as_fd(), PollFlags::IN)];
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(0) => {
+                    let seconds = self.patience.as_secs();
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, format!("nothing came for {seconds} s")));
+                }
+                Ok(_) => match rustix::io::read(&self.fd, &mut *buffer) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    answer => return Ok(answer?),
+                },
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The receiving end for chunks of another host: numbers them in the catalogue and hands them to the ingest.
+
+use super::SnapshotError;
+use super::ingest::Ingest;
+use crate::catalog::writer::CatalogWriter;
+use crate::model::ChunkHash;
+use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed};
+
+/// Borrows what a run stores with, for one call of its source.
+pub(super) struct Intake<'r> {
+    writer: &'r mut CatalogWriter,
+    ingest: &'r mut Ingest,
+    failure: Option<SnapshotError>,
+}
+
+impl<'r> Intake<'r> {
+    pub(super) fn new(writer: &'r mut CatalogWriter, ingest: &'r mut Ingest) -> Intake<'r> {
+        Intake { writer, ingest, failure: None }
+    }
+
+    /// Returns why a call ended with [`IntakeFailed`].
+    pub(super) fn into_failure(self) -> Option<SnapshotError> {
+        self.failure
+    }
+
+    fn fail(&mut self, error: impl Into<SnapshotError>) -> IntakeFailed {
+        self.failure = Some(error.into());
+        IntakeFailed
+    }
+}
+
+impl ChunkIntake for Intake<'_> {
+    fn offer(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(u64, bool), IntakeFailed> {
+        self.writer.intern_chunk(hash, plain_length).map_err(|error| self.fail(error))
+    }
+
+    fn arrive(&mut self, chunk: ArrivedChunk) -> Result<(), IntakeFailed> {
+        self.ingest.arrive(self.writer, chunk).map_err(|error| self.fail(error))
+    }
+
+    fn forget(&mut self, hash: &ChunkHash) {
+        self.writer.forget_chunk(hash);
+    }
+
+    fn dictionary(&self) -> Option<(u32, &[u8])> {
+        self.ingest.dictionary().map(|dictionary| (dictionary.id(), dictionary.bytes()))
+    }
+}

@@ -1,0 +1,185 @@
+//! A run whose source is on another host: connect, take, and when the connection breaks connect again and go on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::SnapshotError;
+use super::dry_run::dry_run_over;
+use super::options::{DryRun, SnapshotOptions, SnapshotReport};
+use super::progress::Progress;
+use super::run::{Begun, run_over};
+use crate::remote::client::{AgentChoice, RemoteTree, connect};
+use crate::remote::protocol::{Start, Task};
+use crate::remote::transport::Transport;
+use crate::remote::transport::command::CommandTransport;
+use crate::remote::transport::spec::RemoteSpec;
+use crate::remote::transport::ssh::{SshOptions, SshTransport};
+use crate::replica::{LockedReplica, Replica};
+use crate::source::exclude::Excludes;
+use crate::source::tree::SourceError;
+
+/// The first pause before another attempt; each further one is twice as long ...
+const PAUSE: Duration = Duration::from_secs(1);
+/// ... up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How often a pause looks whether the user wants to end.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How the other host is reached.
+#[derive(Clone)]
+pub enum Way {
+    /// By SSH, spoken by this program.
+    Ssh(SshOptions),
+    /// Through a program, as a line for the shell, such as `ssh -J gateway`.
+    Command(String),
+}
+
+impl Way {
+    /// Makes the transport to a host.
+    pub fn transport(&self, spec: &RemoteSpec) -> Box<dyn Transport> {
+        match self {
+            Way::Ssh(options) => Box::new(SshTransport::new(spec, options.clone())),
+            Way::Command(program) => Box::new(CommandTransport::new(program, spec)),
+        }
+    }
+}
+
+/// Where chunks are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompressAt {
+    /// On the source's host: less travels.
+    #[default]
+    Source,
+    /// Here: less work for the mail server.
+    Replica,
+}
+
+/// How to pull.
+#[derive(Clone)]
+pub struct PullOptions {
+    /// How the host is reached.
+    pub way: Way,
+    /// Which agent is used there.
+    pub agent: AgentChoice,
+    /// Where chunks are compressed.
+    pub compress_at: CompressAt,
+    /// Most bytes a second that the agent sends; 0 for no limit.
+    pub bytes_per_second: u64,
+    /// Attempts in a row that may fail without having brought anything before the run gives up.
+    pub retries: u32,
+}
+
+/// Takes a snapshot of a tree on another host and commits it.
+///
+/// # Errors
+/// See [`SnapshotError`]. What was stored until then is kept, and the next run goes on from there.
+pub fn pull(
+    replica: &LockedReplica,
+    spec: &RemoteSpec,
+    pull: &PullOptions,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+) -> Result<SnapshotReport, SnapshotError> {
+    let begun = Begun::now();
+    let name = spec.to_string();
+    with_attempts(pull.retries, progress, || {
+        let tree = open(replica, spec, pull, options, progress, Task::Pull)?;
+        run_over(replica, Box::new(tree), &name, options, progress, &begun)
+    })
+}
+
+/// Scans a tree on another host and tells what [`pull`](fn@pull) would read.
+///
+/// # Errors
+/// See [`SnapshotError`].
+pub fn dry_pull(
+    replica: &Replica,
+    spec: &RemoteSpec,
+    pull: &PullOptions,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+) -> Result<DryRun, SnapshotError> {
+    let name = spec.to_string();
+    with_attempts(pull.retries, progress, || {
+        let mut tree = open(replica, spec, pull, options, progress, Task::Scan)?;
+        dry_run_over(replica, &mut tree, &name, options, progress)
+    })
+}
+
+/// Connects and has the agent begin.
+fn open(
+    replica: &Replica,
+    spec: &RemoteSpec,
+    pull: &PullOptions,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+    task: Task,
+) -> Result<RemoteTree, SnapshotError> {
+    let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    let start = Start {
+        task,
+        root: spec.path.clone(),
+        excludes: excludes.patterns().map(str::to_owned).collect(),
+        cross_file_systems: options.cross_file_systems,
+        level: match pull.compress_at {
+            CompressAt::Source => options.compression.level,
+            CompressAt::Replica => 0,
+        },
+        threads: options.threads,
+        bytes_per_second: pull.bytes_per_second,
+    };
+    let opened = connect(&mut *pull.way.transport(spec), &pull.agent, &start, false)?;
+    progress.wire.connections.fetch_add(1, Ordering::Relaxed);
+    if opened.uploaded {
+        progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
+    }
+    Ok(RemoteTree::start(opened.connection, Arc::clone(&progress.wire), &block_cache(replica, spec))?)
+}
+
+/// Returns the file that keeps the listing blocks of a source.
+fn block_cache(replica: &Replica, spec: &RemoteSpec) -> PathBuf {
+    let name = blake3::hash(spec.to_string().as_bytes()).to_hex();
+    replica.path().join("cache").join(format!("listing-{}", &name[..16]))
+}
+
+/// Tries again when the connection breaks, with longer and longer pauses while nothing comes of it.
+fn with_attempts<T>(
+    retries: u32,
+    progress: &Progress,
+    mut attempt: impl FnMut() -> Result<T, SnapshotError>,
+) -> Result<T, SnapshotError> {
+    let (mut failed, mut pause) = (0, PAUSE);
+    loop {
+        let before = progress.ingest.new_bytes.load(Ordering::Relaxed);
+        let error = match attempt() {
+            Err(error) if may_pass(&error) => error,
+            other => return other,
+        };
+        if progress.ingest.new_bytes.load(Ordering::Relaxed) > before {
+            (failed, pause) = (0, PAUSE);
+        }
+        failed += 1;
+        if failed > retries {
+            return Err(error);
+        }
+        progress.tell(format!("{error}. Another attempt in {} s goes on from there.", pause.as_secs()));
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            if progress.interrupted() {
+                return Err(SnapshotError::Interrupted);
+            }
+            std::thread::sleep(TICK);
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn may_pass(error: &SnapshotError) -> bool {
+    match error {
+        SnapshotError::Connect(error) => error.may_pass(),
+        SnapshotError::Source(SourceError::Lost { .. }) => true,
+        _ => false,
+    }
+}
