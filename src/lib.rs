@@ -6,9 +6,11 @@
 pub mod catalog;
 pub mod check;
 pub mod coding;
+pub mod guard;
 pub mod lease;
 pub mod model;
 pub mod mount;
+pub mod nightly;
 pub mod replica;
 pub mod restore;
 pub mod snapshot;

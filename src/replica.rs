@@ -215,6 +215,26 @@ fn take_lock(path: &Path) -> Result<File, ReplicaError> {
     }
 }
 
+/// Tells which process writes to the store now, as its lock says; `None` when none does, as far as this host can see.
+///
+/// It asks the kernel's list of locks and does not try the lock, lest a run that begins right now finds it taken.
+pub fn lock_holder(path: &Path) -> Option<String> {
+    let mut file = File::open(path.join(LOCK)).ok()?;
+    let inode = std::os::unix::fs::MetadataExt::ino(&file.metadata().ok()?).to_string();
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`: process, then device and inode.
+    let is_held = locks.lines().any(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| *word != "WRITE").skip(1);
+        // A process that is not visible from here is 0; one elsewhere may hold a file that has the same number by chance.
+        let process = words.next().unwrap_or_default();
+        let ours = process == "0" || text.starts_with(&format!("process {process},"));
+        ours && words.next().and_then(|place| place.rsplit(':').next()) == Some(&inode)
+    });
+    is_held.then(|| text.trim().to_owned())
+}
+
 /// Returns the number of the last commit in a catalogue that may be damaged or missing; `None` when that cannot be told.
 fn last_known_commit(file: &Path) -> Option<u64> {
     // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.

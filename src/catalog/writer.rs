@@ -5,7 +5,7 @@
 //! applies. Packs that a change refers to must be durable before `commit` is called.
 //!
 //! Rows of the table `meta`: 0 the counters (next chunk, object, group, pack, snapshot number, as varints), 1 the sources (a JSON list of names; a
-//! source's number is its place).
+//! source's number is its place), 2 the hold, if there is one (JSON).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
 use super::commit::{self, CommitId};
 use super::database::{CatalogDatabase, Change, DatabaseReader, Table};
 use super::group::{self, LinkGroup};
+use super::marks::{Hold, SnapshotMarks};
 use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
 use super::snapshot::SnapshotRecord;
@@ -24,6 +25,7 @@ use crate::store::backend::Backend;
 
 const COUNTERS: u64 = 0;
 const SOURCES: u64 = 1;
+pub(super) const HOLD: u64 = 2;
 
 /// The numbers that the next rows get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -336,6 +338,42 @@ impl CatalogWriter {
         self.counters.snapshot += 1;
         self.put(Table::Snapshots, number, encoded);
         Ok(number)
+    }
+
+    /// Sets the marks of a snapshot, in place of those that it had. Without any the row goes.
+    ///
+    /// # Errors
+    /// Fails only when memory runs out.
+    pub fn set_marks(&mut self, number: u64, marks: &SnapshotMarks) -> Result<(), CatalogError> {
+        if marks.is_empty() {
+            self.changes.push(Change::Delete(Table::Marks, number));
+            return Ok(());
+        }
+        let encoded = serde_json::to_vec(marks).map_err(|error| CatalogError::Damaged {
+            what: Table::Marks.row_name(),
+            number,
+            reason: error.to_string(),
+        })?;
+        self.put(Table::Marks, number, encoded);
+        Ok(())
+    }
+
+    /// Sets the hold, or takes it away.
+    ///
+    /// # Errors
+    /// Fails only when memory runs out.
+    pub fn set_hold(&mut self, hold: Option<&Hold>) -> Result<(), CatalogError> {
+        let Some(hold) = hold else {
+            self.changes.push(Change::Delete(Table::Meta, HOLD));
+            return Ok(());
+        };
+        let encoded = serde_json::to_vec(hold).map_err(|error| CatalogError::Damaged {
+            what: Table::Meta.row_name(),
+            number: HOLD,
+            reason: error.to_string(),
+        })?;
+        self.put(Table::Meta, HOLD, encoded);
+        Ok(())
     }
 
     fn put(&mut self, table: Table, key: u64, payload: Vec<u8>) {

@@ -160,7 +160,7 @@ impl TableScan<'_, '_> {
         let below = match self.table {
             Table::Packs => Some(counters.pack),
             Table::Objects => Some(counters.object),
-            Table::Snapshots => Some(counters.snapshot),
+            Table::Snapshots | Table::Marks => Some(counters.snapshot),
             Table::Chunks => Some(counters.chunk.div_ceil(PAGE_ROWS)),
             Table::Groups => Some(counters.group.div_ceil(PAGE_ROWS)),
             _ => None,
@@ -236,6 +236,9 @@ impl TableScan<'_, '_> {
                     self.damage(number, "its identifier does not follow from its time, source and digest".to_owned());
                 }
                 self.rows.snapshots.push((number, record));
+            }
+            Table::Marks => {
+                crate::catalog::marks::decode(number, payload)?;
             }
             // Link groups have a step of their own; the others are read by whoever opens the store.
             _ => {}
@@ -315,6 +318,7 @@ fn table_name(table: Table) -> &'static str {
         Table::Snapshots => "The table of snapshots",
         Table::Commits => "The table of commits",
         Table::Dictionaries => "The table of dictionaries",
+        Table::Marks => "The table of marks",
     }
 }
 

@@ -1,0 +1,231 @@
+//! Sessions that are gone from `sessions/`: deleted by `zmbackup -del` in the course of time, or by accident.
+//!
+//! Only the age tells. It is counted from the time in the label, and compared with the age at which sessions usually go: what the configuration says, else
+//! what the snapshots of this source have seen so far, for full and incremental sessions apart. As long as nothing is known, the shortest usual retention
+//! must have passed, and the oldest must go first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::{GuardOptions, Judged, Label, LabelKind, Side, counted, listed, shown};
+use crate::catalog::snapshot::{ReasonKind, SuspectReason};
+use crate::view::{Node, Readers, ViewError};
+
+/// So many of the last snapshots are looked at for the age at which sessions go.
+const HISTORY: usize = 120;
+const DAY_SECONDS: i64 = 86_400;
+/// The shortest retention that Zimbra comes with, 8 days in release 10, less a day for the hour of the run.
+const SHORTEST_SECONDS: i64 = 7 * DAY_SECONDS;
+
+/// Judges which sessions are there, compared with the last good snapshot.
+pub(super) fn judge(
+    readers: &Readers,
+    earlier: &[Judged],
+    old: &Side,
+    new: &Side,
+    options: &GuardOptions,
+    reasons: &mut Vec<SuspectReason>,
+) -> Result<(), ViewError> {
+    let mut gone = |text: String| reasons.push(SuspectReason { kind: ReasonKind::SessionsGone, text });
+    let held = counted(old.labels.len() as u64, "session", "sessions");
+    if !old.labels.is_empty() {
+        match &new.sessions {
+            None => {
+                gone(format!("sessions/ is gone; it held {held}"));
+                return Ok(());
+            }
+            Some(directory) if directory.attributes.unreadable.is_some() => {
+                gone(format!("sessions/ could not be read at the source; it held {held}"));
+                return Ok(());
+            }
+            Some(_) if new.labels.is_empty() => {
+                gone(format!("No session is left in sessions/; it held {held}"));
+                return Ok(());
+            }
+            Some(_) => {}
+        }
+    }
+    let fulls = |side: &Side| side.labels.iter().filter(|label| label.kind == LabelKind::Full).count() as u64;
+    if fulls(old) > 0 && fulls(new) == 0 {
+        gone(format!("No full session is left; there were {}", fulls(old)));
+    }
+    let mut vanished: Vec<&Label> = Vec::new();
+    for label in old.labels.difference(&new.labels) {
+        if !moved_away(new, label)? {
+            vanished.push(label);
+        }
+    }
+    if vanished.is_empty() {
+        return Ok(());
+    }
+    let mut learned = None;
+    let mut early: Vec<(&Label, String)> = Vec::new();
+    for label in vanished {
+        let now = new.view.record().time;
+        let why = match options.expect_retention {
+            Some(age) => {
+                // zmbackup runs once a day, and the snapshot does not run in the same minute.
+                let expected = label.started.as_second() <= age.before(now).as_second() + DAY_SECONDS;
+                (!expected).then(|| format!("expect-retention is {age}"))
+            }
+            None => {
+                if learned.is_none() {
+                    learned = Some(Learned::from_history(readers, earlier)?);
+                }
+                learned.as_ref().and_then(|learned| learned.too_early(label, now, &new.labels))
+            }
+        };
+        early.extend(why.map(|why| (label, why)));
+    }
+    // The reasons why are the same for all of a kind.
+    let whys: BTreeSet<&String> = early.iter().map(|(_, why)| why).collect();
+    for why in whys {
+        let labels: Vec<&Label> = early.iter().filter(|(_, other)| other == why).map(|(label, _)| *label).collect();
+        let count = counted(labels.len() as u64, "session", "sessions");
+        let deleting = labels.iter().filter(|label| new.deleting.contains(**label)).count();
+        let deleting = match deleting {
+            0 => String::new(),
+            count => format!("; zmbackup is deleting {count} of them now"),
+        };
+        let text = format!("{count} vanished before their time ({why}): {}{deleting}", listed(labels.iter()));
+        reasons.push(SuspectReason { kind: ReasonKind::SessionsVanished, text });
+    }
+    Ok(())
+}
+
+/// Returns whether a session is in the `sessions/` of another directory of the root: an upgrade moves the whole old tree into one.
+fn moved_away(new: &Side, label: &Label) -> Result<bool, ViewError> {
+    for entry in new.view.list(&new.root)? {
+        let entry = entry?;
+        if let Node::Directory(directory) = &entry.node
+            && let Some(Node::Directory(sessions)) = new.view.lookup(directory, b"sessions")?
+            && new.view.lookup(&sessions, label.name().as_bytes())?.is_some()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The ages at which sessions went, in seconds, sorted.
+#[derive(Debug, Default)]
+pub(super) struct Learned {
+    fulls: Vec<i64>,
+    incrementals: Vec<i64>,
+}
+
+impl Learned {
+    /// Looks at the last good snapshots of the source. A session went some time after it was last seen; one that came back did not go.
+    fn from_history(readers: &Readers, earlier: &[Judged]) -> Result<Learned, ViewError> {
+        let mut last_seen: BTreeMap<Label, Timestamp> = BTreeMap::new();
+        let mut newest = None;
+        let first = earlier.len().saturating_sub(HISTORY);
+        for snapshot in earlier[first..].iter().filter(|snapshot| !snapshot.is_suspect()) {
+            let time = snapshot.record.time;
+            let labels = Side::open(readers, &snapshot.record)?.labels;
+            last_seen.extend(labels.into_iter().map(|label| (label, time)));
+            newest = Some(time);
+        }
+        let mut learned = Learned::default();
+        for (label, time) in last_seen.iter().filter(|(_, time)| Some(**time) != newest) {
+            learned.note(label, *time);
+        }
+        learned.fulls.sort_unstable();
+        learned.incrementals.sort_unstable();
+        Ok(learned)
+    }
+
+    fn note(&mut self, label: &Label, last_seen: Timestamp) {
+        let age = last_seen.as_second() - label.started.as_second();
+        match label.kind {
+            LabelKind::Full => self.fulls.push(age),
+            LabelKind::Incremental => self.incrementals.push(age),
+        }
+    }
+
+    /// Tells why it is too early for a session to be gone; `None` when it is not.
+    fn too_early(&self, label: &Label, now: Timestamp, left: &BTreeSet<Label>) -> Option<String> {
+        let age = now.as_second() - label.started.as_second();
+        let ages = match label.kind {
+            LabelKind::Full => &self.fulls,
+            LabelKind::Incremental => &self.incrementals,
+        };
+        if let Some(usual) = ages.get(ages.len() / 2) {
+            // Months have 28 to 31 days, and both zmbackup and the snapshots run once a day or so.
+            let least = usual - usual / 10 - DAY_SECONDS;
+            return (age < least)
+                .then(|| format!("sessions of this kind usually stay for {} days", usual / DAY_SECONDS));
+        }
+        if age < SHORTEST_SECONDS {
+            return Some("they are younger than any usual retention".to_owned());
+        }
+        // Labels sort by time within a kind.
+        let older = left.iter().any(|other| other.kind == label.kind && other < label);
+        older.then(|| "older ones of this kind are still there".to_owned())
+    }
+}
+
+/// Returns whether a path lies inside a session: `sessions/<label>/...`.
+pub(super) fn is_inside_a_session(path: &[u8]) -> bool {
+    let mut parts = path.splitn(3, |byte| *byte == b'/');
+    parts.next() == Some(b"sessions")
+        && parts.next().is_some_and(|label| Label::parse(label).is_some())
+        && parts.next().is_some()
+}
+
+/// Says that names are gone from inside sessions.
+pub(super) fn incomplete(count: u64, example: &[u8]) -> SuspectReason {
+    let names = counted(count, "name is gone", "names are gone");
+    let text = format!("{names} from inside sessions that are still there, such as {}", shown(example));
+    SuspectReason { kind: ReasonKind::SessionIncomplete, text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(text: &str) -> Label {
+        Label::parse(text.as_bytes()).unwrap()
+    }
+
+    fn labels(texts: &[&str]) -> BTreeSet<Label> {
+        texts.iter().map(|text| label(text)).collect()
+    }
+
+    #[test]
+    fn nothing_learned_means_the_shortest_retention_and_oldest_first() {
+        let now: Timestamp = "2026-08-20T03:00:00Z".parse().unwrap();
+        let nothing = Learned::default();
+        let left = labels(&["full-20260808.010000.000", "incr-20260801.010000.000"]);
+        let early = |text: &str| nothing.too_early(&label(text), now, &left);
+        assert_eq!(early("full-20260801.010000.000"), None, "the oldest of its kind");
+        assert!(early("full-20260815.010000.000").is_some_and(|why| why.contains("younger")));
+        assert!(early("full-20260809.010000.000").is_some_and(|why| why.contains("older ones")));
+    }
+
+    #[test]
+    fn the_usual_age_is_learned_for_each_kind() {
+        let now: Timestamp = "2026-08-20T03:00:00Z".parse().unwrap();
+        let day = DAY_SECONDS;
+        let learned = Learned { fulls: vec![9 * day, 30 * day, 31 * day], incrementals: vec![10 * day] };
+        let none = BTreeSet::new();
+        assert!(
+            learned
+                .too_early(&label("full-20260730.010000.000"), now, &none)
+                .is_some_and(|why| why.contains("30 days"))
+        );
+        assert_eq!(learned.too_early(&label("full-20260723.010000.000"), now, &none), None);
+        assert_eq!(learned.too_early(&label("incr-20260811.010000.000"), now, &none), None);
+        assert!(learned.too_early(&label("incr-20260814.010000.000"), now, &none).is_some());
+    }
+
+    #[test]
+    fn paths_inside_sessions() {
+        assert!(is_inside_a_session(b"sessions/full-20260730.010000.000/session.xml"));
+        for other in [&b"sessions/full-20260730.010000.000"[..], b"sessions/other/x", b"tmp/full-20260730.010000.000/x"]
+        {
+            assert!(!is_inside_a_session(other));
+        }
+    }
+}
