@@ -23,8 +23,12 @@ pub(crate) enum Exit {
     Usage = 2,
     /// Done, but some files could not be read or written.
     Incomplete = 3,
+    /// Done, but the guard found something that a person must look at.
+    Attention = 4,
     /// Another run holds the store.
     Locked = 5,
+    /// The store is held, and nothing was done.
+    Held = 6,
     /// Damage found.
     Damage = 7,
 }
@@ -32,7 +36,8 @@ pub(crate) enum Exit {
 impl Exit {
     /// Returns the way to end that a code stands for.
     pub(crate) fn from_code(code: i32) -> Option<Exit> {
-        let all = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Incomplete, Exit::Locked, Exit::Damage];
+        let done = [Exit::Done, Exit::Incomplete, Exit::Attention];
+        let all = done.into_iter().chain([Exit::Failed, Exit::Usage, Exit::Locked, Exit::Held, Exit::Damage]);
         all.into_iter().find(|exit| *exit as i32 == code)
     }
 }
@@ -55,6 +60,9 @@ pub(crate) enum CliError {
     /// Something else that the user has to see.
     #[error("{0}")]
     Failed(String),
+    /// The store is held.
+    #[error("{0}. Nothing was done")]
+    Held(String),
     /// The library met an impossible state.
     #[error("{}", if *.during_check {
         "Damage: the check ended with an internal error, most likely because the catalogue's database is damaged"
@@ -120,6 +128,7 @@ impl CliError {
         match self {
             CliError::NoStore | CliError::Usage(_) => Exit::Usage,
             CliError::Panic { during_check: true } => Exit::Damage,
+            CliError::Held(_) => Exit::Held,
             CliError::Failed(_) | CliError::Panic { .. } | CliError::Output(_) => Exit::Failed,
             CliError::Replica(ReplicaError::Locked { .. }) => Exit::Locked,
             CliError::Replica(ReplicaError::Config { .. } | ReplicaError::Dictionary(_)) => Exit::Damage,
@@ -154,6 +163,9 @@ impl CliError {
             CliError::NoStore => Some(
                 "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml.".to_owned(),
             ),
+            CliError::Held(_) => {
+                Some("`zmreplica release` ends the hold; `--ignore-hold` goes on in spite of it, once.".to_owned())
+            }
             CliError::Panic { during_check: false } => {
                 Some("Run `zmreplica check`. If it finds nothing, please report this with the line above.".to_owned())
             }
