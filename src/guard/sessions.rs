@@ -27,29 +27,6 @@ pub(super) fn judge(
     options: &GuardOptions,
     reasons: &mut Vec<SuspectReason>,
 ) -> Result<(), ViewError> {
-    let mut gone = |text: String| reasons.push(SuspectReason { kind: ReasonKind::SessionsGone, text });
-    let held = counted(old.labels.len() as u64, "session", "sessions");
-    if !old.labels.is_empty() {
-        match &new.sessions {
-            None => {
-                gone(format!("sessions/ is gone; it held {held}"));
-                return Ok(());
-            }
-            Some(directory) if directory.attributes.unreadable.is_some() => {
-                gone(format!("sessions/ could not be read at the source; it held {held}"));
-                return Ok(());
-            }
-            Some(_) if new.labels.is_empty() => {
-                gone(format!("No session is left in sessions/; it held {held}"));
-                return Ok(());
-            }
-            Some(_) => {}
-        }
-    }
-    let fulls = |side: &Side| side.labels.iter().filter(|label| label.kind == LabelKind::Full).count() as u64;
-    if fulls(old) > 0 && fulls(new) == 0 {
-        gone(format!("No full session is left; there were {}", fulls(old)));
-    }
     let mut vanished: Vec<&Label> = Vec::new();
     for label in old.labels.difference(&new.labels) {
         if !moved_away(new, label)? {
@@ -58,6 +35,26 @@ pub(super) fn judge(
     }
     if vanished.is_empty() {
         return Ok(());
+    }
+    let mut gone = |text: String| reasons.push(SuspectReason { kind: ReasonKind::SessionsGone, text });
+    let held = counted(old.labels.len() as u64, "session", "sessions");
+    let all = match &new.sessions {
+        None => Some(format!("sessions/ is gone; it held {held}")),
+        Some(directory) if directory.attributes.unreadable.is_some() => {
+            Some(format!("sessions/ could not be read at the source; it held {held}"))
+        }
+        Some(_) if new.labels.is_empty() => Some(format!("No session is left in sessions/; it held {held}")),
+        Some(_) => None,
+    };
+    if let Some(all) = all {
+        gone(all);
+        return Ok(());
+    }
+    let is_full = |label: &&Label| label.kind == LabelKind::Full;
+    let fulls_gone = vanished.iter().filter(|label| is_full(label)).count() as u64;
+    if fulls_gone > 0 && !new.labels.iter().any(|label| is_full(&label)) {
+        let count = counted(fulls_gone, "went", "went");
+        gone(format!("No full session is left; {count}"));
     }
     let mut learned = None;
     let mut early: Vec<(&Label, String)> = Vec::new();
