@@ -7,6 +7,7 @@ mod zimbra;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,6 +163,32 @@ fn a_hook_that_fails_is_told_and_changes_nothing_else() {
     assert!(err(&output).contains("\"/bin/false\" failed"), "{}", err(&output));
     assert_eq!(metrics(&scene)["zmreplica_hook_failed"], 1.0);
     assert_eq!(snapshots(&scene).len(), 1);
+}
+
+/// packaging/mail-hook, with a program in place of sendmail that keeps the mail.
+#[test]
+fn the_example_hook_mails() {
+    let scene = scene();
+    let settings = fs::read_to_string(scene.path("config.toml")).unwrap();
+    let (head, _) = settings.split_once("[hooks]").unwrap();
+    let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/mail-hook");
+    let line = format!("{} postmaster@example.com", hook.display());
+    fs::write(scene.path("config.toml"), format!("{head}[hooks]\non-failure = {line:?}\n")).unwrap();
+    fs::write(scene.path("sendmail"), "#!/bin/sh\ncat > mail\n").unwrap();
+    fs::set_permissions(scene.path("sendmail"), fs::Permissions::from_mode(0o755)).unwrap();
+    configured(&scene, 0, &["nightly"]);
+    fs::remove_file(scene.source().join("file")).unwrap();
+    let mut command = scene.command();
+    command.env("SENDMAIL", scene.path("sendmail")).env("ZMREPLICA", assert_cmd::cargo::cargo_bin!("zmreplica"));
+    let output = command.args(["--config", "config.toml", "nightly"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    let mail = fs::read_to_string(scene.path("mail")).unwrap();
+    let (headers, body) = mail.split_once("\n\n").unwrap();
+    assert!(headers.contains("To: postmaster@example.com") && headers.contains(": failure"), "{mail}");
+    assert!(
+        body.contains("is empty") && body.contains("The replica is fine") && body.contains("\"exit_code\":1"),
+        "{mail}"
+    );
 }
 
 #[test]

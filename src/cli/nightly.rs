@@ -299,11 +299,13 @@ fn run_hook(hook: &HookCommand, event: &NightEvent<'_>) -> Option<String> {
         Err(error) => return Some(format!("The hook cannot be told: {error}")),
     };
     input.push(b'\n');
-    let variables = [
+    let mut variables = vec![
         ("ZMREPLICA_OUTCOME", event.outcome.word().to_owned()),
         ("ZMREPLICA_EXIT_CODE", event.exit_code.to_string()),
         ("ZMREPLICA_MESSAGE", event.message.to_owned()),
     ];
+    // So that a hook may simply call `zmreplica status`.
+    variables.extend(event.store.as_ref().map(|store| ("ZMREPLICA_STORE", store.clone())));
     hook.run(&input, &variables, HOOK_LIMIT).err().map(|error| error.to_string())
 }
 

@@ -178,6 +178,26 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_valid_with_all_that_it_proposes() {
+        let example = include_str!("../../../packaging/zmreplica.toml");
+        assert!(
+            parse(example).is_ok_and(|config| !config.retention.has_no_rule() && config.hooks.on_warning.is_none())
+        );
+        // What is commented out begins with its key; prose has a blank first.
+        let all: String = example
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let config = parse(&all).unwrap();
+        assert!(
+            config.hooks.on_warning.is_some() && config.metrics.is_some() && config.guard().expect_retention.is_some()
+        );
+    }
+
+    #[test]
     fn the_tables_of_the_night_are_read() {
         let config = parse(
             "settle = '2h'\nlog = 'journal'\nmetrics = '/m'\n[retention]\nkeep-daily = 30\nkeep-within = '3m'\nmax-unused = 5\n\
