@@ -325,3 +325,37 @@ fn pins_accepted_snapshots_and_a_hold_survive_a_rebuilt_catalogue() {
     // Nothing has changed since the accepted one.
     night(&scene, 0);
 }
+
+#[test]
+fn what_is_left_out_from_now_on_is_not_missed() {
+    let scene = Scene::new();
+    tree(&scene, 24);
+    night(&scene, 0);
+    let patterns = ["--exclude", "/sessions/incr-*", "--exclude", "/sessions/*/sys", "--exclude", "/accounts.xml"];
+    let all: Vec<&str> = ["nightly", "source"].iter().chain(&patterns).copied().collect();
+    scene.code(0, &all);
+}
+
+/// A store of before there were marks has no table for them.
+#[test]
+fn a_catalogue_without_marks_is_read_and_gets_them() {
+    let scene = Scene::new();
+    tree(&scene, 24);
+    night(&scene, 0);
+    {
+        let mut builder = redb::Database::builder();
+        let database = builder.set_concurrency_mode(redb::ConcurrencyMode::SingleWriter);
+        let database = database.open(scene.store().join("catalog.redb")).unwrap();
+        let transaction = database.begin_write().unwrap();
+        assert!(transaction.delete_table(redb::TableDefinition::<u64, &[u8]>::new("marks")).unwrap());
+        transaction.commit().unwrap();
+    }
+    assert_eq!(protected(&scene), NONE);
+    scene.ok(&["status"]);
+    scene.ok(&["check"]);
+    scene.ok(&["unpin", "latest"]);
+    scene.ok(&["pin", "latest"]);
+    assert_eq!(protected(&scene), [0]);
+    scene.ok(&["check"]);
+    night(&scene, 0);
+}

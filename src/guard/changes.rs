@@ -107,7 +107,10 @@ fn compare(old: &Side, new: &Side, zimbra: bool) -> Result<Changes, ViewError> {
             continue;
         }
         match (before.node, after.map(|entry| entry.node)) {
-            (_, None) if zimbra && sessions::is_inside_a_session(&path) => {
+            (node, None) if zimbra && sessions::is_inside_a_session(&path) => {
+                if new.leaves_out(&path, matches!(node, Node::Directory(_))) {
+                    continue;
+                }
                 changes.gone += 1;
                 if changes.example.is_empty() {
                     changes.example.clone_from(&path);

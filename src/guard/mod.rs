@@ -24,6 +24,7 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Verdict};
 use crate::model::Kind;
 use crate::replica::Replica;
+use crate::source::exclude::Excludes;
 use crate::view::{DirectoryNode, Node, Readers, SnapshotView, ViewError, ViewOptions, display_path};
 
 pub use crate::catalog::marks::{Hold, hold};
@@ -188,6 +189,8 @@ struct Side {
     labels: BTreeSet<Label>,
     /// Labels of sessions under deletion, where the snapshot has them.
     deleting: BTreeSet<Label>,
+    /// What was left out by the user's wish.
+    excludes: Excludes,
 }
 
 /// What `zmbackup -del` puts before the label of a session that it removes in the background.
@@ -203,7 +206,10 @@ impl Side {
             Some(Node::Directory(directory)) => Some(directory),
             _ => None,
         };
-        let mut side = Side { view, root, sessions, labels: BTreeSet::new(), deleting: BTreeSet::new() };
+        // Patterns that a record has were valid once; if they are not, nothing counts as left out.
+        let excludes = Excludes::new(&record.excludes, false).unwrap_or_default();
+        let (labels, deleting) = (BTreeSet::new(), BTreeSet::new());
+        let mut side = Side { view, root, sessions, labels, deleting, excludes };
         if let Some(directory) = &side.sessions {
             for entry in side.view.list(directory)? {
                 let entry = entry?;
@@ -217,6 +223,13 @@ impl Side {
             }
         }
         Ok(side)
+    }
+
+    /// Returns whether a path, or a directory above it, was left out by the user's wish.
+    fn leaves_out(&self, path: &[u8], is_directory: bool) -> bool {
+        let above = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at]);
+        above.into_iter().any(|directory| self.excludes.excluded(directory, true))
+            || self.excludes.excluded(path, is_directory)
     }
 
     /// Returns whether the tree has sessions as Zimbra names them.
@@ -251,3 +264,6 @@ fn counted(count: u64, one: &str, many: &str) -> String {
 fn shown(path: &[u8]) -> String {
     display_path(path)
 }
+
+#[cfg(test)]
+mod tests;

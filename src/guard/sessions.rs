@@ -29,7 +29,8 @@ pub(super) fn judge(
 ) -> Result<(), ViewError> {
     let mut vanished: Vec<&Label> = Vec::new();
     for label in old.labels.difference(&new.labels) {
-        if !moved_away(new, label)? {
+        let path = [b"sessions/", label.name().as_bytes()].concat();
+        if !new.leaves_out(&path, true) && !moved_away(new, label)? {
             vanished.push(label);
         }
     }
