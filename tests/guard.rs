@@ -77,6 +77,20 @@ fn a_deleted_sessions_directory_is_suspect_night_after_night_until_it_is_undone(
     undo_and_accept(&scene, 2);
 }
 
+/// docs/operations.md: "what is there is left alone, and the names that come back are linked with it again."
+#[test]
+fn one_lost_session_comes_back_linked_with_the_others() {
+    let scene = before_the_accident();
+    shell(r#"rm -r "$(ls -d "$1"/sessions/full-* | sed -n 2p)""#, &[&scene.source()]);
+    let told = night(&scene, 4);
+    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "sessions-vanished", "{told}");
+    let good = snapshots(&scene)[1]["id"].as_str().unwrap().to_owned();
+    scene.ok(&["restore", &format!("{good}:sessions"), "source/sessions"]);
+    assert_rsync_finds_nothing(&scene.path("before/sessions"), &scene.source().join("sessions"));
+    let healed = night(&scene, 0);
+    assert_eq!(healed["snapshot"]["totals"], snapshots(&scene)[1]["totals"]);
+}
+
 #[test]
 fn sessions_emptied_or_without_any_full_are_suspect_however_old_they_are() {
     let scene = Scene::new();
