@@ -165,11 +165,11 @@ fn sessions_that_go_too_early_are_suspect() {
     let mut generator = tree(&scene, 40);
     night(&scene, 0);
     // Nothing is known of the retention here: a younger one goes while older ones stay.
-    let newest = generator.labels().into_iter().rfind(|label| label.starts_with("full-")).unwrap();
-    generator.delete(Some(&newest), false).unwrap();
+    let second = generator.labels().into_iter().filter(|label| label.starts_with("full-")).nth(1).unwrap();
+    generator.delete(Some(&second), false).unwrap();
     let output = scene.code(4, &["--json", "nightly", "--no-default-excludes", "source"]);
     let why = reasons(&zimbra::event(&output, "nightly")["snapshot"]);
-    assert!(why.contains("older ones of this kind are still there") && why.contains(&newest), "{why}");
+    assert!(why.contains("older ones of this kind are still there") && why.contains(&second), "{why}");
     assert!(why.contains("zmbackup is deleting 1 of them"), "{why}");
     scene.ok(&["accept", "latest"]);
 
@@ -180,7 +180,7 @@ fn sessions_that_go_too_early_are_suspect() {
     let output = scene.code(4, &["--config", "config.toml", "--json", "nightly", "source"]);
     let why = reasons(&zimbra::event(&output, "nightly")["snapshot"]);
     assert!(why.contains("expect-retention is 3m") && why.contains(&oldest), "{why}");
-    fs::write(scene.path("config.toml"), "[guard]\nexpect-retention = '1m'\n").unwrap();
+    fs::write(scene.path("config.toml"), "[guard]\nexpect-retention = '2w'\n").unwrap();
     scene.code(0, &["--config", "config.toml", "nightly", "source"]);
 }
 
@@ -189,19 +189,24 @@ fn the_usual_age_is_learned_from_earlier_nights() {
     let scene = Scene::new();
     let mut generator = tree(&scene, 40);
     night(&scene, 0);
-    // Incrementals of 39 days and less go, as they do at this site.
+    // The newest session is from the 14th day. Incrementals of the first days go, as they do at this site.
     for _ in 0..4 {
         generator.delete(None, true).unwrap();
     }
     night(&scene, 0);
-    // Those of the last week are 27 to 32 days old: older than any usual retention, and too young for this site.
+    // A day later the next one.
+    generator.night().unwrap();
+    generator.delete(None, true).unwrap();
+    night(&scene, 0);
+    // Those of the last days are too young.
     let labels = generator.labels();
-    let young: Vec<&String> = labels.iter().rev().filter(|label| label.starts_with("incr-")).take(2).collect();
-    for label in young {
+    let young: Vec<&String> = labels.iter().filter(|label| label.starts_with("incr-")).rev().skip(1).take(2).collect();
+    for label in &young {
         generator.delete(Some(label), true).unwrap();
     }
     let why = reasons(&night(&scene, 4)["snapshot"]);
-    assert!(why.contains("usually stay for 3"), "{why}");
+    assert!(why.contains("2 sessions vanished too early (this kind usually stays for 12 days)"), "{why}");
+    assert!(young.iter().all(|label| why.contains(*label)), "{why}");
 }
 
 #[test]
@@ -372,4 +377,43 @@ fn a_catalogue_without_marks_is_read_and_gets_them() {
     assert_eq!(protected(&scene), [0]);
     scene.ok(&["check"]);
     night(&scene, 0);
+}
+
+/// Three months with weekly fulls, daily incrementals and a retention of four weeks: no false alarm in any night, and an accident at the end.
+#[test]
+fn a_season_of_nights_raises_no_alarm() {
+    let scene = Scene::new();
+    let now = jiff::Timestamp::now().as_millisecond();
+    let config = zmreplica_treegen::Config {
+        accounts: 1,
+        messages: 2,
+        mean_size_bytes: 500,
+        fulls: 1,
+        incrementals: 6,
+        start_ms: now - 91 * 86_400_000,
+        ..zmreplica_treegen::Config::preset(zmreplica_treegen::Preset::Sample)
+    };
+    let mut generator = zmreplica_treegen::Generator::create(&scene.source(), config, 1).unwrap();
+    let mut deleted = 0;
+    for day in 1..90 {
+        if day % 7 == 0 {
+            generator.full().unwrap()
+        } else {
+            generator.night().unwrap()
+        };
+        if day > 28 {
+            // zmbackup -del 28d: what began more than 28 days before this day's session.
+            generator.delete(None, true).unwrap();
+            deleted += 1;
+        }
+        night(&scene, 0);
+    }
+    assert_eq!((deleted, generator.labels().len()), (61, 29));
+    assert_eq!(protected(&scene), NONE);
+    // -del 1w, by mistake.
+    for _ in 0..20 {
+        generator.delete(None, true).unwrap();
+    }
+    let told = night(&scene, 4);
+    assert!(reasons(&told["snapshot"]).contains("usually stays for 27 days"), "{told}");
 }

@@ -1,8 +1,9 @@
 //! Sessions that are gone from `sessions/`: deleted by `zmbackup -del` in the course of time, or by accident.
 //!
-//! Only the age tells. It is counted from the time in the label, and compared with the age at which sessions usually go: what the configuration says, else
-//! what the snapshots of this source have seen so far, for full and incremental sessions apart. As long as nothing is known, the shortest usual retention
-//! must have passed, and the oldest must go first.
+//! Only the age tells. It is counted from the time in the label to that of the newest session, by the source's own clock, and compared with the age at which
+//! sessions usually go: what the configuration says, else what the snapshots of this source have seen so far, for full and incremental sessions apart. As
+//! long as nothing is known, the shortest usual retention must have passed, and the oldest must go first. So sessions that go on being deleted while no new
+//! ones come are a reason to look, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,9 +15,11 @@ use crate::view::{Node, Readers, ViewError};
 
 /// So many of the last snapshots are looked at for the age at which sessions go.
 const HISTORY: usize = 120;
+/// Of each kind so many of the last sessions that went count: few enough to follow a new retention, enough to outvote a single one.
+const LAST_GONE: usize = 15;
 const DAY_SECONDS: i64 = 86_400;
-/// The shortest retention that Zimbra comes with, 8 days in release 10, less a day for the hour of the run.
-const SHORTEST_SECONDS: i64 = 7 * DAY_SECONDS;
+/// The shortest retention that Zimbra comes with, 8 days in release 10, less a day each for the hours of the deletion and of the newest session.
+const SHORTEST_SECONDS: i64 = 6 * DAY_SECONDS;
 
 /// Judges which sessions are there, compared with the last good snapshot.
 pub(super) fn judge(
@@ -57,14 +60,15 @@ pub(super) fn judge(
         let count = counted(fulls_gone, "went", "went");
         gone(format!("No full session is left; {count}"));
     }
+    let Some(now) = newest(&old.labels).max(newest(&new.labels)) else { return Ok(()) };
     let mut learned = None;
     let mut early: Vec<(&Label, String)> = Vec::new();
     for label in vanished {
-        let now = new.view.record().time;
         let why = match options.expect_retention {
             Some(age) => {
-                // zmbackup runs once a day, and the snapshot does not run in the same minute.
-                let expected = label.started.as_second() <= age.before(now).as_second() + DAY_SECONDS;
+                // The deletion runs once a day, and the newest session may be as old as sessions are apart.
+                let slack = DAY_SECONDS + pace(&old.labels);
+                let expected = label.started.as_second() <= age.before(now).as_second() + slack;
                 (!expected).then(|| format!("expect-retention is {age}"))
             }
             None => {
@@ -86,10 +90,22 @@ pub(super) fn judge(
             0 => String::new(),
             count => format!("; zmbackup is deleting {count} of them now"),
         };
-        let text = format!("{count} vanished before their time ({why}): {}{deleting}", listed(labels.iter()));
+        let text = format!("{count} vanished too early ({why}): {}{deleting}", listed(labels.iter()));
         reasons.push(SuspectReason { kind: ReasonKind::SessionsVanished, text });
     }
     Ok(())
+}
+
+/// Returns the time of the newest session.
+fn newest(labels: &BTreeSet<Label>) -> Option<Timestamp> {
+    labels.iter().map(|label| label.started).max()
+}
+
+/// Returns the seconds between the last two sessions.
+fn pace(labels: &BTreeSet<Label>) -> i64 {
+    let mut times: Vec<i64> = labels.iter().map(|label| label.started.as_second()).collect();
+    times.sort_unstable_by(|left, right| right.cmp(left));
+    times.first().zip(times.get(1)).map_or(0, |(last, before)| last - before)
 }
 
 /// Returns whether a session is in the `sessions/` of another directory of the root: an upgrade moves the whole old tree into one.
@@ -106,57 +122,61 @@ fn moved_away(new: &Side, label: &Label) -> Result<bool, ViewError> {
     Ok(false)
 }
 
-/// The ages at which sessions went, in seconds, sorted.
+/// The usual ages at which sessions went, in seconds.
 #[derive(Debug, Default)]
-pub(super) struct Learned {
-    fulls: Vec<i64>,
-    incrementals: Vec<i64>,
+struct Learned {
+    full: Option<i64>,
+    incremental: Option<i64>,
+}
+
+/// Returns the median of the last ages, each with the time at which the session was last seen.
+fn usual(mut gone: Vec<(Timestamp, i64)>) -> Option<i64> {
+    gone.sort_unstable();
+    let mut ages: Vec<i64> = gone.iter().rev().take(LAST_GONE).map(|(_, age)| *age).collect();
+    ages.sort_unstable();
+    ages.get(ages.len() / 2).copied()
 }
 
 impl Learned {
     /// Looks at the last good snapshots of the source. A session went some time after it was last seen; one that came back did not go.
     fn from_history(readers: &Readers, earlier: &[Judged]) -> Result<Learned, ViewError> {
-        let mut last_seen: BTreeMap<Label, Timestamp> = BTreeMap::new();
-        let mut newest = None;
+        /// When a session was last seen: in which snapshot, and how old it was then, in seconds.
+        type Seen = (Timestamp, i64);
+        let mut last_seen: BTreeMap<Label, Seen> = BTreeMap::new();
+        let mut newest_snapshot = None;
         let first = earlier.len().saturating_sub(HISTORY);
         for snapshot in earlier[first..].iter().filter(|snapshot| !snapshot.is_suspect()) {
             let time = snapshot.record.time;
             let labels = Side::open(readers, &snapshot.record)?.labels;
-            last_seen.extend(labels.into_iter().map(|label| (label, time)));
-            newest = Some(time);
+            let now = newest(&labels).map_or(0, |time| time.as_second());
+            last_seen.extend(labels.into_iter().map(|label| {
+                let age = now - label.started.as_second();
+                (label, (time, age))
+            }));
+            newest_snapshot = Some(time);
         }
-        let mut learned = Learned::default();
-        for (label, time) in last_seen.iter().filter(|(_, time)| Some(**time) != newest) {
-            learned.note(label, *time);
-        }
-        learned.fulls.sort_unstable();
-        learned.incrementals.sort_unstable();
-        Ok(learned)
-    }
-
-    fn note(&mut self, label: &Label, last_seen: Timestamp) {
-        let age = last_seen.as_second() - label.started.as_second();
-        match label.kind {
-            LabelKind::Full => self.fulls.push(age),
-            LabelKind::Incremental => self.incrementals.push(age),
-        }
+        let gone = |kind: LabelKind| {
+            let gone =
+                last_seen.iter().filter(|(label, (time, _))| label.kind == kind && Some(*time) != newest_snapshot);
+            usual(gone.map(|(_, seen)| *seen).collect())
+        };
+        Ok(Learned { full: gone(LabelKind::Full), incremental: gone(LabelKind::Incremental) })
     }
 
     /// Tells why it is too early for a session to be gone; `None` when it is not.
     fn too_early(&self, label: &Label, now: Timestamp, left: &BTreeSet<Label>) -> Option<String> {
         let age = now.as_second() - label.started.as_second();
-        let ages = match label.kind {
-            LabelKind::Full => &self.fulls,
-            LabelKind::Incremental => &self.incrementals,
+        let usual = match label.kind {
+            LabelKind::Full => self.full,
+            LabelKind::Incremental => self.incremental,
         };
-        if let Some(usual) = ages.get(ages.len() / 2) {
-            // Months have 28 to 31 days, and both zmbackup and the snapshots run once a day or so.
-            let least = usual - usual / 10 - DAY_SECONDS;
-            return (age < least)
-                .then(|| format!("sessions of this kind usually stay for {} days", usual / DAY_SECONDS));
+        if let Some(usual) = usual {
+            // Months have 28 to 31 days, and neither zmbackup nor the snapshots run at the same minute every day.
+            let least = usual - usual / 5 - DAY_SECONDS;
+            return (age < least).then(|| format!("this kind usually stays for {} days", usual / DAY_SECONDS));
         }
         if age < SHORTEST_SECONDS {
-            return Some("they are younger than any usual retention".to_owned());
+            return Some("younger than any usual retention".to_owned());
         }
         // Labels sort by time within a kind.
         let older = left.iter().any(|other| other.kind == label.kind && other < label);
@@ -206,16 +226,37 @@ mod tests {
     fn the_usual_age_is_learned_for_each_kind() {
         let now: Timestamp = "2026-08-20T03:00:00Z".parse().unwrap();
         let day = DAY_SECONDS;
-        let learned = Learned { fulls: vec![9 * day, 30 * day, 31 * day], incrementals: vec![10 * day] };
+        let learned = Learned { full: Some(30 * day), incremental: Some(10 * day) };
         let none = BTreeSet::new();
         assert!(
             learned
                 .too_early(&label("full-20260730.010000.000"), now, &none)
                 .is_some_and(|why| why.contains("30 days"))
         );
-        assert_eq!(learned.too_early(&label("full-20260723.010000.000"), now, &none), None);
+        assert_eq!(learned.too_early(&label("full-20260726.010000.000"), now, &none), None);
         assert_eq!(learned.too_early(&label("incr-20260811.010000.000"), now, &none), None);
         assert!(learned.too_early(&label("incr-20260814.010000.000"), now, &none).is_some());
+    }
+
+    #[test]
+    fn the_pace_is_that_of_the_newest() {
+        let weekly = labels(&["full-20260801.010000.000", "full-20260808.010000.000", "incr-20260807.010000.000"]);
+        assert_eq!(
+            (pace(&weekly), pace(&labels(&["full-20260801.010000.000"])), pace(&labels(&[]))),
+            (DAY_SECONDS, 0, 0)
+        );
+        assert_eq!(newest(&weekly).unwrap().to_string(), "2026-08-08T01:00:00Z");
+    }
+
+    #[test]
+    fn the_last_that_went_count_and_one_is_outvoted() {
+        let at = |day: i64| Timestamp::from_second(day * DAY_SECONDS).unwrap();
+        assert_eq!(usual(Vec::new()), None);
+        assert_eq!(usual(vec![(at(1), 30), (at(2), 9), (at(3), 31)]), Some(30));
+        // 90 days once, 31 of late.
+        let mut gone: Vec<(Timestamp, i64)> = (0..100).map(|day| (at(day), 90)).collect();
+        gone.extend((100..108).map(|day| (at(day), 31)));
+        assert_eq!(usual(gone), Some(31));
     }
 
     #[test]

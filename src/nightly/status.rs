@@ -215,3 +215,61 @@ fn pack_bytes(catalog: &CatalogReader) -> Result<u64, CatalogError> {
     })?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn brief(problem_count: u64) -> Brief {
+        let time = Timestamp::UNIX_EPOCH;
+        Brief {
+            id: "00".to_owned(),
+            time,
+            finished: time,
+            state: "complete",
+            problem_count,
+            names: 1,
+            bytes: 1,
+            read_bytes: 0,
+            new_bytes: 0,
+            stored_bytes: 0,
+            elapsed_ms: 0,
+            reasons: Vec::new(),
+        }
+    }
+
+    fn source(name: &str, problem_count: u64, age_seconds: i64) -> SourceStatus {
+        SourceStatus {
+            source: name.to_owned(),
+            snapshots: 1,
+            newest: brief(problem_count),
+            age_seconds,
+            last_good: None,
+        }
+    }
+
+    #[test]
+    fn each_source_is_judged_by_its_newest_snapshot() {
+        let hour = 3600;
+        let mut status = Status {
+            at: Timestamp::UNIX_EPOCH,
+            store: "/s".to_owned(),
+            sources: vec![source("young", 0, 35 * hour), source("old", 3, 37 * hour), source("ahead", 0, -5)],
+            snapshots: 3,
+            suspects: Vec::new(),
+            pinned: 0,
+            hold: None,
+            leases: Vec::new(),
+            writer: None,
+            pack_bytes: 0,
+            commit_bytes: 0,
+            catalog_bytes: 0,
+        };
+        let problems = Finding::Problems { source: "old".to_owned(), count: 3 };
+        let old = Finding::Old { source: "old".to_owned(), age_seconds: 37 * hour };
+        assert_eq!(status.findings(MAX_AGE), [problems.clone(), old]);
+        status.hold = Some(Hold { since: Timestamp::UNIX_EPOCH, until: None, reason: None });
+        status.suspects.push(brief(0));
+        assert_eq!(status.findings(MAX_AGE), [Finding::Suspect { count: 1 }, problems], "held: the age is no news");
+    }
+}
