@@ -2,9 +2,11 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
 /// A hook that takes longer is ended.
@@ -88,6 +90,8 @@ impl HookCommand {
         let failed = |source| HookError::Run { command: self.shown(), source };
         let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
         command.envs(variables.iter().map(|(name, value)| (name, value)));
+        // A group of its own, so that all of it can be ended.
+        command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::from(stderr)).stderr(Stdio::inherit());
         let mut child = command.spawn().map_err(failed)?;
         let stdin = child.stdin.take();
@@ -112,6 +116,10 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
             return Ok(Some(status));
         }
         if started.elapsed() >= limit {
+            // What the command has started may hold its stdin open, too.
+            if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
             child.kill()?;
             child.wait()?;
             return Ok(None);
@@ -139,7 +147,9 @@ mod tests {
         assert!(matches!(program(&["false"]).run(b"", &[], HOOK_LIMIT), Err(HookError::Failed { .. })));
         assert!(matches!(program(&["/no/such"]).run(b"", &[], HOOK_LIMIT), Err(HookError::Run { .. })));
         assert!(matches!(program(&[]).run(b"", &[], HOOK_LIMIT), Err(HookError::Empty)));
-        let slow = program(&["sleep", "600"]).run(&long, &[], Duration::from_millis(50));
-        assert!(matches!(slow, Err(HookError::TooLong { .. })));
+        let limit = Duration::from_millis(50);
+        assert!(matches!(program(&["sleep", "600"]).run(&long, &[], limit), Err(HookError::TooLong { .. })));
+        let line = HookCommand::Shell("sleep 600; true".to_owned());
+        assert!(matches!(line.run(&long, &[], limit), Err(HookError::TooLong { .. })));
     }
 }
