@@ -300,6 +300,38 @@ fn a_tree_that_is_not_zimbras_gets_the_general_rules() {
     assert!(why.contains("are gone (lost-share allows 50%)"), "{why}");
 }
 
+/// docs/semantics.md: "A file with many names counts once".
+#[test]
+fn names_of_one_changed_file_are_no_mass_change() {
+    let scene = Scene::new();
+    plain_tree(&scene.source());
+    let file = scene.source().join("d0/0");
+    for number in 0..200 {
+        fs::hard_link(&file, scene.source().join(format!("name-{number}"))).unwrap();
+    }
+    night(&scene, 0);
+    rewrite(&scene.source(), 0..1);
+    night(&scene, 0);
+    let all = snapshots(&scene);
+    let changes = scene.ok(&["diff", all[0]["id"].as_str().unwrap(), all[1]["id"].as_str().unwrap()]);
+    assert_eq!(changes.lines().filter(|line| line.starts_with("M ")).count(), 201, "{changes}");
+}
+
+#[test]
+fn what_keeps_the_guard_from_its_work_is_a_reason_to_look() {
+    let scene = Scene::new();
+    tree(&scene, 24);
+    night(&scene, 0);
+    // The packs are lost, accounts.xml among them, and nothing at the source is new.
+    fs::rename(scene.store().join("packs"), scene.path("packs")).unwrap();
+    fs::create_dir(scene.store().join("packs")).unwrap();
+    let told = night(&scene, 4);
+    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "not-examined", "{told}");
+    fs::remove_dir_all(scene.store().join("packs")).unwrap();
+    fs::rename(scene.path("packs"), scene.store().join("packs")).unwrap();
+    night(&scene, 0);
+}
+
 #[test]
 fn a_first_snapshot_may_be_suspect_by_itself() {
     let scene = Scene::new();

@@ -107,6 +107,10 @@ fn a_good_night_tells_everybody() {
         .sum();
     assert_eq!(samples["zmreplica_store_bytes{part=\"packs\"}"], packs);
 
+    // Cron mails whatever is said.
+    let plain = scene.code(0, &["-q", "nightly", "source", "--settle", "1h", "--settle-quiet", "0s"]);
+    assert_eq!((out(&plain), err(&plain)), (String::new(), String::new()));
+
     let log = fs::read_to_string(scene.path("night.log")).unwrap();
     assert!(log.contains("Nightly run of") && log.contains("All went well"), "{log}");
     assert!(!files(&scene.path("")).iter().any(|name| name.contains(".tmp-")), "nothing half written is left");
