@@ -23,7 +23,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// Done, but some files could not be read or written.
     Incomplete = 3,
-    /// Done, but the guard found something that a person must look at.
+    /// Done, but a person should look at what was found.
     Attention = 4,
     /// Another run holds the store.
     Locked = 5,

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::guard::{self, Hold};
 use zmreplica::replica::Replica;
-use zmreplica::view::end_of_time;
+use zmreplica::view::parse_time;
 
 use super::config::Span;
 use super::error::{CliError, Exit};
@@ -38,7 +38,7 @@ fn parse_end(given: &str) -> Result<Timestamp, String> {
     let now = Timestamp::now();
     let end = match given.parse::<Span>() {
         Ok(span) => now.checked_add(span.0).ok(),
-        Err(_) => end_of_time(given),
+        Err(_) => parse_time(given),
     };
     match end {
         None => Err("give a time such as 2026-11-22 or 2026-11-22T06:00, or a span such as 12h or 3d".to_owned()),

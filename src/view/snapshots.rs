@@ -184,9 +184,10 @@ fn looks_like_a_date(spec: &[u8]) -> bool {
     spec.len() >= 10 && spec[..4].iter().all(u8::is_ascii_digit) && spec[4] == b'-' && spec[7] == b'-'
 }
 
-/// Returns the last instant of the time that a text gives, such as `2026-11-22` or `2026-11-22T03:00`, in the system's time zone; `None` when it is none.
-pub fn end_of_time(spec: &str) -> Option<Timestamp> {
-    end_of(spec, &TimeZone::system())
+/// Returns the last instant of the time that a text gives, local unless it says otherwise: `2026-11-22` stands for that day to its end. `None` when
+/// it is no time.
+pub fn parse_time(text: &str) -> Option<Timestamp> {
+    end_of(text, &TimeZone::system())
 }
 
 /// Returns the last instant of the time that a text gives, or `None` when it is no time.
