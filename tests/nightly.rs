@@ -238,7 +238,7 @@ fn while_the_store_is_held_nothing_is_done_and_said_so() {
 fn a_hold_may_end_by_itself() {
     let scene = scene();
     night(&scene, 0);
-    for wrong in ["2020-01-01", "0s", "tomorrow", "5m"] {
+    for wrong in ["2020-01-01", "0s", "tomorrow", "5m", "90"] {
         scene.code(2, &["hold", "--until", wrong]);
     }
     let event: Value = serde_json::from_str(&scene.ok(&["--json", "hold", "--until", "2999-12-31"])).unwrap();

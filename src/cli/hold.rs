@@ -36,7 +36,10 @@ struct HoldEvent {
 
 fn parse_end(given: &str) -> Result<Timestamp, String> {
     let now = Timestamp::now();
+    // Five months are as likely to be meant by 5m as five minutes, and a hold must not end too early.
+    let is_clear = given.ends_with(['s', 'h', 'd']) || given.ends_with("min");
     let end = match given.parse::<Span>() {
+        Ok(_) if !is_clear => None,
         Ok(span) => now.checked_add(span.0).ok(),
         Err(_) => parse_time(given),
     };

@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(config.hooks.on_failure.unwrap().shown(), "mail root");
         assert!(parse("[retention]\nmax-unused = 5").unwrap().retention.has_no_rule());
         for (wrong, told) in [
-            ("settle = '30m'", "min for minutes"),
+            ("settle = '30y'", "no span of time"),
             ("[guard]\nchanged-share = 20", "0 to 1"),
             ("[guard]\nexpect-retention = '3 months'", "3 months"),
             ("[retention]\nkeep-dayly = 1", "keep-dayly"),
