@@ -338,7 +338,25 @@ impl LockedReplica {
         let lock = take_lock(path)?;
         let local = LocalBackend::open(path)?;
         local.clean_leftovers()?;
-        let backend: Arc<dyn Backend> = Arc::new(local);
+        LockedReplica::assemble(path, config, lock, Arc::new(local))
+    }
+
+    /// Opens a store for writing whose objects another backend holds than the files below its directory.
+    ///
+    /// # Errors
+    /// As [`open`](LockedReplica::open).
+    pub fn open_over(path: &Path, backend: Arc<dyn Backend>) -> Result<LockedReplica, ReplicaError> {
+        let config = read_config(path)?;
+        let lock = take_lock(path)?;
+        LockedReplica::assemble(path, config, lock, backend)
+    }
+
+    fn assemble(
+        path: &Path,
+        config: StoreConfig,
+        lock: File,
+        backend: Arc<dyn Backend>,
+    ) -> Result<LockedReplica, ReplicaError> {
         let database = CatalogDatabase::open(&path.join(CATALOG))?;
         let recovered_commits = roll_forward(&database, backend.as_ref())?;
         let replica = Replica::assemble(path, config, backend, database)?;
@@ -384,6 +402,20 @@ impl LockedReplica {
     /// Returns how many commits were found complete but not applied, and were applied at opening.
     pub fn recovered_commits(&self) -> u64 {
         self.recovered_commits
+    }
+
+    /// Cuts the free pages off the catalogue if they are a third of it, or a tenth of a small one. Returns its length before and after, in bytes, or `None`
+    /// when nothing was done: it was not worth it, or a reader holds the catalogue, or redb failed, which leaves it as it was.
+    pub fn compact_catalog_if_worth(&mut self) -> Option<(u64, u64)> {
+        let database = Arc::get_mut(&mut self.replica.database)?;
+        let (length, used) = database.usage().ok()?;
+        let wanted = if length <= COMPACT_UP_TO_BYTES { used + used / 9 } else { used + used / 2 };
+        if length <= wanted {
+            return None;
+        }
+        database.compact().ok()?;
+        let after = fs::metadata(self.replica.path.join(CATALOG)).map_or(length, |file| file.len());
+        (after < length).then_some((length, after))
     }
 
     /// Cuts the free pages off a small catalogue: redb grows its file by doubling, which a small store would notice. A

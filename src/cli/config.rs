@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use zmreplica::retention::Policy;
 
 use super::error::CliError;
 
@@ -26,6 +27,9 @@ pub(crate) struct Config {
     pub(crate) compression_level: Option<i32>,
     /// Whether small chunks are compressed with a trained dictionary.
     pub(crate) dictionary: Option<bool>,
+    /// Which snapshots `prune` keeps.
+    #[serde(default)]
+    pub(crate) retention: Policy,
 }
 
 /// Loads the file given, else the one that the environment names, else the default one if it is there.
@@ -67,9 +71,16 @@ mod tests {
             exclude: vec!["*.tmp".to_owned()],
             compression_level: Some(9),
             dictionary: Some(false),
+            retention: Policy::default(),
         };
         assert_eq!(config, Ok(expected));
         assert!(parse("compresion-level = 9").is_err_and(|error| error.contains("compresion-level")));
+        let rules = "[retention]\nkeep-daily = 30\nkeep-within = '3m'\nkeep-tags = ['before-upgrade']\n";
+        let retention = parse(rules).unwrap().retention;
+        assert_eq!((retention.keep_daily, retention.keep_last, retention.keep_tags.len()), (30, 0, 1));
+        assert_eq!(retention.keep_within.map(|within| within.to_string()).as_deref(), Some("3m"));
+        assert!(parse("[retention]\nkeep-within = '3 months'").is_err_and(|error| error.contains("3 months")));
+        assert!(parse("[retention]\nkeep-dayly = 1").is_err_and(|error| error.contains("keep-dayly")));
         assert!(parse("compression-level = 99").is_err_and(|error| error.contains("1 to 19")));
     }
 }

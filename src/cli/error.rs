@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use zmreplica::catalog::CatalogError;
 use zmreplica::check::CheckError;
 use zmreplica::mount::MountError;
+use zmreplica::prune::PruneError;
 use zmreplica::replica::ReplicaError;
 use zmreplica::restore::RestoreError;
 use zmreplica::snapshot::SnapshotError;
@@ -83,6 +84,9 @@ pub(crate) enum CliError {
     /// A check could not be finished.
     #[error(transparent)]
     Check(#[from] CheckError),
+    /// A prune ended early.
+    #[error(transparent)]
+    Prune(#[from] PruneError),
     /// A restore ended early.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -137,6 +141,7 @@ impl CliError {
             CliError::Snapshot(error) if error.is_damage() => Exit::Damage,
             CliError::Snapshot(_) => Exit::Failed,
             CliError::Check(error) => damage_if(error.is_damage()),
+            CliError::Prune(error) => damage_if(error.is_damage()),
             CliError::Resolve(ResolveError::Malformed { .. }) => Exit::Usage,
             CliError::Resolve(_) => Exit::Failed,
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => damage_if(error.is_damage()),
@@ -163,6 +168,7 @@ impl CliError {
             CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => catalog_hint(error),
             CliError::Snapshot(SnapshotError::Catalog(error)) => catalog_hint(error),
             CliError::Check(CheckError::Catalog(error)) => catalog_hint(error),
+            CliError::Prune(PruneError::Catalog(error)) => catalog_hint(error),
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => view_hint(error),
             CliError::OfPath { source, .. } => view_hint(source),
             CliError::Mount(MountError::View(error)) => view_hint(error),

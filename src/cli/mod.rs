@@ -15,6 +15,7 @@ mod mount;
 mod output;
 mod path;
 mod progress;
+mod prune;
 mod repair;
 mod restore;
 mod signals;
@@ -97,6 +98,8 @@ enum Command {
     Mount(mount::MountArgs),
     /// Take a mount away
     Umount(umount::UmountArgs),
+    /// Remove the snapshots that no rule keeps, and what only they need
+    Prune(prune::PruneArgs),
     /// Verify the store
     Check(check::CheckArgs),
     /// Rebuild the catalogue from the commit files
@@ -211,6 +214,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Restore(args) => restore::run(context, &args),
         Command::Mount(args) => mount::run(context, &args),
         Command::Umount(args) => umount::run(context, &args),
+        Command::Prune(args) => prune::run(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Stats(args) => stats::run(context, &args),
