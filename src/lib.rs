@@ -10,6 +10,7 @@ pub mod lease;
 pub mod model;
 pub mod mount;
 pub mod prune;
+pub mod repair;
 pub mod replica;
 pub mod restore;
 pub mod retention;

@@ -6,7 +6,7 @@
 use super::chunk::{self, ChunkRow};
 use super::database::{Change, Table};
 use super::group::{self, LinkGroup};
-use super::writer::CatalogWriter;
+use super::writer::{COUNTERS, CatalogWriter};
 
 /// What a change of an index takes in memory, in bytes.
 const INDEX_CHANGE_BYTES: usize = 64;
@@ -18,10 +18,21 @@ impl CatalogWriter {
         self.changes.push(Change::Delete(table, number));
     }
 
+    /// Makes the next commit happen though nothing changes: a checkpoint of its number then has a name that none had before.
+    pub fn touch(&mut self) {
+        self.put(Table::Meta, COUNTERS, self.counters().encode());
+    }
+
     /// Removes an entry of an index.
     pub fn forget_hash(&mut self, index: Table, hash: [u8; 32]) {
         self.pending_bytes += INDEX_CHANGE_BYTES;
         self.changes.push(Change::DeleteIndex(index, hash));
+    }
+
+    /// Lets an index name a number by a hash.
+    pub fn name_hash(&mut self, index: Table, hash: [u8; 32], number: u64) {
+        self.pending_bytes += INDEX_CHANGE_BYTES;
+        self.changes.push(Change::PutIndex(index, hash, number));
     }
 
     /// Writes a page of link groups anew, or removes it if it has no row. Numbers at or above the counter must not be in it.

@@ -23,7 +23,8 @@ use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 
-const COUNTERS: u64 = 0;
+/// Number of the row of `meta` that holds the counters.
+pub(crate) const COUNTERS: u64 = 0;
 const SOURCES: u64 = 1;
 
 /// The numbers that the next rows get.
@@ -42,7 +43,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for value in [self.chunk, self.object, self.group, self.pack, self.snapshot] {
             put_varint(&mut out, value);
@@ -50,7 +51,7 @@ impl Counters {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Counters, DecodeError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Counters, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let counters = Counters {
             chunk: decoder.varint()?,
@@ -124,7 +125,11 @@ fn sources_damaged(error: &serde_json::Error) -> CatalogError {
 /// [`CatalogError::CommitFile`] when one is missing, damaged or does not follow the one before.
 pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result<u64, CatalogError> {
     let (mut last, mut last_id) = last_commit(&database.read()?)?;
-    let checkpoint = checkpoint::newest(backend)?;
+    let checkpoint = match checkpoint::newest(backend) {
+        // Only an empty catalogue needs it.
+        Err(CatalogError::CommitFile { .. }) if last > 0 => None,
+        other => other?,
+    };
     if last == 0
         && let Some(checkpoint) = &checkpoint
     {

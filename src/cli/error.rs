@@ -7,6 +7,7 @@ use zmreplica::catalog::CatalogError;
 use zmreplica::check::CheckError;
 use zmreplica::mount::MountError;
 use zmreplica::prune::PruneError;
+use zmreplica::repair::RepairError;
 use zmreplica::replica::ReplicaError;
 use zmreplica::restore::RestoreError;
 use zmreplica::snapshot::SnapshotError;
@@ -87,6 +88,9 @@ pub(crate) enum CliError {
     /// A prune ended early.
     #[error(transparent)]
     Prune(#[from] PruneError),
+    /// A repair ended early.
+    #[error(transparent)]
+    Repair(RepairError),
     /// A restore ended early.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -110,6 +114,16 @@ impl From<io::Error> for CliError {
     /// Of all input and output in this part of the program, only that of stdout uses `?`.
     fn from(error: io::Error) -> CliError {
         CliError::Output(error)
+    }
+}
+
+impl From<RepairError> for CliError {
+    fn from(error: RepairError) -> CliError {
+        match error {
+            RepairError::Replica(error) => CliError::Replica(error),
+            RepairError::Salvage(error) => CliError::Prune(error),
+            other => CliError::Repair(other),
+        }
     }
 }
 
@@ -142,6 +156,7 @@ impl CliError {
             CliError::Snapshot(_) => Exit::Failed,
             CliError::Check(error) => damage_if(error.is_damage()),
             CliError::Prune(error) => damage_if(error.is_damage()),
+            CliError::Repair(_) => Exit::Damage,
             CliError::Resolve(ResolveError::Malformed { .. }) => Exit::Usage,
             CliError::Resolve(_) => Exit::Failed,
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => damage_if(error.is_damage()),

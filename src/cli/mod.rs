@@ -102,7 +102,7 @@ enum Command {
     Prune(prune::PruneArgs),
     /// Verify the store
     Check(check::CheckArgs),
-    /// Rebuild the catalogue from the commit files
+    /// Bring the catalogue back, save what damaged packs still have, tell what is lost
     Repair(repair::RepairArgs),
     /// Tell what the store holds and what it saves
     Stats(stats::StatsArgs),

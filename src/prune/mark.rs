@@ -3,6 +3,8 @@
 //! Every object, link group and chunk is looked at once, however many snapshots share it. Memory: half a byte for each number of a link
 //! group, and a quarter to an eighth for each of an object or a chunk, whether it still exists or not.
 
+use std::collections::BTreeMap;
+
 use super::bitmap::Bitmap;
 use super::{PruneError, PruneProgress};
 use crate::catalog::CatalogError;
@@ -31,6 +33,8 @@ pub struct Marks {
     pub chunk_bytes: u64,
     /// Chunks whose bytes are lost.
     pub lost_chunks: u64,
+    /// Chunks without a row, with their lengths, where those are no reason to end; names and link counts are then looked at, too.
+    missing: Option<BTreeMap<u64, u32>>,
 }
 
 impl Marks {
@@ -43,7 +47,18 @@ impl Marks {
             chunks: Bitmap::new(counters.chunk),
             chunk_bytes: 0,
             lost_chunks: 0,
+            missing: None,
         }
+    }
+
+    /// Marks nothing, and goes on where chunks have no row.
+    pub fn lenient(counters: &Counters) -> Marks {
+        Marks { missing: Some(BTreeMap::new()), ..Marks::new(counters) }
+    }
+
+    /// Returns the chunks that had no row, with their plain lengths.
+    pub fn missing_chunks(self) -> BTreeMap<u64, u32> {
+        self.missing.unwrap_or_default()
     }
 
     /// Marks a link group; [`settle`](Marks::settle) is to follow.
@@ -72,6 +87,11 @@ impl Marks {
         for object in record.links.iter().chain(&record.problems) {
             self.object(*object)?;
         }
+        if self.missing.is_some() {
+            for links in &record.links {
+                catalog.object(ObjectKind::Links, *links)?;
+            }
+        }
         let root = record
             .root_directory()
             .map_err(|error| CatalogError::Damaged { what: "snapshot record", number, reason: error.to_string() })?;
@@ -85,7 +105,11 @@ impl Marks {
         while let Some(reference) = waiting.pop() {
             match reference {
                 Reference::Group(group) => self.group(group)?,
-                Reference::Names(names) => drop(self.object(names)?),
+                Reference::Names(names) => {
+                    if self.object(names)? && self.missing.is_some() {
+                        catalog.object(ObjectKind::Names, names)?;
+                    }
+                }
                 Reference::Page(page) => {
                     if self.object(page)? {
                         progress.step()?;
@@ -145,10 +169,16 @@ impl Marks {
 
     fn segments(&mut self, catalog: &CatalogReader, segments: &[Segment]) -> Result<(), CatalogError> {
         for segment in segments {
-            let Segment::Chunk { number, .. } = segment else { continue };
+            let Segment::Chunk { number, length } = segment else { continue };
             let missing = CatalogError::Missing { what: "chunk", number: *number };
             if self.chunks.add(*number).ok_or(missing)? {
-                let row = catalog.chunk(*number)?;
+                let row = match (catalog.chunk(*number), &mut self.missing) {
+                    (Err(CatalogError::Missing { what: "chunk", .. }), Some(missing)) => {
+                        missing.insert(*number, *length);
+                        continue;
+                    }
+                    (row, _) => row?,
+                };
                 if row.is_lost() {
                     self.lost_chunks += 1;
                 } else {

@@ -256,7 +256,7 @@ fn packs(catalog: &CatalogReader, marks: &Marks) -> Result<BTreeMap<u64, PackPla
 }
 
 /// Calls `visit` for every chunk row.
-pub(super) fn for_each_chunk(
+pub(crate) fn for_each_chunk(
     catalog: &CatalogReader,
     mut visit: impl FnMut(u64, &chunk::ChunkRow) -> Result<(), CatalogError>,
 ) -> Result<(), CatalogError> {
