@@ -1,11 +1,11 @@
 //! The reference model: random trees with hard links, random edits, a snapshot after each batch. A naive copy taken with `std::fs` is the oracle, and
 //! what is compared is the *partition* of names into inodes, beside names, kinds, contents and attributes.
 
+#[path = "support/edits.rs"]
+mod edits;
 #[path = "support/oracle.rs"]
 #[allow(dead_code)]
 mod oracle;
-#[path = "support/edits.rs"]
-mod edits;
 
 use std::fs;
 use std::path::Path;

@@ -21,6 +21,7 @@ use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, check};
 use zmreplica::lease::{self, LeaseInfo};
 use zmreplica::prune::{PruneError, PruneOptions, PrunePlan, PruneProgress, PruneReport, carry_out, plan};
 use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::restore::{RestoreOptions, RestoreProgress, restore};
 use zmreplica::retention::{Policy, Protections};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
@@ -30,7 +31,7 @@ use zmreplica::store::{LocalBackend, MemoryBackend};
 use zmreplica::view::Snapshots;
 
 use edits::{Edit, Source, edit};
-use oracle::{Tree, assert_same, of_directory, of_snapshot};
+use oracle::{Tree, assert_same, of_directory, of_snapshot, view};
 
 /// Names the store to the process that is going to be killed.
 const STORE: &str = "ZMREPLICA_TEST_PRUNE_STORE";
@@ -61,7 +62,12 @@ fn last(count: u32) -> Policy {
     Policy { keep_last: count, ..Policy::default() }
 }
 
-fn planned(replica: &Replica, policy: &Policy, protections: &Protections, max_unused: u8) -> Result<PrunePlan, PruneError> {
+fn planned(
+    replica: &Replica,
+    policy: &Policy,
+    protections: &Protections,
+    max_unused: u8,
+) -> Result<PrunePlan, PruneError> {
     let options = PruneOptions { max_unused_percent: max_unused };
     plan(replica, policy, protections.clone(), &TimeZone::UTC, &options, &PruneProgress::default())
 }
@@ -103,9 +109,17 @@ fn pack_bytes(backend: &dyn Backend) -> u64 {
 #[derive(Clone, Debug)]
 enum Step {
     Snapshot(Vec<Edit>),
-    Prune { rules: Policy, protect: usize, max_unused: u8 },
+    Prune {
+        rules: Policy,
+        protect: usize,
+        max_unused: u8,
+    },
     /// A prune that dies at some operation of the backend; what was not synced is lost, in part if `keep_some` says so.
-    Crash { rules: Policy, die_after: u64, keep_some: Option<u64> },
+    Crash {
+        rules: Policy,
+        die_after: u64,
+        keep_some: Option<u64>,
+    },
 }
 
 fn rules() -> impl Strategy<Value = Policy> {
@@ -148,19 +162,23 @@ impl World {
         LockedReplica::open_over(&self.store, Arc::clone(&self.backend) as Arc<dyn Backend>).unwrap()
     }
 
-    /// Keeps the tree of a snapshot, with its inodes, so that another store can be filled with it.
-    fn keep_tree(&self, id: &str) {
+    /// Keeps the tree of a snapshot so that another store can be filled with it. Not by cp, which makes holes where there were zeros.
+    fn keep_tree(&self, replica: &Replica, id: &str) {
+        let snapshot = Snapshots::read(&replica.catalog().unwrap()).unwrap().newest().unwrap().clone();
+        assert_eq!(snapshot.record.id, id);
+        let view = view(replica, &snapshot).unwrap();
         let copy = self.place.path().join(id);
-        let copied = Command::new("cp").arg("-a").arg(&self.root).arg(&copy).status().unwrap();
-        assert!(copied.success());
+        let report = restore(&view, b"", &copy, &RestoreOptions::default(), &RestoreProgress::default()).unwrap();
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
     }
 
     fn apply(&mut self, step: &Step) {
         match step {
             Step::Snapshot(edits) => {
                 edits.iter().for_each(|edit| self.source.apply(edit));
-                let id = take(&self.open(), &self.root);
-                self.keep_tree(&id);
+                let replica = self.open();
+                let id = take(&replica, &self.root);
+                self.keep_tree(&replica, &id);
                 self.copies.push((id, of_directory(&self.root)));
             }
             Step::Prune { rules, protect, max_unused } => {
@@ -172,13 +190,19 @@ impl World {
                 let before = ids(&replica);
                 let plan = planned(&replica, rules, &protections, *max_unused).unwrap();
                 let kept: BTreeSet<String> = plan.retention.kept().map(|decision| decision.id.clone()).collect();
-                assert_eq!(plan.freed.values().sum::<u64>() + plan.figures.unreferenced_bytes, plan.figures.removed_chunk_bytes);
+                assert_eq!(
+                    plan.freed.values().sum::<u64>() + plan.figures.unreferenced_bytes,
+                    plan.figures.removed_chunk_bytes
+                );
                 let packs_before = pack_bytes(self.backend.as_ref());
                 let report = carry_out(&mut replica, &plan, &PruneProgress::default()).unwrap();
                 assert_eq!(report.not_folded, None);
                 assert_eq!(ids(&replica), kept);
                 assert_eq!(kept.len() as u64 + report.removed_snapshots, before.len() as u64);
-                assert_eq!(pack_bytes(self.backend.as_ref()) + report.deleted_bytes, packs_before + report.written_bytes);
+                assert_eq!(
+                    pack_bytes(self.backend.as_ref()) + report.deleted_bytes,
+                    packs_before + report.written_bytes
+                );
                 // What was done is done: another prune of the same rules finds nothing.
                 let again = planned(&replica, rules, &protections, *max_unused).unwrap();
                 assert!(again.is_empty(), "{:?}", again.figures);
@@ -228,7 +252,8 @@ impl World {
             replica.dictionaries().all().iter().map(|one| one.bytes().len() as u64 + 200).sum()
         };
         let bytes = pack_bytes(self.backend.as_ref()) - dictionaries(&replica);
-        let fresh_bytes = pack_bytes(fresh_backend.as_ref()) - dictionaries(&fresh).min(pack_bytes(fresh_backend.as_ref()));
+        let fresh_bytes =
+            pack_bytes(fresh_backend.as_ref()) - dictionaries(&fresh).min(pack_bytes(fresh_backend.as_ref()));
         // A tenth may be unused; a dictionary trained on other messages compresses otherwise, and packs have ends.
         let allowed = fresh_bytes * 110 / 100 * 100 / 90 + dictionaries(&replica) + 4096;
         assert!(bytes <= allowed, "{bytes} bytes in packs, and a fresh store has {fresh_bytes}");
@@ -357,8 +382,7 @@ fn what_is_missing_stops_it_before_anything_is_removed() {
             let (store, backend) = base.copy();
             let bytes = backend.read_at(pack, 0, backend.size(pack).unwrap().unwrap() as usize).unwrap();
             backend.damage(pack, cut.then(|| bytes[..bytes.len() - 1].to_vec()));
-            let mut replica =
-                LockedReplica::open_over(store.path(), Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
+            let mut replica = LockedReplica::open_over(store.path(), Arc::clone(&backend) as Arc<dyn Backend>).unwrap();
             let before = (ids(&replica), backend.list("").unwrap());
             match prune(&mut replica, &last(2), 10) {
                 Err(error @ PruneError::Pack { .. }) => {
@@ -426,7 +450,8 @@ fn what_an_interrupted_run_stored_is_not_lost() {
     let options = SnapshotOptions { progress_interval: Duration::ZERO, ..SnapshotOptions::default() };
     let interrupted = std::thread::scope(|scope| {
         let (other, store, source) = (Arc::clone(&progress), &store, &source);
-        let running = scope.spawn(move || run(&LockedReplica::open(store).unwrap(), source, &options, &progress).is_err());
+        let running =
+            scope.spawn(move || run(&LockedReplica::open(store).unwrap(), source, &options, &progress).is_err());
         while other.ingest.new_chunks.load(std::sync::atomic::Ordering::Relaxed) < 100 && !running.is_finished() {
             std::thread::yield_now();
         }
@@ -457,7 +482,8 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
     let (mut folds, mut most) = (0, 0);
     for night in 0..30u64 {
         for number in 0..150 {
-            let name = tree.join(format!("{night}-{number}-{}", noise(number, 16).escape_ascii()).replace(['/', '\\'], "_"));
+            let name =
+                tree.join(format!("{night}-{number}-{}", noise(number, 16).escape_ascii()).replace(['/', '\\'], "_"));
             fs::write(name, noise(night * 1000 + number, 700)).unwrap();
         }
         if let Some(old) = night.checked_sub(4) {

@@ -179,12 +179,8 @@ fn count() -> impl Strategy<Value = u32> {
 }
 
 fn within() -> impl Strategy<Value = Option<Within>> {
-    let unit = prop_oneof![
-        Just(WithinUnit::Days),
-        Just(WithinUnit::Weeks),
-        Just(WithinUnit::Months),
-        Just(WithinUnit::Years)
-    ];
+    let unit =
+        prop_oneof![Just(WithinUnit::Days), Just(WithinUnit::Weeks), Just(WithinUnit::Months), Just(WithinUnit::Years)];
     prop_oneof![2 => Just(None), 1 => (1..20u32, unit).prop_map(|(count, unit)| Some(Within { count, unit }))]
 }
 

@@ -241,11 +241,8 @@ fn write_table(
     table: Table,
     expected: Option<&[u64]>,
 ) -> Result<(), CatalogError> {
-    let damaged = |number: u64, reason: &str| CatalogError::Damaged {
-        what: table.row_name(),
-        number,
-        reason: reason.to_owned(),
-    };
+    let damaged =
+        |number: u64, reason: &str| CatalogError::Damaged { what: table.row_name(), number, reason: reason.to_owned() };
     let mut rows = 0;
     database.scan(table, 0, |number, payload| {
         let payload = payload?;

@@ -168,7 +168,14 @@ mod tests {
     fn pages_round_trip() {
         let row =
             |pack, offset| ChunkRow { pack, offset, stored_length: 100, plain_length: 250, prefix: [pack as u8; 8] };
-        let page = vec![Some(row(1, 16)), Some(row(1, 16 + ENTRY_HEADER_BYTES as u32 + 100)), None, Some(row(2, 16)), Some(ChunkRow::lost(70, [3; 8])), Some(row(2, 160))];
+        let page = vec![
+            Some(row(1, 16)),
+            Some(row(1, 16 + ENTRY_HEADER_BYTES as u32 + 100)),
+            None,
+            Some(row(2, 16)),
+            Some(ChunkRow::lost(70, [3; 8])),
+            Some(row(2, 160)),
+        ];
         let bytes = encode_page(&page);
         assert_eq!(decode_page(&bytes).unwrap(), page);
         for at in 0..bytes.len() {

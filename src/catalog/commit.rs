@@ -99,12 +99,7 @@ pub(super) fn put_index(body: &mut Vec<u8>, table: Table, hash: &[u8; 32], numbe
 }
 
 /// Puts header and checksum around a body: the form of commit files, and of the files of a checkpoint.
-pub(super) fn frame(
-    magic: &[u8; 8],
-    number: u64,
-    id: &CommitId,
-    body: &[u8],
-) -> std::io::Result<(Vec<u8>, CommitId)> {
+pub(super) fn frame(magic: &[u8; 8], number: u64, id: &CommitId, body: &[u8]) -> std::io::Result<(Vec<u8>, CommitId)> {
     let mut file = Vec::with_capacity(HEADER_BYTES + body.len() / 2 + HASH_BYTES);
     file.extend_from_slice(magic);
     file.extend_from_slice(&[0; 8]);

@@ -184,11 +184,7 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when redb fails or the row is damaged.
-    pub fn find_chunk_row(
-        &self,
-        hash: &ChunkHash,
-        plain_length: u32,
-    ) -> Result<Option<(u64, ChunkRow)>, CatalogError> {
+    pub fn find_chunk_row(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<(u64, ChunkRow)>, CatalogError> {
         let Some(number) = self.rows.get()?.find(Table::ChunkIndex, &hash.0)? else {
             return Ok(None);
         };

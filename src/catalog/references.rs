@@ -110,13 +110,8 @@ mod tests {
         let page = encode_page(7, &entries);
         let mut found = Vec::new();
         of_page(&page, |reference| found.push(reference)).unwrap();
-        let expected = [
-            Reference::Names(7),
-            Reference::Group(9),
-            Reference::Group(3),
-            Reference::Page(40),
-            Reference::Index(41),
-        ];
+        let expected =
+            [Reference::Names(7), Reference::Group(9), Reference::Group(3), Reference::Page(40), Reference::Index(41)];
         assert_eq!(found, expected);
         for at in 0..page.len() {
             assert!(of_page(&page[..at], |_| ()).is_err(), "cut at {at}");

@@ -127,7 +127,9 @@ pub(crate) fn prune(
         .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
     let progress = PruneProgress::default();
     let make = |replica: &Replica| {
-        followed(output, &progress, &interrupt, || plan(replica, policy, protections.clone(), &zone, options, &progress))
+        followed(output, &progress, &interrupt, || {
+            plan(replica, policy, protections.clone(), &zone, options, &progress)
+        })
     };
     if dry_run {
         let plan = make(&context.open()?)?;

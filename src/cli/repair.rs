@@ -87,6 +87,13 @@ fn tell(output: &Output, report: &RepairReport) -> Result<(), CliError> {
             text::plural(report.found_chunks, "chunk", "chunks")
         ))?;
     }
+    if report.unnamed_packs > 0 {
+        output.note(&format!(
+            "{} named by no commit. An interrupted run leaves such packs; but if the catalogue and the newest commit files were both lost, they belong to \
+             snapshots that nothing tells of any more. Look at `zmreplica snapshots` before the next prune, which deletes them.",
+            text::plural(report.unnamed_packs, "pack is", "packs are"),
+        ));
+    }
     if report.lost_chunks > 0 {
         output.line(&format!(
             "The bytes of {} are lost. `zmreplica check` tells which files need them; the next snapshot stores them again if its source still has \

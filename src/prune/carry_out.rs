@@ -109,7 +109,8 @@ impl Work<'_> {
             return Ok(());
         }
         let store = self.replica.path();
-        let failed = |source| PruneError::Io { action: "look at the leases of", path: store.display().to_string(), source };
+        let failed =
+            |source| PruneError::Io { action: "look at the leases of", path: store.display().to_string(), source };
         let _gate = lease::close_gate(store).map_err(failed)?;
         let leases = lease::list(store).map_err(failed)?;
         if let Some(id) = leases.iter().flat_map(|lease| &lease.snapshots).find(|id| going.contains_key(id.as_str())) {

@@ -92,9 +92,11 @@ impl Marks {
                 catalog.object(ObjectKind::Links, *links)?;
             }
         }
-        let root = record
-            .root_directory()
-            .map_err(|error| CatalogError::Damaged { what: "snapshot record", number, reason: error.to_string() })?;
+        let root = record.root_directory().map_err(|error| CatalogError::Damaged {
+            what: "snapshot record",
+            number,
+            reason: error.to_string(),
+        })?;
         let mut waiting = Vec::new();
         match root.body {
             // A root is folded only when it is empty.

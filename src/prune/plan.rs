@@ -261,8 +261,8 @@ pub(crate) fn for_each_chunk(
     mut visit: impl FnMut(u64, &chunk::ChunkRow) -> Result<(), CatalogError>,
 ) -> Result<(), CatalogError> {
     catalog.database()?.scan(Table::Chunks, 0, |page, payload| {
-        let rows = chunk::decode_page(payload?)
-            .map_err(|error| CatalogError::damaged("page of chunk rows", page, error))?;
+        let rows =
+            chunk::decode_page(payload?).map_err(|error| CatalogError::damaged("page of chunk rows", page, error))?;
         for (number, row) in (page * PAGE_ROWS..).zip(&rows) {
             if let Some(row) = row {
                 visit(number, row)?;

@@ -98,6 +98,8 @@ pub struct RepairReport {
     pub unreadable_packs: Vec<(String, String)>,
     /// Chunks that were found in packs that nothing named.
     pub found_chunks: u64,
+    /// Packs that nothing names and that had nothing to find: of an interrupted run, or of commits that left no other trace.
+    pub unnamed_packs: u64,
     /// Chunks whose bytes are lost, all in all.
     pub lost_chunks: u64,
     /// Inodes that the next snapshots read again because of that.
@@ -168,6 +170,7 @@ pub fn repair_over(
         damaged_packs: Vec::new(),
         unreadable_packs: Vec::new(),
         found_chunks: 0,
+        unnamed_packs: 0,
         lost_chunks: 0,
         forgotten_inodes: 0,
         read_data: options.read_data,

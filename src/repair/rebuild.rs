@@ -32,10 +32,14 @@ pub(super) fn catalog(path: &Path, backend: &Arc<dyn Backend>) -> Result<Catalog
     if is_intact(path, backend) {
         return Ok(CatalogOutcome::Kept { reason });
     }
-    let mut lost_files = Vec::new();
-    LockedReplica::replace_catalog_with(path, |fresh, old| {
-        put_together(fresh, old, backend.as_ref(), &reason, &mut lost_files)
-    })?;
+    let (mut lost_files, mut rows) = (Vec::new(), 0);
+    let put_together = LockedReplica::replace_catalog_with(path, |fresh, old| {
+        put_together(fresh, old, backend.as_ref(), &reason, &mut lost_files, &mut rows)
+    });
+    if put_together.is_err() && rows == 0 {
+        return Err(RepairError::NothingLeft { reason });
+    }
+    put_together?;
     Ok(CatalogOutcome::PutTogether { reason, lost_files })
 }
 
@@ -45,7 +49,8 @@ fn is_intact(path: &Path, backend: &Arc<dyn Backend>) -> bool {
     let checked = catch_unwind(AssertUnwindSafe(|| {
         let replica = Replica::open_over(path, Arc::clone(backend)).ok()?;
         let report = check(&replica, &CheckOptions::default(), &CheckProgress::default()).ok()?;
-        let is_whole = report.damages.iter().all(|damage| matches!(damage.kind, DamageKind::CommitFile | DamageKind::Pack));
+        let is_whole =
+            report.damages.iter().all(|damage| matches!(damage.kind, DamageKind::CommitFile | DamageKind::Pack));
         Some(is_whole && report.waiting_commits == 0)
     }));
     checked.ok().flatten().unwrap_or(false)
@@ -59,10 +64,10 @@ fn put_together(
     backend: &dyn Backend,
     reason: &str,
     lost_files: &mut Vec<String>,
+    rows: &mut u64,
 ) -> Result<(), CatalogError> {
     let mut counters = Counters::default();
     let mut last = 0;
-    let mut rows = 0u64;
     let known = catch_unwind(AssertUnwindSafe(|| {
         let database = CatalogDatabase::open_read_only(old).ok()?;
         Some(last_commit(&*Arc::new(database.read().ok()?)).ok()?.0)
@@ -71,7 +76,7 @@ fn put_together(
     let mut take = |changes: Vec<Change>| -> Result<(), CatalogError> {
         for change in &changes {
             raise(&mut counters, change);
-            rows += 1;
+            *rows += 1;
         }
         fresh.apply(&changes)
     };
@@ -115,7 +120,7 @@ fn put_together(
             Err(_) => lost_files.push(commit::key(number)),
         }
     }
-    if rows == 0 {
+    if *rows == 0 {
         let reason = format!("nothing can be read of it or of the others ({reason})");
         return Err(CatalogError::CommitFile { key: commit::key(1), reason });
     }
@@ -123,10 +128,7 @@ fn put_together(
     let mut seed = blake3::Hasher::new();
     seed.update(&newest.to_le_bytes()).update(jiff::Timestamp::now().to_string().as_bytes());
     let id = seed.finalize().as_bytes()[..16].to_vec();
-    fresh.apply(&[
-        Change::Put(Table::Meta, COUNTERS, counters.encode()),
-        Change::Put(Table::Commits, newest + 1, id),
-    ])
+    fresh.apply(&[Change::Put(Table::Meta, COUNTERS, counters.encode()), Change::Put(Table::Commits, newest + 1, id)])
 }
 
 /// Lets the counters be above every number that is in use.

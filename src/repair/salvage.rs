@@ -39,19 +39,21 @@ pub(super) fn packs(
     let mut work = Salvage {
         replica,
         wanted: HashMap::new(),
+        nameless: Vec::new(),
         owner: HashMap::new(),
         saved: BTreeMap::new(),
         lost: BTreeMap::new(),
         repacker: Repacker::new(replica),
     };
-    let already_lost = work.chunks(writer.reader(), &rows, &damaged, progress)?;
-    report.lost_chunks = already_lost;
+    work.chunks(writer.reader(), &rows, &damaged, progress)?;
+    report.lost_chunks = work.nameless.len() as u64;
     if damaged.is_empty() && work.wanted.is_empty() {
+        report.unnamed_packs = unnamed_packs(replica, &rows)?;
         return Ok(());
     }
     report.found_chunks = work.adopt(&mut writer, &rows)?;
-    let (newly_lost, given_up) = work.give_up(&mut writer)?;
-    report.lost_chunks += newly_lost;
+    let given_up = work.give_up(&mut writer)?;
+    report.lost_chunks = given_up.count();
     report.forgotten_inodes = forget(replica, writer.reader(), &given_up)?;
     work.repacker.settle(&mut writer)?;
     let of_dictionaries: Vec<PackId> = rows
@@ -78,7 +80,15 @@ pub(super) fn packs(
             lost_chunks: work.lost.get(&number).copied().unwrap_or_default(),
         });
     }
-    Ok(replica.backend().sync().map_err(CatalogError::from)?)
+    replica.backend().sync().map_err(CatalogError::from)?;
+    report.unnamed_packs = unnamed_packs(replica, &pack_rows(writer.reader())?)?;
+    Ok(())
+}
+
+fn unnamed_packs(replica: &LockedReplica, rows: &BTreeMap<u64, PackRow>) -> Result<u64, CatalogError> {
+    let named: BTreeSet<String> = rows.values().map(|row| row.id.key()).collect();
+    let all = replica.backend().list(PACK_PREFIX)?;
+    Ok(all.iter().filter(|(key, _)| !named.contains(key)).count() as u64)
 }
 
 fn pack_rows(catalog: &CatalogReader) -> Result<BTreeMap<u64, PackRow>, CatalogError> {
@@ -134,6 +144,8 @@ struct Salvage<'a> {
     replica: &'a LockedReplica,
     /// Chunks that are not where they should be, by first bytes of the hash and plain length.
     wanted: HashMap<([u8; 8], u32), u64>,
+    /// Lost chunks whose hash is lost, too: nothing can be looked for.
+    nameless: Vec<u64>,
     /// The pack that each of them was in.
     owner: HashMap<u64, u64>,
     /// Chunks saved and lost, by pack.
@@ -144,24 +156,26 @@ struct Salvage<'a> {
 
 impl Salvage<'_> {
     fn want(&mut self, number: u64, row: &ChunkRow) {
+        if row.prefix == [0; 8] {
+            self.nameless.push(number);
+            return;
+        }
         self.wanted.insert((row.prefix, row.plain_length), number);
         self.owner.insert(number, row.pack);
     }
 
-    /// Copies the chunks that damaged packs still have and notes the others. Returns how many were lost before.
+    /// Copies the chunks that damaged packs still have and notes the others, and those that were lost before.
     fn chunks(
         &mut self,
         catalog: &CatalogReader,
         rows: &BTreeMap<u64, PackRow>,
         damaged: &BTreeMap<u64, Found>,
         progress: &PruneProgress,
-    ) -> Result<u64, RepairError> {
+    ) -> Result<(), RepairError> {
         let mut by_pack: BTreeMap<u64, Vec<(u64, ChunkRow)>> = BTreeMap::new();
         let mut without_pack = Vec::new();
-        let mut lost_before = 0;
         for_each_chunk(catalog, |number, row| {
             if row.is_lost() {
-                lost_before += 1;
                 // Another pack may have it: one that was put back by hand, for example.
                 without_pack.push((number, *row));
             } else if damaged.contains_key(&row.pack) {
@@ -214,7 +228,7 @@ impl Salvage<'_> {
                 self.want(*number, row);
             }
         }
-        Ok(lost_before)
+        Ok(())
     }
 
     /// Looks for wanted chunks in packs that no row names, and gives those that have some a row. Returns how many were found.
@@ -249,6 +263,9 @@ impl Salvage<'_> {
                 let prefix = header.hash.prefix();
                 let row = ChunkRow { pack, offset: entry.offset, stored_length, plain_length, prefix };
                 writer.place_chunk(number, row)?;
+                if writer.reader().database()?.hash_of(Table::ChunkIndex, prefix, number)?.is_none() {
+                    writer.name_hash(Table::ChunkIndex, header.hash.0, number);
+                }
                 found += 1;
                 if let Some(owner) = self.owner.get(&number) {
                     *self.saved.entry(*owner).or_default() += 1;
@@ -258,22 +275,23 @@ impl Salvage<'_> {
         Ok(found)
     }
 
-    /// Marks the chunks that were found nowhere as lost. Returns how many of them were not before, and all of them.
-    fn give_up(&mut self, writer: &mut CatalogWriter) -> Result<(u64, Bitmap), RepairError> {
+    /// Marks the chunks that were found nowhere as lost, and returns all that are.
+    fn give_up(&mut self, writer: &mut CatalogWriter) -> Result<Bitmap, RepairError> {
         let mut all = Bitmap::new(writer.counters().chunk);
-        let mut newly = 0;
+        for number in &self.nameless {
+            all.add(*number);
+        }
         for ((prefix, plain_length), number) in self.wanted.drain() {
             all.add(number);
             if writer.reader().chunk(number)?.is_lost() {
                 continue;
             }
-            newly += 1;
             writer.place_chunk(number, ChunkRow::lost(plain_length, prefix))?;
             if let Some(owner) = self.owner.get(&number) {
                 *self.lost.entry(*owner).or_default() += 1;
             }
         }
-        Ok((newly, all))
+        Ok(all)
     }
 }
 

@@ -131,14 +131,8 @@ pub struct Policy {
 impl Policy {
     /// Returns whether there is no rule, which means that nothing goes.
     pub fn is_empty(&self) -> bool {
-        let counts = [
-            self.keep_last,
-            self.keep_hourly,
-            self.keep_daily,
-            self.keep_weekly,
-            self.keep_monthly,
-            self.keep_yearly,
-        ];
+        let counts =
+            [self.keep_last, self.keep_hourly, self.keep_daily, self.keep_weekly, self.keep_monthly, self.keep_yearly];
         counts.iter().all(|count| *count == 0) && self.keep_within.is_none() && self.keep_tags.is_empty()
     }
 }
