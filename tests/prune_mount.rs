@@ -89,7 +89,7 @@ fn readers_of_a_mount_see_no_prune() {
             let said = prune(&scene, "1");
             let mounted = said.iter().find(|event| event["id"] == first.as_str()).unwrap();
             assert_eq!(mounted["keep"], true);
-            assert!(mounted["reasons"].to_string().contains("mounted at"), "{mounted}");
+            assert!(mounted["reasons"].to_string().contains("in use at"), "{mounted}");
             let summary = said.last().unwrap();
             rewritten += summary["written_packs"].as_u64().unwrap();
             removed += summary["removed_snapshots"].as_u64().unwrap();
@@ -110,4 +110,29 @@ fn readers_of_a_mount_see_no_prune() {
     prune(&scene, "1");
     assert_eq!(scene.ok(&["--json", "snapshots"]).lines().count(), 1, "nothing holds it any more");
     scene.ok(&["check", "--read-data"]);
+}
+
+/// docs/semantics.md: "A restore that a prune runs beside restores the same."
+#[test]
+fn restores_beside_prunes_are_exact() {
+    let scene = Scene::new();
+    for number in 0..4 {
+        night(&scene.source(), number);
+        scene.snapshot();
+    }
+    let mut rewritten = 0;
+    for number in 4..9 {
+        night(&scene.source(), number);
+        let newest = scene.snapshot();
+        let destination = scene.path(&format!("restored-{number}"));
+        let mut restoring = scene.command();
+        restoring.args(["restore", &newest]).arg(&destination).stdout(std::process::Stdio::null());
+        let mut restoring = restoring.spawn().unwrap();
+        let summary = prune(&scene, "2").pop().unwrap();
+        rewritten += summary["written_packs"].as_u64().unwrap();
+        assert!(restoring.wait().unwrap().success());
+        assert_rsync_finds_nothing(&scene.source(), &destination);
+        fs::remove_dir_all(&destination).unwrap();
+    }
+    assert!(rewritten > 0, "no pack was written anew");
 }

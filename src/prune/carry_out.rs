@@ -301,13 +301,15 @@ impl Work<'_> {
     fn fold(&mut self, writer: &CatalogWriter) -> Result<(), PruneError> {
         let backend = self.replica.backend().as_ref();
         self.progress.enter(Phase::Fold, 0);
-        if !checkpoint::is_due(backend)? {
-            return Ok(());
-        }
-        let folded = RowHashes::read(backend, writer.last_commit().0)
-            .and_then(|expected| checkpoint::write(&*writer.reader().database()?, backend, Some(&expected)))
-            .and_then(|checkpoint| checkpoint::tidy(backend, &checkpoint));
-        match folded {
+        let fold = || -> Result<u64, CatalogError> {
+            if !checkpoint::is_due(backend)? {
+                return Ok(0);
+            }
+            let expected = RowHashes::read(backend, writer.last_commit().0)?;
+            let written = checkpoint::write(&*writer.reader().database()?, backend, Some(&expected))?;
+            checkpoint::tidy(backend, &written)
+        };
+        match fold() {
             Ok(bytes) => self.report.folded_bytes = bytes,
             Err(error) if error.is_damage() => self.report.not_folded = Some(error.to_string()),
             Err(error) => return Err(error.into()),

@@ -130,7 +130,7 @@ pub fn plan(
     let commit = last_commit(&database)?;
     for lease in lease::list(replica.path()).map_err(|source| lease_error(replica, source))? {
         for id in &lease.snapshots {
-            protections.add(id, format!("mounted at {} by process {}", lease.mount_point, lease.pid));
+            protections.add(id, format!("in use at {} (process {})", lease.mount_point, lease.pid));
         }
     }
     let records = catalog.snapshots()?;
