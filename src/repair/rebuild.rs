@@ -70,7 +70,7 @@ fn put_together(
     let mut last = 0;
     let known = catch_unwind(AssertUnwindSafe(|| {
         let database = CatalogDatabase::open_read_only(old).ok()?;
-        Some(last_commit(&*Arc::new(database.read().ok()?)).ok()?.0)
+        Some(last_commit(&database.read().ok()?).ok()?.0)
     }));
     let known = known.ok().flatten().unwrap_or(0);
     let mut take = |changes: Vec<Change>| -> Result<(), CatalogError> {

@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(before("1y", "2028-02-29T03:00[Europe/Berlin]"), "2027-02-28 03:00");
         // A day is a day of the calendar: 23 hours at the beginning of summer time.
         assert_eq!(before("1d", "2026-03-29T12:00[Europe/Berlin]"), "2026-03-28 12:00");
-        assert_eq!("1000y".parse::<Within>().unwrap().before(&Zoned::now()).as_second() < 0, true);
+        assert!("1000y".parse::<Within>().unwrap().before(&Zoned::now()).as_second() < 0);
     }
 
     #[test]
