@@ -5,21 +5,22 @@ mod edits;
 #[path = "support/oracle.rs"]
 #[allow(dead_code)]
 mod oracle;
+#[path = "support/pruning.rs"]
+mod pruning;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use zmreplica::catalog::checkpoint;
-use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, check};
+use zmreplica::check::CheckReport;
 use zmreplica::lease::{self, LeaseInfo};
-use zmreplica::prune::{PruneError, PruneOptions, PrunePlan, PruneProgress, PruneReport, carry_out, plan};
+use zmreplica::prune::{PruneError, PruneProgress, carry_out};
 use zmreplica::replica::{LockedReplica, Replica, init};
 use zmreplica::restore::{RestoreOptions, RestoreProgress, restore};
 use zmreplica::retention::{Policy, Protections};
@@ -32,77 +33,7 @@ use zmreplica::view::Snapshots;
 
 use edits::{Edit, Source, edit};
 use oracle::{Tree, assert_same, of_directory, of_snapshot, view};
-
-/// Names the store to the process that is going to be killed.
-const STORE: &str = "ZMREPLICA_TEST_PRUNE_STORE";
-/// Prunes that are killed.
-const KILLS: u32 = 12;
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-fn take(replica: &LockedReplica, source: &Path) -> String {
-    let options = SnapshotOptions { default_excludes: false, ..SnapshotOptions::default() };
-    let report = run(replica, source, &options, &Arc::new(Progress::default())).unwrap();
-    assert!(report.problems.is_empty(), "{:?}", report.problems);
-    report.record.id
-}
-
-/// Makes a source; its names are in a directory, since a run waits for files that vanish from the root itself.
-fn make_source(source: &Path) -> PathBuf {
-    let tree = source.join("tree");
-    fs::create_dir_all(&tree).unwrap();
-    tree
-}
-
-fn last(count: u32) -> Policy {
-    Policy { keep_last: count, ..Policy::default() }
-}
-
-fn planned(
-    replica: &Replica,
-    policy: &Policy,
-    protections: &Protections,
-    max_unused: u8,
-) -> Result<PrunePlan, PruneError> {
-    let options = PruneOptions { max_unused_percent: max_unused };
-    plan(replica, policy, protections.clone(), &TimeZone::UTC, &options, &PruneProgress::default())
-}
-
-fn prune(replica: &mut LockedReplica, policy: &Policy, max_unused: u8) -> Result<PruneReport, PruneError> {
-    let plan = planned(replica, policy, &Protections::default(), max_unused)?;
-    carry_out(replica, &plan, &PruneProgress::default())
-}
-
-fn checked(replica: &Replica) -> CheckReport {
-    let options = CheckOptions { read_data_percent: Some(100), ..CheckOptions::default() };
-    check(replica, &options, &CheckProgress::default()).unwrap()
-}
-
-fn assert_clean(replica: &Replica, what: &str) -> CheckReport {
-    let report = checked(replica);
-    assert!(report.is_clean() && report.rebuildable, "{what}: {:#?}", report.damages);
-    report
-}
-
-fn ids(replica: &Replica) -> BTreeSet<String> {
-    Snapshots::read(&replica.catalog().unwrap()).unwrap().all().iter().map(|one| one.record.id.clone()).collect()
-}
-
-/// Compares every snapshot that is there with the copy that was taken of the source.
-fn compare(replica: &Replica, copies: &[(String, Tree)], what: &str) {
-    for snapshot in Snapshots::read(&replica.catalog().unwrap()).unwrap().all() {
-        let (_, copy) = copies.iter().find(|(id, _)| *id == snapshot.record.id).expect("a snapshot that was taken");
-        assert_same(copy, &of_snapshot(replica, snapshot).unwrap(), what);
-    }
-}
-
-fn pack_bytes(backend: &dyn Backend) -> u64 {
-    backend.list("packs/").unwrap().iter().map(|(_, bytes)| bytes).sum()
-}
+use pruning::{assert_clean, checked, compare, ids, last, make_source, noise, pack_bytes, planned, prune, take};
 
 // ---- The property: random snapshots, rules, prunes, and crashes between all steps. ----
 
@@ -534,79 +465,4 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
         fs::write(&path, bytes).unwrap();
     }
     assert_clean(&Replica::open(&store).unwrap(), "healed");
-}
-
-// ---- kill -9. ----
-
-/// What the killed processes do; without its environment this is no test.
-#[test]
-fn a_prune_in_a_process_of_its_own() {
-    if let Some(store) = std::env::var_os(STORE) {
-        prune(&mut LockedReplica::open(Path::new(&store)).unwrap(), &last(1), 0).unwrap();
-    }
-}
-
-fn start(store: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_prune_in_a_process_of_its_own"])
-        .env(STORE, store)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-#[test]
-fn killed_prunes_leave_a_whole_store() {
-    let place = tempfile::tempdir().unwrap();
-    let at = |name: &str| -> PathBuf { place.path().join(name) };
-    let (base, source) = (at("base"), at("source"));
-    init(&base).unwrap();
-    let tree = make_source(&source);
-    let mut copies = Vec::new();
-    for night in 0..6u64 {
-        for number in 0..200 {
-            fs::write(tree.join(format!("{night}-{number}")), noise(night * 1000 + number, 30_000)).unwrap();
-        }
-        for number in (0..200).filter(|number| number % 2 == 0 && night > 0) {
-            fs::remove_file(tree.join(format!("{}-{number}", night - 1))).unwrap();
-        }
-        let replica = LockedReplica::open(&base).unwrap();
-        copies.push((take(&replica, &source), of_directory(&source)));
-    }
-    let copy = |name: &str| {
-        let store = at(name);
-        let status = Command::new("cp").arg("-a").arg(&base).arg(&store).status();
-        assert!(status.unwrap().success());
-        store
-    };
-    let clean = copy("clean");
-    let clock = Instant::now();
-    assert!(start(&clean).wait().unwrap().success());
-    let whole = clock.elapsed();
-    let clean_bytes = pack_bytes(&LocalBackend::open(&clean).unwrap());
-
-    let mut killed = 0;
-    for number in 0..KILLS {
-        let store = copy(&format!("store-{number}"));
-        let mut child = start(&store);
-        std::thread::sleep(whole.mul_f64((0.3 + f64::from(number)) / f64::from(KILLS)));
-        child.kill().unwrap();
-        killed += u32::from(!child.wait().unwrap().success());
-        {
-            // A reader may come first, and finds all that is needed.
-            let replica = Replica::open(&store).unwrap();
-            assert_clean(&replica, "after a kill");
-            compare(&replica, &copies, "after a kill");
-        }
-        assert!(start(&store).wait().unwrap().success(), "the next prune finishes");
-        let replica = Replica::open(&store).unwrap();
-        let report = assert_clean(&replica, "after the next prune");
-        assert_eq!((report.snapshots, report.orphan_packs), (1, 0));
-        compare(&replica, &copies, "after the next prune");
-        let bytes = pack_bytes(replica.backend().as_ref());
-        assert!(bytes * 100 <= clean_bytes * 102, "{bytes} bytes, and a clean prune leaves {clean_bytes}");
-        drop(replica);
-        fs::remove_dir_all(&store).unwrap();
-    }
-    assert!(killed >= 3, "only {killed} prunes could be killed");
 }

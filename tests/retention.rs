@@ -164,7 +164,7 @@ fn oracle(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &TimeZone) -
                     continue;
                 }
                 done.push(period(one));
-                let newest = seen.iter().filter(|other| period(other) == period(one)).last().unwrap();
+                let newest = seen.iter().rfind(|other| period(other) == period(one)).unwrap();
                 last_of_each.push((newest.time, newest.number));
             }
             last_of_each.sort();
