@@ -466,3 +466,30 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
     }
     assert_clean(&Replica::open(&store).unwrap(), "healed");
 }
+
+/// docs/semantics.md, of what is unchanged: a prune between two nights makes no difference.
+#[test]
+fn a_night_after_a_prune_reads_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let (store, source) = (place.path().join("store"), place.path().join("source"));
+    init(&store).unwrap();
+    let tree = make_source(&source);
+    for number in 0..50 {
+        fs::write(tree.join(number.to_string()), noise(number, 3000)).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let mut replica = LockedReplica::open(&store).unwrap();
+    take(&replica, &source);
+    fs::rename(tree.join("0"), tree.join("other")).unwrap();
+    fs::remove_file(tree.join("1")).unwrap();
+    take(&replica, &source);
+    let report = prune(&mut replica, &last(1), 0).unwrap();
+    assert_eq!(
+        (report.removed_snapshots, report.written_packs),
+        (1, 1 + u64::from(!replica.dictionaries().all().is_empty()))
+    );
+    let night = run(&replica, &source, &SnapshotOptions::default(), &Arc::new(Progress::default())).unwrap();
+    let work = night.record.work;
+    assert_eq!((work.read_files, work.read_bytes, work.new_chunks, work.unchanged_inodes), (0, 0, 0, 49));
+    assert_clean(&replica, "the night after");
+}

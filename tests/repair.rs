@@ -13,12 +13,14 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, check};
 use zmreplica::prune::{PruneOptions, PruneProgress, carry_out, plan};
-use zmreplica::repair::{CatalogOutcome, RepairError, RepairOptions, RepairReport, repair};
+use zmreplica::repair::{CatalogOutcome, RepairError, RepairOptions, RepairReport, repair, repair_over};
 use zmreplica::replica::{LockedReplica, Replica, init};
 use zmreplica::retention::{Policy, Protections};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
+use zmreplica::store::MemoryBackend;
+use zmreplica::store::backend::Backend;
 use zmreplica::view::Snapshots;
 
 use oracle::{Tree, assert_same, of_directory, of_snapshot};
@@ -303,4 +305,65 @@ fn nothing_left_is_an_error_and_changes_nothing() {
     assert!(matches!(scene.repair(true), Err(RepairError::NothingLeft { .. })));
     assert_eq!(scene.files("packs"), packs);
     assert!(!scene.store().join("catalog.redb").exists());
+}
+
+/// A repair that dies anywhere leaves the same work for the next one.
+#[test]
+fn a_repair_may_die_at_every_operation_of_the_backend() {
+    let place = tempfile::tempdir().unwrap();
+    let (store, source) = (place.path().join("store"), place.path().join("source"));
+    init(&store).unwrap();
+    fs::create_dir(&source).unwrap();
+    let base = Arc::new(MemoryBackend::new());
+    let open = |path: &Path, backend: &Arc<MemoryBackend>| {
+        LockedReplica::open_over(path, Arc::clone(backend) as Arc<dyn Backend>).unwrap()
+    };
+    let mut copies = Vec::new();
+    for night in 0..2u64 {
+        for number in 0..20 {
+            fs::write(source.join(format!("{night}-{number}")), noise(night * 50 + number, 1500)).unwrap();
+        }
+        let (replica, progress) = (open(&store, &base), Arc::new(Progress::default()));
+        let report = run(&replica, &source, &SnapshotOptions::default(), &progress).unwrap();
+        copies.push((report.record.id, of_directory(&source)));
+    }
+    let (key, bytes) = base.list("packs/").unwrap().remove(0);
+    let mut bad = base.read_at(&key, 0, bytes as usize).unwrap();
+    bad[700] ^= 1;
+    base.damage(&key, Some(bad));
+    let mut crashes = 0;
+    for die_after in 1.. {
+        let (copy, backend) = (tempfile::tempdir().unwrap(), Arc::new(base.fork()));
+        let status = std::process::Command::new("cp").arg("-a").arg(store.join(".")).arg(copy.path()).status();
+        assert!(status.unwrap().success());
+        let repair = || {
+            let backend = Arc::clone(&backend) as Arc<dyn Backend>;
+            repair_over(copy.path(), backend, RepairOptions { read_data: true }, &PruneProgress::default())
+        };
+        backend.die_after(die_after);
+        let result = repair();
+        if die_after % 2 == 0 {
+            backend.crash();
+        } else {
+            backend.crash_keeping_some(die_after);
+        }
+        let report = repair().unwrap();
+        assert_eq!(report.lost_chunks, 1, "died at {die_after}: {report:?}");
+        let options = CheckOptions { read_data_percent: Some(100), ..CheckOptions::default() };
+        let replica = open(copy.path(), &backend);
+        let checked = check(&replica, &options, &CheckProgress::default()).unwrap();
+        assert_eq!((checked.damage_count, checked.lost_chunks), (1, 1), "died at {die_after}: {:#?}", checked.damages);
+        // And what was lost comes back.
+        run(&replica, &source, &SnapshotOptions::default(), &Arc::new(Progress::default())).unwrap();
+        let checked = check(&replica, &options, &CheckProgress::default()).unwrap();
+        assert!(checked.is_clean(), "died at {die_after}: {:#?}", checked.damages);
+        for (snapshot, (_, copy)) in Snapshots::read(&replica.catalog().unwrap()).unwrap().all().iter().zip(&copies) {
+            assert_same(copy, &of_snapshot(&replica, snapshot).unwrap(), "after the repair");
+        }
+        if result.is_ok() {
+            break;
+        }
+        crashes += 1;
+    }
+    assert!(crashes > 10, "only {crashes} operations");
 }
