@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::replica::{Replica, init};
 use zmreplica::store::LocalBackend;
 
 use oracle::of_directory;
-use pruning::{assert_clean, compare, last, make_source, noise, pack_bytes, prune, take};
+use pruning::{assert_clean, compare, copy_directory, last, make_source, noise, open, pack_bytes, prune, take};
 
 /// Names the store to the process that is going to be killed.
 const STORE: &str = "ZMREPLICA_TEST_PRUNE_STORE";
@@ -26,7 +26,7 @@ const KILLS: u32 = 12;
 #[test]
 fn a_prune_in_a_process_of_its_own() {
     if let Some(store) = std::env::var_os(STORE) {
-        prune(&mut LockedReplica::open(Path::new(&store)).unwrap(), &last(1), 0).unwrap();
+        prune(&mut open(Path::new(&store)), &last(1), 0).unwrap();
     }
 }
 
@@ -54,13 +54,12 @@ fn killed_prunes_leave_a_whole_store() {
         for number in (0..200).filter(|number| number % 2 == 0 && night > 0) {
             fs::remove_file(tree.join(format!("{}-{number}", night - 1))).unwrap();
         }
-        let replica = LockedReplica::open(&base).unwrap();
+        let replica = open(&base);
         copies.push((take(&replica, &source), of_directory(&source)));
     }
     let copy = |name: &str| {
         let store = at(name);
-        let status = Command::new("cp").arg("-a").arg(&base).arg(&store).status();
-        assert!(status.unwrap().success());
+        copy_directory(&base, &store);
         store
     };
     let clean = copy("clean");

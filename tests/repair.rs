@@ -3,6 +3,8 @@
 #[path = "support/oracle.rs"]
 #[allow(dead_code)]
 mod oracle;
+#[path = "support/pruning.rs"]
+mod pruning;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -24,12 +26,7 @@ use zmreplica::store::backend::Backend;
 use zmreplica::view::Snapshots;
 
 use oracle::{Tree, assert_same, of_directory, of_snapshot};
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
+use pruning::{copy_directory, noise};
 
 struct Scene {
     place: tempfile::TempDir,
@@ -113,8 +110,7 @@ impl Scene {
 
     fn copy(&self) -> Scene {
         let place = tempfile::tempdir().unwrap();
-        let status = std::process::Command::new("cp").arg("-a").arg(self.store()).arg(place.path()).status();
-        assert!(status.unwrap().success());
+        copy_directory(&self.store(), &place.path().join("store"));
         Scene { place, copies: self.copies.clone() }
     }
 }
@@ -334,8 +330,7 @@ fn a_repair_may_die_at_every_operation_of_the_backend() {
     let mut crashes = 0;
     for die_after in 1.. {
         let (copy, backend) = (tempfile::tempdir().unwrap(), Arc::new(base.fork()));
-        let status = std::process::Command::new("cp").arg("-a").arg(store.join(".")).arg(copy.path()).status();
-        assert!(status.unwrap().success());
+        copy_directory(&store, copy.path());
         let repair = || {
             let backend = Arc::clone(&backend) as Arc<dyn Backend>;
             repair_over(copy.path(), backend, RepairOptions { read_data: true }, &PruneProgress::default())

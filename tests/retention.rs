@@ -201,7 +201,7 @@ fn policy() -> impl Strategy<Value = Policy> {
 
 /// A history: where it begins, and the seconds from each snapshot to the next; whose it is and whether it has the tag.
 fn history() -> impl Strategy<Value = Vec<(u64, SnapshotRecord)>> {
-    let step = prop_oneof![
+    let long = prop_oneof![
         3 => 60..7200i64,
         4 => 80_000..90_000i64,
         2 => 500_000..700_000i64,
@@ -210,8 +210,10 @@ fn history() -> impl Strategy<Value = Vec<(u64, SnapshotRecord)>> {
         1 => -100_000..0i64,
         1 => Just(0i64),
     ];
-    let entry = (step, 0..5u8, proptest::bool::weighted(0.1));
-    (0..EDGES.len(), -4_000_000..400_000i64, vec(entry, 1..50)).prop_map(|(edge, before, entries)| {
+    // Nights and weeks around the moment, or minutes within some hours of it.
+    let far = (-4_000_000..400_000i64, vec((long, 0..5u8, proptest::bool::weighted(0.1)), 1..50));
+    let near = (-9000..3000i64, vec((300..2400i64, 0..5u8, proptest::bool::weighted(0.1)), 1..25));
+    (0..EDGES.len(), prop_oneof![far, near]).prop_map(|(edge, (before, entries))| {
         let mut second = EDGES[edge].parse::<Timestamp>().unwrap().as_second() + before;
         let mut records = Vec::new();
         for (number, (step, source, tag)) in (0..).zip(entries) {

@@ -7,15 +7,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, check};
 use zmreplica::prune::{PruneError, PruneOptions, PrunePlan, PruneProgress, PruneReport, carry_out, plan};
-use zmreplica::replica::{LockedReplica, Replica};
+use zmreplica::replica::{LockedReplica, Replica, ReplicaError};
 use zmreplica::retention::{Policy, Protections};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
+use zmreplica::store::MemoryBackend;
 use zmreplica::store::backend::Backend;
 use zmreplica::view::Snapshots;
 
@@ -25,6 +27,39 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
+}
+
+/// Takes the store's lock. A process that another test is just starting holds a copy of each open file, locks included, until it runs its own program.
+pub fn patiently<T>(mut attempt: impl FnMut() -> Result<T, ReplicaError>) -> T {
+    for _ in 0..500 {
+        match attempt() {
+            Err(ReplicaError::Locked { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            other => return other.unwrap(),
+        }
+    }
+    panic!("the store stays locked");
+}
+
+/// Copies a directory. Not by another program: see [`patiently`].
+pub fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_directory(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+pub fn open(store: &Path) -> LockedReplica {
+    patiently(|| LockedReplica::open(store))
+}
+
+pub fn open_over(store: &Path, backend: &Arc<MemoryBackend>) -> LockedReplica {
+    patiently(|| LockedReplica::open_over(store, Arc::clone(backend) as Arc<dyn Backend>))
 }
 
 pub fn take(replica: &LockedReplica, source: &Path) -> String {
