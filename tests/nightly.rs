@@ -331,13 +331,53 @@ fn a_running_zmbackup_is_waited_for() {
     assert_eq!(event(&configured(&scene, 0, &["--json", "nightly"]), "nightly")["settle"], Value::Null);
 }
 
+/// docs/operations.md: "as long as nobody accepts it, nothing since the last good one is removed".
 #[test]
-fn a_policy_is_asked_only_when_there_is_one() {
-    let scene = scene();
-    for _ in 0..2 {
+fn the_night_prunes_and_an_accident_holds_it_back() {
+    let scene = Scene::new();
+    zimbra::tree(&scene, 24);
+    let settings = |retention: &str| {
+        let (store, source) = (scene.store(), scene.source());
+        let text = format!("store = '{}'\nsource = '{}'\n{retention}", store.display(), source.display());
+        fs::write(scene.path("config.toml"), text).unwrap();
+    };
+    let numbers =
+        || -> Vec<u64> { snapshots(&scene).iter().map(|snapshot| snapshot["number"].as_u64().unwrap()).collect() };
+    settings("");
+    for _ in 0..3 {
         configured(&scene, 0, &["nightly"]);
     }
-    assert_eq!(snapshots(&scene).len(), 2, "no policy, no prune");
+    assert_eq!(numbers(), [0, 1, 2], "no policy, no prune");
+    settings("[retention]\nkeep-last = 1\nmax-unused = 0\n");
+    configured(&scene, 0, &["pin", "latest"]);
+    let output = configured(&scene, 0, &["--json", "nightly"]);
+    assert_eq!(zimbra::events(&output).last().unwrap()["event"], "nightly");
+    assert_eq!(numbers(), [2, 3], "one is pinned, the other is the newest");
+    fs::rename(scene.source().join("sessions"), scene.path("aside")).unwrap();
+    for _ in 0..3 {
+        configured(&scene, 4, &["nightly"]);
+    }
+    assert_eq!(numbers(), [2, 3, 4, 5, 6], "the last good one and all since; the one before is pinned");
+    // It restores, every byte of it.
+    let good = snapshots(&scene)[1]["id"].as_str().unwrap().to_owned();
+    configured(&scene, 0, &["restore", &format!("{good}:sessions"), "source/sessions"]);
+    mounted::assert_rsync_finds_nothing(&scene.path("aside"), &scene.source().join("sessions"));
+    configured(&scene, 0, &["nightly"]);
+    assert_eq!(numbers(), [2, 3, 4, 5, 6, 7], "healed, and nobody has accepted it");
+    // While it is held, prune does nothing either.
+    configured(&scene, 0, &["accept", "latest"]);
+    configured(&scene, 0, &["hold"]);
+    configured(&scene, 6, &["prune"]);
+    configured(&scene, 0, &["prune", "--dry-run"]);
+    configured(&scene, 0, &["release"]);
+    configured(&scene, 0, &["nightly"]);
+    assert_eq!(numbers(), [2, 8]);
+    configured(&scene, 0, &["unpin", snapshots(&scene)[0]["id"].as_str().unwrap()]);
+    configured(&scene, 0, &["prune"]);
+    assert_eq!(numbers(), [8]);
+    configured(&scene, 0, &["check", "--read-data"]);
+    configured(&scene, 0, &["repair"]);
+    configured(&scene, 0, &["check", "--read-data"]);
 }
 
 #[test]

@@ -318,6 +318,24 @@ impl CatalogDatabase {
         Ok(())
     }
 
+    /// Returns the length of the database file and how much of it is in use, in bytes. Takes a look at every page.
+    ///
+    /// # Errors
+    /// Fails when the database was opened read-only or redb fails.
+    pub fn usage(&self) -> Result<(u64, u64), CatalogError> {
+        let Handle::Writer(database) = &self.handle else {
+            return Err(CatalogError::Open {
+                path: self.path.display().to_string(),
+                message: "it was opened for reading only".to_owned(),
+            });
+        };
+        let transaction = database.begin_write()?;
+        let stats = transaction.stats()?;
+        transaction.abort()?;
+        let length = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
+        Ok((length, stats.allocated_pages() * stats.page_size() as u64))
+    }
+
     /// Lets redb verify the checksums of its own pages and repair what it can from them.
     ///
     /// # Errors
@@ -405,6 +423,40 @@ impl DatabaseReader {
             visit(key.value(), unseal(table, key.value(), value.value()))?;
         }
         Ok(())
+    }
+
+    /// Calls `visit` for the number of every row, in order, without looking at the rows.
+    ///
+    /// # Errors
+    /// Fails when redb fails or `visit` fails.
+    pub fn scan_numbers(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(u64) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        let Some(open) = self.table(table)? else { return Ok(()) };
+        for row in open.iter()? {
+            visit(row?.0.value())?;
+        }
+        Ok(())
+    }
+
+    /// Returns the hash by which an index names a number, given the hash's first bytes; `None` when it names it by none that begins so.
+    ///
+    /// # Errors
+    /// Fails when redb fails.
+    pub fn hash_of(&self, table: Table, prefix: [u8; 8], number: u64) -> Result<Option<[u8; 32]>, CatalogError> {
+        let index = if table == Table::ObjectIndex { &self.object_index } else { &self.chunk_index };
+        let (mut first, mut last) = ([0; 32], [0xff; 32]);
+        first[..8].copy_from_slice(&prefix);
+        last[..8].copy_from_slice(&prefix);
+        for row in index.range::<&[u8; 32]>(&first..=&last)? {
+            let (hash, named) = row?;
+            if named.value() == number {
+                return Ok(Some(*hash.value()));
+            }
+        }
+        Ok(None)
     }
 
     /// Calls `visit` for every entry of an index, in order of the hashes.

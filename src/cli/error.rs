@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use zmreplica::catalog::CatalogError;
 use zmreplica::check::CheckError;
 use zmreplica::mount::MountError;
+use zmreplica::prune::PruneError;
+use zmreplica::repair::RepairError;
 use zmreplica::replica::ReplicaError;
 use zmreplica::restore::RestoreError;
 use zmreplica::snapshot::SnapshotError;
@@ -91,6 +93,12 @@ pub(crate) enum CliError {
     /// A check could not be finished.
     #[error(transparent)]
     Check(#[from] CheckError),
+    /// A prune ended early.
+    #[error(transparent)]
+    Prune(#[from] PruneError),
+    /// A repair ended early.
+    #[error(transparent)]
+    Repair(RepairError),
     /// A restore ended early.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -114,6 +122,16 @@ impl From<io::Error> for CliError {
     /// Of all input and output in this part of the program, only that of stdout uses `?`.
     fn from(error: io::Error) -> CliError {
         CliError::Output(error)
+    }
+}
+
+impl From<RepairError> for CliError {
+    fn from(error: RepairError) -> CliError {
+        match error {
+            RepairError::Replica(error) => CliError::Replica(error),
+            RepairError::Salvage(error) => CliError::Prune(error),
+            other => CliError::Repair(other),
+        }
     }
 }
 
@@ -146,6 +164,8 @@ impl CliError {
             CliError::Snapshot(error) if error.is_damage() => Exit::Damage,
             CliError::Snapshot(_) => Exit::Failed,
             CliError::Check(error) => damage_if(error.is_damage()),
+            CliError::Prune(error) => damage_if(error.is_damage()),
+            CliError::Repair(_) => Exit::Damage,
             CliError::Resolve(ResolveError::Malformed { .. }) => Exit::Usage,
             CliError::Resolve(_) => Exit::Failed,
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => damage_if(error.is_damage()),
@@ -175,6 +195,7 @@ impl CliError {
             CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => catalog_hint(error),
             CliError::Snapshot(SnapshotError::Catalog(error)) => catalog_hint(error),
             CliError::Check(CheckError::Catalog(error)) => catalog_hint(error),
+            CliError::Prune(PruneError::Catalog(error)) => catalog_hint(error),
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => view_hint(error),
             CliError::OfPath { source, .. } => view_hint(source),
             CliError::Mount(MountError::View(error)) => view_hint(error),

@@ -20,6 +20,7 @@ mod output;
 mod path;
 mod pin;
 mod progress;
+mod prune;
 mod repair;
 mod restore;
 mod signals;
@@ -118,9 +119,11 @@ enum Command {
     Nightly(nightly::NightlyArgs),
     /// Tell in ten lines whether the replica is fine
     Status(status::StatusArgs),
+    /// Remove the snapshots that no rule keeps, and what only they need
+    Prune(prune::PruneArgs),
     /// Verify the store
     Check(check::CheckArgs),
-    /// Rebuild the catalogue from the commit files
+    /// Bring the catalogue back, save what damaged packs still have, tell what is lost
     Repair(repair::RepairArgs),
     /// Tell what the store holds and what it saves
     Stats(stats::StatsArgs),
@@ -249,6 +252,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Status(args) => status::run(context, &args),
         // Done before the configuration is loaded.
         Command::Config(_) => Ok(Exit::Done),
+        Command::Prune(args) => prune::run(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Stats(args) => stats::run(context, &args),

@@ -23,7 +23,7 @@ use super::error::{CliError, Exit};
 use super::log::{Level, Log};
 use super::snapshot::SnapshotArgs;
 use super::snapshots::SnapshotEvent;
-use super::{Context, hold, signals, snapshot, text};
+use super::{Context, hold, prune, signals, snapshot, text};
 
 /// Nothing in `tmp/` must have changed for this long, unless told otherwise: the longest that zmbackup was seen to write nothing is a minute or so.
 const QUIET: Duration = Duration::from_secs(300);
@@ -160,7 +160,7 @@ impl Night<'_> {
         self.log_report(&report);
         self.report = Some(report);
         let clock = Instant::now();
-        let pruned = prune(context);
+        let pruned = prune::by_configuration(context, args.snapshot.ignore_hold);
         self.prune_time = clock.elapsed();
         Ok(worse(exit?, pruned?))
     }
@@ -307,14 +307,6 @@ fn run_hook(hook: &HookCommand, event: &NightEvent<'_>) -> Option<String> {
     // So that a hook may simply call `zmreplica status`.
     variables.extend(event.store.as_ref().map(|store| ("ZMREPLICA_STORE", store.clone())));
     hook.run(&input, &variables, HOOK_LIMIT).err().map(|error| error.to_string())
-}
-
-/// Prunes by the configured policy; without one nothing is removed.
-fn prune(context: &Context) -> Result<Exit, CliError> {
-    if !context.config.retention.has_no_rule() {
-        context.output.warn("A retention policy is configured, and this version cannot prune: nothing is removed");
-    }
-    Ok(Exit::Done)
 }
 
 /// Returns the code that matters more.

@@ -10,7 +10,6 @@
 //! that came or went are not entered. Memory: 16 bytes for each file that changed in place, and the labels.
 
 mod accounts;
-mod age;
 mod changes;
 mod label;
 mod sessions;
@@ -24,11 +23,11 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Verdict};
 use crate::model::Kind;
 use crate::replica::Replica;
+use crate::retention::Within;
 use crate::source::exclude::Excludes;
 use crate::view::{DirectoryNode, Node, Readers, SnapshotView, ViewError, ViewOptions, display_path};
 
 pub use crate::catalog::marks::{Hold, hold};
-pub use age::{Age, AgeError};
 pub use label::{Label, LabelKind};
 
 /// Chunks kept while `accounts.xml` is read, in bytes: it is read once, in order.
@@ -42,7 +41,7 @@ const LISTED: usize = 4;
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuardOptions {
     /// How old sessions usually get before `zmbackup -del` removes them; `None` learns it from the snapshots.
-    pub expect_retention: Option<Age>,
+    pub expect_retention: Option<Within>,
     /// Share of files that may change in place between two snapshots, 0 to 1.
     pub changed_share: f64,
     /// Share of names that may go between two snapshots of a tree that is not Zimbra's, 0 to 1.

@@ -68,7 +68,8 @@ pub(super) fn judge(
             Some(age) => {
                 // The deletion runs once a day, and the newest session may be as old as sessions are apart.
                 let slack = DAY_SECONDS + pace(&old.labels);
-                let expected = label.started.as_second() <= age.before(now).as_second() + slack;
+                let cutoff = age.before(&now.to_zoned(jiff::tz::TimeZone::UTC));
+                let expected = label.started.as_second() <= cutoff.as_second() + slack;
                 (!expected).then(|| format!("expect-retention is {age}"))
             }
             None => {

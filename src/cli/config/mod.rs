@@ -6,8 +6,9 @@ mod values;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use zmreplica::guard::{Age, GuardOptions};
+use zmreplica::guard::GuardOptions;
 use zmreplica::nightly::hooks::HookCommand;
+use zmreplica::retention::{Policy, Within};
 
 use super::error::CliError;
 
@@ -65,15 +66,24 @@ pub(crate) struct Retention {
     pub(crate) keep_weekly: u32,
     pub(crate) keep_monthly: u32,
     pub(crate) keep_yearly: u32,
-    pub(crate) keep_within: Option<Text<Age>>,
+    pub(crate) keep_within: Option<Within>,
     pub(crate) keep_tags: Vec<String>,
     pub(crate) max_unused: Option<u8>,
 }
 
 impl Retention {
-    /// Returns whether no rule says that anything may be removed.
-    pub(crate) fn has_no_rule(&self) -> bool {
-        Retention { max_unused: None, ..self.clone() } == Retention::default()
+    /// Returns the rules.
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            keep_last: self.keep_last,
+            keep_hourly: self.keep_hourly,
+            keep_daily: self.keep_daily,
+            keep_weekly: self.keep_weekly,
+            keep_monthly: self.keep_monthly,
+            keep_yearly: self.keep_yearly,
+            keep_within: self.keep_within,
+            keep_tags: self.keep_tags.clone(),
+        }
     }
 }
 
@@ -81,7 +91,7 @@ impl Retention {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct Guard {
-    expect_retention: Option<Text<Age>>,
+    expect_retention: Option<Within>,
     changed_share: Option<Share>,
     lost_share: Option<Share>,
 }
@@ -101,7 +111,7 @@ impl Config {
         let default = GuardOptions::default();
         let share = |share: Option<Share>, default: f64| share.map_or(default, |share| share.0);
         GuardOptions {
-            expect_retention: self.guard.expect_retention.map(|age| age.0),
+            expect_retention: self.guard.expect_retention,
             changed_share: share(self.guard.changed_share, default.changed_share),
             lost_share: share(self.guard.lost_share, default.lost_share),
         }
@@ -181,7 +191,8 @@ mod tests {
     fn the_example_is_valid_with_all_that_it_proposes() {
         let example = include_str!("../../../packaging/zmreplica.toml");
         assert!(
-            parse(example).is_ok_and(|config| !config.retention.has_no_rule() && config.hooks.on_warning.is_none())
+            parse(example)
+                .is_ok_and(|config| !config.retention.policy().is_empty() && config.hooks.on_warning.is_none())
         );
         // What is commented out begins with its key; prose has a blank first.
         let all: String = example
@@ -206,12 +217,12 @@ mod tests {
         let config = config.unwrap();
         assert_eq!(config.settle, Some(Text(Span(Duration::from_secs(7200)))));
         assert_eq!(config.log, Some(Text(LogTarget::System)));
-        assert_eq!((config.retention.keep_daily, config.retention.has_no_rule()), (30, false));
+        assert_eq!((config.retention.keep_daily, config.retention.policy().is_empty()), (30, false));
         let guard = config.guard();
         assert_eq!(guard.expect_retention.unwrap().to_string(), "1m");
         assert_eq!((guard.changed_share, guard.lost_share), (0.1, 0.25));
         assert_eq!(config.hooks.on_failure.unwrap().shown(), "mail root");
-        assert!(parse("[retention]\nmax-unused = 5").unwrap().retention.has_no_rule());
+        assert!(parse("[retention]\nmax-unused = 5").unwrap().retention.policy().is_empty());
         for (wrong, told) in [
             ("settle = '30y'", "no span of time"),
             ("[guard]\nchanged-share = 20", "0 to 1"),
