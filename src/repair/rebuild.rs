@@ -44,7 +44,7 @@ pub(super) fn catalog(path: &Path, backend: &Arc<dyn Backend>) -> Result<Catalog
     Ok(CatalogOutcome::PutTogether { reason, lost_files })
 }
 
-/// Returns whether the catalogue opens and nothing but commit files, and packs, is damaged.
+/// Returns whether the catalogue opens, for writing too, and nothing but commit files, and packs, is damaged.
 fn is_intact(path: &Path, backend: &Arc<dyn Backend>) -> bool {
     // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.
     let checked = catch_unwind(AssertUnwindSafe(|| {
@@ -52,7 +52,10 @@ fn is_intact(path: &Path, backend: &Arc<dyn Backend>) -> bool {
         let report = check(&replica, &CheckOptions::default(), &CheckProgress::default()).ok()?;
         let is_whole =
             report.damages.iter().all(|damage| matches!(damage.kind, DamageKind::CommitFile | DamageKind::Pack));
-        Some(is_whole && report.waiting_commits == 0)
+        drop(replica);
+        // redb has pages that only a writer reads. A damaged one stops it before it writes anything.
+        let opens = || LockedReplica::open_over(path, Arc::clone(backend)).is_ok();
+        Some(is_whole && report.waiting_commits == 0 && opens())
     }));
     checked.ok().flatten().unwrap_or(false)
 }
