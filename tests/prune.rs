@@ -20,6 +20,7 @@ use zmreplica::catalog::checkpoint;
 use zmreplica::check::CheckReport;
 use zmreplica::lease::{self, LeaseInfo};
 use zmreplica::prune::{PruneError, PruneProgress, carry_out};
+use zmreplica::repair::{CatalogOutcome, RepairOptions, repair};
 use zmreplica::replica::{LockedReplica, Replica, init};
 use zmreplica::restore::{RestoreOptions, RestoreProgress, restore};
 use zmreplica::retention::{Policy, Protections};
@@ -442,7 +443,7 @@ fn what_an_interrupted_run_stored_is_not_lost() {
     assert_same(&of_directory(&source), &of_snapshot(&replica, &snapshot).unwrap(), "the next run");
 }
 
-/// Commit files are folded now and then, and a catalogue made from the checkpoint is the same.
+/// docs/format.md: "So a rebuild reads one checkpoint and the few commit files after it."
 #[test]
 fn commit_files_are_folded_and_a_rebuild_stays_short() {
     let place = tempfile::tempdir().unwrap();
@@ -505,6 +506,19 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
         fs::write(&path, bytes).unwrap();
     }
     assert_clean(&Replica::open(&store).unwrap(), "healed");
+    // With the catalogue at hand a new checkpoint takes the place of the damaged one.
+    for at in 0..2 {
+        let (key, _) = backend.list("checkpoints/").unwrap().swap_remove(at);
+        fs::remove_file(store.join(key)).unwrap();
+        let repaired = repair(&store, RepairOptions::default(), &PruneProgress::default()).unwrap();
+        assert!(matches!(repaired.catalog, CatalogOutcome::Kept { .. }) && repaired.is_whole(), "{repaired:?}");
+        assert_clean(&Replica::open(&store).unwrap(), "a new checkpoint");
+        fs::remove_file(store.join("catalog.redb")).unwrap();
+        patiently(|| LockedReplica::rebuild_catalog(&store));
+        let replica = Replica::open(&store).unwrap();
+        assert_clean(&replica, "rebuilt from the new checkpoint");
+        compare(&replica, &copies, "rebuilt from the new checkpoint");
+    }
 }
 
 /// docs/semantics.md, of what is unchanged: a prune between two nights makes no difference.

@@ -12,6 +12,7 @@ use zmreplica::repair::RepairError;
 use zmreplica::replica::ReplicaError;
 use zmreplica::restore::RestoreError;
 use zmreplica::snapshot::SnapshotError;
+use zmreplica::store::BackendError;
 use zmreplica::view::{ResolveError, ViewError};
 
 /// How the program ends. The numbers are part of the command line's contract.
@@ -201,6 +202,10 @@ impl CliError {
             CliError::Snapshot(SnapshotError::Catalog(error)) => catalog_hint(error),
             CliError::Check(CheckError::Catalog(error)) => catalog_hint(error),
             CliError::Prune(PruneError::Catalog(error)) => catalog_hint(error),
+            CliError::Prune(PruneError::Backend(BackendError::NoSpace { .. })) => Some(
+                "The store is whole, and what was freed so far stays free. `prune --max-unused 100` copies nothing and needs the least space."
+                    .to_owned(),
+            ),
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => view_hint(error),
             CliError::OfPath { source, .. } => view_hint(source),
             CliError::Mount(MountError::View(error)) => view_hint(error),

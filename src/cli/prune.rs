@@ -176,12 +176,12 @@ fn prune(
 }
 
 /// Does some work while a live line tells how far it is.
-fn followed<T>(
+pub(crate) fn followed<T>(
     output: &Output,
     progress: &PruneProgress,
     interrupt: &AtomicBool,
-    work: impl FnOnce() -> Result<T, PruneError>,
-) -> Result<T, PruneError> {
+    work: impl FnOnce() -> T,
+) -> T {
     std::thread::scope(|scope| {
         // Closed when this closure ends.
         let (_running, stop) = mpsc::channel();

@@ -7,7 +7,8 @@ use zmreplica::repair::{CatalogOutcome, RepairOptions, RepairReport, repair};
 
 use super::error::{CliError, Exit};
 use super::output::Output;
-use super::{Context, text};
+use super::prune::followed;
+use super::{Context, signals, text};
 
 /// Arguments of `repair`.
 #[derive(Args)]
@@ -31,7 +32,11 @@ struct Summary<'a> {
 pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError> {
     let output = &context.output;
     let options = RepairOptions { read_data: args.read_data };
-    let report = repair(context.store()?, options, &PruneProgress::default())?;
+    let store = context.store()?;
+    let interrupt = signals::interrupt_flag()
+        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let progress = PruneProgress::default();
+    let report = followed(output, &progress, &interrupt, || repair(store, options, &progress))?;
     if output.json() {
         let applied_commits = match report.catalog {
             CatalogOutcome::Rebuilt { commit_files } => commit_files,

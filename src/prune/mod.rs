@@ -59,7 +59,7 @@ impl Default for PruneOptions {
     }
 }
 
-/// A step of a prune.
+/// A step of a prune, or of a repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
@@ -73,10 +73,15 @@ pub enum Phase {
     Rewrite = 3,
     /// Commit files are folded, the catalogue is compacted.
     Fold = 4,
+    /// Of a repair: the catalogue is brought back.
+    Rebuild = 5,
+    /// Of a repair: packs are looked at, or read.
+    Inspect = 6,
 }
 
 impl Phase {
-    const ALL: [Phase; 5] = [Phase::Mark, Phase::Remove, Phase::Delete, Phase::Rewrite, Phase::Fold];
+    const ALL: [Phase; 7] =
+        [Phase::Mark, Phase::Remove, Phase::Delete, Phase::Rewrite, Phase::Fold, Phase::Rebuild, Phase::Inspect];
 
     /// Returns the phase's name, for people.
     pub fn label(self) -> &'static str {
@@ -86,11 +91,13 @@ impl Phase {
             Phase::Delete => "deleting packs",
             Phase::Rewrite => "writing packs anew",
             Phase::Fold => "folding commit files",
+            Phase::Rebuild => "bringing the catalogue back",
+            Phase::Inspect => "packs, in bytes",
         }
     }
 }
 
-/// How far a prune has come; any thread may read it.
+/// How far a prune or a repair has come; any thread may read it.
 #[derive(Debug, Default)]
 pub struct PruneProgress {
     phase: AtomicU8,
@@ -108,7 +115,7 @@ impl PruneProgress {
         Phase::ALL[usize::from(self.phase.load(Ordering::Relaxed)).min(Phase::ALL.len() - 1)]
     }
 
-    fn enter(&self, phase: Phase, total: u64) {
+    pub(crate) fn enter(&self, phase: Phase, total: u64) {
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
         self.phase.store(phase as u8, Ordering::Relaxed);
@@ -129,7 +136,7 @@ impl PruneProgress {
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
     /// The user interrupted it.
-    #[error("Interrupted. The store is whole; the next prune goes on from here")]
+    #[error("Interrupted. Nothing is half done; the same command goes on from here")]
     Interrupted,
     /// The store changed after the plan was made.
     #[error("The store has changed since the plan was made; nothing was removed. Make a new plan")]

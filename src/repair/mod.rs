@@ -24,7 +24,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::catalog::CatalogError;
-use crate::prune::{PruneError, PruneProgress};
+use crate::prune::{Phase, PruneError, PruneProgress};
 use crate::replica::{LockedReplica, ReplicaError};
 use crate::store::backend::Backend;
 use crate::store::local::LocalBackend;
@@ -162,6 +162,7 @@ pub fn repair_over(
     progress: &PruneProgress,
 ) -> Result<RepairReport, RepairError> {
     let clock = Instant::now();
+    progress.enter(Phase::Rebuild, 0);
     let catalog = rebuild::catalog(path, &backend)?;
     let mut report = RepairReport {
         catalog,

@@ -10,7 +10,7 @@ use crate::catalog::group::{LinkGroup, Segment};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::CatalogWriter;
 use crate::prune::repack::{Repacker, keep_dictionaries};
-use crate::prune::{Bitmap, PruneError, PruneProgress, caches, for_each_chunk};
+use crate::prune::{Bitmap, Phase, PruneError, PruneProgress, caches, for_each_chunk};
 use crate::replica::LockedReplica;
 use crate::store::pack::{PACK_PREFIX, PackId};
 use crate::store::reader::{ChunkAddress, ChunkError, Location};
@@ -112,6 +112,7 @@ fn damaged_packs(
     let backend = replica.backend().as_ref();
     let sizes: HashMap<String, u64> = backend.list(PACK_PREFIX).map_err(CatalogError::from)?.into_iter().collect();
     let mut damaged = BTreeMap::new();
+    progress.enter(Phase::Inspect, rows.values().map(|row| row.bytes).sum());
     for (number, row) in rows {
         progress.add(row.bytes)?;
         let id = row.id;
