@@ -15,3 +15,4 @@ pub mod snapshot;
 pub mod source;
 pub mod store;
 pub mod view;
+pub mod zimbra;

@@ -23,6 +23,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// Done, but some files could not be read or written.
     Incomplete = 3,
+    /// Done, but a person should look at what was found.
+    Attention = 4,
     /// Another run holds the store.
     Locked = 5,
     /// Damage found.
@@ -32,7 +34,8 @@ pub(crate) enum Exit {
 impl Exit {
     /// Returns the way to end that a code stands for.
     pub(crate) fn from_code(code: i32) -> Option<Exit> {
-        let all = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Incomplete, Exit::Locked, Exit::Damage];
+        let all =
+            [Exit::Done, Exit::Failed, Exit::Usage, Exit::Incomplete, Exit::Attention, Exit::Locked, Exit::Damage];
         all.into_iter().find(|exit| *exit as i32 == code)
     }
 }

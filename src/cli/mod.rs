@@ -2,6 +2,7 @@
 //!
 //! stdout is data, stderr is talk. Errors of the library become exit codes and hints in one place, [`error`].
 
+mod accounts;
 mod cat;
 mod check;
 mod completions;
@@ -17,10 +18,12 @@ mod path;
 mod progress;
 mod repair;
 mod restore;
+mod sessions;
 mod signals;
 mod snapshot;
 mod snapshots;
 mod stats;
+mod table;
 mod text;
 mod umount;
 
@@ -42,7 +45,8 @@ const STORE_VARIABLE: &str = "ZMREPLICA_STORE";
 const AFTER_HELP: &str = "\
 SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time (2026-11-22, 2026-11-22T03:00): the newest at or before it.
 
-Exit codes: 0 done; 1 failed; 2 usage; 3 done, but some files could not be read or written; 5 another run holds the store; 7 damage found. \
+Exit codes: 0 done; 1 failed; 2 usage; 3 done, but some files could not be read or written; \
+4 done, but a person should look at what was found; 5 another run holds the store; 7 damage found. \
 An unknown code is a failure.";
 
 /// Keeps a replica of a Zimbra backup tree as immutable, deduplicated snapshots.
@@ -97,6 +101,10 @@ enum Command {
     Mount(mount::MountArgs),
     /// Take a mount away
     Umount(umount::UmountArgs),
+    /// Tell what can be restored of every account
+    Accounts(accounts::AccountsArgs),
+    /// List the backup sessions of a snapshot, and those that vanished
+    Sessions(sessions::SessionsArgs),
     /// Verify the store
     Check(check::CheckArgs),
     /// Rebuild the catalogue from the commit files
@@ -211,6 +219,8 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Restore(args) => restore::run(context, &args),
         Command::Mount(args) => mount::run(context, &args),
         Command::Umount(args) => umount::run(context, &args),
+        Command::Accounts(args) => accounts::run(context, &args),
+        Command::Sessions(args) => sessions::run(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Stats(args) => stats::run(context, &args),
