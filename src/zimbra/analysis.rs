@@ -4,7 +4,7 @@
 //! in it is whole, the shared messages that its placeholders name are in the session, and the redo logs from the sequence number in A's meta.xml on are
 //! in any sessions without a gap up to T.
 //!
-//! Work: the names of full sessions; incrementals cost their lists only. Where the directories of an account did not change since a snapshot that the same
+//! Work: the names of full sessions; incrementals cost their lists only. Where the directories of an account did not change since the last snapshot that the same
 //! [`Analyser`] looked at, nothing of them is read again. Memory: some 100 bytes for each account in each full session, 12 for each listed
 //! in an incremental, and 16 for each shared message of one session at a time.
 
@@ -17,6 +17,7 @@ use super::account::{Account, AccountState, Fault, FaultKind, FullOfAccount, Sev
 use super::facts::{Facts, FactsKey, Meta, SharedKey, SharedMessages, facts_key, gather, shared_key};
 use super::input::ZipReader;
 use super::label::SessionKind;
+use super::recent::Recent;
 use super::redo::{Chain, RedoLogs, SequenceRange};
 use super::site::{Files, ListedAccount, Place, Session, SessionState, Site, read_site};
 use super::xml::AccountStatus;
@@ -51,12 +52,16 @@ pub struct Analysis {
 #[derive(Default)]
 pub struct Analyser {
     files: Files,
-    facts: HashMap<FactsKey, Arc<Facts>>,
-    shared_remarks: HashMap<SharedKey, Arc<Vec<String>>>,
+    facts: Recent<FactsKey, Arc<Facts>>,
+    shared_remarks: Recent<SharedKey, Arc<Vec<String>>>,
+    directories_read: u64,
 }
 
 /// An account's directory in one full, or why it cannot be looked at.
 type Found = Result<Arc<Facts>, String>;
+
+/// What a full session holds of its accounts, by number of the identifier, and what is odd about its shared messages.
+type Held = (HashMap<u32, Found>, Arc<Vec<String>>);
 
 /// A full session with what it holds of the accounts that it lists.
 struct FullSession {
@@ -73,11 +78,19 @@ impl Analyser {
         Analyser::default()
     }
 
+    /// Returns how many directories of accounts were looked at so far; those that are known from before do not count.
+    pub fn directories_read(&self) -> u64 {
+        self.directories_read
+    }
+
     /// Tells what the tree at a path of a snapshot holds; the path is empty for the root. What is wrong with the tree is part of the answer.
     ///
     /// # Errors
     /// Fails when the store cannot be read above the sessions' own directories.
     pub fn analyse(&mut self, view: &SnapshotView, tree: &[u8]) -> Result<Analysis, ViewError> {
+        self.files.age();
+        self.facts.age();
+        self.shared_remarks.age();
         let site = read_site(&mut self.files, view, tree)?;
         let mut fulls = Vec::new();
         let mut shared_remarks = Vec::new();
@@ -112,7 +125,7 @@ impl Analyser {
         view: &SnapshotView,
         session: &Session,
         listed: &[ListedAccount],
-    ) -> Result<(HashMap<u32, Found>, Arc<Vec<String>>), ViewError> {
+    ) -> Result<Held, ViewError> {
         let directories = self.directories(view, session, listed)?;
         let shared = match view.lookup(&session.directory, b"shared_blobs")? {
             Some(Node::Directory(directory)) => Some(directory),
@@ -124,15 +137,16 @@ impl Analyser {
         for (account, directory) in directories {
             match facts_key(view, &directory, key) {
                 Ok(key) => match self.facts.get(&key) {
-                    Some(facts) => drop(found.insert(account, Ok(Arc::clone(facts)))),
+                    Some(facts) => drop(found.insert(account, Ok(facts))),
                     None => todo.push((account, key, directory)),
                 },
                 Err(error) => drop(found.insert(account, Err(error.to_string()))),
             }
         }
-        if !todo.is_empty() || !self.shared_remarks.contains_key(&key) {
+        if !todo.is_empty() || self.shared_remarks.get(&key).is_none() {
             let messages = SharedMessages::read(view, shared.as_ref())?;
             self.shared_remarks.insert(key, Arc::new(messages.remarks()));
+            self.directories_read += todo.len() as u64;
             for (account, key, facts) in gather_all(view, &todo, &messages) {
                 if let Ok(facts) = &facts {
                     self.facts.insert(key, Arc::clone(facts));
@@ -140,7 +154,7 @@ impl Analyser {
                 found.insert(account, facts);
             }
         }
-        let remarks = self.shared_remarks.get(&key).cloned().unwrap_or_default();
+        let remarks = self.shared_remarks.get(&key).unwrap_or_default();
         Ok((found, remarks))
     }
 
@@ -182,12 +196,15 @@ impl Analyser {
             let Some(parsed) = &site.sessions[full.place].file else { continue };
             for listed in &parsed.accounts {
                 let at = draft(&mut drafts, listed.id);
-                drafts[at].listed.push((at_full, *listed));
+                // One that a session lists twice is listed once.
+                if drafts[at].listed.last().is_none_or(|(last, _)| *last != at_full) {
+                    drafts[at].listed.push((at_full, *listed));
+                }
             }
         }
         let mut judge = Judge { files: &self.files, site, fulls, chains: HashMap::new() };
         let mut accounts: Vec<Account> = drafts.into_iter().map(|draft| judge.account(draft)).collect();
-        accounts.sort_by(|a, b| (&a.email, &a.id).cmp(&(&b.email, &b.id)));
+        accounts.sort_by_cached_key(|account| (account.email.to_lowercase(), account.id.clone()));
         accounts
     }
 }
@@ -316,7 +333,9 @@ impl Judge<'_> {
                 kind: FaultKind::LatestAbsent,
                 severity: Severity::Loss,
                 session: Some(label.clone()),
-                text: format!("accounts.xml names {label} as its newest full, which is not there{instead}"),
+                text: format!(
+                    "accounts.xml names {label} as its newest full, which is not there or not valid{instead}"
+                ),
             });
         }
         if !draft.in_accounts && self.site.accounts.as_ref().is_some_and(|accounts| accounts.reading.complete) {
@@ -346,10 +365,9 @@ impl Judge<'_> {
         &self.site.sessions[place].label
     }
 
-    /// Returns whether a full of this label is among the finished sessions.
+    /// Returns whether a full of this label is among the sessions that a restore can use.
     fn has_full(&self, label: &str) -> bool {
-        let mut sessions = self.site.sessions.iter();
-        sessions.any(|session| session.place == Place::Sessions && session.label == label)
+        self.site.sessions.iter().any(|session| is_candidate(session) && session.label == label)
     }
 
     /// Returns why a session that lists an account does not hold it.

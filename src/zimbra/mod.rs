@@ -14,6 +14,7 @@ pub mod history;
 mod input;
 pub mod label;
 pub mod plan;
+mod recent;
 pub mod redo;
 mod site;
 pub mod sizes;

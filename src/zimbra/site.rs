@@ -7,6 +7,7 @@ use jiff::{Span, Timestamp};
 
 use super::input::ViewFile;
 use super::label::{Label, SessionKind};
+use super::recent::Recent;
 use super::redo::{NamedLogs, RedoLog, RedoLogs, RedoName, SequenceRange};
 use super::xml::{AccountStatus, ROOT, Reading, SessionFile, SessionItem, read_accounts, read_session};
 use crate::catalog::group::Content;
@@ -162,17 +163,20 @@ pub(super) struct ParsedAccounts {
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub(super) names: Names,
-    sessions: HashMap<u64, Arc<ParsedSession>>,
-    accounts: HashMap<u64, Arc<ParsedAccounts>>,
+    sessions: Recent<u64, Arc<ParsedSession>>,
+    accounts: Recent<u64, Arc<ParsedAccounts>>,
 }
 
-/// An accounts.xml read at a time is enough, and old ones are many; session.xml files are few.
-const ACCOUNTS_FILES: usize = 4;
-
 impl Files {
+    /// Forgets what the last analyses did not ask for.
+    pub(super) fn age(&mut self) {
+        self.sessions.age();
+        self.accounts.age();
+    }
+
     fn session(&mut self, view: &SnapshotView, group: u64) -> Result<Arc<ParsedSession>, String> {
         if let Some(known) = self.sessions.get(&group) {
-            return Ok(Arc::clone(known));
+            return Ok(known);
         }
         let (names, mut accounts, mut errors) = (&mut self.names, Vec::new(), Vec::new());
         let file = read_session(ViewFile::new(view, group), |item| match item {
@@ -195,7 +199,7 @@ impl Files {
 
     fn accounts(&mut self, view: &SnapshotView, group: u64) -> Result<Arc<ParsedAccounts>, String> {
         if let Some(known) = self.accounts.get(&group) {
-            return Ok(Arc::clone(known));
+            return Ok(known);
         }
         let (names, mut accounts) = (&mut self.names, Vec::new());
         let reading = read_accounts(ViewFile::new(view, group), |entry| {
@@ -207,9 +211,6 @@ impl Files {
         })
         .map_err(|error| error.to_string())?;
         let parsed = Arc::new(ParsedAccounts { accounts, reading });
-        if self.accounts.len() >= ACCOUNTS_FILES {
-            self.accounts.clear();
-        }
         self.accounts.insert(group, Arc::clone(&parsed));
         Ok(parsed)
     }

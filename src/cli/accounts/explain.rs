@@ -213,14 +213,19 @@ fn full_words(analysis: &Analysis, full: &FullOfAccount) -> String {
 
 fn tell_plan(context: &Context, analysis: &Analysis, plan: &RestorePlan, commands: &[String]) -> Result<(), CliError> {
     let output = &context.output;
-    output.line(&format!("A restore to {} reads", text::local_time(plan.time)))?;
+    output.line(&format!("A restore to {} reads:", text::local_time(plan.time)))?;
     for read in &plan.reads {
         output.line(&format!("  {}", text::escape(read_words(&analysis.sessions[read.session], read).as_bytes())))?;
     }
-    output.line(
-        "with these commands; the last but one in place of the one before it makes a new account beside the old",
-    )?;
-    for command in commands {
+    let beside = format!("# or beside it, as {}...:", zmreplica::zimbra::plan::RESTORED_PREFIX);
+    let words = [
+        "# To restore it, show the snapshot as a backup tree,",
+        "# restore the account in place",
+        &beside,
+        "# and at the end:",
+    ];
+    for (words, command) in words.into_iter().zip(commands) {
+        output.line(&format!("  {words}"))?;
         output.line(&format!("  {}", text::escape(command.as_bytes())))?;
     }
     if plan.is_time_needed {

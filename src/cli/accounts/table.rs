@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::view::StoredSnapshot;
 use zmreplica::zimbra::Analysis;
-use zmreplica::zimbra::account::{Account, AccountState, Answer, Severity};
+use zmreplica::zimbra::account::{Account, AccountState, Answer, Interval, Severity};
 
 use super::super::error::CliError;
 use super::super::output::Output;
@@ -126,14 +126,11 @@ fn overview(output: &Output, analysis: &Analysis, rows: &[&Account]) -> Result<(
         let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), text::local_time);
         let mut missing = faults_in_short(account);
         if account.intervals.len() > 1 {
-            let holes = account.intervals.windows(2).map(|pair| {
-                format!(
-                    "not restorable between {} and {}",
-                    text::local_time(pair[0].to),
-                    text::local_time(pair[1].from)
-                )
-            });
-            missing = holes.chain((!missing.is_empty()).then_some(missing)).collect::<Vec<_>>().join("; ");
+            let hole =
+                |pair: &[Interval]| format!("{} to {}", text::local_time(pair[0].to), text::local_time(pair[1].from));
+            let holes: Vec<String> = account.intervals.windows(2).map(hole).collect();
+            let holes = format!("not {}", holes.join(", not "));
+            missing = if missing.is_empty() { holes } else { format!("{holes}; {missing}") };
         }
         table.add_row(vec![
             Cell::new(text::escape(account.email.as_bytes())),
