@@ -10,6 +10,7 @@ pub mod lease;
 pub mod model;
 pub mod mount;
 pub mod replica;
+pub mod report;
 pub mod restore;
 pub mod snapshot;
 pub mod source;

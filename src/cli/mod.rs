@@ -17,6 +17,7 @@ mod output;
 mod path;
 mod progress;
 mod repair;
+mod report;
 mod restore;
 mod sessions;
 mod signals;
@@ -105,6 +106,8 @@ enum Command {
     Accounts(accounts::AccountsArgs),
     /// List the backup sessions of a snapshot, and those that vanished
     Sessions(sessions::SessionsArgs),
+    /// Write one HTML page about the store: nights, growth, sessions, accounts
+    Report(report::ReportArgs),
     /// Verify the store
     Check(check::CheckArgs),
     /// Rebuild the catalogue from the commit files
@@ -221,6 +224,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Umount(args) => umount::run(context, &args),
         Command::Accounts(args) => accounts::run(context, &args),
         Command::Sessions(args) => sessions::run(context, &args),
+        Command::Report(args) => report::run(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Stats(args) => stats::run(context, &args),
