@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod config;
 mod diff;
+mod drill;
 mod error;
 mod find;
 mod init;
@@ -106,6 +107,8 @@ enum Command {
     Accounts(accounts::AccountsArgs),
     /// List the backup sessions of a snapshot, and those that vanished
     Sessions(sessions::SessionsArgs),
+    /// Mount a snapshot and read all that restores of some accounts would read
+    Drill(drill::DrillArgs),
     /// Write one HTML page about the store: nights, growth, sessions, accounts
     Report(report::ReportArgs),
     /// Verify the store
@@ -224,6 +227,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Umount(args) => umount::run(context, &args),
         Command::Accounts(args) => accounts::run(context, &args),
         Command::Sessions(args) => sessions::run(context, &args),
+        Command::Drill(args) => drill::run(context, &args),
         Command::Report(args) => report::run(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),

@@ -23,10 +23,6 @@ use super::site::{Files, ListedAccount, Place, Session, SessionState, Site, read
 use super::xml::AccountStatus;
 use crate::view::{DirectoryNode, Node, SnapshotView, ViewError};
 
-/// Levels above the accounts' directories where session.xml does not say.
-const USUAL_DEPTH: u64 = 2;
-/// More levels than this are not believed.
-const DEPTH_MAX: u64 = 6;
 /// Threads that look at accounts' directories.
 const THREADS_MAX: usize = 4;
 /// Accounts that a thread takes at a time.
@@ -168,10 +164,8 @@ impl Analyser {
         let wanted: HashMap<&str, u32> =
             listed.iter().map(|account| (self.files.names.text(account.id), account.id)).collect();
         let mut found = Vec::with_capacity(listed.len());
-        let stated = session.file.as_ref().and_then(|parsed| parsed.file.depth);
-        let depth = stated.filter(|depth| *depth <= DEPTH_MAX).unwrap_or(USUAL_DEPTH);
         if let Some(Node::Directory(top)) = view.lookup(&session.directory, b"accounts")? {
-            descend(view, &top, depth, &wanted, &mut found)?;
+            descend(view, &top, session.depth(), &wanted, &mut found)?;
         }
         Ok(found)
     }

@@ -9,6 +9,7 @@
 pub mod account;
 mod analysis;
 pub mod blob;
+pub mod drill;
 mod facts;
 pub mod history;
 mod input;

@@ -102,6 +102,31 @@ pub struct Session {
     pub(super) file: Option<Arc<ParsedSession>>,
 }
 
+/// Levels above the accounts' directories where session.xml does not say.
+const USUAL_DEPTH: u64 = 2;
+/// More levels than this are not believed.
+const DEPTH_MAX: u64 = 6;
+/// Characters of an account's identifier that name one level.
+const LEVEL_CHARACTERS: usize = 3;
+
+impl Session {
+    /// Returns how many levels of directories there are above those of the accounts.
+    pub(super) fn depth(&self) -> u64 {
+        let stated = self.file.as_ref().and_then(|parsed| parsed.file.depth);
+        stated.filter(|depth| *depth <= DEPTH_MAX).unwrap_or(USUAL_DEPTH)
+    }
+
+    /// Returns the path of an account's directory below that of the session.
+    pub fn account_path(&self, id: &str) -> String {
+        let mut path = String::from("accounts/");
+        for level in 0..self.depth() as usize {
+            path.push_str(id.get(LEVEL_CHARACTERS * level..LEVEL_CHARACTERS * (level + 1)).unwrap_or_default());
+            path.push('/');
+        }
+        path + id
+    }
+}
+
 /// Texts by number: addresses and identifiers recur in every session.
 #[derive(Debug, Default)]
 pub(super) struct Names {

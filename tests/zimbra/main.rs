@@ -4,6 +4,7 @@
 #[path = "../support/mounted.rs"]
 mod mounted;
 
+mod drill;
 mod faults;
 mod modes;
 mod odd;
