@@ -34,7 +34,7 @@ pub struct RestorePlan {
     pub is_label_needed: bool,
     /// The time that is restored: the one asked for, else the newest there is.
     pub time: Timestamp,
-    /// Whether redo logs are replayed up to that time only, and not to their end.
+    /// Whether redo logs are replayed up to that time only, because there are more behind it.
     pub is_time_needed: bool,
     /// The sessions that are read, oldest first.
     pub reads: Vec<SessionRead>,
@@ -52,6 +52,10 @@ pub fn plan(analysis: &Analysis, account: &Account, time: Option<Timestamp>) -> 
     let full = &account.fulls[at];
     let label = analysis.sessions[full.session].label.clone();
     let is_newest = time.is_none_or(|time| time >= full.reach);
+    // Logs behind a gap would stop the vendor's tool, unless it ends before them.
+    let replayed = full.chain.replayable.map(|range| range.last);
+    let mut later = analysis.redo.all().iter().filter(|log| log.closed >= full.start);
+    let is_cut = later.any(|log| replayed.is_none_or(|last| log.sequence > last) && log.closed > full.reach);
     let expected = account.latest.as_ref().is_none_or(|latest| *latest == label);
     let mut reads = vec![SessionRead { session: full.session, is_full: true, logs: Vec::new() }];
     if let Some(range) = full.chain.replayable {
@@ -80,7 +84,7 @@ pub fn plan(analysis: &Analysis, account: &Account, time: Option<Timestamp>) -> 
         is_label_needed: !usual || !expected,
         label,
         time: time.filter(|_| !is_newest).unwrap_or(full.reach),
-        is_time_needed: !is_newest,
+        is_time_needed: !is_newest || is_cut,
         reads,
     })
 }
@@ -122,7 +126,8 @@ pub fn read_words(session: &Session, read: &SessionRead) -> String {
         words.push("the account and its shared messages".to_owned());
     }
     if !ranges.is_empty() {
-        words.push(format!("redo logs {}", ranges.join(", ")));
+        let is_one = read.logs.len() == 1 && read.logs[0].first == read.logs[0].last;
+        words.push(format!("{} {}", if is_one { "redo log" } else { "redo logs" }, ranges.join(", ")));
     }
     format!("{}: {}", session.label, words.join(", "))
 }

@@ -90,7 +90,12 @@ fn a_gap_behind_the_newest_full() {
     let third = ids.iter().map(|id| (id.clone(), FaultKind::RedoGap, Some(fulls[2].clone())));
     let second = ids.iter().map(|id| (id.clone(), FaultKind::RedoGap, Some(fulls[1].clone())));
     assert_found(&analysis, second.chain(third));
-    assert!(states(&analysis).values().all(|state| *state == AccountState::Behind));
+    for account in &analysis.accounts {
+        assert_eq!(account.state, AccountState::Behind);
+        // The logs behind the gap must not be replayed.
+        let plan = plan(&analysis, account, None).unwrap();
+        assert!(plan.is_time_needed && plan.time == account.intervals.last().unwrap().to);
+    }
 }
 
 #[test]
