@@ -12,13 +12,13 @@ use serde::Serialize;
 use zmreplica::mount::{MountRequest, Owners, check_place, start};
 use zmreplica::replica::Replica;
 use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewOptions};
+use zmreplica::zimbra::Analysis;
 use zmreplica::zimbra::account::{Account, AccountState, Fault};
 use zmreplica::zimbra::drill::{DrillFaultKind, Drilled, Driller};
 use zmreplica::zimbra::plan::plan;
-use zmreplica::zimbra::{Analyser, Analysis};
 
 use super::error::{CliError, Exit};
-use super::{Context, text};
+use super::{Context, accounts, text};
 
 /// Accounts that are drilled when nothing else is said.
 const USUAL_SAMPLE: usize = 10;
@@ -171,9 +171,12 @@ impl Drop for Place {
 
 fn analyse(replica: &Replica, args: &DrillArgs) -> Result<(StoredSnapshot, Analysis), CliError> {
     let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
-    let snapshot = Snapshots::read(readers.catalog())?.resolve(&args.snapshot)?.clone();
+    let all = Snapshots::read(readers.catalog())?;
+    let snapshot = all.resolve(&args.snapshot)?.clone();
     let view = SnapshotView::over(&readers, snapshot.record.clone())?;
-    let analysis = Analyser::new().analyse(&view, args.tree.as_deref().unwrap_or_default().as_bytes())?;
+    let mut analyser = accounts::analyser(replica, &all);
+    let analysis = analyser.analyse(&view, args.tree.as_deref().unwrap_or_default().as_bytes())?;
+    accounts::keep(replica, &all, &analyser);
     Ok((snapshot, analysis))
 }
 

@@ -17,11 +17,11 @@ use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::catalog::snapshot::SnapshotRecord;
 use zmreplica::report::{self, AccountRow, Event, Night, NightState, Report, SessionBar};
 use zmreplica::view::{Readers, SnapshotView, Snapshots, ViewOptions};
+use zmreplica::zimbra::Analysis;
 use zmreplica::zimbra::account::{Account, AccountState};
 use zmreplica::zimbra::history::{SessionLife, session_lives, session_names};
-use zmreplica::zimbra::{Analyser, Analysis};
 
-use super::accounts::before_and_with;
+use super::accounts::{self, before_and_with};
 use super::error::{CliError, Exit};
 use super::{Context, text};
 
@@ -112,7 +112,7 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<Report, CliError> {
     let lives = session_lives(&names);
     let since = chosen.record.time.checked_sub(Span::new().hours(24 * i64::from(args.days))).unwrap_or(Timestamp::MIN);
     let mut follower = Follower::default();
-    let mut analyser = Analyser::new();
+    let mut analyser = accounts::analyser(&replica, &all);
     let mut newest = None;
     for (at, record) in records.iter().enumerate() {
         if record.time >= since || at + 1 == records.len() {
@@ -121,6 +121,7 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<Report, CliError> {
             newest = Some(analysis);
         }
     }
+    accounts::keep(&replica, &all, &analyser);
     let newest = newest.ok_or(zmreplica::view::ResolveError::Empty)?;
     let mut events: Vec<(usize, Event)> = lives.iter().filter_map(|life| vanished(&records, life)).collect();
     events.extend(std::mem::take(&mut follower.events));

@@ -1,6 +1,6 @@
 //! A report of a store as one HTML page that needs nothing else: no network, no further files.
 //!
-//! Whoever calls gathers the [`Report`]; [`write`] only puts it down. Every text is escaped, and the page's own policy forbids it to load anything.
+//! Whoever calls gathers the [`Report`]; [`write()`] only puts it down. Every text is escaped, and the page's own policy forbids it to load anything.
 //! Without scripts everything is shown; a script adds the search.
 
 mod charts;

@@ -9,11 +9,13 @@
 //! in an incremental, and 16 for each shared message of one session at a time.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::account::{Account, AccountState, Fault, FaultKind, FullOfAccount, Severity, intervals};
+use super::cache::{self, Kept};
 use super::facts::{Facts, FactsKey, Meta, SharedKey, SharedMessages, facts_key, gather, shared_key};
 use super::input::ZipReader;
 use super::label::SessionKind;
@@ -72,6 +74,34 @@ impl Analyser {
     /// Makes one that knows nothing yet.
     pub fn new() -> Analyser {
         Analyser::default()
+    }
+
+    /// Makes one that knows what earlier runs found out about the snapshots of a store, as far as that was kept and fits.
+    pub fn with_kept(store: &Path, has_snapshot: impl Fn(&str) -> bool) -> Analyser {
+        let mut analyser = Analyser::default();
+        let kept = cache::load(store, has_snapshot);
+        for (key, age, facts) in kept.facts {
+            if let Some(key) = cache::key_of(&key) {
+                analyser.facts.remember(FactsKey(key), Arc::new(facts), age);
+            }
+        }
+        for (key, age, remarks) in kept.shared {
+            if let Some(key) = cache::key_of(&key) {
+                analyser.shared_remarks.remember(SharedKey(key), Arc::new(remarks), age);
+            }
+        }
+        analyser
+    }
+
+    /// Keeps what was found out for later runs, if there is anything new. That it cannot be kept is no error.
+    pub fn keep(&self, store: &Path, newest_snapshot: &str) {
+        if self.directories_read == 0 {
+            return;
+        }
+        let facts = self.facts.all().map(|(key, age, facts)| (cache::key_text(&key.0), age, facts.as_ref().clone()));
+        let shared = self.shared_remarks.all();
+        let shared = shared.map(|(key, age, remarks)| (cache::key_text(&key.0), age, remarks.as_ref().clone()));
+        cache::save(store, newest_snapshot, Kept { facts: facts.collect(), shared: shared.collect() });
     }
 
     /// Returns how many directories of accounts were looked at so far; those that are known from before do not count.

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::blob::{BlobName, DigestKey, last_component, shared_digest, shared_path};
-use super::input::{ViewFile, ZipReader};
+use super::input::{Failure, ViewFile, ZipReader, store_error};
 use super::xml::read_meta;
 use crate::catalog::directory::{Body, Directory, Node as StoredNode};
 use crate::catalog::group::Content;
@@ -19,14 +21,14 @@ const LATEST_LDAP: &[u8] = b"ldap_latest.xml";
 
 /// Identifies facts: a hash over the numbers of the objects that they follow from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FactsKey([u8; 16]);
+pub(super) struct FactsKey(pub(super) [u8; 16]);
 
 /// Identifies the shared messages of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct SharedKey([u8; 16]);
+pub(super) struct SharedKey(pub(super) [u8; 16]);
 
 /// What meta.xml tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Meta {
     /// There is none: the account's backup was not finished.
     Absent,
@@ -37,7 +39,7 @@ pub(super) enum Meta {
 }
 
 /// A number of things, and some of them by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Counted {
     pub(super) count: u64,
     pub(super) examples: Vec<String>,
@@ -60,7 +62,7 @@ impl Counted {
 }
 
 /// What one full session holds of one account.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Facts {
     pub(super) meta: Meta,
     /// Whether the dump of the account's tables is there.
@@ -192,8 +194,8 @@ impl SharedMessages {
                     if let Some(digest) = shared_digest(path).filter(|_| size > 0) {
                         keys.push(DigestKey::of(digest));
                     }
-                });
-                if let Err(reason) = read {
+                })?;
+                if let Some(reason) = read {
                     found.bad_zips.add(|| format!("{}: {reason}", display_path(&entry.path)));
                 }
             }
@@ -237,7 +239,7 @@ pub(super) fn gather(
     for entry in view.list(directory)? {
         let entry = entry?;
         match (&*entry.name, &entry.node) {
-            (b"meta.xml", Node::Group(group)) => facts.meta = read_meta_of(view, *group),
+            (b"meta.xml", Node::Group(group)) => facts.meta = read_meta_of(view, *group)?,
             (b"ldap.xml" | b"ldap_latest.xml", Node::Group(_)) => facts.has_ldap = true,
             (b"db", Node::Directory(tables)) => facts.has_database = view.list(tables)?.next().is_some(),
             _ => {}
@@ -279,8 +281,8 @@ fn file(
         let Facts { messages, missing, .. } = facts;
         let read = zips.entries(view, group, |entry, size| {
             blob(last_component(entry), size, messages, missing, shared);
-        });
-        if let Err(reason) = read {
+        })?;
+        if let Some(reason) = read {
             facts.bad_zips.add(|| format!("{}: {reason}", display_path(path)));
         }
     } else {
@@ -299,8 +301,11 @@ fn blob(name: &[u8], size: u64, messages: &mut u64, missing: &mut Counted, share
     }
 }
 
-fn read_meta_of(view: &SnapshotView, group: u64) -> Meta {
-    match read_meta(ViewFile::new(view, group)) {
+fn read_meta_of(view: &SnapshotView, group: u64) -> Result<Meta, ViewError> {
+    let failure = Failure::default();
+    let read = read_meta(ViewFile::new(view, group, &failure));
+    store_error(&failure)?;
+    Ok(match read {
         Err(error) => Meta::Damaged(error.to_string()),
         Ok(file) => match file.redo_sequence {
             Some(redo_sequence) => Meta::Read { redo_sequence, end: file.end },
@@ -309,5 +314,5 @@ fn read_meta_of(view: &SnapshotView, group: u64) -> Meta {
                 Meta::Damaged(why.unwrap_or_else(|| "it names no redo sequence number".to_owned()))
             }
         },
-    }
+    })
 }

@@ -9,6 +9,7 @@
 pub mod account;
 mod analysis;
 pub mod blob;
+mod cache;
 pub mod drill;
 mod facts;
 pub mod history;

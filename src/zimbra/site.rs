@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::{Span, Timestamp};
 
-use super::input::ViewFile;
+use super::input::{Failure, ViewFile};
 use super::label::{Label, SessionKind};
 use super::recent::Recent;
 use super::redo::{NamedLogs, RedoLog, RedoLogs, RedoName, SequenceRange};
@@ -204,7 +204,7 @@ impl Files {
             return Ok(known);
         }
         let (names, mut accounts, mut errors) = (&mut self.names, Vec::new(), Vec::new());
-        let file = read_session(ViewFile::new(view, group), |item| match item {
+        let file = read_session(ViewFile::new(view, group, &Failure::default()), |item| match item {
             SessionItem::Account(account) => accounts.push(ListedAccount {
                 id: names.number(&account.id),
                 email: names.number(&account.email.to_lowercase()),
@@ -227,7 +227,7 @@ impl Files {
             return Ok(known);
         }
         let (names, mut accounts) = (&mut self.names, Vec::new());
-        let reading = read_accounts(ViewFile::new(view, group), |entry| {
+        let reading = read_accounts(ViewFile::new(view, group, &Failure::default()), |entry| {
             accounts.push(KnownAccount {
                 id: names.number(&entry.id),
                 email: names.number(&entry.email),

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use zmreplica::zimbra::SessionState;
 use zmreplica::zimbra::account::{AccountState, Answer, FaultKind, Interval};
 use zmreplica::zimbra::label::Label;
 use zmreplica::zimbra::plan::plan;
 use zmreplica::zimbra::redo::{RedoName, SequenceRange};
+use zmreplica::zimbra::{Analyser, SessionState};
 use zmreplica_treegen::BlobMode;
 
 use crate::site::{Site, account, assert_found, edit, files, placeholders, small, states, texts};
@@ -316,4 +316,15 @@ fn what_did_not_change_is_not_looked_at_again() {
     site.generator.full().unwrap();
     site.analyse();
     assert_eq!(site.analyser.directories_read(), 28, "the new full");
+    // Kept for the next run, which finds the same without looking.
+    let record = site.snapshot();
+    let store = site.store();
+    site.analyser.keep(&store, &record.id);
+    let mut next = Analyser::with_kept(&store, |id| id == record.id);
+    let again = next.analyse(&site.view(&record), b"").unwrap();
+    assert_eq!(next.directories_read(), 0);
+    assert_eq!(states(&again), states(&site.analyse()));
+    let mut other = Analyser::with_kept(&store, |_| false);
+    other.analyse(&site.view(&record), b"").unwrap();
+    assert_eq!(other.directories_read(), 28, "what belongs to another history is not used");
 }

@@ -53,6 +53,10 @@ impl Site {
         self.directory.path().join("backup")
     }
 
+    pub fn store(&self) -> PathBuf {
+        self.directory.path().join("store")
+    }
+
     pub fn session(&self, label: &str) -> PathBuf {
         self.root().join("sessions").join(label)
     }

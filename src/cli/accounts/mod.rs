@@ -11,6 +11,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::replica::Replica;
 use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewOptions, parse_time};
 use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval};
 use zmreplica::zimbra::plan::{RestorePlan, plan};
@@ -94,19 +95,39 @@ pub(crate) fn run(context: &Context, args: &AccountsArgs) -> Result<Exit, CliErr
     let all = Snapshots::read(readers.catalog())?;
     let chosen = all.resolve(&args.snapshot)?;
     let snapshots = before_and_with(&all, chosen);
-    let mut bench = Bench { context, args, readers, snapshots, analyser: Analyser::new() };
+    let analyser = analyser(&replica, &all);
+    let mut bench = Bench { context, args, readers, snapshots, analyser };
+    let result = answer(&mut bench, chosen, at);
+    keep(&replica, &all, &bench.analyser);
+    result
+}
+
+/// Makes an analyser that knows what earlier runs found out.
+pub(super) fn analyser(replica: &Replica, all: &Snapshots) -> Analyser {
+    Analyser::with_kept(replica.path(), |id| all.all().iter().any(|snapshot| snapshot.record.id == id))
+}
+
+/// Keeps what an analyser found out for later runs.
+pub(super) fn keep(replica: &Replica, all: &Snapshots, analyser: &Analyser) {
+    if let Ok(newest) = all.newest() {
+        analyser.keep(replica.path(), &newest.record.id);
+    }
+}
+
+fn answer(bench: &mut Bench<'_>, chosen: &StoredSnapshot, at: Option<Timestamp>) -> Result<Exit, CliError> {
+    let args = bench.args;
     if args.history {
-        return history::run(&mut bench);
+        return history::run(bench);
     }
     let analysis = bench.analyse(&chosen.record)?.ok_or_else(|| {
         let tree = args.tree.as_deref().unwrap_or_default();
         CliError::Failed(format!("The snapshot {} has no directory {tree}", chosen.record.short_id()))
     })?;
-    let compared = compare(&mut bench, &analysis)?;
+    let compared = compare(bench, &analysis)?;
     match &args.account {
-        Some(name) => explain::run(&mut bench, chosen, &analysis, name, at, &compared),
+        Some(name) => explain::run(bench, chosen, &analysis, name, at, &compared),
         None => {
-            table::run(&bench, chosen, &analysis, at, &compared)?;
+            table::run(bench, chosen, &analysis, at, &compared)?;
             Ok(exit(&compared))
         }
     }
