@@ -119,11 +119,12 @@ fn answer(bench: &mut Bench<'_>, chosen: &StoredSnapshot, at: Option<Timestamp>)
     if args.history {
         return history::run(bench);
     }
+    let before = before(bench)?;
     let analysis = bench.analyse(&chosen.record)?.ok_or_else(|| {
         let tree = args.tree.as_deref().unwrap_or_default();
         CliError::Failed(format!("The snapshot {} has no directory {tree}", chosen.record.short_id()))
     })?;
-    let compared = compare(bench, &analysis)?;
+    let compared = compare(before, &analysis);
     match &args.account {
         Some(name) => explain::run(bench, chosen, &analysis, name, at, &compared),
         None => {
@@ -142,6 +143,22 @@ pub(super) fn before_and_with<'a>(all: &'a Snapshots, chosen: &StoredSnapshot) -
     snapshots
 }
 
+/// The accounts that were whole in the snapshot before.
+struct Before {
+    /// Identifier of that snapshot.
+    snapshot: String,
+    /// Identifier and address.
+    whole: Vec<(String, String)>,
+}
+
+/// Analyses the snapshot before, if there is one, and keeps of it what is compared: two analyses at a time would take twice the memory.
+fn before(bench: &mut Bench<'_>) -> Result<Option<Before>, CliError> {
+    let Some([before, _]) = bench.snapshots.last_chunk::<2>().copied() else { return Ok(None) };
+    let accounts = bench.analyse(&before.record)?.map_or_else(Vec::new, |analysis| analysis.accounts);
+    let whole = accounts.into_iter().filter(is_whole).map(|account| (account.id, account.email));
+    Ok(Some(Before { snapshot: before.record.id.clone(), whole: whole.collect() }))
+}
+
 /// What the snapshot before tells.
 struct Compared {
     /// Identifier of that snapshot.
@@ -150,16 +167,13 @@ struct Compared {
     no_longer_whole: Vec<(String, String)>,
 }
 
-fn compare(bench: &mut Bench<'_>, now: &Analysis) -> Result<Compared, CliError> {
-    let Some([before, _]) = bench.snapshots.last_chunk::<2>().copied() else {
-        return Ok(Compared { with: None, no_longer_whole: Vec::new() });
+fn compare(before: Option<Before>, now: &Analysis) -> Compared {
+    let Some(Before { snapshot, mut whole }) = before else {
+        return Compared { with: None, no_longer_whole: Vec::new() };
     };
-    let whole: HashSet<&str> = now.accounts.iter().filter(|one| is_whole(one)).map(|one| one.id.as_str()).collect();
-    let then = bench.analyse(&before.record)?;
-    let then = then.as_ref().map_or(&[][..], |analysis| &analysis.accounts);
-    let lost = then.iter().filter(|account| is_whole(account) && !whole.contains(account.id.as_str()));
-    let no_longer_whole = lost.map(|account| (account.id.clone(), account.email.clone())).collect();
-    Ok(Compared { with: Some(before.record.id.clone()), no_longer_whole })
+    let still: HashSet<&str> = now.accounts.iter().filter(|one| is_whole(one)).map(|one| one.id.as_str()).collect();
+    whole.retain(|(id, _)| !still.contains(id.as_str()));
+    Compared { with: Some(snapshot), no_longer_whole: whole }
 }
 
 fn is_whole(account: &Account) -> bool {
