@@ -24,9 +24,9 @@
   var given = /^#search=(.*)$/.exec(location.hash);
   if (given) {
     try { search.value = decodeURIComponent(given[1]); } catch (e) { search.value = ""; }
-    document.getElementById("accounts").scrollIntoView();
   }
   search.addEventListener("input", typed);
   faulty.addEventListener("change", filter);
   filter();
+  if (given) { document.getElementById("accounts").scrollIntoView(); }
 }());

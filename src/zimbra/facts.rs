@@ -16,8 +16,9 @@ use crate::view::{DirectoryNode, Node, SnapshotView, ViewError, display_path};
 
 /// Most examples that are kept of one kind of fault in one directory.
 const EXAMPLES: usize = 3;
-/// Renewed every night by a hard link; a restore takes `ldap.xml` where it is missing.
+/// Renewed every night by a hard link. It matters only where [`LDAP`], which stands before it in a listing, is missing: a restore takes either.
 const LATEST_LDAP: &[u8] = b"ldap_latest.xml";
+const LDAP: &[u8] = b"ldap.xml";
 
 /// Identifies facts: a hash over the numbers of the objects that they follow from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,12 +89,15 @@ pub(super) fn facts_key(
     let mut hasher = blake3::Hasher::new();
     hasher.update(&shared.0);
     hash_attributes(&mut hasher, directory);
+    let mut has_ldap = false;
     for entry in view.list(directory)? {
         let entry = entry?;
-        let is_latest = *entry.name == *LATEST_LDAP;
+        has_ldap |= *entry.name == *LDAP;
+        if has_ldap && *entry.name == *LATEST_LDAP {
+            continue;
+        }
         hash_name(&mut hasher, &entry.name);
         match &entry.node {
-            Node::Group(_) if is_latest => {}
             Node::Group(number) => hash_number(&mut hasher, b'g', *number),
             Node::Directory(below) => hash_directory(&mut hasher, below),
         }
@@ -238,9 +242,12 @@ pub(super) fn gather(
     }
     for entry in view.list(directory)? {
         let entry = entry?;
+        if facts.has_ldap && *entry.name == *LATEST_LDAP {
+            continue;
+        }
         match (&*entry.name, &entry.node) {
             (b"meta.xml", Node::Group(group)) => facts.meta = read_meta_of(view, *group)?,
-            (b"ldap.xml" | b"ldap_latest.xml", Node::Group(_)) => facts.has_ldap = true,
+            (LDAP | LATEST_LDAP, Node::Group(_)) => facts.has_ldap = true,
             (b"db", Node::Directory(tables)) => facts.has_database = view.list(tables)?.next().is_some(),
             _ => {}
         }

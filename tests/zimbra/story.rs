@@ -74,6 +74,15 @@ fn a_lost_mailbox_is_found_and_restored() {
     assert_eq!(restore, format!("zmrestore -t {} -a {email} -br", mount_point.display()));
     assert_eq!(beside, format!("{restore} -ca -pre restored_"));
 
+    // A moment that only the earlier snapshot has is answered from there.
+    let at = format!("{}-{}-{}T23:00:00Z", &label[5..9], &label[9..11], &label[11..13]);
+    let moment = scene.code(4, &["accounts", "--account", email, "--at", &at]);
+    assert!(out(&moment).contains("cannot be restored"), "{}", out(&moment));
+    let shortly = format!("{}T{}:{}Z", &at[..10], &label[14..16], &label[16..18]);
+    let answered = out(&scene.code(4, &["accounts", "--account", email, "--at", &shortly]));
+    assert!(answered.contains(&format!("The time can be restored from the snapshot {}", &good[..8])), "{answered}");
+    assert!(answered.contains("-restoreToTime"), "{answered}");
+
     // 4. Pasted into a shell. In place of the vendor's tool: what it would read is there, and as it was.
     paste(&scene, mount);
     assert_rsync_finds_nothing(&before, &mount_point);
