@@ -86,6 +86,8 @@ pub struct Session {
     pub state: SessionState,
     /// The release that wrote it.
     pub release: Option<String>,
+    /// Version of its session.xml's format; any is read, as far as it says the same things in the same words.
+    pub format_version: Option<String>,
     /// Accounts that it lists.
     pub accounts: u64,
     /// Accounts among them that were not backed up.
@@ -397,6 +399,7 @@ fn read_one(
         end: said.and_then(|file| file.end),
         state,
         release: said.and_then(|file| file.release.clone()),
+        format_version: said.and_then(|file| file.reading.version.clone()),
         accounts: file.as_ref().map_or(0, |parsed| parsed.accounts.len() as u64),
         failed,
         errors,

@@ -134,6 +134,8 @@ fn damaged_xml_is_used_as_far_as_it_goes() {
             .replace("<accounts>", "<accounts>&#7;&who;")
     });
     let analysis = site.analyse();
+    let session = analysis.sessions.iter().find(|session| session.label == full).unwrap();
+    assert_eq!(session.format_version.as_deref(), Some("99.beta"));
     assert!(analysis.accounts.iter().filter(|one| one.fulls.len() == 3).count() >= 6, "{:?}", states(&analysis));
 }
 
