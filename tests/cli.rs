@@ -307,13 +307,14 @@ fn excludes_come_from_the_command_line_and_the_file() {
 fn mistakes_of_usage_say_what_to_do() {
     let bench = Bench::with_store();
     for (arguments, told) in [
-        (&["snapshot", "root@mail:/opt/zimbra/backup"][..], "another host"),
-        (&["snapshot", "ssh://mail/opt"], "another host"),
+        (&["snapshot", "root@mail:"][..], "[user@]host:path"),
+        (&["snapshot", "ssh://mail"], "it has no path"),
+        (&["snapshot", "--bwlimit", "fast", "mail:/tmp"], "--bwlimit"),
         (&["snapshot"], "source"),
         (&["snapshot", "--compression-level", "20", "source"], "1..=19"),
         (&["snapshot", "--exclude", "[", "source"], "pattern"),
-        (&["snapshot", "--ssh-key", "k", "source"], "--ssh-key"),
-        (&["restore", "latest", "mail:/tmp"], "another host"),
+        (&["snapshot", "--ssh-key", "k", "--rsh", "ssh", "mail:/tmp"], "cannot be used"),
+        (&["restore", "latest", "mail:"], "[user@]host:path"),
         (&["find", "["], "pattern"),
         (&["no-such-command"], "no-such-command"),
         (&["check", "--read-data=0"], "1..=100"),
@@ -326,7 +327,7 @@ fn mistakes_of_usage_say_what_to_do() {
     let output = bench.bare().arg("snapshots").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(err(&output).contains("ZMREPLICA_STORE"));
-    let event = &events(&out(&bench.code(2, &["--json", "snapshot", "mail:/x"])))[0];
+    let event = &events(&out(&bench.code(2, &["--json", "snapshot", "mail:"])))[0];
     assert_eq!((event["event"].as_str(), event["exit_code"].as_u64()), (Some("error"), Some(2)));
     let event = &events(&out(&bench.code(2, &["--json", "no-such-command"])))[0];
     assert_eq!(event["exit_code"], 2);
