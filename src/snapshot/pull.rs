@@ -10,6 +10,7 @@ use super::dry_run::dry_run_over;
 use super::options::{DryRun, SnapshotOptions, SnapshotReport};
 use super::progress::Progress;
 use super::run::{Begun, run_over};
+use crate::remote::agentless::{AgentlessOptions, AgentlessTree};
 use crate::remote::client::{AgentChoice, RemoteTree, connect};
 use crate::remote::protocol::{Start, Task};
 use crate::remote::transport::Transport;
@@ -18,7 +19,7 @@ use crate::remote::transport::spec::RemoteSpec;
 use crate::remote::transport::ssh::{SshOptions, SshTransport};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
-use crate::source::tree::SourceError;
+use crate::source::tree::{SourceError, SourceTree};
 
 /// The first pause before another attempt; each further one is twice as long ...
 const PAUSE: Duration = Duration::from_secs(1);
@@ -63,6 +64,8 @@ pub struct PullOptions {
     pub way: Way,
     /// Which agent is used there.
     pub agent: AgentChoice,
+    /// Whether no agent is used, but the host's own `find` and `tar`.
+    pub agentless: bool,
     /// Where chunks are compressed.
     pub compress_at: CompressAt,
     /// Most bytes a second that the agent sends; 0 for no limit.
@@ -86,7 +89,7 @@ pub fn pull(
     let name = spec.to_string();
     with_attempts(pull.retries, progress, || {
         let tree = open(replica, spec, pull, options, progress, Task::Pull)?;
-        run_over(replica, Box::new(tree), &name, options, progress, &begun)
+        run_over(replica, tree, &name, options, progress, &begun)
     })
 }
 
@@ -104,11 +107,11 @@ pub fn dry_pull(
     let name = spec.to_string();
     with_attempts(pull.retries, progress, || {
         let mut tree = open(replica, spec, pull, options, progress, Task::Scan)?;
-        dry_run_over(replica, &mut tree, &name, options, progress)
+        dry_run_over(replica, &mut *tree, &name, options, progress)
     })
 }
 
-/// Connects and has the agent begin.
+/// Connects and has the other host begin.
 fn open(
     replica: &Replica,
     spec: &RemoteSpec,
@@ -116,8 +119,11 @@ fn open(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
     task: Task,
-) -> Result<RemoteTree, SnapshotError> {
+) -> Result<Box<dyn SourceTree>, SnapshotError> {
     let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    if pull.agentless {
+        return open_agentless(replica, spec, pull, options, progress, (task, excludes));
+    }
     let start = Start {
         task,
         root: spec.path.clone(),
@@ -135,7 +141,37 @@ fn open(
     if opened.uploaded {
         progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
     }
-    Ok(RemoteTree::start(opened.connection, Arc::clone(&progress.wire), &block_cache(replica, spec))?)
+    Ok(Box::new(RemoteTree::start(opened.connection, Arc::clone(&progress.wire), &block_cache(replica, spec))?))
+}
+
+/// Connects to a host where no agent may run.
+fn open_agentless(
+    replica: &Replica,
+    spec: &RemoteSpec,
+    pull: &PullOptions,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+    (task, excludes): (Task, Excludes),
+) -> Result<Box<dyn SourceTree>, SnapshotError> {
+    let interrupted = Arc::clone(progress);
+    let wanted = AgentlessOptions {
+        root: spec.path.clone(),
+        excludes,
+        cross_file_systems: options.cross_file_systems,
+        scan_only: matches!(task, Task::Scan),
+        bytes_per_second: pull.bytes_per_second,
+        spool: replica.path().join("cache"),
+        interrupted: Arc::new(move || interrupted.interrupted()),
+    };
+    let tree = AgentlessTree::open(&mut *pull.way.transport(spec), &wanted, &progress.wire)?;
+    let earlier = progress.wire.connections.fetch_add(1, Ordering::Relaxed);
+    if earlier == 0 {
+        progress.tell(format!(
+            "Without an agent on {}: find and tar read everything there that is new to this store, and it all travels as it is. The snapshot is the same; with an agent it is made faster.",
+            spec.host
+        ));
+    }
+    Ok(Box::new(tree))
 }
 
 /// Returns the file that keeps the listing blocks of a source.
@@ -154,6 +190,7 @@ fn with_attempts<T>(
     loop {
         let before = progress.ingest.new_bytes.load(Ordering::Relaxed);
         let error = match attempt() {
+            Err(error) if may_pass(&error) && progress.interrupted() => return Err(SnapshotError::Interrupted),
             Err(error) if may_pass(&error) => error,
             other => return other,
         };
