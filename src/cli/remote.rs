@@ -112,7 +112,8 @@ pub(crate) fn options(
         }),
     };
     if args.agentless && compress_at == Some(CompressAtArg::Source) {
-        let message = "Nothing can be compressed at the source without an agent: leave out --agentless or --compress-at";
+        let message =
+            "Nothing can be compressed at the source without an agent: leave out --agentless or --compress-at";
         return Err(CliError::Usage(message.to_owned()));
     }
     let agent_named = args.agent_path.is_some() || args.agent_binary.is_some();

@@ -240,7 +240,9 @@ impl MapReader {
             self.at += 1;
             value = match (byte, value) {
                 (b'\n', Some(value)) => return Ok(value),
-                (b'0'..=b'9', value) => value.unwrap_or(0).checked_mul(10).and_then(|ten| ten.checked_add(u64::from(byte - b'0'))),
+                (b'0'..=b'9', value) => {
+                    value.unwrap_or(0).checked_mul(10).and_then(|ten| ten.checked_add(u64::from(byte - b'0')))
+                }
                 _ => None,
             };
             if value.is_none() {
@@ -352,7 +354,8 @@ fn number(field: &[u8]) -> Option<u64> {
 }
 
 fn check_sum(header: &[u8; BLOCK_BYTES]) -> io::Result<()> {
-    let sum: u64 = header.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) }).sum();
+    let sum: u64 =
+        header.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) }).sum();
     if number(&header[148..156]) == Some(sum) { Ok(()) } else { Err(breach("something that is no tar header")) }
 }
 

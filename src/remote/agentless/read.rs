@@ -277,8 +277,8 @@ impl Reader {
             };
             archive.input().check_interrupt()?;
             // Members come in the order of the names; those that tar could not read are missing.
-            let found = path_of(&member)
-                .and_then(|path| places[next..].iter().position(|place| requests[*place].path == path));
+            let found =
+                path_of(&member).and_then(|path| places[next..].iter().position(|place| requests[*place].path == path));
             let Some(found) = found else { break Err(breach("a tar member that was not asked for")) };
             let at = next + found;
             next = at + 1;

@@ -155,7 +155,8 @@ impl Scan {
                 shell.counters().far_names.store(count, std::sync::atomic::Ordering::Relaxed);
             }
             let parsed = find::split(&record).and_then(|(fields, path)| Some((fields, path, find::stat(fields)?)));
-            let (fields, path, stat) = parsed.ok_or_else(|| shell.failed(breach("a record of a name that none can have")))?;
+            let (fields, path, stat) =
+                parsed.ok_or_else(|| shell.failed(breach("a record of a name that none can have")))?;
             self.end.stats += 1;
             if path.is_empty() {
                 if root.replace(stat).is_some() || stat.kind != Kind::Directory {
@@ -164,7 +165,8 @@ impl Scan {
                 continue;
             }
             // `find` tells a directory before what is in it.
-            if excluded.as_ref().is_some_and(|above| path.strip_prefix(&above[..]).is_some_and(|rest| rest[0] == b'/')) {
+            if excluded.as_ref().is_some_and(|above| path.strip_prefix(&above[..]).is_some_and(|rest| rest[0] == b'/'))
+            {
                 continue;
             }
             let directory = stat.kind == Kind::Directory;
@@ -205,7 +207,8 @@ impl Scan {
         }
         let silent = complaints.of_paths.is_empty() && complaints.others.is_empty();
         let others = complaints.others.into_iter().chain(
-            (complaints.code == Some(1) && silent).then(|| "find could not read everything, and did not say what".to_owned()),
+            (complaints.code == Some(1) && silent)
+                .then(|| "find could not read everything, and did not say what".to_owned()),
         );
         for message in others.take(100) {
             self.end.problems.push(Problem { message, ..problem(Vec::new(), rustix::io::Errno::IO.raw_os_error()) });

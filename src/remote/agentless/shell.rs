@@ -116,13 +116,17 @@ impl Shell {
                 return Err(match words.code {
                     Some(255) | None => broken(format!("{error}; {words}")),
                     Some(_) => ConnectError::NoAgent {
-                        message: format!("No shell can be used on {host} ({words}); --agentless needs one, with GNU find and tar"),
+                        message: format!(
+                            "No shell can be used on {host} ({words}); --agentless needs one, with GNU find and tar"
+                        ),
                     },
                 });
             }
         };
         let tool = |name: &str| ConnectError::NoAgent {
-            message: format!("{host} has no GNU {name}, which --agentless needs. Install it there, or let the agent run"),
+            message: format!(
+                "{host} has no GNU {name}, which --agentless needs. Install it there, or let the agent run"
+            ),
         };
         match answer.as_slice() {
             b"ok" => {}
@@ -186,7 +190,11 @@ impl Shell {
     /// Reads the line behind the output of a command.
     pub(super) fn end(&mut self, word: &str) -> io::Result<()> {
         let line = until(&mut self.input, b'\n', LINE_MAX_BYTES)?;
-        if line.strip_prefix(END) == Some(word.as_bytes()) { Ok(()) } else { Err(breach("something behind the end of an answer")) }
+        if line.strip_prefix(END) == Some(word.as_bytes()) {
+            Ok(())
+        } else {
+            Err(breach("something behind the end of an answer"))
+        }
     }
 
     /// Turns a failed read into why the source is lost, or what it did wrong.
@@ -202,7 +210,11 @@ impl Shell {
 
     /// Fails if the run is to end.
     pub(super) fn check_interrupt(&self) -> Result<(), SourceError> {
-        if (self.interrupted)() { Err(SourceError::Lost { reason: "the run was interrupted".to_owned() }) } else { Ok(()) }
+        if (self.interrupted)() {
+            Err(SourceError::Lost { reason: "the run was interrupted".to_owned() })
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns the counters of the connection.

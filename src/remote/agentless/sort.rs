@@ -158,7 +158,8 @@ impl Run {
             return Ok(false);
         }
         self.input.read_exact(&mut lengths[first..])?;
-        let length = |at: usize| lengths[at..at + 4].iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte));
+        let length =
+            |at: usize| lengths[at..at + 4].iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte));
         self.head.0.resize(length(0), 0);
         self.head.1.resize(length(4), 0);
         self.input.read_exact(&mut self.head.0)?;
@@ -222,7 +223,9 @@ mod tests {
     fn any_memory_gives_the_same_order() {
         let directory = tempfile::tempdir().unwrap();
         let records: Vec<Record> = (0..2000u32)
-            .map(|number| (blake3::hash(&number.to_le_bytes()).as_bytes()[..8].to_vec(), number.to_string().into_bytes()))
+            .map(|number| {
+                (blake3::hash(&number.to_le_bytes()).as_bytes()[..8].to_vec(), number.to_string().into_bytes())
+            })
             .collect();
         let mut expected = records.clone();
         expected.sort();

@@ -131,7 +131,8 @@ impl EventSink for Gathered<'_> {
                 let (number, wanted) = self.intake.offer(&hash, length).map_err(|_| SinkClosed)?;
                 if wanted {
                     let (codec, dictionary_id) = (Codec::Plain as u8, 0);
-                    let chunk = ArrivedChunk { number, hash, plain_length: length, codec, dictionary_id, stored: plain };
+                    let chunk =
+                        ArrivedChunk { number, hash, plain_length: length, codec, dictionary_id, stored: plain };
                     self.intake.arrive(chunk).map_err(|_| SinkClosed)?;
                 }
                 ReadEvent::Stored { number, length }
