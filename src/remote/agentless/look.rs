@@ -21,11 +21,13 @@ pub(super) fn look<'p>(
         return Ok(found);
     }
     shell.command_with("look", names);
+    let mut lines = 0;
     while let Some(line) = shell.line().map_err(|error| shell.failed(error))? {
         if let Some((path, any)) = parse(&line) {
             found.insert(path, any);
         }
-        if found.len() > count {
+        lines += 1;
+        if lines > count {
             return Err(shell.failed(super::shell::breach("more names than were asked for")));
         }
     }

@@ -29,6 +29,8 @@ const WAITING_MAX_BYTES: usize = 256 << 20;
 const DEVICES_MAX: usize = 10_000;
 /// The longest text of complaints: the script keeps a million bytes of it.
 const COMPLAINTS_MAX_BYTES: usize = 2 << 20;
+/// Most names of one tree, those left out included.
+const NAMES_MAX: u64 = 250_000_000;
 /// Records between two looks whether to end.
 const INTERRUPT_STEP: u64 = 1024;
 
@@ -150,6 +152,9 @@ impl Scan {
                 break;
             }
             count += 1;
+            if count > NAMES_MAX {
+                return Err(shell.failed(breach("more names than are taken")));
+            }
             if count.is_multiple_of(INTERRUPT_STEP) {
                 shell.check_interrupt()?;
                 shell.counters().far_names.store(count, std::sync::atomic::Ordering::Relaxed);
@@ -225,13 +230,10 @@ impl Scan {
             entries += listing.entries.len();
             self.ready.push_back(listing);
         }
-        if self.ready.is_empty() {
-            return match self.next {
-                None => Ok(()),
-                Some(_) => Err(shell.failed(breach("names in a directory that is not there"))),
-            };
+        if self.waiting.is_empty() && self.next.is_some() {
+            return Err(shell.failed(breach("names in a directory that is not there")));
         }
-        if !self.options.scan_only {
+        if !self.options.scan_only && !self.ready.is_empty() {
             self.attributes(shell)?;
         }
         Ok(())

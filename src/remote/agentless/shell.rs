@@ -27,7 +27,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// `head -c` takes exactly the names that belong to a command from stdin. The messages of `find` are kept back in `e` and told behind its records.
 const SCRIPT: &str = r#"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT
 renice -n 10 -p $$ >/dev/null 2>&1; ionice -c 2 -n 7 -p $$ >/dev/null 2>&1
-CDPATH= cd -P -- "$R" || { echo "ZMRPLAIN1 root"; exit 1; }
+CDPATH= cd -P -- "$R" 2>/dev/null || { ls -d -- "$R/." >/dev/null; echo "ZMRPLAIN1 root"; exit 1; }
 case $(tar --version 2>/dev/null) in *"GNU tar"*) ;; *) echo "ZMRPLAIN1 tar"; exit 1;; esac
 case $(find --version 2>/dev/null) in *"GNU find"*) ;; *) echo "ZMRPLAIN1 find"; exit 1;; esac
 F="%y %m %U %G %n %s %T@ %C@ %i %D %b %p\\0"; export F
@@ -132,7 +132,8 @@ impl Shell {
             b"ok" => {}
             b"root" => {
                 let words = control.last_words();
-                let reason = words.stderr.trim();
+                // What ls says of it.
+                let reason = words.stderr.trim().rsplit(": ").next().unwrap_or_default();
                 return Err(ConnectError::Refused {
                     message: format!(
                         "Cannot scan {} on {host}: {reason}. Check the path, and that this user may read it",
