@@ -355,3 +355,143 @@ fn what_is_not_there_is_said_with_the_remedy() {
     let said = pull(&[], "host:", 2);
     assert!(said.contains("[user@]host:path"), "{said}");
 }
+
+/// Restores to the server, with the server's own agent.
+fn restore(bench: &Bench, arguments: &[&str], place: &Path, code: i32) -> Output {
+    let mut command = bench.scene.command();
+    command.env("HOME", bench.home("")).args(["--json", "restore", "--ssh-key"]).arg(bench.sshd.key());
+    command.arg("--agent-path").arg(assert_cmd::cargo::cargo_bin!("zmreplica")).args(arguments);
+    finished(command.arg(bench.sshd.place(bench.sshd.port, place)), code)
+}
+
+#[test]
+fn a_deleted_session_is_put_back_on_its_host() {
+    let bench = Bench::new();
+    let config = Config { accounts: 4, messages: 40, ..Config::preset(Preset::Sample) };
+    let generator = Generator::create(&bench.scene.source(), config, 2).unwrap();
+    drop(generator);
+    run(Command::new("cp").arg("-a").arg(bench.scene.source()).arg(bench.scene.path("before")));
+    bench.pulled();
+    fs::remove_dir_all(bench.scene.source().join("sessions")).unwrap();
+    fs::remove_file(bench.scene.source().join("accounts.xml")).unwrap();
+    let would = summary(&restore(&bench, &["--dry-run", "--numeric-ids", "latest"], &bench.scene.source(), 0));
+    assert!(!bench.scene.source().join("accounts.xml").exists());
+    let done = summary(&restore(&bench, &["--numeric-ids", "latest"], &bench.scene.source(), 0));
+    assert_eq!(would["entries"], done["entries"]);
+    assert!(done["files"].as_u64().unwrap() > 100 && done["links"].as_u64().unwrap() > 100, "{done}");
+    assert_rsync_finds_nothing(&bench.scene.path("before"), &bench.scene.source());
+    assert_eq!(partition(&bench.scene.path("before")), partition(&bench.scene.source()));
+    // Again changes nothing; one session alone goes where it is wanted.
+    let again = summary(&restore(&bench, &["--numeric-ids", "latest"], &bench.scene.source(), 0));
+    assert_eq!((&again["files"], &again["links"]), (&Value::from(0), &Value::from(0)));
+    let session = fs::read_dir(bench.scene.source().join("sessions")).unwrap().next().unwrap().unwrap();
+    let name = format!("latest:sessions/{}", session.file_name().to_str().unwrap());
+    restore(&bench, &["--numeric-ids", &name], &bench.scene.path("elsewhere"), 0);
+    assert_rsync_finds_nothing(&session.path(), &bench.scene.path("elsewhere"));
+}
+
+#[test]
+fn everything_that_a_tree_can_hold_is_put_back() {
+    let bench = Bench::new();
+    odd_tree(&bench.scene.source());
+    bench.pulled();
+    restore(&bench, &["--numeric-ids", "latest"], &bench.scene.path("restored"), 0);
+    assert_rsync_finds_nothing(&bench.scene.source(), &bench.scene.path("restored"));
+    assert_eq!(partition(&bench.scene.source()), partition(&bench.scene.path("restored")));
+    assert_eq!(odd::times(&bench.scene.source()), odd::times(&bench.scene.path("restored")));
+}
+
+#[test]
+fn a_key_that_only_reads_puts_nothing_back() {
+    let bench = Bench::new();
+    fs::write(bench.scene.source().join("file"), "text").unwrap();
+    let program = assert_cmd::cargo::cargo_bin!("zmreplica").display().to_string();
+    let root = bench.scene.source().display().to_string();
+    let key = public_half(&bench.sshd.key());
+    bench.sshd.authorize(&[format!("command=\"{program} agent --root {root}\",restrict {key}")]);
+    bench.pulled();
+    fs::remove_file(bench.scene.source().join("file")).unwrap();
+    let said = err(&restore(&bench, &["latest"], &bench.scene.source(), 1));
+    assert!(said.contains("only reads") && said.contains("--writable"), "{said}");
+    assert!(!bench.scene.source().join("file").exists());
+    // One that may write is confined all the same.
+    bench.sshd.authorize(&[format!("command=\"{program} agent --root {root} --writable\",restrict {key}")]);
+    let said = err(&restore(&bench, &["latest"], &bench.scene.path("elsewhere"), 1));
+    assert!(said.contains("is confined to"), "{said}");
+    restore(&bench, &["latest"], &bench.scene.source(), 0);
+    assert_eq!(fs::read_to_string(bench.scene.source().join("file")).unwrap(), "text");
+}
+
+#[test]
+fn damage_of_the_store_is_told_and_not_restored() {
+    let bench = Bench::new();
+    fs::write(bench.scene.source().join("file"), odd::noise(300_000, 4)).unwrap();
+    fs::write(bench.scene.source().join("small"), "text").unwrap();
+    bench.pulled();
+    let pack = odd::paths(&bench.scene.store().join("packs")).into_iter().find(|path| path.is_file()).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let done = restore(&bench, &["latest"], &bench.scene.path("restored"), 7);
+    assert_eq!(summary(&done)["damaged"], 1);
+    assert!(!bench.scene.path("restored/file").exists());
+    assert_eq!(fs::read_to_string(bench.scene.path("restored/small")).unwrap(), "text");
+}
+
+/// The static agent that `scripts/build-agent` makes, and `scripts/test` before this test.
+fn static_agent() -> PathBuf {
+    let agent = match std::env::var_os("ZMREPLICA_TEST_AGENT") {
+        Some(agent) => PathBuf::from(agent),
+        None => assert_cmd::cargo::cargo_bin!("zmreplica").with_file_name("zmreplica-agent"),
+    };
+    assert!(
+        agent.exists(),
+        "{} is not there: run scripts/build-agent --dev, or all tests by scripts/test",
+        agent.display()
+    );
+    agent
+}
+
+#[test]
+fn the_agent_is_brought_where_there_is_none() {
+    let bench = Bench::new();
+    fs::write(bench.scene.source().join("file"), "text").unwrap();
+    let uploads = || {
+        let folder = Path::new("/root/.cache/zmreplica");
+        let names = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+        names.filter(|path| path.to_string_lossy().contains("/agent-")).collect::<Vec<_>>()
+    };
+    let before = uploads();
+    let ssh = format!(
+        "ssh -o BatchMode=yes -o IdentitiesOnly=yes -o 'UserKnownHostsFile={}' -i '{}'",
+        bench.home(".ssh/known_hosts").display(),
+        bench.sshd.key().display()
+    );
+    let key = bench.sshd.key().display().to_string();
+    for way in [["--ssh-key", &key], ["--rsh", &ssh]] {
+        let pull = || {
+            let mut command = bench.scene.command();
+            command.env("HOME", bench.home("")).args(["--json", "snapshot", "--retries", "0", "--agent-binary"]);
+            command.arg(static_agent()).args(way).arg(bench.place());
+            let output = finished(&mut command, 0);
+            (summary(&output), err(&output))
+        };
+        let (first, said) = pull();
+        assert_eq!(first["totals"]["files"], 1);
+        assert!(said.contains("was uploaded"), "{said}");
+        let new: Vec<PathBuf> = uploads().into_iter().filter(|path| !before.contains(path)).collect();
+        let [uploaded] = new.as_slice() else { panic!("{new:?}") };
+        assert_eq!(fs::read(uploaded).unwrap(), fs::read(static_agent()).unwrap());
+        let (second, said) = pull();
+        assert!(!said.contains("was uploaded"), "{said}");
+        assert_eq!(second["totals"], first["totals"]);
+        // One that was changed there is not trusted, and replaced.
+        let mut bytes = fs::read(uploaded).unwrap();
+        bytes.push(0);
+        fs::write(uploaded, &bytes).unwrap();
+        let (_, said) = pull();
+        assert!(said.contains("was uploaded"), "{said}");
+        fs::remove_file(uploaded).unwrap();
+    }
+}

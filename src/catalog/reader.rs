@@ -12,8 +12,8 @@ use super::CatalogError;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
 use super::database::{CatalogDatabase, DatabaseReader, Table};
 use super::directory::{self, Entry, IndexPage};
-pub use super::following::OpenDatabase;
 use super::following::{Following, Rows};
+pub use super::following::{OpenDatabase, RowSource};
 use super::group::{self, Content, LinkGroup, Segment};
 use super::object::{self, ObjectKind};
 use super::snapshot::SnapshotRecord;
@@ -55,6 +55,11 @@ impl CatalogReader {
         let reader = CatalogReader::over(Rows::Following(Following::new(path, open)));
         reader.rows.get()?;
         Ok(reader)
+    }
+
+    /// Reads a catalogue that lies elsewhere, row by row.
+    pub fn asking(source: Arc<dyn RowSource>) -> CatalogReader {
+        CatalogReader::over(Rows::Asked(source))
     }
 
     fn over(rows: Rows) -> CatalogReader {
@@ -100,7 +105,7 @@ impl CatalogReader {
     }
 
     fn fetch_chunk_page(&self, page: u64) -> Result<Option<Arc<ChunkPage>>, CatalogError> {
-        let decoded = self.rows.get()?.get(Table::Chunks, page, |payload| {
+        let decoded = self.rows.payload(Table::Chunks, page, |payload| {
             chunk::decode_page(payload).map_err(|error| CatalogError::damaged("page of chunk rows", page, error))
         })?;
         Ok(decoded.map(|decoded| {
@@ -142,8 +147,7 @@ impl CatalogReader {
         }
         let row = self
             .rows
-            .get()?
-            .get(Table::Packs, number, |payload| {
+            .payload(Table::Packs, number, |payload| {
                 PackRow::decode(payload).map_err(|error| CatalogError::damaged("pack row", number, error))
             })?
             .ok_or(CatalogError::Missing { what: "pack", number })?;
@@ -188,7 +192,7 @@ impl CatalogReader {
     /// # Errors
     /// [`CatalogError::Damaged`] when it is damaged.
     pub fn group_rows(&self, page: u64) -> Result<Vec<Option<LinkGroup>>, CatalogError> {
-        let rows = self.rows.get()?.get(Table::Groups, page, |payload| {
+        let rows = self.rows.payload(Table::Groups, page, |payload| {
             group::decode_page(payload).map_err(|error| CatalogError::damaged("page of link groups", page, error))
         })?;
         Ok(rows.unwrap_or_default())
@@ -217,8 +221,7 @@ impl CatalogReader {
     /// [`CatalogError::Missing`] or [`CatalogError::Damaged`] when it cannot be had as it was written.
     pub fn object(&self, kind: ObjectKind, number: u64) -> Result<Vec<u8>, CatalogError> {
         self.rows
-            .get()?
-            .get(Table::Objects, number, |payload| {
+            .payload(Table::Objects, number, |payload| {
                 object::decode(kind, payload).map_err(|error| CatalogError::damaged("object", number, error))
             })?
             .ok_or(CatalogError::Missing { what: "object", number })
@@ -232,7 +235,7 @@ impl CatalogReader {
         let Some(number) = self.rows.get()?.find(Table::ObjectIndex, hash)? else {
             return Ok(None);
         };
-        let confirmed = self.rows.get()?.get(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;
+        let confirmed = self.rows.payload(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;
         Ok((confirmed == Some(true)).then_some(number))
     }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use zmreplica::catalog::CatalogError;
 use zmreplica::check::CheckError;
 use zmreplica::mount::MountError;
+use zmreplica::remote::client::restore::RemoteRestoreError;
 use zmreplica::replica::ReplicaError;
 use zmreplica::restore::RestoreError;
 use zmreplica::snapshot::SnapshotError;
@@ -86,6 +87,9 @@ pub(crate) enum CliError {
     /// A restore ended early.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// A restore on another host ended early.
+    #[error(transparent)]
+    RemoteRestore(#[from] RemoteRestoreError),
     /// No snapshot is meant.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -141,7 +145,8 @@ impl CliError {
             CliError::Resolve(_) => Exit::Failed,
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => damage_if(error.is_damage()),
             CliError::OfPath { source, .. } => damage_if(source.is_damage()),
-            CliError::Restore(_) => Exit::Failed,
+            CliError::RemoteRestore(RemoteRestoreError::Catalog(error)) => damage_if(error.is_damage()),
+            CliError::Restore(_) | CliError::RemoteRestore(_) => Exit::Failed,
             CliError::Mount(MountError::View(error)) => damage_if(error.is_damage()),
             CliError::Mount(MountError::Catalog(error)) => damage_if(error.is_damage()),
             CliError::Mount(_) => Exit::Failed,

@@ -4,11 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde::Deserialize;
-use zmreplica::remote::client::AgentChoice;
+use zmreplica::remote::client::{AgentChoice, PATIENCE};
 use zmreplica::remote::transport::ssh::{Passphrase, SshOptions};
 use zmreplica::snapshot::pull::{CompressAt, PullOptions, Way};
 
@@ -47,9 +48,19 @@ pub(crate) struct RemoteArgs {
     /// Run no agent there, only its find and tar: slower, for everything new travels as it is
     #[arg(long, help_heading = "Another host", conflicts_with_all = ["agent_path", "no_upload", "agent_binary"])]
     agentless: bool,
+    /// Take the connection for lost when the other host has not answered for so many seconds [default: 600]
+    #[arg(long, value_name = "SECONDS", help_heading = "Another host", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
     /// Connect again so many times in a row without success before giving up [default: 5]
     #[arg(long, value_name = "N", help_heading = "Another host")]
     retries: Option<u32>,
+}
+
+impl RemoteArgs {
+    /// Returns whether the command line asks that no agent runs on the other host.
+    pub(crate) fn asks_for_no_agent(&self) -> bool {
+        self.agentless
+    }
 }
 
 /// Where chunks are compressed, as an argument.
@@ -75,6 +86,7 @@ pub(crate) struct RemoteConfig {
     upload: Option<bool>,
     agentless: Option<bool>,
     compress_at: Option<CompressAtArg>,
+    timeout: Option<u64>,
     retries: Option<u32>,
 }
 
@@ -132,6 +144,7 @@ pub(crate) fn options(
             Some(CompressAtArg::Source) | None => CompressAt::Source,
         },
         bytes_per_second: args.bwlimit.or(configured).unwrap_or(0),
+        patience: args.timeout.or(config.timeout).map_or(PATIENCE, |seconds| Duration::from_secs(seconds.max(1))),
         retries: args.retries.or(config.retries).unwrap_or(RETRIES),
     })
 }

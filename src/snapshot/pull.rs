@@ -70,6 +70,8 @@ pub struct PullOptions {
     pub compress_at: CompressAt,
     /// Most bytes a second that the agent sends; 0 for no limit.
     pub bytes_per_second: u64,
+    /// How long the agent may say nothing but that it is alive before the connection counts as lost.
+    pub patience: Duration,
     /// Attempts in a row that may fail without having brought anything before the run gives up.
     pub retries: u32,
 }
@@ -141,7 +143,8 @@ fn open(
     if opened.uploaded {
         progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
     }
-    Ok(Box::new(RemoteTree::start(opened.connection, Arc::clone(&progress.wire), &block_cache(replica, spec))?))
+    let (wire, blocks) = (Arc::clone(&progress.wire), block_cache(replica, spec));
+    Ok(Box::new(RemoteTree::start(opened.connection, wire, &blocks, pull.patience)?))
 }
 
 /// Connects to a host where no agent may run.

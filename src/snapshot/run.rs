@@ -57,6 +57,20 @@ pub fn run(
     run_over(replica, Box::new(tree), &name, options, progress, &begun)
 }
 
+/// Takes a snapshot of any tree, known under a name, and commits it.
+///
+/// # Errors
+/// See [`SnapshotError`]. The store then is as it was, but for progress that the next run makes use of.
+pub fn run_tree(
+    replica: &LockedReplica,
+    tree: Box<dyn SourceTree + '_>,
+    name: &str,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+) -> Result<SnapshotReport, SnapshotError> {
+    run_over(replica, tree, name, options, progress, &Begun::now())
+}
+
 /// When a run began: its snapshot's time, however often it had to connect anew.
 pub(super) struct Begun {
     started: jiff::Timestamp,
@@ -156,6 +170,10 @@ impl<'a> Run<'a> {
         let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
         let patterns = excludes.patterns().map(str::to_owned).collect();
         let mut writer = replica.writer()?;
+        let adopted = super::adopt::adopt(replica, &mut writer)?;
+        if adopted > 0 {
+            progress.tell(format!("{adopted} chunks that an interrupted run had stored are taken over."));
+        }
         let source_number = writer.intern_source(source)?;
         let known = load_known(replica, source_number).unwrap_or_default();
         let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);

@@ -51,13 +51,25 @@ impl Proxy {
     }
 }
 
-fn carry(mut from: TcpStream, to: TcpStream, delay: Duration, traffic: &Traffic, down: bool) {
-    // Deep enough for what is on its way: a wire holds it too.
-    let (sender, receiver) = sync_channel::<(Instant, Vec<u8>)>(1024);
+fn carry(mut from: TcpStream, to: TcpStream, delay: Duration, traffic: &Arc<Traffic>, down: bool) {
+    // With a delay, deep enough for what is on its way: a wire holds it too.
+    let (sender, receiver) = sync_channel::<(Instant, Vec<u8>)>(if delay.is_zero() { 1 } else { 1024 });
     let mut out = to.try_clone().unwrap();
+    let back = from.try_clone().unwrap();
+    let traffic = Arc::clone(traffic);
     let writer = std::thread::spawn(move || {
         for (due, bytes) in receiver {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let counter = if down { &traffic.down } else { &traffic.up };
+            let after = counter.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+            let cut = traffic.cut_at.load(Ordering::Relaxed);
+            if down && cut != 0 && after >= cut {
+                traffic.cut_at.store(0, Ordering::Relaxed);
+                traffic.cuts.fetch_add(1, Ordering::Relaxed);
+                let _ = back.shutdown(Shutdown::Both);
+                let _ = out.shutdown(Shutdown::Both);
+                return;
+            }
             if out.write_all(&bytes).is_err() {
                 break;
             }
@@ -66,16 +78,6 @@ fn carry(mut from: TcpStream, to: TcpStream, delay: Duration, traffic: &Traffic,
     });
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        let counter = if down { &traffic.down } else { &traffic.up };
-        let before = counter.fetch_add(count as u64, Ordering::Relaxed);
-        let cut = traffic.cut_at.load(Ordering::Relaxed);
-        if down && cut != 0 && before + count as u64 >= cut {
-            traffic.cut_at.store(0, Ordering::Relaxed);
-            traffic.cuts.fetch_add(1, Ordering::Relaxed);
-            let _ = from.shutdown(Shutdown::Both);
-            let _ = to.shutdown(Shutdown::Both);
-            break;
-        }
         if sender.send((Instant::now() + delay, buffer[..count].to_vec())).is_err() {
             break;
         }
