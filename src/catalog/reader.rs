@@ -161,6 +161,10 @@ impl CatalogReader {
     /// [`CatalogError::Missing`] when the chunk or its pack is not in the catalogue.
     pub fn address(&self, number: u64) -> Result<ChunkAddress, CatalogError> {
         let row = self.chunk(number)?;
+        if row.is_lost() {
+            let reason = "its bytes are lost; a snapshot stores them again if its source still has them".to_owned();
+            return Err(CatalogError::Damaged { what: "chunk", number, reason });
+        }
         let pack = self.pack(row.pack)?;
         let location = Location {
             pack: pack.id,
@@ -177,11 +181,19 @@ impl CatalogReader {
     /// # Errors
     /// Fails when redb fails or the row is damaged.
     pub fn find_chunk(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<u64>, CatalogError> {
+        Ok(self.find_chunk_row(hash, plain_length)?.filter(|(_, row)| !row.is_lost()).map(|(number, _)| number))
+    }
+
+    /// Finds the number and the row of a chunk by its hash, also when its bytes are lost.
+    ///
+    /// # Errors
+    /// Fails when redb fails or the row is damaged.
+    pub fn find_chunk_row(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<(u64, ChunkRow)>, CatalogError> {
         let Some(number) = self.rows.get()?.find(Table::ChunkIndex, &hash.0)? else {
             return Ok(None);
         };
         match self.chunk(number) {
-            Ok(row) if row.prefix == hash.prefix() && row.plain_length == plain_length => Ok(Some(number)),
+            Ok(row) if row.prefix == hash.prefix() && row.plain_length == plain_length => Ok(Some((number, row))),
             Ok(_) | Err(CatalogError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
         }

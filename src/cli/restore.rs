@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use zmreplica::lease::{self, LeaseInfo};
 use zmreplica::remote::client::restore::{RemoteRestore, restore_to};
 use zmreplica::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
 
@@ -95,6 +96,10 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
     let reaching = remote::options(&args.remote, &context.config.remote, None)?;
     let replica = context.open()?;
     let (view, subtree) = path::open_path(&replica, &args.place)?;
+    // So that a prune leaves the snapshot alone meanwhile.
+    let info = LeaseInfo::of_this_process(Path::new(&args.destination), vec![view.record().id.clone()]);
+    let _lease = lease::take(replica.path(), &info)
+        .inspect_err(|error| context.output.note(&format!("A prune is not kept from removing the snapshot: {error}")));
     let options = RestoreOptions {
         overwrite: match args.overwrite {
             OverwriteArg::Never => Overwrite::Never,

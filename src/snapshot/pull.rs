@@ -1,17 +1,18 @@
 //! A run whose source is on another host: connect, take, and when the connection breaks connect again and go on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::SnapshotError;
 use super::dry_run::dry_run_over;
 use super::options::{DryRun, SnapshotOptions, SnapshotReport};
 use super::progress::Progress;
 use super::run::{Begun, run_over};
+use crate::model::Stat;
 use crate::remote::agentless::{AgentlessOptions, AgentlessTree};
-use crate::remote::client::{AgentChoice, RemoteTree, connect};
+use crate::remote::client::{AgentChoice, ConnectError, RemoteTree, connect};
 use crate::remote::protocol::{Start, Task};
 use crate::remote::transport::Transport;
 use crate::remote::transport::command::CommandTransport;
@@ -19,6 +20,7 @@ use crate::remote::transport::spec::RemoteSpec;
 use crate::remote::transport::ssh::{SshOptions, SshTransport};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
+use crate::source::scan::Found;
 use crate::source::tree::{SourceError, SourceTree};
 
 /// The first pause before another attempt; each further one is twice as long ...
@@ -111,6 +113,70 @@ pub fn dry_pull(
         let mut tree = open(replica, spec, pull, options, progress, Task::Scan)?;
         dry_run_over(replica, &mut *tree, &name, options, progress)
     })
+}
+
+/// Returns the time of a change in `directory`, a name below the source on another host, or below that, which is newer than `since` by that host's clock; `None` if there was none, or
+/// if there is no such directory.
+///
+/// # Errors
+/// See [`SnapshotError`].
+pub fn change_since(
+    spec: &RemoteSpec,
+    pull: &PullOptions,
+    directory: &str,
+    since: SystemTime,
+) -> Result<Option<SystemTime>, SnapshotError> {
+    let root = format!("{}/{directory}", spec.path.trim_end_matches('/'));
+    let excluded = vec!["/restore".to_owned()];
+    if pull.agentless {
+        let wanted = AgentlessOptions {
+            root,
+            excludes: Excludes::new(&excluded, false)?,
+            cross_file_systems: false,
+            scan_only: true,
+            bytes_per_second: 0,
+            spool: std::env::temp_dir(),
+            interrupted: Arc::new(|| false),
+        };
+        return match AgentlessTree::open(&mut *pull.way.transport(spec), &wanted, &Arc::default()) {
+            Err(ConnectError::Refused { .. }) => Ok(None),
+            tree => change_in(&mut tree?, since),
+        };
+    }
+    let start = Start {
+        task: Task::Scan,
+        root,
+        excludes: excluded,
+        cross_file_systems: false,
+        level: 0,
+        threads: 1,
+        bytes_per_second: 0,
+    };
+    let opened = match connect(&mut *pull.way.transport(spec), &pull.agent, &start, false) {
+        Err(ConnectError::Refused { .. }) => return Ok(None),
+        opened => opened?,
+    };
+    // A look, of which nothing is kept.
+    change_in(&mut RemoteTree::start(opened.connection, Arc::default(), Path::new(""), pull.patience)?, since)
+}
+
+/// Returns the time of a change in a tree that is newer than `since`.
+fn change_in(tree: &mut dyn SourceTree, since: SystemTime) -> Result<Option<SystemTime>, SnapshotError> {
+    let newer = |stat: &Stat| {
+        let seconds = Duration::from_secs(u64::try_from(stat.ctime.seconds).unwrap_or(0));
+        let changed = SystemTime::UNIX_EPOCH + seconds + Duration::from_nanos(stat.ctime.nanos.into());
+        (changed > since).then_some(changed)
+    };
+    while let Some(listing) = tree.next_listing()? {
+        let stats = listing.entries.iter().filter_map(|entry| match &entry.what {
+            Found::Inode { stat: Some(stat), .. } | Found::Boundary(stat) => Some(&**stat),
+            _ => None,
+        });
+        if let Some(changed) = std::iter::once(&listing.stat).chain(stats).find_map(newer) {
+            return Ok(Some(changed));
+        }
+    }
+    Ok(None)
 }
 
 /// Connects and has the other host begin.

@@ -22,6 +22,7 @@ use crate::catalog::links;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, Totals, Work};
 use crate::catalog::writer::{CatalogWriter, commit_id};
+use crate::guard;
 use crate::model::{Kind, Stat};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
@@ -553,12 +554,16 @@ impl<'a> Run<'a> {
             users: owners.users,
             groups: owners.groups,
             has_acls: self.acls.answer(),
+            guard: None,
             totals: self.totals,
             work: self.work,
             digest: tree.digest,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         record.id = record.compute_id(&self.replica.config().id);
+        // The guard reads the tree, so the tree is committed first, as progress is, and the record behind it.
+        self.writer.commit()?;
+        record.guard = Some(guard::examine(self.replica, self.writer.reader(), &record, &self.options.guard));
         let number = self.writer.add_snapshot(&record)?;
         self.writer.commit()?;
         let inodes = std::mem::replace(&mut self.inodes, RunInodes::new(KnownInodes::default(), false, self.started));

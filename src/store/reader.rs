@@ -165,14 +165,8 @@ impl ChunkReader {
     ///
     /// See [`ChunkError`]; bytes that were not verified are never returned.
     pub fn read_chunk(&self, location: &Location, expect_prefix: [u8; 8]) -> Result<Vec<u8>, ChunkError> {
-        let Location { pack, offset, .. } = *location;
-        let entry = self
-            .backend
-            .read_at(&pack.key(), offset.into(), entry_bytes(location)?)
-            .map_err(|source| ChunkError::backend(pack, offset.into(), source))?;
-        self.with_decompressor(pack, offset, |decompressor| {
-            open_entry(decompressor, &self.dictionaries, location, expect_prefix, &entry)
-        })
+        let entry = self.read_entry(location)?;
+        self.open(&ChunkAddress { location: *location, hash_prefix: expect_prefix }, &entry)
     }
 
     /// Reads chunks of one pack in the given order, neighbouring ones with one read of up to 8 MiB.
@@ -180,6 +174,35 @@ impl ChunkReader {
     /// `sink` is called once for each, with its index in `run`, in order. One damaged chunk does not spoil the others.
     /// Chunks lie next to each other when the run is sorted by offset; any order, and several packs, are correct.
     pub fn read_run(&self, run: &[ChunkAddress], mut sink: impl FnMut(usize, Result<Vec<u8>, ChunkError>)) {
+        self.entries(run, |index, entry| sink(index, entry.and_then(|entry| self.open(&run[index], entry))));
+    }
+
+    /// Reads chunks as [`read_run`](ChunkReader::read_run) does and hands them on as they are stored: header and stored bytes, for a copy in
+    /// another pack. Each was decompressed and its hash compared, so what is damaged is not copied.
+    pub fn copy_run(
+        &self,
+        run: &[ChunkAddress],
+        mut sink: impl FnMut(usize, Result<(EntryHeader, &[u8]), ChunkError>),
+    ) {
+        self.entries(run, |index, entry| {
+            let verified = entry.and_then(|entry| {
+                self.open(&run[index], entry)?;
+                let Location { pack, offset, .. } = run[index].location;
+                split_entry(entry).ok_or(ChunkError::CutShort { pack, offset: offset.into() })
+            });
+            sink(index, verified);
+        });
+    }
+
+    fn open(&self, address: &ChunkAddress, entry: &[u8]) -> Result<Vec<u8>, ChunkError> {
+        let Location { pack, offset, .. } = address.location;
+        self.with_decompressor(pack, offset, |decompressor| {
+            open_entry(decompressor, &self.dictionaries, &address.location, address.hash_prefix, entry)
+        })
+    }
+
+    /// Reads the entries of chunks, not verified.
+    fn entries(&self, run: &[ChunkAddress], mut sink: impl FnMut(usize, Result<&[u8], ChunkError>)) {
         let mut first = 0;
         let mut buffer = Vec::new();
         while first < run.len() {
@@ -193,20 +216,27 @@ impl ChunkReader {
                     let start = (address.location.offset - offset) as usize;
                     // `neighbours` counted only valid lengths, and the buffer spans them all.
                     let length = ENTRY_HEADER_BYTES + address.location.stored_length as usize;
-                    let entry = &buffer[start..start + length];
-                    let plain = self.with_decompressor(pack, address.location.offset, |decompressor| {
-                        open_entry(decompressor, &self.dictionaries, &address.location, address.hash_prefix, entry)
-                    });
-                    sink(index, plain);
+                    sink(index, Ok(&buffer[start..start + length]));
                 }
             } else {
                 // Also when the large read failed: one by one, each has its own error, and most may be readable.
                 for (index, address) in (first..).zip(batch) {
-                    sink(index, self.read_chunk(&address.location, address.hash_prefix));
+                    match self.read_entry(&address.location) {
+                        Ok(entry) => sink(index, Ok(&entry)),
+                        Err(error) => sink(index, Err(error)),
+                    }
                 }
             }
             first += count;
         }
+    }
+
+    fn read_entry(&self, location: &Location) -> Result<Vec<u8>, ChunkError> {
+        let Location { pack, offset, .. } = *location;
+        let length = entry_bytes(location)?;
+        self.backend
+            .read_at(&pack.key(), offset.into(), length)
+            .map_err(|source| ChunkError::backend(pack, offset.into(), source))
     }
 
     fn with_decompressor<T>(
