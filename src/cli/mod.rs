@@ -3,12 +3,14 @@
 //! stdout is data, stderr is talk. Errors of the library become exit codes and hints in one place, [`error`].
 
 mod accept;
+mod accounts;
 mod agent;
 mod cat;
 mod check;
 mod completions;
 mod config;
 mod diff;
+mod drill;
 mod error;
 mod find;
 mod hold;
@@ -24,12 +26,15 @@ mod progress;
 mod prune;
 mod remote;
 mod repair;
+mod report;
 mod restore;
+mod sessions;
 mod signals;
 mod snapshot;
 mod snapshots;
 mod stats;
 mod status;
+mod table;
 mod text;
 mod umount;
 
@@ -53,6 +58,7 @@ SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time
 
 Exit codes: 0 done; 1 failed; 2 usage; 3 done, but some files could not be read or written; \
 4 done, but the guard found something that a person must look at; 5 another run holds the store; 6 held; 7 damage found. \
+4 done, but a person should look at what was found; 5 another run holds the store; 7 damage found. \
 An unknown code is a failure.";
 
 /// Keeps a replica of a Zimbra backup tree as immutable, deduplicated snapshots.
@@ -123,6 +129,14 @@ enum Command {
     Status(status::StatusArgs),
     /// Remove the snapshots that no rule keeps, and what only they need
     Prune(prune::PruneArgs),
+    /// Tell what can be restored of every account
+    Accounts(accounts::AccountsArgs),
+    /// List the backup sessions of a snapshot, and those that vanished
+    Sessions(sessions::SessionsArgs),
+    /// Mount a snapshot and read all that restores of some accounts would read
+    Drill(drill::DrillArgs),
+    /// Write one HTML page about the store: nights, growth, sessions, accounts
+    Report(report::ReportArgs),
     /// Verify the store
     Check(check::CheckArgs),
     /// Bring the catalogue back, save what damaged packs still have, tell what is lost
@@ -257,6 +271,10 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         // Done before the configuration is loaded.
         Command::Config(_) => Ok(Exit::Done),
         Command::Prune(args) => prune::run(context, &args),
+        Command::Accounts(args) => accounts::run(context, &args),
+        Command::Sessions(args) => sessions::run(context, &args),
+        Command::Drill(args) => drill::run(context, &args),
+        Command::Report(args) => report::run(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Stats(args) => stats::run(context, &args),

@@ -21,6 +21,7 @@ pub mod owners;
 pub mod progress;
 pub mod pull;
 mod resolve;
+mod root_files;
 pub mod run;
 pub mod tree;
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::SnapshotError;
 use super::ingest::Ingest;
@@ -27,7 +27,7 @@ use crate::model::{Kind, Stat};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
 use crate::source::read::{ReadRequest, Want};
-use crate::source::scan::{Entry, Found, Listing, ScanError, ScanOptions};
+use crate::source::scan::{Found, Listing, ScanError, ScanOptions};
 use crate::source::tree::{LocalTree, SourceError, SourceTree};
 
 /// Read requests that may be unanswered before the run stops classifying and completes listings.
@@ -36,9 +36,6 @@ const WINDOW_REQUESTS: usize = 8192;
 const PROGRESS_PENDING_BYTES: usize = 48 << 20;
 /// Problems that are kept by name; further ones are counted.
 const PROBLEMS_KEPT: usize = 100_000;
-/// How often and how long a file that stood at the root in the last snapshot is waited for before it counts as gone.
-const ROOT_WAITS: u32 = 5;
-const ROOT_WAIT: Duration = Duration::from_millis(100);
 
 /// Takes a snapshot of a local tree and commits it.
 ///
@@ -155,7 +152,7 @@ pub(super) struct Run<'a> {
     clock: Instant,
     last_commit: Instant,
     excludes: Vec<String>,
-    last_root_files: Vec<Box<[u8]>>,
+    pub(super) last_root_files: Vec<Box<[u8]>>,
     pub(super) acls: Acls,
 }
 
@@ -182,7 +179,7 @@ impl<'a> Run<'a> {
         let mut last_root_files = Vec::new();
         if let Some((_, record)) = &last {
             progress.expected_names.store(record.totals.names, Ordering::Relaxed);
-            last_root_files = super::resolve::root_files(writer.reader(), record)?;
+            last_root_files = super::root_files::root_files(writer.reader(), record)?;
         }
         let ingest = Ingest::start(
             Arc::clone(replica.backend()),
@@ -380,40 +377,6 @@ impl<'a> Run<'a> {
             known,
             same_content: matches!(verdict, Verdict::Attributes(_)),
         })))
-    }
-
-    /// Looks again for files that stood at the root in the last snapshot: `accounts.xml` is replaced by two renames, between which there is none.
-    fn wait_for_root_files(&mut self, listing: &mut Listing) -> Result<(), SnapshotError> {
-        let missing: Vec<Box<[u8]>> = std::mem::take(&mut self.last_root_files)
-            .into_iter()
-            .filter(|name| listing.entries.binary_search_by(|entry| entry.name.cmp(name)).is_err())
-            .collect();
-        if missing.is_empty() || listing.unreadable.is_some() {
-            return Ok(());
-        }
-        for name in missing {
-            let excluded = Excludes::new(&self.options.excludes, self.options.default_excludes)
-                .is_ok_and(|excludes| excludes.excluded(&name, false));
-            for wait in 0..ROOT_WAITS {
-                if excluded {
-                    break;
-                }
-                if wait > 0 {
-                    std::thread::sleep(ROOT_WAIT);
-                }
-                if let Some(stat) = self.source_tree.stat_root_entry(&name)?
-                    && stat.kind != Kind::Directory
-                    && stat.dev == listing.stat.dev
-                {
-                    let found =
-                        Found::Inode { file_system: listing.file_system, ino: stat.ino, stat: Some(Box::new(stat)) };
-                    let at = listing.entries.partition_point(|entry| entry.name < name);
-                    listing.entries.insert(at, Entry { name: name.clone(), what: found });
-                    break;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Completes the oldest pending listing.

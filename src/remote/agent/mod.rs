@@ -10,7 +10,7 @@
 //! [`crate::source`], which resolves each path below an open directory and follows no symbolic link.
 //!
 //! Memory: 16 MiB of chunks offered, 8 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's look-ahead
-//! of [`AHEAD_ENTRIES`] names (some 10 MB), and 16 to 40 bytes for each inode of several names.
+//! of 50,000 names (some 10 MB), and 16 to 40 bytes for each inode of several names.
 
 mod devices;
 mod outbox;
