@@ -45,12 +45,22 @@ pub(crate) struct RemoteArgs {
     /// The static program to upload [default: zmreplica-agent beside this one or in /usr/local/lib/zmreplica]
     #[arg(long, value_name = "FILE", help_heading = "Another host")]
     agent_binary: Option<PathBuf>,
+    /// Run no agent there, only its find and tar: slower, for everything new travels as it is
+    #[arg(long, help_heading = "Another host", conflicts_with_all = ["agent_path", "no_upload", "agent_binary"])]
+    agentless: bool,
     /// Take the connection for lost when the other host has not answered for so many seconds [default: 600]
     #[arg(long, value_name = "SECONDS", help_heading = "Another host", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Connect again so many times in a row without success before giving up [default: 5]
     #[arg(long, value_name = "N", help_heading = "Another host")]
     retries: Option<u32>,
+}
+
+impl RemoteArgs {
+    /// Returns whether the command line asks that no agent runs on the other host.
+    pub(crate) fn asks_for_no_agent(&self) -> bool {
+        self.agentless
+    }
 }
 
 /// Where chunks are compressed, as an argument.
@@ -74,6 +84,7 @@ pub(crate) struct RemoteConfig {
     agent_path: Option<String>,
     agent_binary: Option<PathBuf>,
     upload: Option<bool>,
+    agentless: Option<bool>,
     compress_at: Option<CompressAtArg>,
     timeout: Option<u64>,
     retries: Option<u32>,
@@ -112,6 +123,12 @@ pub(crate) fn options(
             passphrase: Passphrase(Some(passphrase())),
         }),
     };
+    if args.agentless && compress_at == Some(CompressAtArg::Source) {
+        let message =
+            "Nothing can be compressed at the source without an agent: leave out --agentless or --compress-at";
+        return Err(CliError::Usage(message.to_owned()));
+    }
+    let agent_named = args.agent_path.is_some() || args.agent_binary.is_some();
     let configured = config.bwlimit.as_deref().map(parse_rate).transpose().map_err(CliError::Usage)?;
     Ok(PullOptions {
         way,
@@ -120,6 +137,8 @@ pub(crate) fn options(
             upload: !args.no_upload && config.upload.unwrap_or(true),
             binary: args.agent_binary.clone().or_else(|| config.agent_binary.clone()),
         },
+        // An agent that is named on the command line is meant.
+        agentless: args.agentless || (config.agentless.unwrap_or(false) && !agent_named),
         compress_at: match compress_at.or(config.compress_at) {
             Some(CompressAtArg::Replica) => CompressAt::Replica,
             Some(CompressAtArg::Source) | None => CompressAt::Source,

@@ -88,6 +88,11 @@ struct SummaryEvent<'a> {
 
 pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliError> {
     let remote = path::remote(&args.destination)?;
+    if args.remote.asks_for_no_agent() {
+        let message =
+            "A restore needs the agent on the other host: leave out --agentless, or restore to a local directory";
+        return Err(CliError::Usage(message.to_owned()));
+    }
     let reaching = remote::options(&args.remote, &context.config.remote, None)?;
     let replica = context.open()?;
     let (view, subtree) = path::open_path(&replica, &args.place)?;

@@ -11,6 +11,7 @@ use super::options::{DryRun, SnapshotOptions, SnapshotReport};
 use super::progress::Progress;
 use super::run::{Begun, run_over};
 use crate::model::Stat;
+use crate::remote::agentless::{AgentlessOptions, AgentlessTree};
 use crate::remote::client::{AgentChoice, ConnectError, RemoteTree, connect};
 use crate::remote::protocol::{Start, Task};
 use crate::remote::transport::Transport;
@@ -65,6 +66,8 @@ pub struct PullOptions {
     pub way: Way,
     /// Which agent is used there.
     pub agent: AgentChoice,
+    /// Whether no agent is used, but the host's own `find` and `tar`.
+    pub agentless: bool,
     /// Where chunks are compressed.
     pub compress_at: CompressAt,
     /// Most bytes a second that the agent sends; 0 for no limit.
@@ -90,7 +93,7 @@ pub fn pull(
     let name = spec.to_string();
     with_attempts(pull.retries, progress, || {
         let tree = open(replica, spec, pull, options, progress, Task::Pull)?;
-        run_over(replica, Box::new(tree), &name, options, progress, &begun)
+        run_over(replica, tree, &name, options, progress, &begun)
     })
 }
 
@@ -108,7 +111,7 @@ pub fn dry_pull(
     let name = spec.to_string();
     with_attempts(pull.retries, progress, || {
         let mut tree = open(replica, spec, pull, options, progress, Task::Scan)?;
-        dry_run_over(replica, &mut tree, &name, options, progress)
+        dry_run_over(replica, &mut *tree, &name, options, progress)
     })
 }
 
@@ -124,10 +127,26 @@ pub fn change_since(
     since: SystemTime,
 ) -> Result<Option<SystemTime>, SnapshotError> {
     let root = format!("{}/{directory}", spec.path.trim_end_matches('/'));
+    let excluded = vec!["/restore".to_owned()];
+    if pull.agentless {
+        let wanted = AgentlessOptions {
+            root,
+            excludes: Excludes::new(&excluded, false)?,
+            cross_file_systems: false,
+            scan_only: true,
+            bytes_per_second: 0,
+            spool: std::env::temp_dir(),
+            interrupted: Arc::new(|| false),
+        };
+        return match AgentlessTree::open(&mut *pull.way.transport(spec), &wanted, &Arc::default()) {
+            Err(ConnectError::Refused { .. }) => Ok(None),
+            tree => change_in(&mut tree?, since),
+        };
+    }
     let start = Start {
         task: Task::Scan,
         root,
-        excludes: vec!["/restore".to_owned()],
+        excludes: excluded,
         cross_file_systems: false,
         level: 0,
         threads: 1,
@@ -138,7 +157,11 @@ pub fn change_since(
         opened => opened?,
     };
     // A look, of which nothing is kept.
-    let mut tree = RemoteTree::start(opened.connection, Arc::default(), Path::new(""), pull.patience)?;
+    change_in(&mut RemoteTree::start(opened.connection, Arc::default(), Path::new(""), pull.patience)?, since)
+}
+
+/// Returns the time of a change in a tree that is newer than `since`.
+fn change_in(tree: &mut dyn SourceTree, since: SystemTime) -> Result<Option<SystemTime>, SnapshotError> {
     let newer = |stat: &Stat| {
         let seconds = Duration::from_secs(u64::try_from(stat.ctime.seconds).unwrap_or(0));
         let changed = SystemTime::UNIX_EPOCH + seconds + Duration::from_nanos(stat.ctime.nanos.into());
@@ -156,7 +179,7 @@ pub fn change_since(
     Ok(None)
 }
 
-/// Connects and has the agent begin.
+/// Connects and has the other host begin.
 fn open(
     replica: &Replica,
     spec: &RemoteSpec,
@@ -164,8 +187,11 @@ fn open(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
     task: Task,
-) -> Result<RemoteTree, SnapshotError> {
+) -> Result<Box<dyn SourceTree>, SnapshotError> {
     let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    if pull.agentless {
+        return open_agentless(replica, spec, pull, options, progress, (task, excludes));
+    }
     let start = Start {
         task,
         root: spec.path.clone(),
@@ -184,7 +210,37 @@ fn open(
         progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
     }
     let (wire, blocks) = (Arc::clone(&progress.wire), block_cache(replica, spec));
-    Ok(RemoteTree::start(opened.connection, wire, &blocks, pull.patience)?)
+    Ok(Box::new(RemoteTree::start(opened.connection, wire, &blocks, pull.patience)?))
+}
+
+/// Connects to a host where no agent may run.
+fn open_agentless(
+    replica: &Replica,
+    spec: &RemoteSpec,
+    pull: &PullOptions,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+    (task, excludes): (Task, Excludes),
+) -> Result<Box<dyn SourceTree>, SnapshotError> {
+    let interrupted = Arc::clone(progress);
+    let wanted = AgentlessOptions {
+        root: spec.path.clone(),
+        excludes,
+        cross_file_systems: options.cross_file_systems,
+        scan_only: matches!(task, Task::Scan),
+        bytes_per_second: pull.bytes_per_second,
+        spool: replica.path().join("cache"),
+        interrupted: Arc::new(move || interrupted.interrupted()),
+    };
+    let tree = AgentlessTree::open(&mut *pull.way.transport(spec), &wanted, &progress.wire)?;
+    let earlier = progress.wire.connections.fetch_add(1, Ordering::Relaxed);
+    if earlier == 0 {
+        progress.tell(format!(
+            "Without an agent on {}: find and tar read everything there that is new to this store, and it all travels as it is. The snapshot is the same; with an agent it is made faster.",
+            spec.host
+        ));
+    }
+    Ok(Box::new(tree))
 }
 
 /// Returns the file that keeps the listing blocks of a source.
@@ -203,6 +259,7 @@ fn with_attempts<T>(
     loop {
         let before = progress.ingest.new_bytes.load(Ordering::Relaxed);
         let error = match attempt() {
+            Err(error) if may_pass(&error) && progress.interrupted() => return Err(SnapshotError::Interrupted),
             Err(error) if may_pass(&error) => error,
             other => return other,
         };

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -42,6 +42,17 @@ pub enum SourceError {
     Refused {
         /// What it said, and what to do.
         message: String,
+    },
+    /// What came could not be kept on this host for as long as it is needed.
+    #[error(
+        "No temporary file can be written in {}: {source}. Pulling without an agent needs room there for the names of the tree and for the largest file",
+        .directory.display()
+    )]
+    Spool {
+        /// Where it should have been.
+        directory: PathBuf,
+        /// What the system answered.
+        source: io::Error,
     },
     /// The receiver of chunks failed; it knows why.
     #[error("The chunks of the source could not be taken")]

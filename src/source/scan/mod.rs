@@ -147,7 +147,7 @@ impl fmt::Display for ProblemKind {
 }
 
 impl Problem {
-    fn new(path: Vec<u8>, error: &io::Error) -> Problem {
+    pub(crate) fn new(path: Vec<u8>, error: &io::Error) -> Problem {
         use rustix::io::Errno;
         let kind = match Errno::from_io_error(error) {
             // A directory that has become a symbolic link answers LOOP, one that has become a file NOTDIR.

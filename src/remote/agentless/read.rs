@@ -1,0 +1,451 @@
+//! Reading inodes in batches: a look at those whose content is known, a tar stream of the others, and `find` over them once more behind it.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::archive::{Archive, Member};
+use super::find::{self, RECORD_MAX_BYTES, relative};
+use super::look::look;
+use super::shell::{Shell, breach};
+use super::spool::Spool;
+use crate::model::{ChunkHash, Kind, Stat};
+use crate::source::cut::{CutError, Cutter, SegmentSink, SinkClosed};
+use crate::source::read::{ATTEMPTS, EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
+use crate::source::tree::SourceError;
+
+/// How often and how long a vanished name directly below the root is waited for.
+const VANISHED_WAITS: u32 = 5;
+const VANISHED_WAIT: Duration = Duration::from_millis(100);
+/// Bytes of content taken at a time.
+const DATA_BYTES: usize = 128 << 10;
+/// The longest target of a symbolic link, in bytes.
+const TARGET_MAX_BYTES: usize = 4096;
+
+/// Returns names as commands take them, and how many.
+pub(super) fn name_list<'p>(paths: impl Iterator<Item = &'p [u8]>) -> (Vec<u8>, usize) {
+    let (mut names, mut count) = (Vec::new(), 0);
+    for path in paths {
+        // Never begins with a dash.
+        names.extend_from_slice(if path.is_empty() { b"." } else { b"./" });
+        names.extend_from_slice(path);
+        names.push(0);
+        count += 1;
+    }
+    (names, count)
+}
+
+/// Returns the path of a member, relative to the root.
+fn path_of(member: &Member) -> Option<&[u8]> {
+    let name = member.name.strip_suffix(b"/").unwrap_or(&member.name);
+    relative(name)
+}
+
+/// Brings the headers of directories and device nodes, which have no content, by path.
+pub(super) fn headers<'p>(
+    shell: &mut Shell,
+    paths: impl Iterator<Item = &'p [u8]>,
+) -> Result<Vec<(Vec<u8>, Member)>, SourceError> {
+    let (names, count) = name_list(paths);
+    let mut found = Vec::new();
+    if count == 0 {
+        return Ok(found);
+    }
+    shell.command_with("tar", names);
+    let mut archive = Archive::new(&mut *shell);
+    let ended = loop {
+        match archive.next() {
+            Ok(Some(member)) if found.len() < count => match path_of(&member) {
+                Some(path) => found.push((path.to_vec(), member)),
+                None => break Err(breach("a tar member that was not asked for")),
+            },
+            Ok(Some(_)) => break Err(breach("more tar members than were asked for")),
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))?;
+    Ok(found)
+}
+
+/// What `find` tells of a name now.
+#[derive(Clone, Copy)]
+struct Now {
+    stat: Stat,
+    readable: bool,
+}
+
+/// Asks what is at some names now. Names that are not there are missing in the answer.
+fn look_again<'p>(
+    shell: &mut Shell,
+    paths: impl Iterator<Item = &'p [u8]>,
+) -> Result<HashMap<Vec<u8>, Now>, SourceError> {
+    let (names, count) = name_list(paths);
+    let mut found = HashMap::new();
+    if count == 0 {
+        return Ok(found);
+    }
+    shell.command_with("stat", names);
+    loop {
+        let record = shell.record(RECORD_MAX_BYTES).map_err(|error| shell.failed(error))?;
+        if record == b"E" {
+            break;
+        }
+        let parsed = record.split_at_checked(2).and_then(|(mark, rest)| {
+            let (fields, path) = find::split(rest)?;
+            Some((path.to_vec(), Now { stat: find::stat(fields)?, readable: mark == b"r " }))
+        });
+        let (path, now) = parsed.ok_or_else(|| shell.failed(breach("a record of a name that none can have")))?;
+        found.insert(path, now);
+        if found.len() > count {
+            return Err(shell.failed(breach("more names than were asked for")));
+        }
+    }
+    shell.end("stat").map_err(|error| shell.failed(error))?;
+    Ok(found)
+}
+
+/// Looks at one name.
+pub(super) fn stat_one(shell: &mut Shell, path: &[u8]) -> Result<Option<Stat>, SourceError> {
+    Ok(look_again(shell, std::iter::once(path))?.remove(path).map(|now| now.stat))
+}
+
+/// Hashes chunks on their way to the sink.
+struct Hashing<'a> {
+    sink: &'a mut dyn EventSink,
+}
+
+impl SegmentSink for Hashing<'_> {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), SinkClosed> {
+        self.sink.event(ReadEvent::Literal(bytes.to_vec()), bytes.len())
+    }
+
+    fn zeros(&mut self, length: u64) -> Result<(), SinkClosed> {
+        self.sink.event(ReadEvent::Zeros(length), 0)
+    }
+
+    fn chunk(&mut self, plain: Vec<u8>) -> Result<(), SinkClosed> {
+        let bytes = plain.len();
+        self.sink.event(ReadEvent::Chunk(ChunkHash::of(&plain), plain), bytes)
+    }
+}
+
+/// A member as it was taken in.
+struct Taken {
+    member: Member,
+    /// Its content was left out: it is known, if the inode is still the same.
+    skipped: bool,
+    /// Bytes of content that were delivered.
+    delivered: u64,
+}
+
+/// Which request is looked at, and how.
+#[derive(Clone, Copy)]
+struct Turn {
+    place: usize,
+    attempt: u32,
+    /// It is alone, and its content still waits to be cut.
+    single: bool,
+}
+
+/// How one attempt on one request ended.
+enum Attempt {
+    Done(Box<ReadOutcome>),
+    /// It changed meanwhile.
+    Again,
+    /// Nothing is there.
+    Vanished,
+}
+
+/// Takes the events of a batch; each call names the request by its place.
+pub(super) trait BatchSink {
+    /// Returns the sink for the events of one request. What an earlier attempt on it brought is void.
+    fn of(&mut self, place: usize) -> &mut dyn EventSink;
+}
+
+/// Reads batches.
+pub(super) struct Reader {
+    spool: Spool,
+    cutter: Cutter,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    pub(super) fn new(spool: Spool) -> Reader {
+        Reader { spool, cutter: Cutter::new(), buffer: vec![0; DATA_BYTES] }
+    }
+
+    /// Reads all requests of a batch; returns how each ended, in their order.
+    pub(super) fn batch(
+        &mut self,
+        shell: &mut Shell,
+        requests: &[ReadRequest],
+        sinks: &mut dyn BatchSink,
+    ) -> Result<Vec<ReadOutcome>, SourceError> {
+        let known = known_content(shell, requests)?;
+        let mut outcomes = Vec::with_capacity(requests.len());
+        let rest: Vec<usize> = (0..requests.len()).filter(|place| known[*place].is_none()).collect();
+        outcomes.extend(known);
+        let attempts = self.attempt(shell, requests, &rest, sinks, 1)?;
+        for (place, attempt) in rest.into_iter().zip(attempts) {
+            let outcome = self.settled(shell, requests, place, sinks, attempt)?;
+            outcomes[place] = Some(outcome);
+        }
+        let whole: Option<Vec<ReadOutcome>> = outcomes.into_iter().collect();
+        whole.ok_or_else(|| shell.failed(breach("fewer answers than questions")))
+    }
+
+    /// Tries again, one by one, what did not work at first.
+    fn settled(
+        &mut self,
+        shell: &mut Shell,
+        requests: &[ReadRequest],
+        place: usize,
+        sinks: &mut dyn BatchSink,
+        mut attempt: Attempt,
+    ) -> Result<ReadOutcome, SourceError> {
+        let request = &requests[place];
+        let waits = if request.path.contains(&b'/') { 1 } else { VANISHED_WAITS };
+        let (mut attempts, mut waited) = (1, 1);
+        loop {
+            match attempt {
+                Attempt::Done(outcome) => return Ok(*outcome),
+                Attempt::Vanished if waited >= waits => {
+                    let (stat, result) = (request.stat, ReadResult::Vanished);
+                    return Ok(ReadOutcome { stat, xattrs: Vec::new(), result, read_bytes: 0 });
+                }
+                Attempt::Vanished => {
+                    std::thread::sleep(VANISHED_WAIT);
+                    waited += 1;
+                }
+                Attempt::Again => attempts += 1,
+            }
+            shell.check_interrupt()?;
+            let mut again = self.attempt(shell, requests, &[place], sinks, attempts)?;
+            attempt = again.pop().unwrap_or(Attempt::Vanished);
+        }
+    }
+
+    /// Reads some of the requests once. A single one is cut only when it is known to be as it was.
+    fn attempt(
+        &mut self,
+        shell: &mut Shell,
+        requests: &[ReadRequest],
+        places: &[usize],
+        sinks: &mut dyn BatchSink,
+        attempt: u32,
+    ) -> Result<Vec<Attempt>, SourceError> {
+        let single = places.len() == 1;
+        let path = |place: &usize| requests[*place].path.as_slice();
+        // tar takes no sockets, and has nothing to tell of them.
+        let with_header = |place: &&usize| requests[**place].stat.kind != Kind::Socket;
+        let (names, count) = name_list(places.iter().filter(with_header).map(path));
+        let mut taken: Vec<Option<Taken>> = places.iter().map(|_| None).collect();
+        if count > 0 {
+            shell.command_with("tar", names);
+            self.take_members(shell, requests, places, sinks, attempt, &mut taken)?;
+        }
+        let now = look_again(shell, places.iter().map(path))?;
+        let mut ended = Vec::with_capacity(places.len());
+        for (place, taken) in places.iter().zip(taken) {
+            let request = &requests[*place];
+            let now = now.get(&request.path).copied();
+            let turn = Turn { place: *place, attempt, single };
+            ended.push(self.judge(request, taken, now, turn, sinks)?);
+        }
+        Ok(ended)
+    }
+
+    fn take_members(
+        &mut self,
+        shell: &mut Shell,
+        requests: &[ReadRequest],
+        places: &[usize],
+        sinks: &mut dyn BatchSink,
+        attempt: u32,
+        taken: &mut [Option<Taken>],
+    ) -> Result<(), SourceError> {
+        let mut archive = Archive::new(&mut *shell);
+        let mut next = 0;
+        let ended = loop {
+            let member = match archive.next() {
+                Ok(Some(member)) => member,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
+            archive.input().check_interrupt()?;
+            // Members come in the order of the names; those that tar could not read are missing.
+            let found =
+                path_of(&member).and_then(|path| places[next..].iter().position(|place| requests[*place].path == path));
+            let Some(found) = found else { break Err(breach("a tar member that was not asked for")) };
+            let at = next + found;
+            next = at + 1;
+            let request = &requests[places[at]];
+            let skipped = attempt == 1
+                && request.want == Want::Attributes
+                && (member.kind, member.size, member.mtime)
+                    == (request.stat.kind, request.stat.size, request.stat.mtime);
+            let mut delivered = 0;
+            if member.kind == Kind::File && !skipped {
+                match self.spool_data(&mut archive, &member) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return Err(self.spool_failed(error)),
+                    Err(error) => break Err(error),
+                }
+                if places.len() > 1 {
+                    delivered = self.cut(&member, member.size, sinks.of(places[at]))?;
+                }
+            }
+            taken[at] = Some(Taken { member, skipped, delivered });
+        };
+        ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))
+    }
+
+    fn spool_failed(&self, source: io::Error) -> SourceError {
+        SourceError::Spool { directory: self.spool.directory().to_owned(), source }
+    }
+
+    /// Puts the content of a member into the temporary file. The outer error is the stream's, the inner one the file's.
+    fn spool_data(&mut self, archive: &mut Archive<&mut Shell>, member: &Member) -> io::Result<io::Result<()>> {
+        if let Err(error) = self.spool.begin(member.size, member.regions.is_some()) {
+            return Ok(Err(error));
+        }
+        let whole = [(0, member.size)];
+        for (offset, length) in member.regions.as_deref().unwrap_or(&whole) {
+            let (mut at, end) = (*offset, offset + length);
+            while at < end {
+                let most = self.buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+                let count = archive.data(&mut self.buffer[..most])?;
+                if count == 0 {
+                    return Err(breach("a tar member that ends early"));
+                }
+                if let Err(error) = self.spool.write(&self.buffer[..count], at) {
+                    return Ok(Err(error));
+                }
+                at += count as u64;
+                archive.input().check_interrupt().map_err(|_| io::Error::other("the run was interrupted"))?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Cuts the file that was taken in, up to `size` bytes of it.
+    fn cut(&mut self, member: &Member, size: u64, sink: &mut dyn EventSink) -> Result<u64, SourceError> {
+        // The cutter looks for holes where less is allocated than the file is long.
+        let allocated_bytes = if member.regions.is_some() { 0 } else { size };
+        let stat = Stat { size, allocated_bytes, ..EMPTY };
+        let cut = self.cutter.cut(self.spool.file(), &stat, &mut Hashing { sink });
+        cut.map_err(|error| match error {
+            CutError::SinkClosed => SourceError::Intake,
+            CutError::Read(error) => self.spool_failed(error),
+        })
+    }
+
+    /// Puts together what tar and `find` told of one request.
+    fn judge(
+        &mut self,
+        request: &ReadRequest,
+        taken: Option<Taken>,
+        now: Option<Now>,
+        turn: Turn,
+        sinks: &mut dyn BatchSink,
+    ) -> Result<Attempt, SourceError> {
+        // A directory that took the name will be seen the next time.
+        let Some(now) = now.filter(|now| now.stat.kind != Kind::Directory) else { return Ok(Attempt::Vanished) };
+        let last = turn.attempt >= ATTEMPTS;
+        let done = |stat, xattrs, result, read_bytes| {
+            Ok(Attempt::Done(Box::new(ReadOutcome { stat, xattrs, result, read_bytes })))
+        };
+        let Some(taken) = taken else {
+            if now.stat.kind == Kind::Socket {
+                return done(now.stat, Vec::new(), ReadResult::Read, 0);
+            }
+            let errno = if now.readable { Errno::IO } else { Errno::ACCESS };
+            return if now.readable && !last {
+                Ok(Attempt::Again)
+            } else {
+                done(now.stat, Vec::new(), ReadResult::Failed(errno.raw_os_error()), 0)
+            };
+        };
+        let Taken { member, skipped, mut delivered } = taken;
+        let mut stat = Stat { rdev: member.rdev, ..now.stat };
+        let asked = &request.stat;
+        let as_scanned =
+            (stat.kind, stat.ino, stat.size, stat.mtime) == (asked.kind, asked.ino, asked.size, asked.mtime);
+        if skipped && !as_scanned {
+            return Ok(Attempt::Again);
+        }
+        let changed = match member.kind {
+            Kind::File => (member.kind, member.size, member.mtime) != (stat.kind, stat.size, stat.mtime),
+            kind => kind != stat.kind || member.mtime != stat.mtime,
+        };
+        if changed && !last {
+            return Ok(Attempt::Again);
+        }
+        if member.kind != stat.kind {
+            return done(now.stat, Vec::new(), ReadResult::Failed(Errno::IO.raw_os_error()), 0);
+        }
+        match member.kind {
+            Kind::File if !skipped => {
+                if turn.single {
+                    // What tar makes up for a file that became shorter is not made up here.
+                    delivered = self.cut(&member, member.size.min(stat.size), sinks.of(turn.place))?;
+                }
+                stat.size = delivered;
+            }
+            Kind::Symlink if request.want == Want::Content || !as_scanned => {
+                let length = member.target.len();
+                if length == 0 || length > TARGET_MAX_BYTES {
+                    return done(now.stat, Vec::new(), ReadResult::Failed(Errno::IO.raw_os_error()), 0);
+                }
+                let sink = sinks.of(turn.place);
+                sink.event(ReadEvent::Literal(member.target), length).map_err(|_| SourceError::Intake)?;
+                delivered = length as u64;
+                stat.size = delivered;
+            }
+            _ => {}
+        }
+        let result = if changed { ReadResult::Changed } else { ReadResult::Read };
+        done(stat, member.xattrs, result, delivered)
+    }
+}
+
+/// Finds the answers to requests for attributes alone, of files: where the file is as it was scanned and has no extended attributes, that is all.
+fn known_content(shell: &mut Shell, requests: &[ReadRequest]) -> Result<Vec<Option<ReadOutcome>>, SourceError> {
+    let alone = |request: &&ReadRequest| request.want == Want::Attributes && request.stat.kind == Kind::File;
+    let paths = || requests.iter().filter(alone).map(|request| request.path.as_slice());
+    let looked = look(shell, paths())?;
+    let now = look_again(shell, paths())?;
+    let answers = requests.iter().map(|request| {
+        if !alone(&request) || looked.get(&request.path) != Some(&false) {
+            return None;
+        }
+        let (stat, asked) = (now.get(&request.path)?.stat, &request.stat);
+        let same = (stat.kind, stat.ino, stat.dev, stat.size, stat.mtime)
+            == (asked.kind, asked.ino, asked.dev, asked.size, asked.mtime);
+        same.then(|| ReadOutcome { stat, xattrs: Vec::new(), result: ReadResult::Read, read_bytes: 0 })
+    });
+    Ok(answers.collect())
+}
+
+/// The stat of nothing.
+const EMPTY: Stat = {
+    let time = crate::model::Timestamp { seconds: 0, nanos: 0 };
+    Stat {
+        kind: Kind::File,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        nlink: 1,
+        size: 0,
+        allocated_bytes: 0,
+        rdev: 0,
+        ino: 0,
+        dev: 0,
+        mtime: time,
+        ctime: time,
+        btime: None,
+    }
+};

@@ -1,0 +1,284 @@
+//! The shell on the far side: started once, it takes one command after the other.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, unbounded};
+
+use super::{AgentlessOptions, Interrupted};
+use crate::remote::client::{ConnectError, WireCounters};
+use crate::remote::protocol::NOISE_BYTES;
+use crate::remote::transport::{Connection, Control, Transport, quoted};
+use crate::source::tree::SourceError;
+
+/// What the shell says when it is ready, or why it is not.
+const GREETING: &[u8] = b"ZMRPLAIN1 ";
+/// Begins the line behind a command's output.
+const END: &[u8] = b"ZMREND ";
+/// The longest line: a path with every byte as an escape, and what stands around it.
+const LINE_MAX_BYTES: usize = 640 << 10;
+/// Bytes read at a time.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// The far side's script. Its words are few, and nothing that it reads is evaluated: what a hostile *replica* could ask for is to read below the root.
+///
+/// `head -c` takes exactly the names that belong to a command from stdin. The messages of `find` are kept back in `e` and told behind its records.
+const SCRIPT: &str = r#"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT
+renice -n 10 -p $$ >/dev/null 2>&1; ionice -c 2 -n 7 -p $$ >/dev/null 2>&1
+CDPATH= cd -P -- "$R" 2>/dev/null || { ls -d -- "$R/." >/dev/null; echo "ZMRPLAIN1 root"; exit 1; }
+case $(tar --version 2>/dev/null) in *"GNU tar"*) ;; *) echo "ZMRPLAIN1 tar"; exit 1;; esac
+case $(find --version 2>/dev/null) in *"GNU find"*) ;; *) echo "ZMRPLAIN1 find"; exit 1;; esac
+F="%y %m %U %G %n %s %T@ %C@ %i %D %b %p\\0"; export F
+t() { tar --no-recursion --hard-dereference --format=pax --sparse --xattrs "--xattrs-include=*" --numeric-owner --no-unquote --quoting-style=escape -b 20 --null "$@"; }
+echo "ZMRPLAIN1 ok"
+while read -r w n; do
+case $w in
+scan) { e=$({ find . $n -printf "$F" 2>&1 1>&3 3>&- </dev/null; echo "code $?"; } | tail -c 1000000); } 3>&1; printf "E\\0%s\\0" "$e";;
+stat) head -c "$n" | xargs -0 -r sh -c "exec find \"\$@\" -maxdepth 0 \\( -readable -printf \"r \" -o -printf \"- \" \\) -printf \"\$F\"" sh 2>/dev/null; printf "E\\0";;
+look) head -c "$n" | t -cvvf /dev/null -T - 2>/dev/null;;
+tar) head -c "$n" | t -cf - -T -;;
+user) head -c "$n" | xargs -r getent passwd;;
+group) head -c "$n" | xargs -r getent group;;
+*) exit 1;;
+esac
+echo "ZMREND $w"
+done"#;
+
+/// Counts what comes, and takes no more than may come.
+struct Metered {
+    inner: Box<dyn Read + Send>,
+    counters: Arc<WireCounters>,
+    bytes_per_second: u64,
+    /// When the bytes taken so far may all have come.
+    due: Instant,
+}
+
+impl Read for Metered {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut most = buffer.len();
+        if self.bytes_per_second > 0 {
+            let now = Instant::now();
+            std::thread::sleep(self.due.saturating_duration_since(now));
+            self.due = self.due.max(now);
+            // Naps stay short, also at the lowest rate.
+            most = most.min((self.bytes_per_second / 4).max(256) as usize);
+        }
+        let count = self.inner.read(&mut buffer[..most])?;
+        self.counters.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
+        if self.bytes_per_second > 0 {
+            self.due += Duration::from_secs_f64(count as f64 / self.bytes_per_second as f64);
+        }
+        Ok(count)
+    }
+}
+
+/// The running shell.
+pub(super) struct Shell {
+    input: BufReader<Metered>,
+    out: Sender<Vec<u8>>,
+    control: Arc<dyn Control>,
+    counters: Arc<WireCounters>,
+    interrupted: Interrupted,
+}
+
+impl Shell {
+    /// Starts the shell in the root.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(super) fn start(
+        transport: &mut dyn Transport,
+        options: &AgentlessOptions,
+        counters: &Arc<WireCounters>,
+    ) -> Result<Shell, ConnectError> {
+        let host = transport.host().to_owned();
+        let root = match options.root.as_str() {
+            absolute if absolute.starts_with('/') => absolute.to_owned(),
+            // `cd -` would go somewhere else.
+            relative => format!("./{relative}"),
+        };
+        let command = format!("exec sh -c {}", quoted(&format!("R={}\n{SCRIPT}", quoted(&root))));
+        let Connection { input, mut output, control } = transport.run(&command)?;
+        let metered = Metered {
+            inner: input,
+            counters: Arc::clone(counters),
+            bytes_per_second: options.bytes_per_second,
+            due: Instant::now(),
+        };
+        let mut input = BufReader::with_capacity(BUFFER_BYTES, metered);
+        let broken = |reason: String| ConnectError::Broken { host: host.clone(), reason };
+        let answer = match greeting(&mut input) {
+            Ok(answer) => answer,
+            Err(error) => {
+                let words = control.last_words();
+                return Err(match words.code {
+                    Some(255) | None => broken(format!("{error}; {words}")),
+                    Some(_) => ConnectError::NoAgent {
+                        message: format!(
+                            "No shell can be used on {host} ({words}); --agentless needs one, with GNU find and tar"
+                        ),
+                    },
+                });
+            }
+        };
+        let tool = |name: &str| ConnectError::NoAgent {
+            message: format!(
+                "{host} has no GNU {name}, which --agentless needs. Install it there, or let the agent run"
+            ),
+        };
+        match answer.as_slice() {
+            b"ok" => {}
+            b"root" => {
+                let words = control.last_words();
+                // What ls says of it.
+                let reason = words.stderr.trim().rsplit(": ").next().unwrap_or_default();
+                return Err(ConnectError::Refused {
+                    message: format!(
+                        "Cannot scan {} on {host}: {reason}. Check the path, and that this user may read it",
+                        options.root
+                    ),
+                });
+            }
+            b"tar" => return Err(tool("tar")),
+            b"find" => return Err(tool("find")),
+            _ => return Err(broken("its shell gave no sensible answer".to_owned())),
+        }
+        // A thread of its own: while the far side answers it need not read, and waiting for it here would be waiting for ever.
+        let (out, outgoing) = unbounded::<Vec<u8>>();
+        let sent = Arc::clone(counters);
+        std::thread::Builder::new()
+            .name("shell-write".to_owned())
+            .spawn(move || {
+                while let Ok(bytes) = outgoing.recv() {
+                    sent.sent_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    // That it cannot be written shows at the next read.
+                    if output.write_all(&bytes).and_then(|()| output.flush()).is_err() {
+                        return;
+                    }
+                }
+            })
+            .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
+        let interrupted = Arc::clone(&options.interrupted);
+        Ok(Shell { input, out, control, counters: Arc::clone(counters), interrupted })
+    }
+
+    /// Gives a command with one plain argument.
+    pub(super) fn command(&self, word: &str, argument: &str) {
+        self.counters.waits.fetch_add(1, Ordering::Relaxed);
+        // A shell that is gone shows at the next read.
+        let _ = self.out.send(format!("{word} {argument}\n").into_bytes());
+    }
+
+    /// Gives a command with names, each of which begins with `./` and ends with a NUL.
+    pub(super) fn command_with(&self, word: &str, names: Vec<u8>) {
+        self.command(word, &names.len().to_string());
+        let _ = self.out.send(names);
+    }
+
+    /// Reads up to a NUL, which is not part of the answer.
+    pub(super) fn record(&mut self, most: usize) -> io::Result<Vec<u8>> {
+        until(&mut self.input, 0, most)
+    }
+
+    /// Reads a line of output; `None` if it is the one behind it.
+    pub(super) fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let line = until(&mut self.input, b'\n', LINE_MAX_BYTES)?;
+        Ok((!line.starts_with(END)).then_some(line))
+    }
+
+    /// Reads the line behind the output of a command.
+    pub(super) fn end(&mut self, word: &str) -> io::Result<()> {
+        let line = until(&mut self.input, b'\n', LINE_MAX_BYTES)?;
+        if line.strip_prefix(END) == Some(word.as_bytes()) {
+            Ok(())
+        } else {
+            Err(breach("something behind the end of an answer"))
+        }
+    }
+
+    /// Turns a failed read into why the source is lost, or what it did wrong.
+    pub(super) fn failed(&self, error: io::Error) -> SourceError {
+        match error.kind() {
+            io::ErrorKind::InvalidData => {
+                SourceError::Protocol { reason: format!("it sent {error} where its find and tar never would") }
+            }
+            io::ErrorKind::UnexpectedEof => SourceError::Lost { reason: self.control.last_words().to_string() },
+            _ => SourceError::Lost { reason: error.to_string() },
+        }
+    }
+
+    /// Fails if the run is to end.
+    pub(super) fn check_interrupt(&self) -> Result<(), SourceError> {
+        if (self.interrupted)() {
+            Err(SourceError::Lost { reason: "the run was interrupted".to_owned() })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Returns the counters of the connection.
+    pub(super) fn counters(&self) -> &WireCounters {
+        &self.counters
+    }
+}
+
+impl Read for Shell {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.input.read(buffer)
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        self.control.abort();
+    }
+}
+
+/// Makes the error for bytes that no honest far side sends; `what` completes "it sent".
+pub(super) fn breach(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+/// Reads up to a byte, which is taken and not returned.
+fn until(input: &mut impl BufRead, end: u8, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(most as u64 + 1).read_until(end, &mut bytes)?;
+    match bytes.pop() {
+        Some(last) if last == end => Ok(bytes),
+        _ if bytes.len() >= most => Err(breach("a record or line that is too long")),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Reads the greeting, over what a login shell may print before, and returns what follows in its line.
+fn greeting(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    while !seen.ends_with(GREETING) {
+        if seen.len() >= NOISE_BYTES {
+            return Err(breach("much, and no greeting"));
+        }
+        input.read_exact(&mut byte)?;
+        seen.push(byte[0]);
+    }
+    until(input, b'\n', 64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_bounded() {
+        assert_eq!(until(&mut &b"abc\0d"[..], 0, 3).unwrap(), b"abc");
+        assert_eq!(until(&mut &b"abcd\0"[..], 0, 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(until(&mut &b"abc"[..], 0, 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(until(&mut &b""[..], 0, 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let endless = &mut BufReader::new(io::repeat(b'x'));
+        assert_eq!(until(endless, 0, 5000).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(greeting(&mut &b"Welcome!\nZMRPLAIN\nZMRPLAIN1 ok\nmore"[..]).unwrap(), b"ok");
+        assert!(greeting(&mut BufReader::new(io::repeat(b'x'))).is_err());
+    }
+}
