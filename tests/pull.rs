@@ -121,12 +121,16 @@ fn nights_are_the_same(blobs: BlobMode, by_rsh: bool) {
     let bench = Bench::new();
     let config = Config { blobs, accounts: 4, messages: 40, ..Config::preset(Preset::Sample) };
     let mut generator = Generator::create(&bench.scene.source(), config, 2).unwrap();
+    fs::create_dir(bench.scene.source().join("zextras")).unwrap();
+    for file in 0..20 {
+        fs::write(bench.scene.source().join(format!("zextras/{file}")), odd::noise(9000, 2 * file)).unwrap();
+    }
     for night in 0..5 {
         match night {
             1 => drop(generator.night().unwrap()),
             2 => drop(generator.full().unwrap()),
-            // What was being written is finished: nothing of it is read again.
-            3 => fs::rename(bench.scene.source().join("sessions"), bench.scene.source().join("renamed")).unwrap(),
+            // Nothing of what has another name is read again.
+            3 => fs::rename(bench.scene.source().join("zextras"), bench.scene.source().join("ng")).unwrap(),
             _ => {}
         }
         let pulled = if by_rsh { bench.pulled_by_rsh() } else { bench.pulled() };

@@ -30,7 +30,7 @@ fn two_nights() -> (Scene, String) {
     let evil = "&lt;script&gt;document.title='evil'&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;@example.com";
     let email = text.split("email=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     fs::write(&accounts, text.replacen(&email, evil, 1)).unwrap();
-    scene.snapshot();
+    scene.suspect_snapshot();
     (scene, fulls[1].clone())
 }
 

@@ -76,7 +76,16 @@ impl Scene {
 
     /// Takes a snapshot of the whole source and returns its identifier.
     pub fn snapshot(&self) -> String {
-        let said = self.ok(&["--json", "snapshot", "--no-default-excludes", "source"]);
+        self.snapshot_with(0)
+    }
+
+    /// Takes a snapshot that the guard finds suspect.
+    pub fn suspect_snapshot(&self) -> String {
+        self.snapshot_with(4)
+    }
+
+    fn snapshot_with(&self, code: i32) -> String {
+        let said = out(&self.code(code, &["--json", "snapshot", "--no-default-excludes", "source"]));
         let summary: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
         assert_eq!(summary["event"], "summary");
         summary["id"].as_str().unwrap().to_owned()

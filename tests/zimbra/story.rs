@@ -33,7 +33,7 @@ fn a_lost_mailbox_is_found_and_restored() {
     // The newest session is deleted by accident, and the night after faithfully records it.
     let label = generator.labels().pop().unwrap();
     fs::remove_dir_all(scene.source().join("sessions").join(&label)).unwrap();
-    let bad = scene.snapshot();
+    let bad = scene.suspect_snapshot();
 
     // 1. The morning after: the table names the account, and the exit code asks for attention.
     let table = scene.code(4, &["accounts"]);

@@ -14,7 +14,7 @@
 //! Content comes as a tar stream, each file into a temporary file here, so that the cutter of local files cuts it, at the same places. `find` looks
 //! at the names once more behind each batch: a file whose size or time is no longer what `tar` saw is read again.
 //!
-//! The tar stream is read by [`archive`], not by a crate: of those at hand none reads sparse files in the POSIX form, one splits binary extended attributes at
+//! The tar stream is read by `archive`, not by a crate: of those at hand none reads sparse files in the POSIX form, one splits binary extended attributes at
 //! line ends, and none bounds what a hostile header makes it allocate.
 //!
 //! Memory: [`sort::MEMORY_BYTES`] while the scan comes in; then one listing, the names of directories ahead, 50,000 entries of listings that wait for extended

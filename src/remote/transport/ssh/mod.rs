@@ -5,6 +5,7 @@
 
 mod hostkeys;
 mod keys;
+mod line;
 mod pump;
 
 use std::io::{Read, Write};
@@ -16,6 +17,7 @@ use ssh2::{BlockDirections, MethodType, Session};
 use super::spec::RemoteSpec;
 use super::{CONNECT_TIME, Connection, Transport, TransportError};
 pub use keys::{AskPassphrase, Passphrase};
+use line::Line;
 
 /// Bytes that the far side may send before it waits. At 40 ms of round trip 8 MiB carry 100 to 180 MiB/s.
 pub const WINDOW_BYTES: u32 = 8 << 20;
@@ -49,16 +51,16 @@ impl SshTransport {
         SshTransport { spec: spec.clone(), options }
     }
 
-    fn connect(&self) -> Result<(Session, TcpStream), TransportError> {
+    fn connect(&self) -> Result<(Session, Line), TransportError> {
         let host = &self.spec.host;
         let port = self.spec.port.unwrap_or(DEFAULT_PORT);
         let failed = |reason: String| TransportError::Connect { host: host.clone(), reason };
         let stream = connect_tcp(host, port).map_err(|error| failed(error.to_string()))?;
         let _ = stream.set_nodelay(true);
-        let own = stream.try_clone().map_err(|error| failed(error.to_string()))?;
+        let (line, wire) = Line::start(stream).map_err(|error| failed(error.to_string()))?;
         let mut session = Session::new().map_err(|error| failed(error.to_string()))?;
         session.set_timeout(CONNECT_TIME.as_millis() as u32);
-        session.set_tcp_stream(stream);
+        session.set_tcp_stream(wire);
         let known = hostkeys::KnownKeys::load(&session, self.options.known_hosts.as_deref())?;
         let preferred = known.algorithms(&session, host, port);
         for (method, list) in
@@ -70,7 +72,7 @@ impl SshTransport {
         known.check(&session, host, port)?;
         let user = self.spec.user.clone().or_else(local_user).unwrap_or_else(|| "root".to_owned());
         keys::authenticate(&session, host, &user, self.options.key_file.as_deref(), &self.options.passphrase)?;
-        Ok((session, own))
+        Ok((session, line))
     }
 
     fn failed(&self, what: &str, error: &dyn std::fmt::Display) -> TransportError {
@@ -95,16 +97,16 @@ fn local_user() -> Option<String> {
 
 impl Transport for SshTransport {
     fn run(&mut self, command: &str) -> Result<Connection, TransportError> {
-        let (session, stream) = self.connect()?;
+        let (session, line) = self.connect()?;
         let mut channel = session
             .channel_open("session", WINDOW_BYTES, PACKET_BYTES, None)
             .map_err(|error| self.failed("no session", &error))?;
         channel.exec(command).map_err(|error| self.failed("the command was refused", &error))?;
-        pump::start(session, channel, stream).map_err(|error| self.failed("the connection cannot be used", &error))
+        pump::start(session, channel, line).map_err(|error| self.failed("the connection cannot be used", &error))
     }
 
     fn upload(&mut self, directory: &str, name: &str, bytes: &[u8]) -> Result<(), TransportError> {
-        let (session, _stream) = self.connect()?;
+        let (session, _line) = self.connect()?;
         let sftp = session.sftp().map_err(|error| self.failed("SFTP is not to be had", &error))?;
         // Relative paths begin at the home directory.
         let mut path = PathBuf::new();

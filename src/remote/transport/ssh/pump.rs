@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use ssh2::{Channel, Session};
 
 use super::super::{Connection, Control, LastWords, SILENCE, keep_end};
+use super::line::Line;
 use super::wants_to_write;
 
 /// Size of one read from the channel.
@@ -59,13 +59,14 @@ impl Shared {
 }
 
 /// Starts the thread for an open channel on which a command runs.
-pub(super) fn start(session: Session, channel: Channel, stream: TcpStream) -> io::Result<Connection> {
+pub(super) fn start(session: Session, channel: Channel, line: Line) -> io::Result<Connection> {
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), wake });
     let (sender, receiver) = bounded(READS_AHEAD);
     session.set_blocking(false);
     session.set_keepalive(true, KEEPALIVE_SECONDS);
-    let pump = Pump { session, channel, stream, shared: Arc::clone(&shared), sender: Some(sender) };
+    line.established();
+    let pump = Pump { session, channel, line, shared: Arc::clone(&shared), sender: Some(sender) };
     std::thread::Builder::new().name("ssh".to_owned()).spawn(move || pump.run())?;
     let control = Arc::new(SshControl(Arc::clone(&shared)));
     Ok(Connection {
@@ -78,7 +79,7 @@ pub(super) fn start(session: Session, channel: Channel, stream: TcpStream) -> io
 struct Pump {
     session: Session,
     channel: Channel,
-    stream: TcpStream,
+    line: Line,
     shared: Arc<Shared>,
     sender: Option<Sender<Vec<u8>>>,
 }
@@ -99,7 +100,7 @@ impl Pump {
         drop(state);
         self.shared.changed.notify_all();
         // Without this, dropping the session may wait for a peer that is gone.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.line.shut();
     }
 
     /// Carries bytes until the far side ends its output, or the connection is broken off.
@@ -107,6 +108,7 @@ impl Pump {
         let mut buffer = vec![0; READ_BYTES];
         let mut eof_sent = false;
         let mut keepalive = Instant::now();
+        let mut last_look = false;
         loop {
             if self.shared.lock().aborted {
                 return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was broken off"));
@@ -121,8 +123,17 @@ impl Pump {
                 keepalive = Instant::now();
                 would_block(self.session.keepalive_send().map(|_| 0).map_err(io::Error::from))?;
             }
-            if !moved {
-                self.wait()?;
+            if moved {
+                continue;
+            }
+            match self.line.ended() {
+                // All that had arrived has been handed over.
+                Some(reason) if last_look && !self.is_full() => {
+                    return Err(io::Error::new(io::ErrorKind::ConnectionReset, reason));
+                }
+                // Something may have come between the last read and the end.
+                Some(_) if !self.is_full() => last_look = true,
+                _ => self.wait()?,
             }
         }
     }
@@ -185,9 +196,14 @@ impl Pump {
         }
     }
 
+    /// Returns whether the receiver has to take something before more can be read.
+    fn is_full(&self) -> bool {
+        self.shared.lock().full
+    }
+
     /// Sleeps until something can be done.
     fn wait(&self) -> io::Result<()> {
-        let full = self.shared.lock().full;
+        let (full, ended) = (self.is_full(), self.line.ended().is_some());
         // A full queue is no reason to look at what comes, unless something wants to go out.
         let mut wanted = if full { PollFlags::empty() } else { PollFlags::IN };
         if wants_to_write(&self.session) {
@@ -195,7 +211,8 @@ impl Pump {
         }
         let timeout = Timespec { tv_sec: NAP.as_secs() as i64, tv_nsec: 0 };
         let mut fds = [
-            PollFd::from_borrowed_fd(self.stream.as_fd(), wanted),
+            PollFd::from_borrowed_fd(self.line.as_fd(), wanted),
+            PollFd::from_borrowed_fd(if ended { self.shared.wake.as_fd() } else { self.line.wake() }, PollFlags::IN),
             PollFd::from_borrowed_fd(self.shared.wake.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, Some(&timeout)) {
