@@ -15,6 +15,7 @@ pub mod links;
 pub mod object;
 pub mod reader;
 pub mod snapshot;
+mod unpack;
 pub mod writer;
 
 use crate::coding::DecodeError;
