@@ -10,6 +10,7 @@ pub mod lease;
 pub mod model;
 pub mod mount;
 pub mod passwd;
+mod prefetch;
 pub mod remote;
 pub mod replica;
 pub mod restore;
