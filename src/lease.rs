@@ -70,11 +70,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 /// Fails when the store cannot be written to.
 pub fn take(store: &Path, info: &LeaseInfo) -> io::Result<Lease> {
     let directory = store.join(DIRECTORY);
-    match fs::create_dir(&directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let gate = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join(GATE))?;
+    let gate = open_gate(&directory)?;
     if flock(&gate, FlockOperation::NonBlockingLockExclusive).is_ok() {
         sweep(&directory)?;
     }
@@ -86,6 +82,31 @@ pub fn take(store: &Path, info: &LeaseInfo) -> io::Result<Lease> {
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     file.write_all(&serde_json::to_vec(info)?)?;
     Ok(Lease { path, _file: file })
+}
+
+/// The gate, closed: nobody takes a lease until it is dropped.
+#[derive(Debug)]
+pub struct ClosedGate {
+    _file: File,
+}
+
+/// Closes the gate: waits for those who are just taking a lease, and lets nobody take one until the result is dropped. Held while snapshots
+/// are removed, from reading the leases to the end of the commit.
+///
+/// # Errors
+/// Fails when the store cannot be written to.
+pub fn close_gate(store: &Path) -> io::Result<ClosedGate> {
+    let file = open_gate(&store.join(DIRECTORY))?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(ClosedGate { _file: file })
+}
+
+fn open_gate(directory: &Path) -> io::Result<File> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().create(true).truncate(false).write(true).open(directory.join(GATE))
 }
 
 /// Returns the leases that are held now, in order of their files' names.

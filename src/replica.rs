@@ -215,6 +215,26 @@ fn take_lock(path: &Path) -> Result<File, ReplicaError> {
     }
 }
 
+/// Tells which process writes to the store now, as its lock says; `None` when none does, as far as this host can see.
+///
+/// It asks the kernel's list of locks and does not try the lock, lest a run that begins right now finds it taken.
+pub fn lock_holder(path: &Path) -> Option<String> {
+    let mut file = File::open(path.join(LOCK)).ok()?;
+    let inode = std::os::unix::fs::MetadataExt::ino(&file.metadata().ok()?).to_string();
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`: process, then device and inode.
+    let is_held = locks.lines().any(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| *word != "WRITE").skip(1);
+        // A process that is not visible from here is 0; one elsewhere may hold a file that has the same number by chance.
+        let process = words.next().unwrap_or_default();
+        let ours = process == "0" || text.starts_with(&format!("process {process},"));
+        ours && words.next().and_then(|place| place.rsplit(':').next()) == Some(&inode)
+    });
+    is_held.then(|| text.trim().to_owned())
+}
+
 /// Returns the number of the last commit in a catalogue that may be damaged or missing; `None` when that cannot be told.
 fn last_known_commit(file: &Path) -> Option<u64> {
     // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.
@@ -222,6 +242,18 @@ fn last_known_commit(file: &Path) -> Option<u64> {
         Ok(last_commit(&CatalogDatabase::open_read_only(file)?.read()?)?.0)
     });
     read.ok().and_then(Result::ok)
+}
+
+/// Puts a new catalogue in place of the one that is there, which is kept under another name.
+fn replace_catalog(path: &Path, fresh: &Path) -> Result<(), ReplicaError> {
+    let current = path.join(CATALOG);
+    if current.exists() {
+        let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        let kept = path.join(format!("{CATALOG}.damaged-{stamp}"));
+        fs::rename(&current, &kept).map_err(io_error("Cannot rename", &current))?;
+    }
+    fs::rename(fresh, &current).map_err(io_error("Cannot rename", fresh))?;
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error("Cannot sync", path))
 }
 
 impl Replica {
@@ -232,6 +264,16 @@ impl Replica {
     pub fn open(path: &Path) -> Result<Replica, ReplicaError> {
         let config = read_config(path)?;
         let backend: Arc<dyn Backend> = Arc::new(LocalBackend::open(path)?);
+        let database = Replica::open_database(path)?;
+        Replica::assemble(path, config, backend, database)
+    }
+
+    /// Opens a store for reading whose objects another backend holds than the files below its directory.
+    ///
+    /// # Errors
+    /// As [`open`](Replica::open).
+    pub fn open_over(path: &Path, backend: Arc<dyn Backend>) -> Result<Replica, ReplicaError> {
+        let config = read_config(path)?;
         let database = Replica::open_database(path)?;
         Replica::assemble(path, config, backend, database)
     }
@@ -338,22 +380,69 @@ impl LockedReplica {
         let lock = take_lock(path)?;
         let local = LocalBackend::open(path)?;
         local.clean_leftovers()?;
-        let backend: Arc<dyn Backend> = Arc::new(local);
+        LockedReplica::assemble(path, config, lock, Arc::new(local))
+    }
+
+    /// Opens a store for writing whose objects another backend holds than the files below its directory.
+    ///
+    /// # Errors
+    /// As [`open`](LockedReplica::open).
+    pub fn open_over(path: &Path, backend: Arc<dyn Backend>) -> Result<LockedReplica, ReplicaError> {
+        let config = read_config(path)?;
+        let lock = take_lock(path)?;
+        LockedReplica::assemble(path, config, lock, backend)
+    }
+
+    fn assemble(
+        path: &Path,
+        config: StoreConfig,
+        lock: File,
+        backend: Arc<dyn Backend>,
+    ) -> Result<LockedReplica, ReplicaError> {
         let database = CatalogDatabase::open(&path.join(CATALOG))?;
         let recovered_commits = roll_forward(&database, backend.as_ref())?;
         let replica = Replica::assemble(path, config, backend, database)?;
         Ok(LockedReplica { replica, _lock: lock, recovered_commits })
     }
 
-    /// Rebuilds the catalogue from the commit files, beside the old one, which is kept as `catalog.redb.damaged-<time>`. Returns the
-    /// number of commits applied.
+    /// Rebuilds the catalogue from the newest checkpoint and the commit files after it, beside the old one, which is kept as
+    /// `catalog.redb.damaged-<time>`. Returns the number of commit files applied.
     ///
     /// # Errors
     /// Fails, and leaves the old catalogue in place, when a commit file is missing or damaged.
     pub fn rebuild_catalog(path: &Path) -> Result<u64, ReplicaError> {
+        LockedReplica::rebuild_over(path, &LocalBackend::open(path)?)
+    }
+
+    /// Rebuilds the catalogue of a store whose objects another backend holds than the files below its directory.
+    ///
+    /// # Errors
+    /// As [`rebuild_catalog`](LockedReplica::rebuild_catalog).
+    pub fn rebuild_over(path: &Path, backend: &dyn Backend) -> Result<u64, ReplicaError> {
+        LockedReplica::replace_catalog_with(path, |fresh, current| {
+            let applied = roll_forward(fresh, backend)?;
+            let (last, _) = last_commit(&fresh.read()?)?;
+            // The newest commit files may be gone without a trace among the others; the catalogue, as far as it can be read, knows of them, and so do packs.
+            let known = last_known_commit(current);
+            let none_left = last == 0 && known.is_none() && !backend.list(PACK_PREFIX)?.is_empty();
+            if known > Some(last) || none_left {
+                let key = commit::key(last + 1);
+                return Err(CatalogError::CommitFile { key, reason: "it is missing".to_owned() });
+            }
+            Ok(applied)
+        })
+    }
+
+    /// Lets `fill` fill a fresh catalogue, with a look at the old one, and puts it in place of that.
+    ///
+    /// # Errors
+    /// Fails, and leaves the old catalogue in place, when `fill` does.
+    pub(crate) fn replace_catalog_with<T>(
+        path: &Path,
+        fill: impl FnOnce(&CatalogDatabase, &Path) -> Result<T, CatalogError>,
+    ) -> Result<T, ReplicaError> {
         read_config(path)?;
         let _lock = take_lock(path)?;
-        let backend = LocalBackend::open(path)?;
         let (current, fresh) = (path.join(CATALOG), path.join("catalog.redb.rebuild"));
         match fs::remove_file(&fresh) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -362,28 +451,29 @@ impl LockedReplica {
             _ => {}
         }
         let database = CatalogDatabase::open_or_create(&fresh)?;
-        let applied = roll_forward(&database, &backend)?;
+        let filled = fill(&database, &current)?;
         drop(database);
-        // The newest commit files may be gone without a trace among the others; the catalogue, as far as it can be read, knows of them, and so do packs.
-        let known = last_known_commit(&current);
-        let none_left = applied == 0 && known.is_none() && !backend.list(PACK_PREFIX)?.is_empty();
-        if known > Some(applied) || none_left {
-            let key = commit::key(applied + 1);
-            return Err(CatalogError::CommitFile { key, reason: "it is missing".to_owned() }.into());
-        }
-        if current.exists() {
-            let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-            let kept = path.join(format!("{CATALOG}.damaged-{stamp}"));
-            fs::rename(&current, &kept).map_err(io_error("Cannot rename", &current))?;
-        }
-        fs::rename(&fresh, &current).map_err(io_error("Cannot rename", &fresh))?;
-        File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error("Cannot sync", path))?;
-        Ok(applied)
+        replace_catalog(path, &fresh)?;
+        Ok(filled)
     }
 
     /// Returns how many commits were found complete but not applied, and were applied at opening.
     pub fn recovered_commits(&self) -> u64 {
         self.recovered_commits
+    }
+
+    /// Cuts the free pages off the catalogue if they are a third of it, or a tenth of a small one. Returns its length before and after, in bytes, or `None`
+    /// when nothing was done: it was not worth it, or a reader holds the catalogue, or redb failed, which leaves it as it was.
+    pub fn compact_catalog_if_worth(&mut self) -> Option<(u64, u64)> {
+        let database = Arc::get_mut(&mut self.replica.database)?;
+        let (length, used) = database.usage().ok()?;
+        let wanted = if length <= COMPACT_UP_TO_BYTES { used + used / 9 } else { used + used / 2 };
+        if length <= wanted {
+            return None;
+        }
+        database.compact().ok()?;
+        let after = fs::metadata(self.replica.path.join(CATALOG)).map_or(length, |file| file.len());
+        (after < length).then_some((length, after))
     }
 
     /// Cuts the free pages off a small catalogue: redb grows its file by doubling, which a small store would notice. A

@@ -396,6 +396,7 @@ fn a_held_store_makes_the_exit_code_5() {
     let output = bench.code(5, &["snapshot", "source"]);
     assert!(err(&output).contains("Another run"), "{}", err(&output));
     bench.code(5, &["repair"]);
+    bench.code(5, &["prune"]);
     // Readers need no lock.
     assert_eq!(bench.ok(&["ls", "latest"]).lines().count(), 3);
 }
@@ -467,4 +468,61 @@ fn figures_and_completions_are_written() {
         assert!(output.status.success() && out(&output).contains("zmreplica"), "{shell}");
     }
     assert!(out(&bench.bare().arg("--help").output().unwrap()).contains("Exit codes"));
+}
+
+/// The events of a name, of the lines of JSON that a command wrote.
+fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["event"] == name).collect()
+}
+
+#[test]
+fn a_prune_says_what_goes_and_why_and_does_it() {
+    let bench = Bench::with_store();
+    for number in 0..4 {
+        fs::write(bench.source().join("sessions/full-1/blob"), format!("{number} ").repeat(40_000)).unwrap();
+        let tag: &[&str] = if number == 1 { &["--tag", "before-upgrade"] } else { &[] };
+        bench.ok(&[&["snapshot", "source"], tag].concat());
+    }
+    // Without a rule nothing goes, and that is said.
+    let output = bench.code(0, &["prune"]);
+    assert!(err(&output).contains("No rule says") && out(&output).contains("4 snapshots kept"), "{}", err(&output));
+    // The plan is the same with and without --dry-run.
+    let arguments = ["--json", "prune", "--keep-last", "1", "--keep-tag", "before-upgrade", "--max-unused", "0"];
+    let planned = events(&bench.ok(&[&arguments[..], &["--dry-run"]].concat()));
+    let done = events(&bench.ok(&arguments));
+    assert_eq!(named(&planned, "decision"), named(&done, "decision"));
+    let decisions = named(&planned, "decision");
+    let kept: Vec<bool> = decisions.iter().map(|decision| decision["keep"].as_bool().unwrap()).collect();
+    assert_eq!(kept, [false, true, false, true]);
+    assert_eq!(decisions[1]["reasons"][0], "tag before-upgrade");
+    assert!(decisions[0]["freed_bytes"].as_u64().unwrap() > 0 && decisions[1].get("freed_bytes").is_none());
+    let (plan, summary) = (named(&planned, "plan")[0], named(&done, "summary")[0]);
+    assert_eq!((plan["dry_run"].as_bool(), plan["removed_snapshots"].as_u64()), (Some(true), Some(2)));
+    assert_eq!(summary["removed_snapshots"], 2);
+    assert!(summary["deleted_bytes"].as_u64() > summary["written_bytes"].as_u64(), "{summary}");
+    assert!(named(&planned, "summary").is_empty());
+    assert_eq!(events(&bench.ok(&["--json", "snapshots"])).len(), 2);
+    bench.ok(&["check", "--read-data"]);
+
+    // Rules of the configuration file; those of the command line stand in for them.
+    fs::write(bench.path("rules.toml"), "[retention]\nkeep-last = 2\nkeep-tags = ['none']\n").unwrap();
+    let rules = bench.path("rules.toml").display().to_string();
+    let text = bench.ok(&["--config", &rules, "prune", "--dry-run"]);
+    assert!(text.contains("2 snapshots kept, 0 would be removed"), "{text}");
+    let text = bench.ok(&["--config", &rules, "prune", "--keep-last", "1"]);
+    assert!(text.contains("remove  ") && text.contains("no rule keeps it, frees"), "{text}");
+    assert_eq!(events(&bench.ok(&["--json", "snapshots"])).len(), 1);
+
+    let message = err(&bench.code(2, &["prune", "--keep-within", "3 months"]));
+    assert!(message.contains("3m"), "{message}");
+    for pack in files(&bench.path("store/packs")) {
+        fs::remove_file(pack).unwrap();
+    }
+    let message = err(&bench.code(7, &["prune", "--keep-last", "1"]));
+    assert!(message.contains("Nothing was removed") && message.contains("zmreplica repair"), "{message}");
+    let output = bench.code(7, &["repair"]);
+    assert!(out(&output).contains("damaged pack") && out(&output).contains("are lost"), "{}", out(&output));
+    // The source still has all of it.
+    bench.ok(&["snapshot", "source"]);
+    bench.ok(&["check", "--read-data"]);
 }

@@ -15,6 +15,7 @@ use zmreplica::catalog::chunk::{ChunkRow, PackRow};
 use zmreplica::catalog::database::{CatalogDatabase, Table};
 use zmreplica::catalog::group::{Content, LinkGroup, Segment};
 use zmreplica::catalog::reader::CatalogReader;
+use zmreplica::catalog::snapshot::Work;
 use zmreplica::catalog::writer::{CatalogWriter, roll_forward};
 use zmreplica::check::{CheckOptions, CheckProgress, check};
 use zmreplica::model::{Attributes, ChunkHash, Kind, Timestamp};
@@ -35,6 +36,8 @@ const STORE: &str = "ZMREPLICA_TEST_CRASH_STORE";
 const SOURCE: &str = "ZMREPLICA_TEST_CRASH_SOURCE";
 /// Runs that are killed.
 const KILLS: u32 = 10;
+/// Commits of a run that stores something: its tree, then its record.
+const COMMITS: u64 = 2;
 
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
@@ -42,10 +45,10 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn take(store: &Path, source: &Path, progress_interval: Duration) {
+fn take(store: &Path, source: &Path, progress_interval: Duration) -> Work {
     let replica = LockedReplica::open(store).unwrap();
     let options = SnapshotOptions { progress_interval, ..SnapshotOptions::default() };
-    run(&replica, source, &options, &Arc::new(Progress::default())).unwrap();
+    run(&replica, source, &options, &Arc::new(Progress::default())).unwrap().record.work
 }
 
 /// What the killed processes do; without its environment this is no test.
@@ -177,15 +180,40 @@ fn a_catalogue_behind_its_commit_files_catches_up() {
             // A reader sees the state of the catalogue's last commit.
             let replica = Replica::open(&store).unwrap();
             let report = check(&replica, &CheckOptions::default(), &CheckProgress::default()).unwrap();
-            assert_eq!((report.snapshots, report.waiting_commits), (number as u64, 4 - number as u64));
+            assert_eq!((report.snapshots, report.waiting_commits), (number as u64, COMMITS * (4 - number as u64)));
             // An empty catalogue beside commit files is damage; one that is behind is not.
             assert_eq!(report.is_clean(), number > 0, "{:#?}", report.damages);
         }
         let replica = LockedReplica::open(&store).unwrap();
-        assert_eq!(replica.recovered_commits(), 4 - number as u64);
+        assert_eq!(replica.recovered_commits(), COMMITS * (4 - number as u64));
         drop(replica);
         assert_intact(&store, &all, true);
     }
+}
+
+/// docs/format.md: a crash between both commits of a run leaves progress.
+#[test]
+fn a_crash_before_the_record_is_committed_leaves_progress() {
+    let place = tempfile::tempdir().unwrap();
+    let (store, source) = (place.path().join("store"), place.path().join("source"));
+    init(&store).unwrap();
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file-0"), noise(0, 5000)).unwrap();
+    take(&store, &source, Duration::from_secs(60));
+    let catalog = fs::read(store.join("catalog.redb")).unwrap();
+    let first = of_directory(&source);
+    fs::write(source.join("file-1"), noise(1, 5000)).unwrap();
+    take(&store, &source, Duration::from_secs(60));
+    fs::write(store.join("catalog.redb"), catalog).unwrap();
+    fs::remove_file(store.join(zmreplica::catalog::commit::key(2 * COMMITS))).unwrap();
+
+    let replica = LockedReplica::open(&store).unwrap();
+    assert_eq!(replica.recovered_commits(), 1);
+    drop(replica);
+    assert_intact(&store, &[&first], true);
+    assert_eq!(take(&store, &source, Duration::from_secs(60)).new_chunks, 0);
+    let second = of_directory(&source);
+    assert_intact(&store, &[&first, &second], true);
 }
 
 /// Stores a chunk and commits a link group of it, as a run does: the pack durable first, then the commit.

@@ -5,6 +5,8 @@
 //!
 //! A page is a count of slots and then one row a slot. A row begins with a tag byte: 0 no chunk of this number; 1 directly behind the
 //! chunk before, in the same pack; 2 pack number (varint) and offset (varint) follow. Then stored length, plain length (varints) and the 8 bytes.
+//! Tag 3 is a chunk whose bytes are lost: plain length and the 8 bytes follow. It keeps its number, so that whatever needs it is whole again
+//! once the same bytes are stored.
 
 use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::store::pack::{ENTRY_HEADER_BYTES, PackId};
@@ -27,6 +29,21 @@ pub struct ChunkRow {
     pub prefix: [u8; 8],
 }
 
+/// Stands in [`ChunkRow::pack`] for the pack of a chunk whose bytes are lost; packs are never given so high a number.
+const LOST_PACK: u64 = u64::MAX;
+
+impl ChunkRow {
+    /// Makes the row of a chunk whose bytes are lost.
+    pub fn lost(plain_length: u32, prefix: [u8; 8]) -> ChunkRow {
+        ChunkRow { pack: LOST_PACK, offset: 0, stored_length: 0, plain_length, prefix }
+    }
+
+    /// Returns whether the chunk's bytes are lost: a repair found no pack that has them.
+    pub fn is_lost(&self) -> bool {
+        self.pack == LOST_PACK
+    }
+}
+
 /// Rows of up to 256 neighbouring chunk numbers; `None` where there is no such chunk.
 pub type ChunkPage = Vec<Option<ChunkRow>>;
 
@@ -40,6 +57,13 @@ pub fn encode_page(page: &[Option<ChunkRow>]) -> Vec<u8> {
             out.push(0);
             continue;
         };
+        if row.is_lost() {
+            out.push(3);
+            put_varint(&mut out, u64::from(row.plain_length));
+            out.extend_from_slice(&row.prefix);
+            next = None;
+            continue;
+        }
         if next == Some((row.pack, row.offset)) {
             out.push(1);
         } else {
@@ -78,8 +102,16 @@ pub fn decode_page(bytes: &[u8]) -> Result<ChunkPage, DecodeError> {
                 page.push(None);
                 continue;
             }
+            3 => {
+                page.push(Some(ChunkRow::lost(decoder.varint32()?, decoder.array()?)));
+                next = None;
+                continue;
+            }
             1 => next.ok_or(DecodeError("the first row refers to one before it"))?,
-            2 => (decoder.varint()?, decoder.varint32()?),
+            2 => match (decoder.varint()?, decoder.varint32()?) {
+                (LOST_PACK, _) => return Err(DecodeError("a pack number is out of range")),
+                place => place,
+            },
             _ => return Err(DecodeError("an unknown row tag")),
         };
         let row = ChunkRow {
@@ -136,7 +168,14 @@ mod tests {
     fn pages_round_trip() {
         let row =
             |pack, offset| ChunkRow { pack, offset, stored_length: 100, plain_length: 250, prefix: [pack as u8; 8] };
-        let page = vec![Some(row(1, 16)), Some(row(1, 16 + ENTRY_HEADER_BYTES as u32 + 100)), None, Some(row(2, 16))];
+        let page = vec![
+            Some(row(1, 16)),
+            Some(row(1, 16 + ENTRY_HEADER_BYTES as u32 + 100)),
+            None,
+            Some(row(2, 16)),
+            Some(ChunkRow::lost(70, [3; 8])),
+            Some(row(2, 160)),
+        ];
         let bytes = encode_page(&page);
         assert_eq!(decode_page(&bytes).unwrap(), page);
         for at in 0..bytes.len() {

@@ -69,33 +69,44 @@ pub fn encode(number: u64, previous: &CommitId, changes: &[Change]) -> std::io::
     let mut body = Vec::new();
     for change in changes {
         match change {
-            Change::Put(table, key, payload) => {
-                body.push((*table as u8) << 1);
-                put_varint(&mut body, *key);
-                put_bytes(&mut body, payload);
-            }
+            Change::Put(table, key, payload) => put_row(&mut body, *table, *key, payload),
             Change::Delete(table, key) => {
                 body.push((*table as u8) << 1 | 1);
                 put_varint(&mut body, *key);
             }
-            Change::PutIndex(table, hash, number) => {
-                body.push((*table as u8) << 1);
-                body.extend_from_slice(hash);
-                put_varint(&mut body, *number);
-            }
+            Change::PutIndex(table, hash, number) => put_index(&mut body, *table, hash, *number),
             Change::DeleteIndex(table, hash) => {
                 body.push((*table as u8) << 1 | 1);
                 body.extend_from_slice(hash);
             }
         }
     }
+    frame(MAGIC, number, previous, &body)
+}
+
+/// Appends a change that writes a row.
+pub(super) fn put_row(body: &mut Vec<u8>, table: Table, key: u64, payload: &[u8]) {
+    body.push((table as u8) << 1);
+    put_varint(body, key);
+    put_bytes(body, payload);
+}
+
+/// Appends a change that writes an entry of an index.
+pub(super) fn put_index(body: &mut Vec<u8>, table: Table, hash: &[u8; 32], number: u64) {
+    body.push((table as u8) << 1);
+    body.extend_from_slice(hash);
+    put_varint(body, number);
+}
+
+/// Puts header and checksum around a body: the form of commit files, and of the files of a checkpoint.
+pub(super) fn frame(magic: &[u8; 8], number: u64, id: &CommitId, body: &[u8]) -> std::io::Result<(Vec<u8>, CommitId)> {
     let mut file = Vec::with_capacity(HEADER_BYTES + body.len() / 2 + HASH_BYTES);
-    file.extend_from_slice(MAGIC);
+    file.extend_from_slice(magic);
     file.extend_from_slice(&[0; 8]);
     file.extend_from_slice(&number.to_le_bytes());
-    file.extend_from_slice(previous);
+    file.extend_from_slice(id);
     file.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    file.extend_from_slice(&zstd::bulk::compress(&body, LEVEL)?);
+    file.extend_from_slice(&zstd::bulk::compress(body, LEVEL)?);
     let hash = blake3::hash(&file);
     file.extend_from_slice(hash.as_bytes());
     Ok((file, id_of(hash.as_bytes())))
@@ -112,6 +123,27 @@ fn id_of(hash: &[u8; 32]) -> CommitId {
 /// # Errors
 /// [`CatalogError::CommitFile`] for any byte that is not as written.
 pub fn decode(key: &str, file: &[u8]) -> Result<Commit, CatalogError> {
+    let Frame { number, named, id, body } = unframe(MAGIC, key, file)?;
+    let damaged = |reason: String| CatalogError::CommitFile { key: key.to_owned(), reason };
+    if number_of_key(key) != Some(number) {
+        return Err(damaged("its number is not that of its name".to_owned()));
+    }
+    let changes = decode_changes(&body).map_err(|error| damaged(error.to_string()))?;
+    Ok(Commit { number, previous: named, id, changes })
+}
+
+/// What [`frame`] put together.
+pub(super) struct Frame {
+    pub(super) number: u64,
+    /// The identifier in the header.
+    pub(super) named: CommitId,
+    /// The file's own identifier.
+    pub(super) id: CommitId,
+    pub(super) body: Vec<u8>,
+}
+
+/// Verifies a file that [`frame`] made and takes it apart.
+pub(super) fn unframe(magic: &[u8; 8], key: &str, file: &[u8]) -> Result<Frame, CatalogError> {
     let damaged = |reason: &str| CatalogError::CommitFile { key: key.to_owned(), reason: reason.to_owned() };
     if file.len() < HEADER_BYTES + HASH_BYTES {
         return Err(damaged("it is too short"));
@@ -123,31 +155,27 @@ pub fn decode(key: &str, file: &[u8]) -> Result<Commit, CatalogError> {
     }
     let inner = |error: DecodeError| damaged(&error.to_string());
     let mut header = Decoder::new(&covered[..HEADER_BYTES]);
-    if &header.array::<8>().map_err(inner)? != MAGIC {
-        return Err(damaged("it is no commit file of this version"));
+    if &header.array::<8>().map_err(inner)? != magic {
+        return Err(damaged("it is no such file of this version"));
     }
     if header.array::<8>().map_err(inner)? != [0; 8] {
         return Err(damaged("it has flags that this version does not know"));
     }
     let number = u64::from_le_bytes(header.array().map_err(inner)?);
-    let previous = header.array().map_err(inner)?;
+    let named = header.array().map_err(inner)?;
     let body_bytes = u64::from_le_bytes(header.array().map_err(inner)?);
     if body_bytes > MAX_BODY_BYTES {
         return Err(damaged("its stated length is out of range"));
-    }
-    if number_of_key(key) != Some(number) {
-        return Err(damaged("its number is not that of its name"));
     }
     let body = zstd::bulk::decompress(&covered[HEADER_BYTES..], body_bytes as usize)
         .map_err(|error| damaged(&format!("it cannot be decompressed: {error}")))?;
     if body.len() as u64 != body_bytes {
         return Err(damaged("its body has another length than stated"));
     }
-    let changes = decode_changes(&body).map_err(inner)?;
-    Ok(Commit { number, previous, id: id_of(hash.as_bytes()), changes })
+    Ok(Frame { number, named, id: id_of(hash.as_bytes()), body })
 }
 
-fn decode_changes(body: &[u8]) -> Result<Vec<Change>, DecodeError> {
+pub(super) fn decode_changes(body: &[u8]) -> Result<Vec<Change>, DecodeError> {
     let mut decoder = Decoder::new(body);
     let mut changes = Vec::new();
     while !decoder.is_empty() {

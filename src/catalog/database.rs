@@ -37,10 +37,12 @@ pub enum Table {
     Commits = 8,
     /// Dictionary number to the dictionary's bytes.
     Dictionaries = 9,
+    /// Snapshot number to what people said of it since.
+    Marks = 10,
 }
 
 /// The tables whose keys are numbers.
-pub const NUMBERED: [Table; 8] = [
+pub const NUMBERED: [Table; 9] = [
     Table::Meta,
     Table::Chunks,
     Table::Packs,
@@ -49,6 +51,7 @@ pub const NUMBERED: [Table; 8] = [
     Table::Snapshots,
     Table::Commits,
     Table::Dictionaries,
+    Table::Marks,
 ];
 
 impl Table {
@@ -65,6 +68,7 @@ impl Table {
             7 => Table::Snapshots,
             8 => Table::Commits,
             9 => Table::Dictionaries,
+            10 => Table::Marks,
             _ => return None,
         })
     }
@@ -87,6 +91,7 @@ impl Table {
             Table::Snapshots => "snapshot record",
             Table::Commits => "commit row",
             Table::Dictionaries => "dictionary",
+            Table::Marks => "marks of snapshot",
         }
     }
 
@@ -100,6 +105,7 @@ impl Table {
             Table::Snapshots => "snapshots",
             Table::Commits => "commits",
             Table::Dictionaries => "dictionaries",
+            Table::Marks => "marks",
             Table::ChunkIndex | Table::ObjectIndex => "unused",
         })
     }
@@ -312,6 +318,24 @@ impl CatalogDatabase {
         Ok(())
     }
 
+    /// Returns the length of the database file and how much of it is in use, in bytes. Takes a look at every page.
+    ///
+    /// # Errors
+    /// Fails when the database was opened read-only or redb fails.
+    pub fn usage(&self) -> Result<(u64, u64), CatalogError> {
+        let Handle::Writer(database) = &self.handle else {
+            return Err(CatalogError::Open {
+                path: self.path.display().to_string(),
+                message: "it was opened for reading only".to_owned(),
+            });
+        };
+        let transaction = database.begin_write()?;
+        let stats = transaction.stats()?;
+        transaction.abort()?;
+        let length = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
+        Ok((length, stats.allocated_pages() * stats.page_size() as u64))
+    }
+
     /// Lets redb verify the checksums of its own pages and repair what it can from them.
     ///
     /// # Errors
@@ -335,7 +359,11 @@ impl DatabaseReader {
     fn open(transaction: ReadTransaction) -> Result<DatabaseReader, CatalogError> {
         let mut numbered = Vec::with_capacity(NUMBERED.len());
         for table in NUMBERED {
-            numbered.push((table, transaction.open_table(table.numbered())?));
+            match transaction.open_table(table.numbered()) {
+                // A catalogue from before there were marks gets the table with the first one.
+                Err(redb::TableError::TableDoesNotExist(_)) if table == Table::Marks => {}
+                opened => numbered.push((table, opened?)),
+            }
         }
         Ok(DatabaseReader {
             numbered,
@@ -344,12 +372,13 @@ impl DatabaseReader {
         })
     }
 
-    fn table(&self, table: Table) -> Result<&ReadOnlyTable<u64, &'static [u8]>, CatalogError> {
-        self.numbered
-            .iter()
-            .find(|(name, _)| *name == table)
-            .map(|(_, open)| open)
-            .ok_or(CatalogError::Missing { what: "table", number: table as u64 })
+    /// Returns a table, or `None` when the catalogue is from before there was such a one.
+    fn table(&self, table: Table) -> Result<Option<&ReadOnlyTable<u64, &'static [u8]>>, CatalogError> {
+        match self.numbered.iter().find(|(name, _)| *name == table) {
+            Some((_, open)) => Ok(Some(open)),
+            None if table == Table::Marks => Ok(None),
+            None => Err(CatalogError::Missing { what: "table", number: table as u64 }),
+        }
     }
 
     /// Reads the payload of a row and hands it to `use_payload`, or returns `None` when there is no such row.
@@ -362,7 +391,8 @@ impl DatabaseReader {
         key: u64,
         use_payload: impl FnOnce(&[u8]) -> Result<T, CatalogError>,
     ) -> Result<Option<T>, CatalogError> {
-        match self.table(table)?.get(key)? {
+        let Some(open) = self.table(table)? else { return Ok(None) };
+        match open.get(key)? {
             None => Ok(None),
             Some(guard) => use_payload(unseal(table, key, guard.value())?).map(Some),
         }
@@ -387,11 +417,46 @@ impl DatabaseReader {
         first: u64,
         mut visit: impl FnMut(u64, Result<&[u8], CatalogError>) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
-        for row in self.table(table)?.range(first..)? {
+        let Some(open) = self.table(table)? else { return Ok(()) };
+        for row in open.range(first..)? {
             let (key, value) = row?;
             visit(key.value(), unseal(table, key.value(), value.value()))?;
         }
         Ok(())
+    }
+
+    /// Calls `visit` for the number of every row, in order, without looking at the rows.
+    ///
+    /// # Errors
+    /// Fails when redb fails or `visit` fails.
+    pub fn scan_numbers(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(u64) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        let Some(open) = self.table(table)? else { return Ok(()) };
+        for row in open.iter()? {
+            visit(row?.0.value())?;
+        }
+        Ok(())
+    }
+
+    /// Returns the hash by which an index names a number, given the hash's first bytes; `None` when it names it by none that begins so.
+    ///
+    /// # Errors
+    /// Fails when redb fails.
+    pub fn hash_of(&self, table: Table, prefix: [u8; 8], number: u64) -> Result<Option<[u8; 32]>, CatalogError> {
+        let index = if table == Table::ObjectIndex { &self.object_index } else { &self.chunk_index };
+        let (mut first, mut last) = ([0; 32], [0xff; 32]);
+        first[..8].copy_from_slice(&prefix);
+        last[..8].copy_from_slice(&prefix);
+        for row in index.range::<&[u8; 32]>(&first..=&last)? {
+            let (hash, named) = row?;
+            if named.value() == number {
+                return Ok(Some(*hash.value()));
+            }
+        }
+        Ok(None)
     }
 
     /// Calls `visit` for every entry of an index, in order of the hashes.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::CatalogError;
-use super::database::{CatalogDatabase, DatabaseReader};
+use super::database::{CatalogDatabase, DatabaseReader, Table};
 use crate::prefetch::prefetch;
 
 /// How long one read transaction serves.
@@ -38,6 +38,17 @@ pub(super) enum Rows {
     Fixed(Arc<DatabaseReader>),
     /// The last commit, whichever that is.
     Following(Following),
+    /// Another host, row by row.
+    Asked(Arc<dyn RowSource>),
+}
+
+/// Gives single rows of a catalogue that lies elsewhere.
+pub trait RowSource: Send + Sync {
+    /// Returns the payload of a row, `None` when there is no such row.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError>;
 }
 
 impl Rows {
@@ -45,6 +56,23 @@ impl Rows {
         match self {
             Rows::Fixed(reader) => Ok(Arc::clone(reader)),
             Rows::Following(following) => following.get(),
+            Rows::Asked(_) => {
+                let (path, message) = ("another host".to_owned(), "only single rows can be had from there".to_owned());
+                Err(CatalogError::Open { path, message })
+            }
+        }
+    }
+
+    /// Reads the payload of a row and hands it to `use_payload`, or returns `None` when there is no such row.
+    pub(super) fn payload<T>(
+        &self,
+        table: Table,
+        key: u64,
+        use_payload: impl FnOnce(&[u8]) -> Result<T, CatalogError>,
+    ) -> Result<Option<T>, CatalogError> {
+        match self {
+            Rows::Asked(source) => source.row(table, key)?.map(|payload| use_payload(&payload)).transpose(),
+            _ => self.get()?.get(table, key, use_payload),
         }
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Storeys, from the bottom: [`database`] (redb tables of sealed values), [`commit`] (commit files, from which the
 //! database can be rebuilt), then one module per kind of row: [`chunk`] rows and pack rows, [`group`] (link groups and their content),
-//! [`directory`] (directory objects), [`links`] (link counts), [`snapshot`] (snapshot records); on top [`reader`] and
-//! [`writer`], which every other part of the program uses.
+//! [`directory`] (directory objects), [`links`] (link counts), [`snapshot`] (snapshot records), [`marks`] (what was said of them since); on top [`reader`] and
+//! [`writer`], which every other part of the program uses. [`checkpoint`] folds commit files; [`references`] tells what a directory page refers to.
 
+pub mod checkpoint;
 pub mod chunk;
 pub mod commit;
 pub mod database;
@@ -12,8 +13,12 @@ pub mod directory;
 mod following;
 pub mod group;
 pub mod links;
+pub mod marks;
 pub mod object;
 pub mod reader;
+pub mod references;
+mod removal;
+pub mod replay;
 pub mod snapshot;
 mod unpack;
 pub mod writer;

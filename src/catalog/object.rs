@@ -97,6 +97,11 @@ pub fn has_hash(stored: &[u8], hash: &[u8; 32]) -> bool {
     stored.get(2..HEAD_BYTES) == Some(&hash[..8])
 }
 
+/// Returns the first bytes of a stored object's hash, or `None` when it is too short to be one.
+pub fn hash_prefix(stored: &[u8]) -> Option<[u8; 8]> {
+    stored.get(2..HEAD_BYTES)?.try_into().ok()
+}
+
 /// Decodes an object of the expected kind and verifies its hash.
 ///
 /// # Errors

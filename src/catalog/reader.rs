@@ -12,8 +12,8 @@ use super::CatalogError;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
 use super::database::{CatalogDatabase, DatabaseReader, Table};
 use super::directory::{self, Entry, IndexPage};
-pub use super::following::OpenDatabase;
 use super::following::{Following, Rows};
+pub use super::following::{OpenDatabase, RowSource};
 use super::group::{self, Content, LinkGroup, Segment};
 use super::object::{self, ObjectKind};
 use super::snapshot::SnapshotRecord;
@@ -55,6 +55,11 @@ impl CatalogReader {
         let reader = CatalogReader::over(Rows::Following(Following::new(path, open)));
         reader.rows.get()?;
         Ok(reader)
+    }
+
+    /// Reads a catalogue that lies elsewhere, row by row.
+    pub fn asking(source: Arc<dyn RowSource>) -> CatalogReader {
+        CatalogReader::over(Rows::Asked(source))
     }
 
     fn over(rows: Rows) -> CatalogReader {
@@ -100,7 +105,7 @@ impl CatalogReader {
     }
 
     fn fetch_chunk_page(&self, page: u64) -> Result<Option<Arc<ChunkPage>>, CatalogError> {
-        let decoded = self.rows.get()?.get(Table::Chunks, page, |payload| {
+        let decoded = self.rows.payload(Table::Chunks, page, |payload| {
             chunk::decode_page(payload).map_err(|error| CatalogError::damaged("page of chunk rows", page, error))
         })?;
         Ok(decoded.map(|decoded| {
@@ -142,8 +147,7 @@ impl CatalogReader {
         }
         let row = self
             .rows
-            .get()?
-            .get(Table::Packs, number, |payload| {
+            .payload(Table::Packs, number, |payload| {
                 PackRow::decode(payload).map_err(|error| CatalogError::damaged("pack row", number, error))
             })?
             .ok_or(CatalogError::Missing { what: "pack", number })?;
@@ -157,6 +161,10 @@ impl CatalogReader {
     /// [`CatalogError::Missing`] when the chunk or its pack is not in the catalogue.
     pub fn address(&self, number: u64) -> Result<ChunkAddress, CatalogError> {
         let row = self.chunk(number)?;
+        if row.is_lost() {
+            let reason = "its bytes are lost; a snapshot stores them again if its source still has them".to_owned();
+            return Err(CatalogError::Damaged { what: "chunk", number, reason });
+        }
         let pack = self.pack(row.pack)?;
         let location = Location {
             pack: pack.id,
@@ -173,11 +181,19 @@ impl CatalogReader {
     /// # Errors
     /// Fails when redb fails or the row is damaged.
     pub fn find_chunk(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<u64>, CatalogError> {
+        Ok(self.find_chunk_row(hash, plain_length)?.filter(|(_, row)| !row.is_lost()).map(|(number, _)| number))
+    }
+
+    /// Finds the number and the row of a chunk by its hash, also when its bytes are lost.
+    ///
+    /// # Errors
+    /// Fails when redb fails or the row is damaged.
+    pub fn find_chunk_row(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<(u64, ChunkRow)>, CatalogError> {
         let Some(number) = self.rows.get()?.find(Table::ChunkIndex, &hash.0)? else {
             return Ok(None);
         };
         match self.chunk(number) {
-            Ok(row) if row.prefix == hash.prefix() && row.plain_length == plain_length => Ok(Some(number)),
+            Ok(row) if row.prefix == hash.prefix() && row.plain_length == plain_length => Ok(Some((number, row))),
             Ok(_) | Err(CatalogError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -188,7 +204,7 @@ impl CatalogReader {
     /// # Errors
     /// [`CatalogError::Damaged`] when it is damaged.
     pub fn group_rows(&self, page: u64) -> Result<Vec<Option<LinkGroup>>, CatalogError> {
-        let rows = self.rows.get()?.get(Table::Groups, page, |payload| {
+        let rows = self.rows.payload(Table::Groups, page, |payload| {
             group::decode_page(payload).map_err(|error| CatalogError::damaged("page of link groups", page, error))
         })?;
         Ok(rows.unwrap_or_default())
@@ -217,8 +233,7 @@ impl CatalogReader {
     /// [`CatalogError::Missing`] or [`CatalogError::Damaged`] when it cannot be had as it was written.
     pub fn object(&self, kind: ObjectKind, number: u64) -> Result<Vec<u8>, CatalogError> {
         self.rows
-            .get()?
-            .get(Table::Objects, number, |payload| {
+            .payload(Table::Objects, number, |payload| {
                 object::decode(kind, payload).map_err(|error| CatalogError::damaged("object", number, error))
             })?
             .ok_or(CatalogError::Missing { what: "object", number })
@@ -232,7 +247,7 @@ impl CatalogReader {
         let Some(number) = self.rows.get()?.find(Table::ObjectIndex, hash)? else {
             return Ok(None);
         };
-        let confirmed = self.rows.get()?.get(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;
+        let confirmed = self.rows.payload(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;
         Ok((confirmed == Some(true)).then_some(number))
     }
 

@@ -66,6 +66,51 @@ pub struct Work {
     pub elapsed_ms: u64,
 }
 
+/// Why the guard finds that a person should look at a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReasonKind {
+    /// `sessions/` is gone, empty or unreadable, or no full session is left.
+    SessionsGone,
+    /// Sessions vanished before their usual age.
+    SessionsVanished,
+    /// Something vanished inside sessions that are still there.
+    SessionIncomplete,
+    /// There is no accounts.xml, or it names no session any more.
+    AccountsMissing,
+    /// accounts.xml names sessions that are not there.
+    AccountsDangling,
+    /// Too many files were changed in place.
+    FilesChanged,
+    /// Too many names are gone.
+    NamesGone,
+    /// The guard could not do its work.
+    NotExamined,
+    /// A kind that a later version knows.
+    #[serde(other)]
+    Other,
+}
+
+/// One reason of the guard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspectReason {
+    /// Its kind, for programs.
+    pub kind: ReasonKind,
+    /// What was found, for people.
+    pub text: String,
+}
+
+/// What the guard found when a snapshot was taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Identifier of the snapshot that it was compared with: the last good one of the same source, if there was one.
+    #[serde(default)]
+    pub compared_with: Option<String>,
+    /// Why the snapshot is suspect; empty for a good one.
+    #[serde(default)]
+    pub reasons: Vec<SuspectReason>,
+}
+
 /// One snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRecord {
@@ -104,6 +149,9 @@ pub struct SnapshotRecord {
     /// Whether any inode has a POSIX access control list; unknown in records of earlier versions.
     #[serde(default)]
     pub has_acls: Option<bool>,
+    /// What the guard found; unknown in records of earlier versions, which count as good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Verdict>,
     /// What the snapshot holds.
     pub totals: Totals,
     /// What the run did.
@@ -118,6 +166,11 @@ impl SnapshotRecord {
     /// Returns the first eight digits of the identifier, for tables.
     pub fn short_id(&self) -> &str {
         self.id.get(..8).unwrap_or(&self.id)
+    }
+
+    /// Returns why the guard found the snapshot suspect; nothing for a good one. Whether somebody has accepted it since is told by its marks.
+    pub fn suspect_reasons(&self) -> &[SuspectReason] {
+        self.guard.as_ref().map_or(&[], |verdict| &verdict.reasons)
     }
 
     /// Computes the identifier: the first 16 bytes of a BLAKE3 over the store's identifier, the time, the source and the digest.
@@ -245,6 +298,26 @@ mod tests {
         assert_eq!(from_hex("0"), None);
         assert_eq!(from_hex("zz"), None);
         assert_eq!(from_hex("é"), None);
+    }
+
+    /// A record as version 0.1.0 wrote it before there was a guard.
+    const EARLY: &str = r#"{"id":"00","time":"2026-08-01T03:00:00Z","finished":"2026-08-01T03:00:01Z","source":"/a","host":"h","root":"00",
+        "links":[],"totals":{"names":0,"directories":0,"inodes":0,"files":0,"symlinks":0,"specials":0,"bytes":0},"work":{"excluded_names":0,"stats":0,
+        "unchanged_inodes":0,"attribute_inodes":0,"read_files":0,"read_bytes":0,"new_chunks":0,"new_bytes":0,"stored_bytes":0,"elapsed_ms":0},
+        "digest":"d","version":"0.1.0"}"#;
+
+    #[test]
+    fn records_of_before_the_guard_decode_and_count_as_good() {
+        let record = SnapshotRecord::decode(EARLY.as_bytes()).unwrap();
+        assert_eq!((&record.guard, record.suspect_reasons()), (&None, &[][..]));
+        assert!(!String::from_utf8(record.encode().unwrap()).unwrap().contains("guard"));
+        let later = EARLY.replacen(
+            "\"digest\"",
+            r#""guard":{"compared_with":"ff","reasons":[{"kind":"of-a-later-version","text":"Something"}]},"digest""#,
+            1,
+        );
+        let record = SnapshotRecord::decode(later.as_bytes()).unwrap();
+        assert_eq!(record.suspect_reasons()[0].kind, ReasonKind::Other);
     }
 
     #[test]

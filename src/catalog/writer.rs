@@ -5,16 +5,18 @@
 //! applies. Packs that a change refers to must be durable before `commit` is called.
 //!
 //! Rows of the table `meta`: 0 the counters (next chunk, object, group, pack, snapshot number, as varints), 1 the sources (a JSON list of names; a
-//! source's number is its place).
+//! source's number is its place), 2 the hold, if there is one (JSON).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::CatalogError;
+use super::checkpoint;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
 use super::commit::{self, CommitId};
 use super::database::{CatalogDatabase, Change, DatabaseReader, Table};
 use super::group::{self, LinkGroup};
+use super::marks::{Hold, SnapshotMarks};
 use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
 use super::snapshot::SnapshotRecord;
@@ -22,8 +24,10 @@ use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 
-const COUNTERS: u64 = 0;
+/// Number of the row of `meta` that holds the counters.
+pub(crate) const COUNTERS: u64 = 0;
 const SOURCES: u64 = 1;
+pub(super) const HOLD: u64 = 2;
 
 /// The numbers that the next rows get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +45,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for value in [self.chunk, self.object, self.group, self.pack, self.snapshot] {
             put_varint(&mut out, value);
@@ -49,7 +53,7 @@ impl Counters {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Counters, DecodeError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Counters, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let counters = Counters {
             chunk: decoder.varint()?,
@@ -116,24 +120,39 @@ fn sources_damaged(error: &serde_json::Error) -> CatalogError {
 
 /// Applies commit files that the database has not seen; returns how many.
 ///
-/// After a crash that is at most one; for an empty database it is all of them, which rebuilds the catalogue.
+/// After a crash that is at most one; for an empty database it is the newest checkpoint, which does not count, and all files after it, which
+/// rebuilds the catalogue.
 ///
 /// # Errors
 /// [`CatalogError::CommitFile`] when one is missing, damaged or does not follow the one before.
 pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result<u64, CatalogError> {
     let (mut last, mut last_id) = last_commit(&database.read()?)?;
-    let first_missing = last + 1;
-    let mut waiting: Vec<(u64, String)> = backend
-        .list("commits/")?
-        .into_iter()
-        .filter_map(|(key, _)| commit::number_of_key(&key).map(|number| (number, key)))
-        .filter(|(number, _)| *number > last)
-        .collect();
-    waiting.sort();
-    for (number, key) in waiting {
+    let checkpoint = match checkpoint::newest(backend) {
+        // Only an empty catalogue needs it.
+        Err(CatalogError::CommitFile { .. }) if last > 0 => None,
+        other => other?,
+    };
+    if last == 0
+        && let Some(checkpoint) = &checkpoint
+    {
+        // Its rows of commits come last, so a database that got only a part of it still holds no commit.
+        checkpoint.for_each_part(backend, |changes| database.apply(&changes))?;
+        (last, last_id) = (checkpoint.number, checkpoint.commit);
+    }
+    let mut applied = 0;
+    for number in checkpoint::commit_files(backend)?.into_iter().filter(|number| *number > last).collect::<Vec<_>>() {
+        let key = commit::key(number);
         let broken = |reason: String| CatalogError::CommitFile { key: key.clone(), reason };
         if number != last + 1 {
-            return Err(broken(format!("commit file {} before it is missing", last + 1)));
+            return Err(broken(match &checkpoint {
+                Some(folded) if folded.number > last => format!(
+                    "commit file {} before it was folded into the checkpoint of commit {}, and the catalogue is older; \
+                     `zmreplica repair` rebuilds it",
+                    last + 1,
+                    folded.number
+                ),
+                _ => format!("commit file {} before it is missing", last + 1),
+            }));
         }
         let file = read_whole(backend, &key)?;
         let decoded = commit::decode(&key, &file)?;
@@ -144,8 +163,16 @@ pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result
         changes.push(Change::Put(Table::Commits, number, decoded.id.to_vec()));
         database.apply(&changes)?;
         (last, last_id) = (number, decoded.id);
+        applied += 1;
     }
-    Ok(last + 1 - first_missing)
+    if let Some(folded) = checkpoint.filter(|folded| folded.number > last) {
+        let reason = format!(
+            "it was folded into the checkpoint of commit {}, and the catalogue is older; `zmreplica repair` rebuilds it",
+            folded.number
+        );
+        return Err(CatalogError::CommitFile { key: commit::key(last + 1), reason });
+    }
+    Ok(applied)
 }
 
 /// Reads a whole object of the backend.
@@ -167,8 +194,8 @@ pub struct CatalogWriter {
     counters: Counters,
     last: (u64, CommitId),
     encoder: ObjectEncoder,
-    changes: Vec<Change>,
-    pending_bytes: usize,
+    pub(super) changes: Vec<Change>,
+    pub(super) pending_bytes: usize,
     chunks: HashMap<ChunkHash, (u64, u32)>,
     chunk_rows: BTreeMap<u64, ChunkPage>,
     objects: HashMap<[u8; 32], u64>,
@@ -235,11 +262,15 @@ impl CatalogWriter {
         if let Some((number, _)) = self.chunks.get(hash) {
             return Ok((*number, false));
         }
-        if let Some(number) = self.reader.find_chunk(hash, plain_length)? {
-            return Ok((number, false));
-        }
-        let number = self.counters.chunk;
-        self.counters.chunk += 1;
+        let number = match self.reader.find_chunk_row(hash, plain_length)? {
+            Some((number, row)) if !row.is_lost() => return Ok((number, false)),
+            // The bytes come back under the number that older snapshots know them by, and make those whole again.
+            Some((number, _)) => number,
+            None => {
+                self.counters.chunk += 1;
+                self.counters.chunk - 1
+            }
+        };
         self.chunks.insert(*hash, (number, plain_length));
         self.pending_bytes += 160;
         Ok((number, true))
@@ -343,7 +374,43 @@ impl CatalogWriter {
         Ok(number)
     }
 
-    fn put(&mut self, table: Table, key: u64, payload: Vec<u8>) {
+    /// Sets the marks of a snapshot, in place of those that it had. Without any the row goes.
+    ///
+    /// # Errors
+    /// Fails only when memory runs out.
+    pub fn set_marks(&mut self, number: u64, marks: &SnapshotMarks) -> Result<(), CatalogError> {
+        if marks.is_empty() {
+            self.changes.push(Change::Delete(Table::Marks, number));
+            return Ok(());
+        }
+        let encoded = serde_json::to_vec(marks).map_err(|error| CatalogError::Damaged {
+            what: Table::Marks.row_name(),
+            number,
+            reason: error.to_string(),
+        })?;
+        self.put(Table::Marks, number, encoded);
+        Ok(())
+    }
+
+    /// Sets the hold, or takes it away.
+    ///
+    /// # Errors
+    /// Fails only when memory runs out.
+    pub fn set_hold(&mut self, hold: Option<&Hold>) -> Result<(), CatalogError> {
+        let Some(hold) = hold else {
+            self.changes.push(Change::Delete(Table::Meta, HOLD));
+            return Ok(());
+        };
+        let encoded = serde_json::to_vec(hold).map_err(|error| CatalogError::Damaged {
+            what: Table::Meta.row_name(),
+            number: HOLD,
+            reason: error.to_string(),
+        })?;
+        self.put(Table::Meta, HOLD, encoded);
+        Ok(())
+    }
+
+    pub(super) fn put(&mut self, table: Table, key: u64, payload: Vec<u8>) {
         self.pending_bytes += payload.len() + 64;
         self.changes.push(Change::Put(table, key, payload));
     }

@@ -1,51 +1,39 @@
-//! Commit files: each there, intact, and the successor of the one before.
+//! Commit files: the newest checkpoint intact, each file after it there, intact, and the successor of the one before.
 //!
 //! What they say is gathered on the way: for every row of the catalogue the hash that its payload must have. The rows are compared with it later, which
 //! finds any that is missing, outdated or was never committed, and proves that a rebuilt catalogue would be the same.
 
-use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use super::ledger::{DamageKind, Key};
 use super::{CheckError, CheckReport, Checker, Phase};
 use crate::catalog::CatalogError;
+use crate::catalog::checkpoint::{self, Checkpoint};
 use crate::catalog::commit::{self, Commit, CommitId};
-use crate::catalog::database::{Change, DatabaseReader, Table};
+use crate::catalog::database::{DatabaseReader, Table};
+use crate::catalog::replay::RowHashes;
 use crate::catalog::writer::{commit_id, last_commit, read_whole};
-
-/// No catalogue has a row of so high a number; a commit file that says so makes no sense.
-const MAX_KEY: u64 = 1 << 36;
 
 /// The rows that the catalogue must hold.
 #[derive(Default)]
 pub(super) struct Committed {
-    /// For each table and number the hash of the payload, 0 where there is no row; `None` when commit files are damaged.
-    pub(super) rows: Option<HashMap<Table, Vec<u64>>>,
-}
-
-/// Returns the hash of a payload as [`Committed::rows`] holds it, which is never 0.
-pub(super) fn payload_hash(payload: &[u8]) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&blake3::hash(payload).as_bytes()[..8]);
-    u64::from_le_bytes(first) | 1
+    /// The hash of each row's payload; `None` when commit files are damaged.
+    pub(super) rows: Option<RowHashes>,
 }
 
 /// Verifies all commit files up to the catalogue's last commit, and counts those beyond it.
 pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<Committed, CheckError> {
     let database = &*checker.catalog.database()?;
     let (last, _) = checker.guarded("The rows of commits", || Ok(last_commit(database)?))?;
-    let mut files: Vec<u64> = Vec::new();
-    for (key, _) in checker.replica.backend().list("commits/")? {
-        match commit::number_of_key(&key) {
-            Some(number) if commit::key(number) == key => files.push(number),
-            _ => {}
-        }
-    }
-    files.sort_unstable();
+    let files = checkpoint::commit_files(checker.replica.backend().as_ref())?;
     let end = last.max(files.last().copied().unwrap_or(0));
     report.commits = last;
     checker.progress.enter(Phase::Commits, end);
-    let mut chain = Chain { checker, last, rows: Some(HashMap::new()), previous: CommitId::default(), intact: true };
-    for number in 1..=end {
+    let rows = Some(RowHashes::default());
+    let mut chain = Chain { checker, last, rows, previous: CommitId::default(), intact: true };
+    let first = chain.checkpoint()?;
+    checker.progress.done.store(first, Ordering::Relaxed);
+    for number in first + 1..=end {
         checker.progress.step()?;
         let is_there = chain.file(number)?;
         if number > last {
@@ -68,7 +56,7 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
 struct Chain<'a> {
     checker: &'a Checker<'a>,
     last: u64,
-    rows: Option<HashMap<Table, Vec<u64>>>,
+    rows: Option<RowHashes>,
     previous: CommitId,
     intact: bool,
 }
@@ -78,6 +66,45 @@ impl Chain<'_> {
         self.intact = false;
         let what = format!("Commit file {}", commit::key(number));
         self.checker.ledger.note(DamageKind::CommitFile, Key::Commit(number), what, reason);
+    }
+
+    /// Takes the newest checkpoint that is intact, and returns the number of its commit; 0 when there is none. Files that were folded into it are
+    /// of no use any more.
+    fn checkpoint(&mut self) -> Result<u64, CheckError> {
+        let backend = self.checker.replica.backend().as_ref();
+        for number in checkpoint::heads(backend)? {
+            let mut rows = RowHashes::default();
+            let key = checkpoint::key(number);
+            let read = checkpoint::read_head(backend, number).and_then(|head: Checkpoint| {
+                head.for_each_part(backend, |changes| rows.apply(&key, &changes))?;
+                Ok(head)
+            });
+            let (file, reason) = match read {
+                Ok(head) => {
+                    self.rows = Some(rows);
+                    self.previous = head.commit;
+                    if number > self.last {
+                        let reason = format!("it is older than the checkpoint of commit {number}");
+                        let what = "The catalogue".to_owned();
+                        self.checker.ledger.note(DamageKind::Catalog, Key::Step("checkpoint"), what, reason);
+                        self.rows = None;
+                    }
+                    self.compare_row(number, Some(&head.commit))?;
+                    return Ok(number);
+                }
+                Err(CatalogError::CommitFile { key, reason }) => (key, reason),
+                Err(error) => (key, format!("it cannot be read: {error}")),
+            };
+            self.intact = false;
+            let what = format!("Checkpoint file {file}");
+            self.checker.ledger.note(DamageKind::CommitFile, Key::Checkpoint(number), what, reason);
+            // The commits after it can be verified all the same.
+            if let Ok(Some(id)) = commit_id(&*self.checker.catalog.database()?, number) {
+                self.previous = id;
+                return Ok(number);
+            }
+        }
+        Ok(0)
     }
 
     fn forget_unless_intact(&mut self) {
@@ -140,22 +167,8 @@ impl Chain<'_> {
 
     fn apply(&mut self, number: u64, commit: Commit) {
         let Some(rows) = &mut self.rows else { return };
-        for change in commit.changes {
-            let (table, key, hash) = match change {
-                Change::Put(table, key, payload) => (table, key, payload_hash(&payload)),
-                Change::Delete(table, key) => (table, key, 0),
-                Change::PutIndex(..) | Change::DeleteIndex(..) => continue,
-            };
-            if key >= MAX_KEY {
-                self.damage(number, format!("it has a {} of number {key}", table.row_name()));
-                return;
-            }
-            let hashes = rows.entry(table).or_default();
-            let at = key as usize;
-            if hashes.len() <= at {
-                hashes.resize(at + 1, 0);
-            }
-            hashes[at] = hash;
+        if let Err(CatalogError::CommitFile { reason, .. }) = rows.apply(&commit::key(number), &commit.changes) {
+            self.damage(number, reason);
         }
     }
 }

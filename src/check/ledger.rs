@@ -60,6 +60,8 @@ pub struct Damage {
 pub(super) enum Key {
     /// A commit file.
     Commit(u64),
+    /// A checkpoint.
+    Checkpoint(u64),
     /// A row of a table.
     Row(Table, u64),
     /// Rows of a table that are missing.

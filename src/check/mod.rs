@@ -146,6 +146,8 @@ pub struct CheckReport {
     pub groups: u64,
     /// Chunks.
     pub chunks: u64,
+    /// How many of them have lost their bytes; a repair found that.
+    pub lost_chunks: u64,
     /// Packs.
     pub packs: u64,
     /// What the packs take, as the catalogue says.

@@ -40,6 +40,13 @@ pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, report: &mut CheckRepor
             bad.pages.insert(number, damage);
         }
     }
+    if !rows.lost.is_empty() {
+        let count = rows.lost.len();
+        let what = format!("The bytes of {count} {}", if count == 1 { "chunk" } else { "chunks" });
+        let reason = "a repair found no pack that has them; a snapshot stores them again if its source still has them";
+        let damage = checker.ledger.note(DamageKind::Pack, Key::Step("lost chunks"), what, reason.to_owned());
+        bad.single.extend(rows.lost.iter().map(|number| (*number, damage)));
+    }
     let sizes: HashMap<String, u64> = checker.replica.backend().list(PACK_PREFIX)?.into_iter().collect();
     let mut named = HashSet::new();
     let mut readable = Vec::new();

@@ -55,6 +55,7 @@ struct Counts<'a> {
     names: u64,
     groups: u64,
     chunks: u64,
+    lost_chunks: u64,
     packs: u64,
     pack_bytes: u64,
     objects: u64,
@@ -166,7 +167,10 @@ fn tell(output: &Output, report: &CheckReport) -> Result<(), CliError> {
     if report.rebuildable {
         output.note("The commit files are intact: `zmreplica repair` rebuilds the catalogue, which helps if the damage is there.");
     }
-    output.note("What is damaged in packs is read again by `zmreplica snapshot --rescan`, if the source still has it.");
+    output.note(
+        "`zmreplica repair --read-data` saves what damaged packs still have and gives up the rest, which the next snapshot stores again \
+         if its source still has it.",
+    );
     Ok(())
 }
 
@@ -188,6 +192,7 @@ fn counts(report: &CheckReport) -> Counts<'_> {
         names: report.names,
         groups: report.groups,
         chunks: report.chunks,
+        lost_chunks: report.lost_chunks,
         packs: report.packs,
         pack_bytes: report.pack_bytes,
         objects: report.objects,

@@ -6,9 +6,13 @@ use std::process::ExitCode;
 use zmreplica::catalog::CatalogError;
 use zmreplica::check::CheckError;
 use zmreplica::mount::MountError;
+use zmreplica::prune::PruneError;
+use zmreplica::remote::client::restore::RemoteRestoreError;
+use zmreplica::repair::RepairError;
 use zmreplica::replica::ReplicaError;
 use zmreplica::restore::RestoreError;
 use zmreplica::snapshot::SnapshotError;
+use zmreplica::store::BackendError;
 use zmreplica::view::{ResolveError, ViewError};
 
 /// How the program ends. The numbers are part of the command line's contract.
@@ -23,8 +27,12 @@ pub(crate) enum Exit {
     Usage = 2,
     /// Done, but some files could not be read or written.
     Incomplete = 3,
+    /// Done, but a person should look at what was found.
+    Attention = 4,
     /// Another run holds the store.
     Locked = 5,
+    /// The store is held, and nothing was done.
+    Held = 6,
     /// Damage found.
     Damage = 7,
 }
@@ -32,7 +40,8 @@ pub(crate) enum Exit {
 impl Exit {
     /// Returns the way to end that a code stands for.
     pub(crate) fn from_code(code: i32) -> Option<Exit> {
-        let all = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Incomplete, Exit::Locked, Exit::Damage];
+        let done = [Exit::Done, Exit::Incomplete, Exit::Attention];
+        let all = done.into_iter().chain([Exit::Failed, Exit::Usage, Exit::Locked, Exit::Held, Exit::Damage]);
         all.into_iter().find(|exit| *exit as i32 == code)
     }
 }
@@ -55,6 +64,9 @@ pub(crate) enum CliError {
     /// Something else that the user has to see.
     #[error("{0}")]
     Failed(String),
+    /// The store is held.
+    #[error("{0}. Nothing was done")]
+    Held(String),
     /// The library met an impossible state.
     #[error("{}", if *.during_check {
         "Damage: the check ended with an internal error, most likely because the catalogue's database is damaged"
@@ -83,9 +95,18 @@ pub(crate) enum CliError {
     /// A check could not be finished.
     #[error(transparent)]
     Check(#[from] CheckError),
+    /// A prune ended early.
+    #[error(transparent)]
+    Prune(#[from] PruneError),
+    /// A repair ended early.
+    #[error(transparent)]
+    Repair(RepairError),
     /// A restore ended early.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// A restore on another host ended early.
+    #[error(transparent)]
+    RemoteRestore(#[from] RemoteRestoreError),
     /// No snapshot is meant.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -109,6 +130,16 @@ impl From<io::Error> for CliError {
     }
 }
 
+impl From<RepairError> for CliError {
+    fn from(error: RepairError) -> CliError {
+        match error {
+            RepairError::Replica(error) => CliError::Replica(error),
+            RepairError::Salvage(error) => CliError::Prune(error),
+            other => CliError::Repair(other),
+        }
+    }
+}
+
 impl CliError {
     /// Returns whether the reader of stdout has gone away, which is a success.
     pub(crate) fn is_broken_pipe(&self) -> bool {
@@ -120,6 +151,7 @@ impl CliError {
         match self {
             CliError::NoStore | CliError::Usage(_) => Exit::Usage,
             CliError::Panic { during_check: true } => Exit::Damage,
+            CliError::Held(_) => Exit::Held,
             CliError::Failed(_) | CliError::Panic { .. } | CliError::Output(_) => Exit::Failed,
             CliError::Replica(ReplicaError::Locked { .. }) => Exit::Locked,
             CliError::Replica(ReplicaError::Config { .. } | ReplicaError::Dictionary(_)) => Exit::Damage,
@@ -137,11 +169,14 @@ impl CliError {
             CliError::Snapshot(error) if error.is_damage() => Exit::Damage,
             CliError::Snapshot(_) => Exit::Failed,
             CliError::Check(error) => damage_if(error.is_damage()),
+            CliError::Prune(error) => damage_if(error.is_damage()),
+            CliError::Repair(_) => Exit::Damage,
             CliError::Resolve(ResolveError::Malformed { .. }) => Exit::Usage,
             CliError::Resolve(_) => Exit::Failed,
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => damage_if(error.is_damage()),
             CliError::OfPath { source, .. } => damage_if(source.is_damage()),
-            CliError::Restore(_) => Exit::Failed,
+            CliError::RemoteRestore(RemoteRestoreError::Catalog(error)) => damage_if(error.is_damage()),
+            CliError::Restore(_) | CliError::RemoteRestore(_) => Exit::Failed,
             CliError::Mount(MountError::View(error)) => damage_if(error.is_damage()),
             CliError::Mount(MountError::Catalog(error)) => damage_if(error.is_damage()),
             CliError::Mount(_) => Exit::Failed,
@@ -154,6 +189,9 @@ impl CliError {
             CliError::NoStore => Some(
                 "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml.".to_owned(),
             ),
+            CliError::Held(_) => {
+                Some("`zmreplica release` ends the hold; `--ignore-hold` goes on in spite of it, once.".to_owned())
+            }
             CliError::Panic { during_check: false } => {
                 Some("Run `zmreplica check`. If it finds nothing, please report this with the line above.".to_owned())
             }
@@ -163,6 +201,11 @@ impl CliError {
             CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => catalog_hint(error),
             CliError::Snapshot(SnapshotError::Catalog(error)) => catalog_hint(error),
             CliError::Check(CheckError::Catalog(error)) => catalog_hint(error),
+            CliError::Prune(PruneError::Catalog(error)) => catalog_hint(error),
+            CliError::Prune(PruneError::Backend(BackendError::NoSpace { .. })) => Some(
+                "The store is whole, and what was freed so far stays free. `prune --max-unused 100` copies nothing and needs the least space."
+                    .to_owned(),
+            ),
             CliError::View(error) | CliError::Restore(RestoreError::View(error)) => view_hint(error),
             CliError::OfPath { source, .. } => view_hint(source),
             CliError::Mount(MountError::View(error)) => view_hint(error),

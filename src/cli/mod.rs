@@ -2,27 +2,39 @@
 //!
 //! stdout is data, stderr is talk. Errors of the library become exit codes and hints in one place, [`error`].
 
+mod accept;
+mod accounts;
 mod agent;
 mod cat;
 mod check;
 mod completions;
 mod config;
 mod diff;
+mod drill;
 mod error;
 mod find;
+mod hold;
 mod init;
+mod log;
 mod ls;
 mod mount;
+mod nightly;
 mod output;
 mod path;
+mod pin;
 mod progress;
+mod prune;
 mod remote;
 mod repair;
+mod report;
 mod restore;
+mod sessions;
 mod signals;
 mod snapshot;
 mod snapshots;
 mod stats;
+mod status;
+mod table;
 mod text;
 mod umount;
 
@@ -44,7 +56,9 @@ const STORE_VARIABLE: &str = "ZMREPLICA_STORE";
 const AFTER_HELP: &str = "\
 SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time (2026-11-22, 2026-11-22T03:00): the newest at or before it.
 
-Exit codes: 0 done; 1 failed; 2 usage; 3 done, but some files could not be read or written; 5 another run holds the store; 7 damage found. \
+Exit codes: 0 done; 1 failed; 2 usage; 3 done, but some files could not be read or written; \
+4 done, but the guard found something that a person must look at; 5 another run holds the store; 6 held; 7 damage found. \
+4 done, but a person should look at what was found; 5 another run holds the store; 7 damage found. \
 An unknown code is a failure.";
 
 /// Keeps a replica of a Zimbra backup tree as immutable, deduplicated snapshots.
@@ -99,14 +113,40 @@ enum Command {
     Mount(mount::MountArgs),
     /// Take a mount away
     Umount(umount::UmountArgs),
+    /// Say that suspect snapshots are as they should be
+    Accept(accept::AcceptArgs),
+    /// Protect a snapshot from being removed, for ever
+    Pin(pin::PinArgs),
+    /// Take the protection of a snapshot away
+    Unpin(pin::UnpinArgs),
+    /// Let no run take or remove anything, before a risky change
+    Hold(hold::HoldArgs),
+    /// End a hold
+    Release(hold::ReleaseArgs),
+    /// Do all of a night: wait for zmbackup, take a snapshot, prune, tell
+    Nightly(nightly::NightlyArgs),
+    /// Tell in ten lines whether the replica is fine
+    Status(status::StatusArgs),
+    /// Remove the snapshots that no rule keeps, and what only they need
+    Prune(prune::PruneArgs),
+    /// Tell what can be restored of every account
+    Accounts(accounts::AccountsArgs),
+    /// List the backup sessions of a snapshot, and those that vanished
+    Sessions(sessions::SessionsArgs),
+    /// Mount a snapshot and read all that restores of some accounts would read
+    Drill(drill::DrillArgs),
+    /// Write one HTML page about the store: nights, growth, sessions, accounts
+    Report(report::ReportArgs),
     /// Verify the store
     Check(check::CheckArgs),
-    /// Rebuild the catalogue from the commit files
+    /// Bring the catalogue back, save what damaged packs still have, tell what is lost
     Repair(repair::RepairArgs),
     /// Tell what the store holds and what it saves
     Stats(stats::StatsArgs),
     /// Serve a run on another host; started through SSH, not by people
     Agent(agent::AgentArgs),
+    /// Look at the configuration file
+    Config(config::ConfigArgs),
     /// Write a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -168,6 +208,12 @@ pub(crate) fn main() -> ExitCode {
     let output = Output::new(cli.global.json, verbosity);
     let is_check = matches!(cli.command, Command::Check(_));
     hold_back_panics(is_check);
+    if let Command::Config(args) = &cli.command {
+        // A configuration that is not valid must not keep it from being checked.
+        let result = config::run(&output, &cli.global, args);
+        let flushed = |exit| output.flush().map(|()| exit).map_err(CliError::Output);
+        return result.and_then(flushed).unwrap_or_else(|error| report(&output, &error)).into();
+    }
     let context = match configure(cli.global) {
         Ok((config, store)) => Context { output, config, store, arguments },
         Err(error) => return report(&output, &error).into(),
@@ -215,6 +261,20 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Restore(args) => restore::run(context, &args),
         Command::Mount(args) => mount::run(context, &args),
         Command::Umount(args) => umount::run(context, &args),
+        Command::Accept(args) => accept::run(context, &args),
+        Command::Pin(args) => pin::pin(context, &args),
+        Command::Unpin(args) => pin::unpin(context, &args),
+        Command::Hold(args) => hold::hold(context, &args),
+        Command::Release(args) => hold::release(context, &args),
+        Command::Nightly(args) => nightly::run(context, &args),
+        Command::Status(args) => status::run(context, &args),
+        // Done before the configuration is loaded.
+        Command::Config(_) => Ok(Exit::Done),
+        Command::Prune(args) => prune::run(context, &args),
+        Command::Accounts(args) => accounts::run(context, &args),
+        Command::Sessions(args) => sessions::run(context, &args),
+        Command::Drill(args) => drill::run(context, &args),
+        Command::Report(args) => report::run(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Stats(args) => stats::run(context, &args),

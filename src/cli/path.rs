@@ -13,7 +13,8 @@ use super::error::CliError;
 
 /// Opens the snapshot of a `SNAP[:PATH]` argument; returns it with the path, without slashes at its ends.
 pub(crate) fn open_path(replica: &Replica, argument: &OsStr) -> Result<(SnapshotView, Vec<u8>), CliError> {
-    let catalog = Arc::new(replica.catalog()?);
+    // Following, since a prune beside this may move chunks.
+    let catalog = Arc::new(replica.following_catalog()?);
     let snapshots = Snapshots::read(&catalog)?;
     let (snapshot, path) = snapshots.resolve_path(argument)?;
     let view = open_view(replica, &catalog, snapshot.record.clone())?;

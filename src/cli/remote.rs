@@ -4,11 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde::Deserialize;
-use zmreplica::remote::client::AgentChoice;
+use zmreplica::remote::client::{AgentChoice, PATIENCE};
 use zmreplica::remote::transport::ssh::{Passphrase, SshOptions};
 use zmreplica::snapshot::pull::{CompressAt, PullOptions, Way};
 
@@ -44,6 +45,9 @@ pub(crate) struct RemoteArgs {
     /// The static program to upload [default: zmreplica-agent beside this one or in /usr/local/lib/zmreplica]
     #[arg(long, value_name = "FILE", help_heading = "Another host")]
     agent_binary: Option<PathBuf>,
+    /// Take the connection for lost when the other host has not answered for so many seconds [default: 600]
+    #[arg(long, value_name = "SECONDS", help_heading = "Another host", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
     /// Connect again so many times in a row without success before giving up [default: 5]
     #[arg(long, value_name = "N", help_heading = "Another host")]
     retries: Option<u32>,
@@ -71,6 +75,7 @@ pub(crate) struct RemoteConfig {
     agent_binary: Option<PathBuf>,
     upload: Option<bool>,
     compress_at: Option<CompressAtArg>,
+    timeout: Option<u64>,
     retries: Option<u32>,
 }
 
@@ -120,6 +125,7 @@ pub(crate) fn options(
             Some(CompressAtArg::Source) | None => CompressAt::Source,
         },
         bytes_per_second: args.bwlimit.or(configured).unwrap_or(0),
+        patience: args.timeout.or(config.timeout).map_or(PATIENCE, |seconds| Duration::from_secs(seconds.max(1))),
         retries: args.retries.or(config.retries).unwrap_or(RETRIES),
     })
 }

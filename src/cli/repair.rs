@@ -1,37 +1,113 @@
-//! `zmreplica repair`: rebuilds the catalogue from the commit files.
+//! `zmreplica repair`: brings the catalogue back, saves what damaged packs still have, and tells what is lost.
 
 use clap::Args;
 use serde::Serialize;
-use zmreplica::replica::{LockedReplica, Replica};
+use zmreplica::prune::PruneProgress;
+use zmreplica::repair::{CatalogOutcome, RepairOptions, RepairReport, repair};
 
 use super::error::{CliError, Exit};
-use super::{Context, text};
+use super::output::Output;
+use super::prune::followed;
+use super::{Context, signals, text};
 
 /// Arguments of `repair`.
 #[derive(Args)]
-pub(crate) struct RepairArgs {}
-
-#[derive(Serialize)]
-#[serde(tag = "event", rename = "summary")]
-struct Summary {
-    applied_commits: u64,
-    snapshots: u64,
+pub(crate) struct RepairArgs {
+    /// Read all packs too, and see to damage inside of them
+    #[arg(long)]
+    read_data: bool,
 }
 
-pub(crate) fn run(context: &Context, _args: &RepairArgs) -> Result<Exit, CliError> {
-    let path = context.store()?;
-    let applied_commits = LockedReplica::rebuild_catalog(path)?;
-    // What was rebuilt must open and be read, dictionaries included, before it is called repaired.
-    let snapshots = Replica::open(path)?.catalog()?.snapshots()?.len() as u64;
-    if context.output.json() {
-        context.output.event(&Summary { applied_commits, snapshots })?;
+#[derive(Serialize)]
+struct Summary<'a> {
+    event: &'static str,
+    /// Commit files that the catalogue was rebuilt from.
+    applied_commits: u64,
+    /// Whether nothing is lost.
+    whole: bool,
+    #[serde(flatten)]
+    report: &'a RepairReport,
+}
+
+pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError> {
+    let output = &context.output;
+    let options = RepairOptions { read_data: args.read_data };
+    let store = context.store()?;
+    let interrupt = signals::interrupt_flag()
+        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let progress = PruneProgress::default();
+    let report = followed(output, &progress, &interrupt, || repair(store, options, &progress))?;
+    if output.json() {
+        let applied_commits = match report.catalog {
+            CatalogOutcome::Rebuilt { commit_files } => commit_files,
+            _ => 0,
+        };
+        output.event(&Summary { event: "summary", applied_commits, whole: report.is_whole(), report: &report })?;
     } else {
-        context.output.note(&format!(
-            "The catalogue was rebuilt from {} and holds {}. The old one is kept beside it as catalog.redb.damaged-*; \
+        tell(output, &report)?;
+    }
+    Ok(if report.is_whole() { Exit::Done } else { Exit::Damage })
+}
+
+fn tell(output: &Output, report: &RepairReport) -> Result<(), CliError> {
+    let snapshots = text::plural(report.snapshots, "snapshot", "snapshots");
+    match &report.catalog {
+        CatalogOutcome::Rebuilt { commit_files } => output.note(&format!(
+            "The catalogue was rebuilt from {} and holds {snapshots}. The old one is kept beside it as catalog.redb.damaged-*; \
              delete it once `zmreplica check` is content.",
-            text::plural(applied_commits, "commit file", "commit files"),
-            text::plural(snapshots, "snapshot", "snapshots"),
+            text::plural(*commit_files, "commit file", "commit files"),
+        )),
+        CatalogOutcome::Kept { reason } => output.note(&format!(
+            "{reason}. The catalogue is intact and stays, with {snapshots}; a checkpoint of it takes the place of the commit files.",
+        )),
+        CatalogOutcome::PutTogether { reason, lost_files } => {
+            output.warn(&format!(
+                "{reason}, and the catalogue is damaged. A new one was put together from what can be read of both and holds {snapshots}. \
+                 The old one is kept beside it as catalog.redb.damaged-*.",
+            ));
+            for file in lost_files {
+                output.warn(&format!("Cannot be read: {file}"));
+            }
+        }
+    }
+    for lost in &report.lost_snapshots {
+        let id = lost.id.get(..8).unwrap_or(&lost.id);
+        output.line(&format!("lost snapshot {id} of {}: {}", text::local_time(lost.time), lost.reason))?;
+    }
+    for pack in &report.damaged_packs {
+        output.line(&format!(
+            "damaged pack {}: {}; {} saved, {} lost",
+            pack.pack,
+            pack.reason,
+            text::plural(pack.saved_chunks, "chunk", "chunks"),
+            text::count(pack.lost_chunks),
+        ))?;
+    }
+    for (pack, reason) in &report.unreadable_packs {
+        output.warn(&format!("Pack {pack} cannot be read now and was left as it is: {reason}"));
+    }
+    if report.found_chunks > 0 {
+        output.line(&format!(
+            "Found {} in packs that nothing named.",
+            text::plural(report.found_chunks, "chunk", "chunks")
+        ))?;
+    }
+    if report.unnamed_packs > 0 {
+        output.note(&format!(
+            "{} named by no commit. An interrupted run leaves such packs; but if the catalogue and the newest commit files were both lost, they belong to \
+             snapshots that nothing tells of any more. Look at `zmreplica snapshots` before the next prune, which deletes them.",
+            text::plural(report.unnamed_packs, "pack is", "packs are"),
         ));
     }
-    Ok(Exit::Done)
+    if report.lost_chunks > 0 {
+        output.line(&format!(
+            "The bytes of {} are lost. `zmreplica check` tells which files need them; the next snapshot stores them again if its source still has \
+             them, and older snapshots are whole again then.",
+            text::plural(report.lost_chunks, "chunk", "chunks"),
+        ))?;
+    }
+    if !report.read_data {
+        output.note("The bytes of packs were not read; --read-data does that.");
+    }
+    Ok(())
 }

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use zmreplica::lease::{self, LeaseInfo};
+use zmreplica::remote::client::restore::{RemoteRestore, restore_to};
 use zmreplica::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
 
 use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
 use super::progress::{ONE_LINE, live_line};
-use super::{Context, path, signals, text};
+use super::remote::RemoteArgs;
+use super::{Context, path, remote, signals, text};
 
 /// Problems listed by name unless everything is to be told.
 const PROBLEMS_LISTED: usize = 20;
@@ -38,9 +41,11 @@ pub(crate) struct RestoreArgs {
     /// What to restore
     #[arg(value_name = "SNAP[:PATH]")]
     place: OsString,
-    /// The directory that the contents of the restored directory go into, a local path
+    /// The directory that the contents of the restored directory go into: a local path, [user@]host:path or ssh://[user@]host[:port]/path
     #[arg(value_name = "DEST")]
     destination: OsString,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -82,11 +87,14 @@ struct SummaryEvent<'a> {
 }
 
 pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliError> {
-    if path::remote(&args.destination)?.is_some() {
-        return Err(CliError::Usage("Restores to another host are not there yet".to_owned()));
-    }
+    let remote = path::remote(&args.destination)?;
+    let reaching = remote::options(&args.remote, &context.config.remote, None)?;
     let replica = context.open()?;
     let (view, subtree) = path::open_path(&replica, &args.place)?;
+    // So that a prune leaves the snapshot alone meanwhile.
+    let info = LeaseInfo::of_this_process(Path::new(&args.destination), vec![view.record().id.clone()]);
+    let _lease = lease::take(replica.path(), &info)
+        .inspect_err(|error| context.output.note(&format!("A prune is not kept from removing the snapshot: {error}")));
     let options = RestoreOptions {
         overwrite: match args.overwrite {
             OverwriteArg::Never => Overwrite::Never,
@@ -107,7 +115,17 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
         let (_running, stop) = mpsc::channel();
         let (progress, interrupt) = (&progress, &*interrupt);
         scope.spawn(move || follow(&context.output, progress, interrupt, &stop));
-        restore(&view, &subtree, Path::new(&args.destination), &options, progress)
+        let Some(spec) = &remote else {
+            return Ok::<_, CliError>(restore(&view, &subtree, Path::new(&args.destination), &options, progress)?);
+        };
+        let what = RemoteRestore {
+            replica: &replica,
+            view: &view,
+            subtree: &subtree,
+            agent: &reaching.agent,
+            options: &options,
+        };
+        Ok(restore_to(&mut *reaching.way.transport(spec), &spec.path, &what, progress)?)
     })?;
     tell(&context.output, &report, args)?;
     Ok(match (report.damaged, report.problem_count) {

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
+use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::guard::Judged;
+use zmreplica::replica::{LockedReplica, Replica};
 use zmreplica::snapshot::SnapshotError;
 use zmreplica::snapshot::dry_run::dry_run;
 use zmreplica::snapshot::options::{DryRun, RunProblem, SnapshotOptions, SnapshotReport};
@@ -18,13 +21,13 @@ use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
 use super::remote::{CompressAtArg, RemoteArgs};
 use super::snapshots::SnapshotEvent;
-use super::{Context, path, progress, remote, signals, text};
+use super::{Context, hold, path, progress, remote, signals, text};
 
 /// Problems listed by name unless everything is to be told.
 const PROBLEMS_LISTED: usize = 20;
 
 /// Arguments of `snapshot`.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct SnapshotArgs {
     /// The directory to take: a local path, [user@]host:path or ssh://[user@]host[:port]/path [default: `source` in the configuration file]
     source: Option<OsString>,
@@ -42,7 +45,10 @@ pub(crate) struct SnapshotArgs {
     rescan: bool,
     /// Only scan, and tell what would be read
     #[arg(long)]
-    dry_run: bool,
+    pub(crate) dry_run: bool,
+    /// Go on though the store is held
+    #[arg(long)]
+    pub(crate) ignore_hold: bool,
     /// Mark the snapshot; may be repeated
     #[arg(long, value_name = "T")]
     tag: Vec<String>,
@@ -56,7 +62,7 @@ pub(crate) struct SnapshotArgs {
     #[arg(long, value_enum, value_name = "WHERE", help_heading = "Another host")]
     compress_at: Option<CompressAtArg>,
     #[command(flatten)]
-    remote: RemoteArgs,
+    pub(crate) remote: RemoteArgs,
 }
 
 #[derive(Serialize)]
@@ -82,30 +88,47 @@ struct DryRunEvent {
 }
 
 pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliError> {
-    let configured = context.config.source.as_deref().map(OsStr::new);
-    let source = args.source.as_deref().or(configured).filter(|source| !source.is_empty()).ok_or_else(|| {
-        CliError::Usage(
-            "No source is named: give one, or write `source = \"DIR\"` in the configuration file".to_owned(),
-        )
-    })?;
-    let remote = path::remote(source)?;
-    if let Some(tag) = args.tag.iter().find(|tag| tag.is_empty() || tag.contains(|c: char| c.is_control() || c == ','))
-    {
-        return Err(CliError::Usage(format!("The tag {tag:?} is not valid: it must have letters and no comma")));
-    }
-    let source = Path::new(source);
-    let options = options(context, args);
-    let pulling = remote::options(&args.remote, &context.config.remote, args.compress_at)?;
-    let started = Instant::now();
     if args.dry_run {
+        let source = source(context, args)?;
+        let options = options(context, args);
+        let started = Instant::now();
         let replica = context.open()?;
+        let remote = path::remote(source.as_os_str())?;
+        let pulling = remote::options(&args.remote, &context.config.remote, args.compress_at)?;
         let report = followed(context, |progress| match &remote {
             Some(spec) => dry_pull(&replica, spec, &pulling, &options, progress),
             None => dry_run(&replica, source, &options, progress),
         })?;
         return tell_dry_run(&context.output, &report, started.elapsed());
     }
+    let (replica, report) = take(context, args)?;
+    drop(replica);
+    tell(&context.output, &report)
+}
+
+/// Returns the source that is meant, and refuses arguments that make no sense.
+pub(crate) fn source<'a>(context: &'a Context, args: &'a SnapshotArgs) -> Result<&'a Path, CliError> {
+    let configured = context.config.source.as_deref().map(OsStr::new);
+    let source = args.source.as_deref().or(configured).filter(|source| !source.is_empty()).ok_or_else(|| {
+        CliError::Usage(
+            "No source is named: give one, or write `source = \"DIR\"` in the configuration file".to_owned(),
+        )
+    })?;
+    if let Some(tag) = args.tag.iter().find(|tag| tag.is_empty() || tag.contains(|c: char| c.is_control() || c == ','))
+    {
+        return Err(CliError::Usage(format!("The tag {tag:?} is not valid: it must have letters and no comma")));
+    }
+    Ok(Path::new(source))
+}
+
+/// Takes a snapshot and commits it. The store stays locked as long as what is returned lives.
+pub(crate) fn take(context: &Context, args: &SnapshotArgs) -> Result<(LockedReplica, SnapshotReport), CliError> {
+    let source = source(context, args)?;
+    let options = options(context, args);
+    let remote = path::remote(source.as_os_str())?;
+    let pulling = remote::options(&args.remote, &context.config.remote, args.compress_at)?;
     let mut replica = context.open_locked()?;
+    refuse_if_held(context, args, &replica)?;
     let report = followed(context, |progress| match &remote {
         Some(spec) => pull(&replica, spec, &pulling, &options, progress),
         None => take_snapshot(&replica, source, &options, progress),
@@ -113,8 +136,19 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
     if report.record.work.new_chunks > 0 {
         replica.compact_small_catalog();
     }
-    drop(replica);
-    tell(&context.output, &report)
+    Ok((replica, report))
+}
+
+/// Refuses to go on while the store is held, unless that is to be ignored.
+fn refuse_if_held(context: &Context, args: &SnapshotArgs, replica: &Replica) -> Result<(), CliError> {
+    let result = hold::refuse(replica);
+    match result {
+        Err(CliError::Held(reason)) if args.ignore_hold => {
+            context.output.warn(&format!("{reason}; going on in spite of it"));
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 fn options(context: &Context, args: &SnapshotArgs) -> SnapshotOptions {
@@ -129,6 +163,7 @@ fn options(context: &Context, args: &SnapshotArgs) -> SnapshotOptions {
         options.compression.level = level;
     }
     options.compression.dictionary = !args.no_dictionary && context.config.dictionary.unwrap_or(true);
+    options.guard = context.config.guard();
     options
 }
 
@@ -153,6 +188,23 @@ fn exit(problem_count: u64) -> Exit {
     if problem_count == 0 { Exit::Done } else { Exit::Incomplete }
 }
 
+/// Tells what the guard found, and what to do about it.
+fn tell_suspect(output: &Output, record: &SnapshotRecord) {
+    for reason in record.suspect_reasons() {
+        output.warn(&format!("suspect: {}", reason.text));
+    }
+    if !record.suspect_reasons().is_empty() {
+        let id = record.short_id();
+        let before = record.guard.as_ref().and_then(|verdict| verdict.compared_with.as_deref());
+        let compare = before.and_then(|id| id.get(..8)).map_or(String::new(), |before| {
+            format!("`zmreplica diff {before} {id}` tells what changed; `zmreplica restore {before}:PATH DEST` brings it back, as `zmreplica mount {before} DIR` shows it. ")
+        });
+        output.note(&format!(
+            "The snapshot is kept, and nothing since the last good one is removed. {compare}If all is as it should be: `zmreplica accept {id}`."
+        ));
+    }
+}
+
 /// Lists problems: as events on stdout, or on stderr, the first of them unless all are wanted.
 fn tell_problems(output: &Output, problems: &[RunProblem], problem_count: u64) -> Result<(), CliError> {
     if output.json() {
@@ -175,12 +227,14 @@ fn tell_problems(output: &Output, problems: &[RunProblem], problem_count: u64) -
     Ok(())
 }
 
-fn tell(output: &Output, report: &SnapshotReport) -> Result<Exit, CliError> {
+/// Tells of a snapshot and returns how the command ends.
+pub(crate) fn tell(output: &Output, report: &SnapshotReport) -> Result<Exit, CliError> {
     let record = &report.record;
-    let exit = exit(record.problem_count);
+    let exit = if record.suspect_reasons().is_empty() { exit(record.problem_count) } else { Exit::Attention };
     let told = tell_problems(output, &report.problems, record.problem_count).and_then(|()| {
+        tell_suspect(output, record);
         if output.json() {
-            output.event(&SnapshotEvent::new("summary", report.number, record))?;
+            output.event(&SnapshotEvent::new("summary", &Judged::fresh(report.number, record)))?;
         } else if output.verbosity() > Verbosity::Quiet {
             for line in summary(output, report) {
                 output.line(&line)?;
@@ -196,13 +250,15 @@ fn tell(output: &Output, report: &SnapshotReport) -> Result<Exit, CliError> {
     }
 }
 
-fn summary(output: &Output, report: &SnapshotReport) -> Vec<String> {
+/// Says in a few lines what a run did.
+pub(crate) fn summary(output: &Output, report: &SnapshotReport) -> Vec<String> {
     let (record, totals, work) = (&report.record, &report.record.totals, &report.record.work);
     let excluded = match work.excluded_names {
         0 => String::new(),
         excluded => format!("; {} left out", text::plural(excluded, "name", "names")),
     };
     let (style, problems) = match record.problem_count {
+        _ if !record.suspect_reasons().is_empty() => (WARNING, "suspect".to_owned()),
         0 => (GOOD, "complete".to_owned()),
         problems => (WARNING, format!("complete but for {}", text::plural(problems, "problem", "problems"))),
     };

@@ -3,7 +3,9 @@
 use clap::Args;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
-use zmreplica::catalog::snapshot::{SnapshotRecord, Totals, Work};
+use zmreplica::catalog::marks::Mark;
+use zmreplica::catalog::snapshot::{SuspectReason, Totals, Work};
+use zmreplica::guard::{Judged, judged};
 use zmreplica::lease::{self, LeaseInfo};
 
 use super::error::{CliError, Exit};
@@ -24,8 +26,16 @@ pub(crate) struct SnapshotEvent<'a> {
     source: &'a str,
     host: &'a str,
     tags: &'a [String],
+    /// `suspect` until it is accepted; else `problems` or `complete`.
     state: &'static str,
+    /// Why the state is not `complete`.
     reasons: Vec<String>,
+    /// What the guard found when it was taken, accepted or not.
+    suspect: &'a [SuspectReason],
+    /// The snapshot that it was compared with.
+    compared_with: Option<&'a str>,
+    accepted: Option<&'a Mark>,
+    pinned: Option<&'a Mark>,
     problem_count: u64,
     excludes: &'a [String],
     totals: &'a Totals,
@@ -48,19 +58,30 @@ struct Holder<'a> {
 
 impl<'a> SnapshotEvent<'a> {
     /// Prepares the event of the given name.
-    pub(crate) fn new(event: &'static str, number: u64, record: &'a SnapshotRecord) -> SnapshotEvent<'a> {
-        let problems = record.problem_count > 0;
+    pub(crate) fn new(event: &'static str, snapshot: &'a Judged) -> SnapshotEvent<'a> {
+        let Judged { number, record, marks } = snapshot;
+        let mut reasons = Vec::new();
+        if snapshot.is_suspect() {
+            reasons.extend(record.suspect_reasons().iter().map(|reason| reason.text.clone()));
+        }
+        if record.problem_count > 0 {
+            reasons.push(text::plural(record.problem_count, "problem", "problems"));
+        }
         SnapshotEvent {
             event,
-            number,
+            number: *number,
             id: &record.id,
             time: record.time,
             finished: record.finished,
             source: &record.source,
             host: &record.host,
             tags: &record.tags,
-            state: if problems { "problems" } else { "complete" },
-            reasons: if problems { vec![state(record)] } else { Vec::new() },
+            state: snapshot.state(),
+            reasons,
+            suspect: record.suspect_reasons(),
+            compared_with: record.guard.as_ref().and_then(|verdict| verdict.compared_with.as_deref()),
+            accepted: marks.accepted.as_ref(),
+            pinned: marks.pinned.as_ref(),
             problem_count: record.problem_count,
             excludes: &record.excludes,
             totals: &record.totals,
@@ -85,11 +106,23 @@ impl<'a> SnapshotEvent<'a> {
 }
 
 /// Returns the state of a snapshot in words.
-fn state(record: &SnapshotRecord) -> String {
-    match record.problem_count {
-        0 => "complete".to_owned(),
-        problems => text::plural(problems, "problem", "problems"),
+fn state(snapshot: &Judged) -> String {
+    let problems = snapshot.record.problem_count;
+    let mut words = Vec::new();
+    if snapshot.is_suspect() {
+        words.push("suspect".to_owned());
+    } else if snapshot.marks.accepted.is_some() {
+        words.push("accepted".to_owned());
     }
+    if problems > 0 {
+        words.push(text::plural(problems, "problem", "problems"));
+    } else if words.is_empty() {
+        words.push("complete".to_owned());
+    }
+    if snapshot.marks.pinned.is_some() {
+        words.push("pinned".to_owned());
+    }
+    words.join(", ")
 }
 
 /// Returns the leases on a snapshot.
@@ -109,18 +142,18 @@ fn holders(leases: &[LeaseInfo], id: &str) -> String {
 pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliError> {
     let output = &context.output;
     let replica = context.open()?;
-    let records = replica.catalog()?.snapshots()?;
+    let all = judged(&replica.catalog()?)?;
     let leases = lease::list(replica.path()).unwrap_or_else(|error| {
         output.warn(&format!("Who has snapshots mounted cannot be told: {error}"));
         Vec::new()
     });
     if output.json() {
-        for (number, record) in &records {
-            output.event(&SnapshotEvent::new("snapshot", *number, record).with_leases(&leases))?;
+        for snapshot in &all {
+            output.event(&SnapshotEvent::new("snapshot", snapshot).with_leases(&leases))?;
         }
         return Ok(Exit::Done);
     }
-    if records.is_empty() {
+    if all.is_empty() {
         output.note("The store holds no snapshot yet; `zmreplica snapshot SOURCE` takes one.");
         return Ok(Exit::Done);
     }
@@ -145,8 +178,13 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
         3..=6 => right((*name).to_owned()),
         _ => Cell::new(name),
     }));
-    for (_, record) in &records {
-        let state_colour = if record.problem_count == 0 { Color::Green } else { Color::Yellow };
+    for snapshot in &all {
+        let record = &snapshot.record;
+        let state_colour = match snapshot.state() {
+            "complete" => Color::Green,
+            "suspect" => Color::Red,
+            _ => Color::Yellow,
+        };
         let mut row = vec![
             Cell::new(record.short_id()),
             Cell::new(text::local_time(record.time)),
@@ -156,7 +194,7 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
             right(text::bytes(record.work.new_bytes)),
             right(text::bytes(record.work.stored_bytes)),
             Cell::new(text::escape(record.tags.join(",").as_bytes())),
-            Cell::new(state(record)).fg(state_colour),
+            Cell::new(state(snapshot)).fg(state_colour),
         ];
         if !leases.is_empty() {
             row.push(Cell::new(holders(&leases, &record.id)));
@@ -168,6 +206,11 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
     }
     for line in table.lines() {
         output.line(line.trim_end())?;
+    }
+    for snapshot in all.iter().filter(|snapshot| snapshot.is_suspect()) {
+        for reason in snapshot.record.suspect_reasons() {
+            output.note(&format!("{} is suspect: {}", snapshot.record.short_id(), reason.text));
+        }
     }
     Ok(Exit::Done)
 }

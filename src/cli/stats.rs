@@ -57,9 +57,11 @@ pub(crate) fn run(context: &Context, _args: &StatsArgs) -> Result<Exit, CliError
         stats.pack_bytes += PackRow::decode(payload?).map_err(|error| damaged("pack row", number, &error))?.bytes;
         Ok(())
     })?;
-    for (_, bytes) in replica.backend().list("commits/").map_err(CatalogError::from)? {
-        stats.commit_files += 1;
-        stats.commit_file_bytes += bytes;
+    for prefix in ["commits/", "checkpoints/"] {
+        for (_, bytes) in replica.backend().list(prefix).map_err(CatalogError::from)? {
+            stats.commit_files += 1;
+            stats.commit_file_bytes += bytes;
+        }
     }
     stats.catalog_bytes = std::fs::metadata(replica.database().path()).map_or(0, |metadata| metadata.len());
     let ratio = |whole: u64, part: u64| (part > 0).then(|| (whole as f64 / part as f64 * 1000.0).round() / 1000.0);

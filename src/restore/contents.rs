@@ -250,6 +250,17 @@ fn load(environment: &Environment<'_>, mut numbers: Vec<u64>) -> Chunks {
     numbers.sort_unstable();
     numbers.dedup();
     let mut chunks = Chunks::with_capacity(numbers.len());
+    load_from(environment, numbers, &mut chunks);
+    let damaged = chunks.iter().filter(|(_, chunk)| matches!(chunk, Err((_, true)))).map(|(number, _)| *number);
+    let damaged: Vec<u64> = damaged.collect();
+    // A prune beside this may have written their packs anew.
+    if !damaged.is_empty() && environment.view.catalog().renew() {
+        load_from(environment, damaged, &mut chunks);
+    }
+    chunks
+}
+
+fn load_from(environment: &Environment<'_>, numbers: Vec<u64>, chunks: &mut Chunks) {
     let mut addresses: Vec<(ChunkAddress, u64)> = Vec::with_capacity(numbers.len());
     for number in numbers {
         match environment.view.catalog().address(number) {
@@ -265,7 +276,6 @@ fn load(environment: &Environment<'_>, mut numbers: Vec<u64>) -> Chunks {
         let plain = plain.map_err(|error| (error.to_string(), error.damaged()));
         chunks.insert(addresses[index].1, plain);
     });
-    chunks
 }
 
 /// Writes the segments of one file in order.

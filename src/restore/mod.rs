@@ -31,7 +31,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::view::{SnapshotView, ViewError};
 
@@ -84,7 +84,7 @@ pub struct RestoreProgress {
 }
 
 /// Something that could not be restored as it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreProblem {
     /// The path, below the destination, fit for people.
     pub path: String,
@@ -95,7 +95,7 @@ pub struct RestoreProblem {
 }
 
 /// What a restore did, or would do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreReport {
     /// Names of the snapshot that were looked at.
     pub entries: u64,

@@ -9,6 +9,7 @@
 //! Listings are classified in depth-first order: an inode that is as it was last night costs a look-up, any other a read request.
 //! Answers come in the order of the requests, so listings are completed in the same order, and link groups are numbered in it.
 
+mod adopt;
 pub mod content;
 pub mod dry_run;
 pub mod ingest;
@@ -20,6 +21,7 @@ pub mod owners;
 pub mod progress;
 pub mod pull;
 mod resolve;
+mod root_files;
 pub mod run;
 pub mod tree;
 

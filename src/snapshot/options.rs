@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::ingest::CompressionOptions;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::guard::GuardOptions;
 use crate::source::scan::Problem;
 
 /// How to take a snapshot.
@@ -27,6 +28,8 @@ pub struct SnapshotOptions {
     pub progress_interval: Duration,
     /// Threads that scan, and as many that read; 0 chooses.
     pub threads: usize,
+    /// What the guard goes by.
+    pub guard: GuardOptions,
 }
 
 impl Default for SnapshotOptions {
@@ -40,6 +43,7 @@ impl Default for SnapshotOptions {
             compression: CompressionOptions { level: 3, dictionary: true, threads: cores() },
             progress_interval: Duration::from_secs(60),
             threads: 0,
+            guard: GuardOptions::default(),
         }
     }
 }

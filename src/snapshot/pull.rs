@@ -1,16 +1,17 @@
 //! A run whose source is on another host: connect, take, and when the connection breaks connect again and go on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::SnapshotError;
 use super::dry_run::dry_run_over;
 use super::options::{DryRun, SnapshotOptions, SnapshotReport};
 use super::progress::Progress;
 use super::run::{Begun, run_over};
-use crate::remote::client::{AgentChoice, RemoteTree, connect};
+use crate::model::Stat;
+use crate::remote::client::{AgentChoice, ConnectError, RemoteTree, connect};
 use crate::remote::protocol::{Start, Task};
 use crate::remote::transport::Transport;
 use crate::remote::transport::command::CommandTransport;
@@ -18,7 +19,8 @@ use crate::remote::transport::spec::RemoteSpec;
 use crate::remote::transport::ssh::{SshOptions, SshTransport};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
-use crate::source::tree::SourceError;
+use crate::source::scan::Found;
+use crate::source::tree::{SourceError, SourceTree};
 
 /// The first pause before another attempt; each further one is twice as long ...
 const PAUSE: Duration = Duration::from_secs(1);
@@ -67,6 +69,8 @@ pub struct PullOptions {
     pub compress_at: CompressAt,
     /// Most bytes a second that the agent sends; 0 for no limit.
     pub bytes_per_second: u64,
+    /// How long the agent may say nothing but that it is alive before the connection counts as lost.
+    pub patience: Duration,
     /// Attempts in a row that may fail without having brought anything before the run gives up.
     pub retries: u32,
 }
@@ -108,6 +112,50 @@ pub fn dry_pull(
     })
 }
 
+/// Returns the time of a change in `directory`, a name below the source on another host, or below that, which is newer than `since` by that host's clock; `None` if there was none, or
+/// if there is no such directory.
+///
+/// # Errors
+/// See [`SnapshotError`].
+pub fn change_since(
+    spec: &RemoteSpec,
+    pull: &PullOptions,
+    directory: &str,
+    since: SystemTime,
+) -> Result<Option<SystemTime>, SnapshotError> {
+    let root = format!("{}/{directory}", spec.path.trim_end_matches('/'));
+    let start = Start {
+        task: Task::Scan,
+        root,
+        excludes: vec!["/restore".to_owned()],
+        cross_file_systems: false,
+        level: 0,
+        threads: 1,
+        bytes_per_second: 0,
+    };
+    let opened = match connect(&mut *pull.way.transport(spec), &pull.agent, &start, false) {
+        Err(ConnectError::Refused { .. }) => return Ok(None),
+        opened => opened?,
+    };
+    // A look, of which nothing is kept.
+    let mut tree = RemoteTree::start(opened.connection, Arc::default(), Path::new(""), pull.patience)?;
+    let newer = |stat: &Stat| {
+        let seconds = Duration::from_secs(u64::try_from(stat.ctime.seconds).unwrap_or(0));
+        let changed = SystemTime::UNIX_EPOCH + seconds + Duration::from_nanos(stat.ctime.nanos.into());
+        (changed > since).then_some(changed)
+    };
+    while let Some(listing) = tree.next_listing()? {
+        let stats = listing.entries.iter().filter_map(|entry| match &entry.what {
+            Found::Inode { stat: Some(stat), .. } | Found::Boundary(stat) => Some(&**stat),
+            _ => None,
+        });
+        if let Some(changed) = std::iter::once(&listing.stat).chain(stats).find_map(newer) {
+            return Ok(Some(changed));
+        }
+    }
+    Ok(None)
+}
+
 /// Connects and has the agent begin.
 fn open(
     replica: &Replica,
@@ -135,7 +183,8 @@ fn open(
     if opened.uploaded {
         progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
     }
-    Ok(RemoteTree::start(opened.connection, Arc::clone(&progress.wire), &block_cache(replica, spec))?)
+    let (wire, blocks) = (Arc::clone(&progress.wire), block_cache(replica, spec));
+    Ok(RemoteTree::start(opened.connection, wire, &blocks, pull.patience)?)
 }
 
 /// Returns the file that keeps the listing blocks of a source.

@@ -9,11 +9,8 @@ use super::owners::Owners;
 use super::progress::Progress;
 use super::run::Run;
 use super::tree::Resolved;
-use crate::catalog::CatalogError;
-use crate::catalog::directory::{Body, Directory, DirectoryAttributes, Node};
+use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::group::{Content, LinkGroup, Segment};
-use crate::catalog::reader::CatalogReader;
-use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::CatalogWriter;
 use crate::model::{Kind, Stat, Xattr};
 use crate::source::cut::SinkClosed;
@@ -84,24 +81,6 @@ pub(super) fn directory_attributes(stat: &Stat, xattrs: Vec<Xattr>, unreadable: 
         unreadable,
         mount_point: false,
     }
-}
-
-/// Returns the names of the files directly below the root of a snapshot, sorted.
-pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Result<Vec<Box<[u8]>>, CatalogError> {
-    let root: Directory =
-        record.root_directory().map_err(|error| CatalogError::damaged("snapshot record", 0, error))?;
-    let pages: Vec<u64> = match root.body {
-        Body::Folded(_) => Vec::new(),
-        Body::Page(page) => vec![page],
-        Body::Index(index) => reader.directory_index(index)?.into_iter().map(|page| page.page).collect(),
-    };
-    let mut names = Vec::new();
-    for page in pages {
-        let entries = reader.directory_page(page)?;
-        let files = entries.iter().filter(|entry| matches!(entry.node, Node::Group(_)));
-        names.extend(files.map(|entry| entry.name.clone()));
-    }
-    Ok(names)
 }
 
 /// Takes the events of an inode that is read out of turn, on the run's own thread.

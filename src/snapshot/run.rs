@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::SnapshotError;
 use super::ingest::Ingest;
@@ -22,11 +22,12 @@ use crate::catalog::links;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, Totals, Work};
 use crate::catalog::writer::{CatalogWriter, commit_id};
+use crate::guard;
 use crate::model::{Kind, Stat};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
 use crate::source::read::{ReadRequest, Want};
-use crate::source::scan::{Entry, Found, Listing, ScanError, ScanOptions};
+use crate::source::scan::{Found, Listing, ScanError, ScanOptions};
 use crate::source::tree::{LocalTree, SourceError, SourceTree};
 
 /// Read requests that may be unanswered before the run stops classifying and completes listings.
@@ -35,9 +36,6 @@ const WINDOW_REQUESTS: usize = 8192;
 const PROGRESS_PENDING_BYTES: usize = 48 << 20;
 /// Problems that are kept by name; further ones are counted.
 const PROBLEMS_KEPT: usize = 100_000;
-/// How often and how long a file that stood at the root in the last snapshot is waited for before it counts as gone.
-const ROOT_WAITS: u32 = 5;
-const ROOT_WAIT: Duration = Duration::from_millis(100);
 
 /// Takes a snapshot of a local tree and commits it.
 ///
@@ -55,6 +53,20 @@ pub fn run(
     let threads = if options.threads == 0 { cores().min(4) } else { options.threads };
     let tree = LocalTree::start(&real, scan_options(options, excludes), threads)?;
     run_over(replica, Box::new(tree), &name, options, progress, &begun)
+}
+
+/// Takes a snapshot of any tree, known under a name, and commits it.
+///
+/// # Errors
+/// See [`SnapshotError`]. The store then is as it was, but for progress that the next run makes use of.
+pub fn run_tree(
+    replica: &LockedReplica,
+    tree: Box<dyn SourceTree + '_>,
+    name: &str,
+    options: &SnapshotOptions,
+    progress: &Arc<Progress>,
+) -> Result<SnapshotReport, SnapshotError> {
+    run_over(replica, tree, name, options, progress, &Begun::now())
 }
 
 /// When a run began: its snapshot's time, however often it had to connect anew.
@@ -140,7 +152,7 @@ pub(super) struct Run<'a> {
     clock: Instant,
     last_commit: Instant,
     excludes: Vec<String>,
-    last_root_files: Vec<Box<[u8]>>,
+    pub(super) last_root_files: Vec<Box<[u8]>>,
     pub(super) acls: Acls,
 }
 
@@ -156,6 +168,10 @@ impl<'a> Run<'a> {
         let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
         let patterns = excludes.patterns().map(str::to_owned).collect();
         let mut writer = replica.writer()?;
+        let adopted = super::adopt::adopt(replica, &mut writer)?;
+        if adopted > 0 {
+            progress.tell(format!("{adopted} chunks that an interrupted run had stored are taken over."));
+        }
         let source_number = writer.intern_source(source)?;
         let known = load_known(replica, source_number).unwrap_or_default();
         let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);
@@ -163,7 +179,7 @@ impl<'a> Run<'a> {
         let mut last_root_files = Vec::new();
         if let Some((_, record)) = &last {
             progress.expected_names.store(record.totals.names, Ordering::Relaxed);
-            last_root_files = super::resolve::root_files(writer.reader(), record)?;
+            last_root_files = super::root_files::root_files(writer.reader(), record)?;
         }
         let ingest = Ingest::start(
             Arc::clone(replica.backend()),
@@ -363,40 +379,6 @@ impl<'a> Run<'a> {
         })))
     }
 
-    /// Looks again for files that stood at the root in the last snapshot: `accounts.xml` is replaced by two renames, between which there is none.
-    fn wait_for_root_files(&mut self, listing: &mut Listing) -> Result<(), SnapshotError> {
-        let missing: Vec<Box<[u8]>> = std::mem::take(&mut self.last_root_files)
-            .into_iter()
-            .filter(|name| listing.entries.binary_search_by(|entry| entry.name.cmp(name)).is_err())
-            .collect();
-        if missing.is_empty() || listing.unreadable.is_some() {
-            return Ok(());
-        }
-        for name in missing {
-            let excluded = Excludes::new(&self.options.excludes, self.options.default_excludes)
-                .is_ok_and(|excludes| excludes.excluded(&name, false));
-            for wait in 0..ROOT_WAITS {
-                if excluded {
-                    break;
-                }
-                if wait > 0 {
-                    std::thread::sleep(ROOT_WAIT);
-                }
-                if let Some(stat) = self.source_tree.stat_root_entry(&name)?
-                    && stat.kind != Kind::Directory
-                    && stat.dev == listing.stat.dev
-                {
-                    let found =
-                        Found::Inode { file_system: listing.file_system, ino: stat.ino, stat: Some(Box::new(stat)) };
-                    let at = listing.entries.partition_point(|entry| entry.name < name);
-                    listing.entries.insert(at, Entry { name: name.clone(), what: found });
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Completes the oldest pending listing.
     fn complete_one(&mut self) -> Result<(), SnapshotError> {
         let Some(listing) = self.pending.pop_front() else { return Ok(()) };
@@ -535,12 +517,16 @@ impl<'a> Run<'a> {
             users: owners.users,
             groups: owners.groups,
             has_acls: self.acls.answer(),
+            guard: None,
             totals: self.totals,
             work: self.work,
             digest: tree.digest,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         record.id = record.compute_id(&self.replica.config().id);
+        // The guard reads the tree, so the tree is committed first, as progress is, and the record behind it.
+        self.writer.commit()?;
+        record.guard = Some(guard::examine(self.replica, self.writer.reader(), &record, &self.options.guard));
         let number = self.writer.add_snapshot(&record)?;
         self.writer.commit()?;
         let inodes = std::mem::replace(&mut self.inodes, RunInodes::new(KnownInodes::default(), false, self.started));

@@ -83,6 +83,13 @@ impl MemoryBackend {
         MemoryBackend { state: Mutex::new(State { current, durable, log: Vec::new(), failure: Failure::Never }) }
     }
 
+    /// Makes a backend of its own with the same objects, synced or not as they are here, and without log and failures.
+    pub fn fork(&self) -> MemoryBackend {
+        let state = self.state();
+        let (current, durable) = (state.current.clone(), state.durable.clone());
+        MemoryBackend { state: Mutex::new(State { current, durable, log: Vec::new(), failure: Failure::Never }) }
+    }
+
     /// Undoes every put and delete since the last sync, and ends any failure that was asked for.
     pub fn crash(&self) {
         let mut state = self.state();

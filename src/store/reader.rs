@@ -218,6 +218,24 @@ impl ChunkReader {
         failure.map_or(Ok(()), Err)
     }
 
+    /// Reads chunks as [`read_run`](ChunkReader::read_run) does and hands them on as they are stored: header and stored bytes, for a copy in
+    /// another pack. Each was decompressed and its hash compared, so what is damaged is not copied.
+    pub fn copy_run(
+        &self,
+        run: &[ChunkAddress],
+        mut sink: impl FnMut(usize, Result<(EntryHeader, &[u8]), ChunkError>),
+    ) {
+        self.each_entry(run, |index, entry| {
+            let ChunkAddress { location, hash_prefix } = &run[index];
+            let verified = entry.and_then(|(decompressor, entry)| {
+                open_entry(decompressor, &self.dictionaries, location, *hash_prefix, entry)?;
+                let Location { pack, offset, .. } = *location;
+                split_entry(entry).ok_or(ChunkError::CutShort { pack, offset: offset.into() })
+            });
+            sink(index, verified);
+        });
+    }
+
     /// Calls `sink` with the stored entry of each chunk, in order, and with what opens it.
     fn each_entry(
         &self,

@@ -26,7 +26,7 @@ use crate::store::reader::{ChunkError, ChunkReader};
 pub use content::CopyError;
 pub use listing::{Listing, ViewEntry, Walk, WalkEntry};
 pub use owners::OwnerMap;
-pub use snapshots::{ResolveError, Snapshots, StoredSnapshot, split_spec};
+pub use snapshots::{ResolveError, Snapshots, StoredSnapshot, parse_time, split_spec};
 pub use tree::SnapshotTree;
 
 /// What can go wrong while a snapshot is read.

@@ -184,6 +184,12 @@ fn looks_like_a_date(spec: &[u8]) -> bool {
     spec.len() >= 10 && spec[..4].iter().all(u8::is_ascii_digit) && spec[4] == b'-' && spec[7] == b'-'
 }
 
+/// Returns the last instant of the time that a text gives, local unless it says otherwise: `2026-11-22` stands for that day to its end. `None` when
+/// it is no time.
+pub fn parse_time(text: &str) -> Option<Timestamp> {
+    end_of(text, &TimeZone::system())
+}
+
 /// Returns the last instant of the time that a text gives, or `None` when it is no time.
 fn end_of(spec: &str, zone: &TimeZone) -> Option<Timestamp> {
     if !looks_like_a_date(spec.as_bytes()) {

@@ -48,12 +48,17 @@ impl Scene {
 
     /// Prepares the program with an environment that cannot disturb.
     pub fn command(&self) -> Command {
+        self.command_on(&self.store())
+    }
+
+    /// Prepares the program for another store.
+    pub fn command_on(&self, store: &Path) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("zmreplica"));
         fs::write(self.path("empty.toml"), "").unwrap();
         command.env_clear().env("TZ", "UTC").env("ZMREPLICA_CONFIG", self.path("empty.toml"));
         // Where fusermount3 is, for users other than root.
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        command.current_dir(self.directory.path()).arg("--store").arg(self.store());
+        command.current_dir(self.directory.path()).arg("--store").arg(store);
         command
     }
 

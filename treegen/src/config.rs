@@ -63,6 +63,9 @@ pub struct Config {
     pub start_ms: i64,
     /// Major release: 7 (SHA-1 digests) or 8 (SHA-256).
     pub zcs: u8,
+    /// Groups of accounts in auto-grouped mode, where every session is a full of one group with its own redo logs; zero for the standard mode.
+    #[serde(default)]
+    pub groups: u32,
     /// User and group that own the files; none leaves them to the caller.
     pub owner: Option<(u32, u32)>,
 }
@@ -89,6 +92,7 @@ impl Config {
             // 2026-08-01T01:00:00Z, a Saturday: the usual night of the full.
             start_ms: 1_785_546_000_000,
             zcs: 7,
+            groups: 0,
             owner: None,
         };
         match preset {
@@ -130,6 +134,9 @@ impl Config {
         }
         if self.mean_size_bytes < 400 || self.mean_size_bytes > 5_000_000 {
             return usage("The mean size lies between 400 and 5000000 bytes");
+        }
+        if self.groups > self.accounts {
+            return usage("Every group needs at least one account");
         }
         if self.incrementals > 60 {
             return usage("At most 60 incrementals fit between two fulls");
@@ -180,11 +187,24 @@ pub struct Step {
     pub days: i64,
     /// Day of the schedule, counted from the first full.
     pub day: i64,
-    /// First step whose redo log this session archives (incrementals only).
+    /// First step whose redo log this session archives (incrementals, and all sessions in auto-grouped mode).
     pub first_log: u32,
+    /// The group of accounts that it holds, in auto-grouped mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
 }
 
 impl Step {
+    /// Tells whether the session holds an account.
+    pub fn holds(&self, account: u32, groups: u32) -> bool {
+        self.group.is_none_or(|group| account % groups.max(1) == group)
+    }
+
+    /// Tells whether the session archives redo logs.
+    pub fn has_logs(&self) -> bool {
+        self.kind == Kind::Incremental || self.group.is_some()
+    }
+
     /// Tells the label, `full-yyyyMMdd.HHmmss.SSS` or `incr-...`.
     pub fn label(&self) -> String {
         let kind = match self.kind {

@@ -52,7 +52,8 @@ impl Generator {
         Disk { owner: None }.mkdir(&root.join("lost+found"), 0o700)?;
         let made_ns = (generator.site.config.start_ms - 400 * DAY_MS) * 1_000_000;
         disk::touch(&root.join("lost+found"), made_ns)?;
-        let (fulls, incrementals) = (generator.site.config.fulls, generator.site.config.incrementals);
+        let Config { fulls, incrementals, groups, .. } = generator.site.config;
+        let (fulls, incrementals) = if groups > 0 { (fulls * groups, 0) } else { (fulls, incrementals) };
         for full in 0..fulls {
             generator.full()?;
             if full + 1 < fulls {
@@ -85,7 +86,7 @@ impl Generator {
         self.run(Kind::Incremental)
     }
 
-    /// Adds the next full session, a week after the last one.
+    /// Adds the next full session, a week after the last one; in auto-grouped mode that of the next group, a day after.
     pub fn full(&mut self) -> Result<String> {
         self.run(Kind::Full)
     }
@@ -161,17 +162,20 @@ impl Generator {
         let period = config.period_days();
         let day = match (last, kind) {
             (None, _) => 0,
-            (Some(last), Kind::Full) => (last.day / period + 1) * period,
+            (Some(last), Kind::Full) if config.groups == 0 => (last.day / period + 1) * period,
+            (Some(last), Kind::Full) => last.day + 1,
             (Some(last), Kind::Incremental) => last.day + 1,
         };
         let mut rng = Rng::new(&[config.seed, domain::SESSION, number as u64, 1]);
         // Cron starts the command on the minute; the server takes a few seconds to begin.
         let start_ms = config.start_ms + day * DAY_MS + rng.range(2_000, 9_000) as i64;
-        // Logs up to the newest finished incremental are archived already.
-        let archived = self.site.steps.iter().rposition(|s| s.kind == Kind::Incremental && s.status != Status::Running);
+        // Logs up to the newest finished session that archives any are archived already.
+        let archived = self.site.steps.iter().rposition(|s| s.has_logs() && s.status != Status::Running);
         let first_log = archived.map_or(0, |n| n as u32 + 1);
         let days = last.map_or(0, |last| day - last.day);
-        self.site.steps.push(Step { kind, status: Status::Running, start_ms, days, day, first_log });
+        let turn = self.site.steps.iter().filter(|s| s.kind == Kind::Full).count() as u32;
+        let group = (config.groups > 0 && kind == Kind::Full).then(|| turn % config.groups);
+        self.site.steps.push(Step { kind, status: Status::Running, start_ms, days, day, first_log, group });
         number
     }
 
@@ -220,8 +224,7 @@ impl Generator {
     /// Swaps `accounts.xml` by two renames, as the server does.
     fn accounts_xml(&self, mtime_ns: i64) -> Result<()> {
         let [current, old, new] = ["accounts.xml", "accounts.xml.old", "accounts.xml.new"].map(|n| self.root.join(n));
-        let latest = self.site.fulls().next_back().map(|(_, step)| step.label());
-        self.disk().write(&new, FILE_MODE, mtime_ns, xml::accounts(&self.site, latest.as_deref()).as_bytes())?;
+        self.disk().write(&new, FILE_MODE, mtime_ns, xml::accounts(&self.site).as_bytes())?;
         if current.exists() {
             std::fs::rename(&current, &old).context("rename", &current)?;
         }

@@ -107,6 +107,9 @@ struct Create {
     /// Major release: 7 has SHA-1 digests, 8 and later SHA-256
     #[arg(long, value_name = "N")]
     zcs: Option<u8>,
+    /// Auto-grouped mode: every session is a full of one of so many groups of accounts; --fulls counts rounds
+    #[arg(long, value_name = "N")]
+    groups: Option<u32>,
     /// Owner of the files, as numbers
     #[arg(long, value_name = "UID:GID", value_parser = owner)]
     owner: Option<(u32, u32)>,
@@ -137,6 +140,7 @@ impl Create {
             weekly_new_percent: self.weekly_new_percent.unwrap_or(base.weekly_new_percent),
             start_ms: self.start.unwrap_or(base.start_ms),
             zcs: self.zcs.unwrap_or(base.zcs),
+            groups: self.groups.unwrap_or(base.groups),
             owner: self.owner.or(base.owner),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::blobs;
-use crate::config::{BlobMode, Kind};
+use crate::config::{BlobMode, Kind, Step};
 use crate::digest::{Digest, Known};
 use crate::disk::{self, DIR_MODE, Disk, FILE_MODE, READ_ONLY};
 use crate::error::{Context, Error, Result};
@@ -130,9 +130,11 @@ impl<'a> Session<'a> {
         session.join("accounts").join(&uuid[..3]).join(&uuid[3..6]).join(uuid)
     }
 
-    /// Tells the directory of the newest finished full before this session, and its step.
+    /// Tells the directory of the newest finished full of the same accounts before this session, and its step.
     pub fn previous_full(&self) -> Option<(u32, PathBuf)> {
-        let (number, step) = self.site.fulls().rfind(|(number, _)| *number < self.number as usize)?;
+        let group = self.site.steps[self.number as usize].group;
+        let before = |(number, step): &(usize, &Step)| *number < self.number as usize && step.group == group;
+        let (number, step) = self.site.fulls().rfind(before)?;
         Some((number as u32, self.root.join("sessions").join(step.label())))
     }
 
@@ -180,16 +182,23 @@ impl<'a> Session<'a> {
     /// Lists the accounts to write now: the number, and whether only its beginning is written.
     fn accounts_now(&self) -> Vec<(u32, bool)> {
         let all = self.site.accounts.len() as u32;
-        match self.part {
+        let mut accounts: Vec<(u32, bool)> = match self.part {
             Part::Whole => (0..all).map(|a| (a, false)).collect(),
             Part::Begin => (0..=all / 2).map(|a| (a, a == all / 2)).collect(),
             Part::Rest => (all / 2..all).map(|a| (a, false)).collect(),
-        }
+        };
+        accounts.retain(|(account, _)| self.holds(*account));
+        accounts
+    }
+
+    /// Tells whether the session holds an account.
+    fn holds(&self, account: u32) -> bool {
+        self.site.steps[self.number as usize].holds(account, self.site.config.groups)
     }
 
     fn full(&self) -> Result<()> {
-        let all: Vec<Vec<Item>> =
-            (0..self.site.accounts.len() as u32).map(|a| self.site.items(a, self.number)).collect();
+        let items = |account| if self.holds(account) { self.site.items(account, self.number) } else { Vec::new() };
+        let all: Vec<Vec<Item>> = (0..self.site.accounts.len() as u32).map(items).collect();
         if self.site.config.blobs == BlobMode::Files {
             blobs::learn(self, &all)?;
         }
@@ -205,7 +214,11 @@ impl<'a> Session<'a> {
         if self.site.config.blobs != BlobMode::Files && self.part != Part::Begin {
             blobs::shared_zips(self, &shared)?;
         }
-        Ok(())
+        if self.site.steps[self.number as usize].has_logs() && self.part != Part::Begin {
+            self.redo_logs()
+        } else {
+            Ok(())
+        }
     }
 
     fn account(&self, scratch: &mut Scratch<'_>, account: u32, items: &[Item], begin: bool) -> Result<()> {

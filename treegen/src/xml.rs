@@ -28,12 +28,13 @@ fn hash_order(site: &Site) -> Vec<usize> {
     order
 }
 
-/// Composes `accounts.xml`: every account with the label of its newest full.
-pub fn accounts(site: &Site, latest: Option<&str>) -> String {
+/// Composes `accounts.xml`: every account that has a full, with the label of its newest.
+pub fn accounts(site: &Site) -> String {
     let mut xml = format!("{HEAD}\n  <allAccounts>\n");
-    if let Some(label) = latest {
-        for number in hash_order(site) {
-            let account = &site.accounts[number];
+    for number in hash_order(site) {
+        let account = &site.accounts[number];
+        let newest = site.fulls().rfind(|(_, step)| step.holds(number as u32, site.config.groups));
+        if let Some(label) = newest.map(|(_, step)| step.label()) {
             let _ = writeln!(
                 xml,
                 "    <account zimbraId=\"{}\" email=\"{}\" latestFullBackupLabel=\"{label}\"></account>",
@@ -48,7 +49,8 @@ pub fn accounts(site: &Site, latest: Option<&str>) -> String {
 pub fn session(site: &Site, number: u32, end_ms: i64) -> String {
     let step = &site.steps[number as usize];
     let (kind, first) = match step.kind {
-        Kind::Full => ("full", number),
+        Kind::Full if !step.has_logs() => ("full", number),
+        Kind::Full => ("full", step.first_log),
         Kind::Incremental => ("incremental", step.first_log),
     };
     let mut xml = format!(
@@ -60,7 +62,7 @@ pub fn session(site: &Site, number: u32, end_ms: i64) -> String {
         number + FIRST_SEQUENCE,
         site.config.blobs != BlobMode::Files
     );
-    for number in hash_order(site) {
+    for number in hash_order(site).into_iter().filter(|number| step.holds(*number as u32, site.config.groups)) {
         let account = &site.accounts[number];
         let _ = writeln!(
             xml,

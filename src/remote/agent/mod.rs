@@ -10,11 +10,12 @@
 //! [`crate::source`], which resolves each path below an open directory and follows no symbolic link.
 //!
 //! Memory: 16 MiB of chunks offered, 8 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's look-ahead
-//! of [`AHEAD_ENTRIES`] names (some 10 MB), and 16 to 40 bytes for each inode of several names.
+//! of 50,000 names (some 10 MB), and 16 to 40 bytes for each inode of several names.
 
 mod devices;
 mod outbox;
 mod read;
+mod restore;
 
 mod scan;
 
@@ -77,7 +78,11 @@ impl From<DecodeError> for AgentError {
 ///
 /// # Errors
 /// See [`AgentError`]. The end of the input is none.
-pub fn serve(mut input: impl Read, mut output: impl Write + Send, options: &AgentOptions) -> Result<(), AgentError> {
+pub fn serve(
+    mut input: impl Read + Send,
+    mut output: impl Write + Send,
+    options: &AgentOptions,
+) -> Result<(), AgentError> {
     output.write_all(&preamble())?;
     frame::write(&mut output, Kind::Hello, &to_json(&hello())?)?;
     let mut greeting = [0; PREAMBLE_BYTES];
@@ -100,7 +105,7 @@ pub fn serve(mut input: impl Read, mut output: impl Write + Send, options: &Agen
         Ok(root) => {
             frame::write(&mut output, Kind::Started, &[])?;
             match start.task {
-                Task::Restore => Err(AgentError::Refused("Not yet".to_owned())),
+                Task::Restore => restore::serve(input, output, &root),
                 Task::Pull | Task::Scan => Session::start(&root, &start)?.serve(input, output),
             }
         }
@@ -132,16 +137,10 @@ fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, AgentError> {
 fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let asked = Path::new(&start.root);
-    let found = match start.task {
+    let resolve = match start.task {
         // A restore may make its destination.
-        Task::Restore => asked.canonicalize().or_else(|error| match (asked.parent(), asked.file_name()) {
-            (Some(parent), Some(name)) if error.kind() == io::ErrorKind::NotFound => {
-                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-                Ok(parent.canonicalize()?.join(name))
-            }
-            _ => Err(error),
-        }),
-        Task::Pull | Task::Scan => asked.canonicalize(),
+        Task::Restore => resolve_to_be_made,
+        Task::Pull | Task::Scan => Path::canonicalize,
     };
     let refused = |error: io::Error| {
         AgentError::Refused(format!(
@@ -149,9 +148,9 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
             start.root
         ))
     };
-    let real = found.map_err(refused)?;
+    let real = resolve(asked).map_err(refused)?;
     if let Some(root) = &options.root {
-        let root = root.canonicalize().map_err(refused)?;
+        let root = resolve(root).map_err(refused)?;
         if !real.starts_with(&root) {
             let allowed = root.display();
             return Err(AgentError::Refused(format!(
@@ -166,6 +165,21 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
         )));
     }
     Ok(real)
+}
+
+/// Resolves a path whose end may not be there yet.
+fn resolve_to_be_made(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) if parent.as_os_str().is_empty() => {
+                Ok(Path::new(".").canonicalize()?.join(name))
+            }
+            // A name, and so neither `..` nor a link that leads nowhere: the restore follows none at its end.
+            (Some(parent), Some(name)) => Ok(resolve_to_be_made(parent)?.join(name)),
+            _ => Err(error),
+        },
+        other => other,
+    }
 }
 
 /// One pull.
@@ -242,6 +256,8 @@ impl Session {
                 let root = Arc::clone(&self.root);
                 scope.spawn(move || end("reading", answer_apart(root, devices, outbox, &apart_requests)));
             }
+            // The threads' own are the last: when these end, whoever hands them chunks hears of it.
+            drop(compress_queue);
             let inbox = Inbox { root: &self.root, devices, outbox, dictionary, block_answers, control, apart };
             let ended = inbox.take_all(&mut input);
             outbox.break_off();

@@ -83,6 +83,12 @@ impl Outbox {
         self.changed.notify_all();
     }
 
+    /// Ends the queue: what waits is still written.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
     /// Ends the queue at once.
     pub(super) fn break_off(&self) {
         let mut state = self.lock();

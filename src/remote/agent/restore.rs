@@ -1,0 +1,313 @@
+//! The agent as the far end of a restore: writes below one directory what a snapshot elsewhere holds, by the same code as a restore on one host.
+//!
+//! Rows that came ahead of their question are kept up to twice [`ROWS_AHEAD_BYTES`], the oldest thrown away first.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::AgentError;
+use super::outbox::Outbox;
+use crate::catalog::CatalogError;
+use crate::catalog::database::Table;
+use crate::catalog::reader::{CatalogReader, RowSource};
+use crate::catalog::snapshot::{SnapshotRecord, from_hex};
+use crate::coding::{Decoder, put_varint};
+use crate::remote::protocol::frame::{self, Frame, Kind};
+use crate::remote::protocol::messages::Figures;
+use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, ROWS_AHEAD_BYTES, Reply, Wish};
+use crate::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
+use crate::store::backend::{Backend, BackendError};
+use crate::store::codec::{Dictionary, DictionarySet};
+use crate::store::pack::PackId;
+use crate::store::reader::ChunkReader;
+use crate::view::{SnapshotView, ViewOptions};
+
+/// The agent keeps less than a restore on the replica would: the mail server's memory is not its own.
+const VIEW: ViewOptions = ViewOptions { cache_bytes: 8 << 20 };
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What waits for the other side's answers.
+struct Exchange {
+    outbox: Outbox,
+    next: AtomicU64,
+    /// `None` once the connection is gone.
+    waiting: Mutex<Option<HashMap<u64, Sender<Reply>>>>,
+    ahead: Mutex<Ahead>,
+}
+
+/// Rows that came before they were asked for.
+#[derive(Default)]
+struct Ahead {
+    rows: HashMap<(u8, u64), Vec<u8>>,
+    order: VecDeque<(u8, u64)>,
+    bytes: usize,
+}
+
+impl Exchange {
+    fn ask(&self, question: Question) -> Result<crossbeam_channel::Receiver<Reply>, String> {
+        let gone = || "the connection to the replica is gone".to_owned();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = bounded(1);
+        lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(number, sender);
+        self.outbox.send(Kind::Ask, &question.encode(number)).map_err(|_| gone())?;
+        Ok(receiver)
+    }
+
+    fn answer(&self, question: Question) -> Result<Option<Vec<u8>>, String> {
+        match self.ask(question)?.recv() {
+            Ok(Reply::Bytes(bytes)) => Ok(Some(bytes)),
+            Ok(Reply::None) => Ok(None),
+            Ok(Reply::Failed(reason)) => Err(reason),
+            Err(_) => Err("the connection to the replica is gone".to_owned()),
+        }
+    }
+
+    /// Takes a row that came ahead, and tells the other side that there is room.
+    fn take_ahead(&self, table: u8, key: u64) -> Option<Vec<u8>> {
+        let payload = {
+            let mut ahead = lock(&self.ahead);
+            let payload = ahead.rows.remove(&(table, key))?;
+            ahead.bytes -= payload.len();
+            payload
+        };
+        self.taken(payload.len());
+        Some(payload)
+    }
+
+    fn taken(&self, bytes: usize) {
+        let mut payload = Vec::new();
+        put_varint(&mut payload, bytes as u64);
+        let _ = self.outbox.send(Kind::Taken, &payload);
+    }
+
+    fn keep_ahead(&self, payload: &[u8]) -> Result<(), AgentError> {
+        let mut decoder = Decoder::new(payload);
+        let place = (decoder.byte()?, decoder.varint()?);
+        let row = decoder.take(decoder.remaining())?.to_vec();
+        let mut thrown = 0;
+        {
+            let mut ahead = lock(&self.ahead);
+            ahead.bytes += row.len();
+            if let Some(before) = ahead.rows.insert(place, row) {
+                ahead.bytes -= before.len();
+                thrown += before.len();
+            }
+            ahead.order.push_back(place);
+            while ahead.bytes > 2 * ROWS_AHEAD_BYTES || ahead.order.len() > 1 << 20 {
+                let Some(oldest) = ahead.order.pop_front() else { break };
+                if let Some(row) = ahead.rows.remove(&oldest) {
+                    ahead.bytes -= row.len();
+                    thrown += row.len();
+                }
+            }
+        }
+        if thrown > 0 {
+            self.taken(thrown);
+        }
+        Ok(())
+    }
+
+    /// Takes frames until the other side ends.
+    fn take_all(&self, input: &mut dyn Read, progress: &RestoreProgress) {
+        while let Ok(Frame { kind, payload }) = frame::read(input) {
+            let taken = match kind {
+                Kind::Alive => Ok(()),
+                Kind::Ahead => self.keep_ahead(&payload),
+                Kind::Answer => Reply::decode(&payload).map_err(AgentError::from).map(|(number, reply)| {
+                    let waiting = lock(&self.waiting).as_mut().and_then(|waiting| waiting.remove(&number));
+                    if let Some(waiting) = waiting {
+                        let _ = waiting.send(reply);
+                    }
+                }),
+                other => Err(AgentError::Protocol(format!("{other:?} in a restore"))),
+            };
+            if taken.is_err() {
+                break;
+            }
+        }
+        // Without answers nothing more can be restored; what is complete stays.
+        progress.interrupt.store(true, Ordering::Relaxed);
+        *lock(&self.waiting) = None;
+        self.outbox.break_off();
+    }
+}
+
+impl RowSource for Exchange {
+    fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError> {
+        if let Some(row) = self.take_ahead(table as u8, key) {
+            return Ok(Some(row));
+        }
+        self.answer(Question::Row(table as u8, key))
+            .map_err(|message| CatalogError::Open { path: "of the replica".to_owned(), message })
+    }
+}
+
+/// The packs of the replica. Nothing but reading is there.
+struct FarPacks(Arc<Exchange>);
+
+impl FarPacks {
+    fn refuse<T>(operation: &'static str) -> Result<T, BackendError> {
+        Err(BackendError::io(operation, "the packs of the replica", std::io::ErrorKind::Unsupported.into()))
+    }
+}
+
+impl Backend for FarPacks {
+    fn put(&self, _key: &str, _parts: &[&[u8]]) -> Result<(), BackendError> {
+        FarPacks::refuse("write")
+    }
+
+    fn sync(&self) -> Result<(), BackendError> {
+        FarPacks::refuse("sync")
+    }
+
+    fn read_into(&self, key: &str, offset: u64, buffer: &mut [u8]) -> Result<(), BackendError> {
+        let failed = |reason: String| BackendError::io("read", key, std::io::Error::other(reason));
+        let pack = PackId::from_key(key).ok_or_else(|| BackendError::BadKey { key: key.to_owned() })?;
+        // All questions first: the answers then come in one round trip.
+        let mut asked = Vec::new();
+        for (at, piece) in buffer.chunks_mut(ANSWER_MAX_BYTES).enumerate() {
+            let offset = offset + (at * ANSWER_MAX_BYTES) as u64;
+            let question = Question::Pack(pack, offset, piece.len() as u64);
+            asked.push((self.0.ask(question).map_err(failed)?, piece));
+        }
+        for (answer, piece) in asked {
+            match answer.recv() {
+                Ok(Reply::Bytes(bytes)) if bytes.len() == piece.len() => piece.copy_from_slice(&bytes),
+                Ok(Reply::Bytes(_)) => return Err(failed("an answer of another length".to_owned())),
+                Ok(Reply::None) => return Err(BackendError::NotFound { key: key.to_owned() }),
+                Ok(Reply::Failed(reason)) => return Err(failed(reason)),
+                Err(_) => return Err(failed("the connection to the replica is gone".to_owned())),
+            }
+        }
+        Ok(())
+    }
+
+    fn size(&self, _key: &str) -> Result<Option<u64>, BackendError> {
+        FarPacks::refuse("measure")
+    }
+
+    fn list(&self, _prefix: &str) -> Result<Vec<(String, u64)>, BackendError> {
+        FarPacks::refuse("list")
+    }
+
+    fn delete(&self, _key: &str) -> Result<(), BackendError> {
+        FarPacks::refuse("delete")
+    }
+}
+
+/// Restores what the other side wishes into `root`.
+pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, root: &Path) -> Result<(), AgentError> {
+    let (wish, dictionaries) = read_wish(&mut input)?;
+    let exchange = Arc::new(Exchange {
+        outbox: Outbox::default(),
+        next: AtomicU64::new(0),
+        waiting: Mutex::new(Some(HashMap::new())),
+        ahead: Mutex::default(),
+    });
+    let progress = RestoreProgress::default();
+    std::thread::scope(|scope| {
+        let (exchange, progress) = (&exchange, &progress);
+        let mut told = Figures::default();
+        scope.spawn(move || {
+            exchange.outbox.write_all(&mut output, 0, || {
+                let now = Figures {
+                    names: progress.entries.load(Ordering::Relaxed),
+                    files: progress.files.load(Ordering::Relaxed),
+                    bytes: progress.written_bytes.load(Ordering::Relaxed),
+                };
+                (now != told).then(|| {
+                    told = now;
+                    now.encode()
+                })
+            });
+        });
+        scope.spawn(move || exchange.take_all(&mut input, progress));
+        let report = run(&wish, dictionaries, root, exchange, progress);
+        match report {
+            Ok(report) => match serde_json::to_vec(&bounded_report(report)) {
+                Ok(encoded) => drop(exchange.outbox.send_compressed(Kind::Report, &encoded)),
+                Err(error) => exchange.outbox.fail(&error.to_string()),
+            },
+            Err(message) => exchange.outbox.fail(&message),
+        }
+        // The other side ends the connection when it has the report, and with it the threads.
+        exchange.outbox.close();
+    });
+    Ok(())
+}
+
+fn read_wish(input: &mut dyn Read) -> Result<(Wish, DictionarySet), AgentError> {
+    let dictionaries = DictionarySet::new();
+    let protocol = |error: String| AgentError::Protocol(error);
+    loop {
+        let Frame { kind, payload } = frame::read(input)?;
+        match kind {
+            Kind::Alive => {}
+            Kind::Dictionary => {
+                let mut decoder = Decoder::new(&payload);
+                let id = decoder.varint32()?;
+                let bytes = decoder.take(decoder.remaining())?.to_vec();
+                let made = Dictionary::new(id, bytes).map_err(|error| protocol(error.to_string()))?;
+                dictionaries.insert(Arc::new(made)).map_err(|error| protocol(error.to_string()))?;
+            }
+            Kind::Wish => {
+                let wish = serde_json::from_slice(&payload).map_err(|error| protocol(error.to_string()))?;
+                return Ok((wish, dictionaries));
+            }
+            other => return Err(protocol(format!("{other:?} before a wish"))),
+        }
+    }
+}
+
+fn run(
+    wish: &Wish,
+    dictionaries: DictionarySet,
+    root: &Path,
+    exchange: &Arc<Exchange>,
+    progress: &RestoreProgress,
+) -> Result<RestoreReport, String> {
+    let record: SnapshotRecord = serde_json::from_value(wish.record.clone()).map_err(|error| error.to_string())?;
+    let subtree = from_hex(&wish.subtree).ok_or("a path that is not hexadecimal")?;
+    let rows: Arc<dyn RowSource> = Arc::clone(exchange) as Arc<dyn RowSource>;
+    let catalog = Arc::new(CatalogReader::asking(rows));
+    let packs: Arc<dyn Backend> = Arc::new(FarPacks(Arc::clone(exchange)));
+    let chunks = Arc::new(ChunkReader::new(packs, Arc::new(dictionaries)));
+    let view = SnapshotView::open(catalog, chunks, record, VIEW).map_err(|error| error.to_string())?;
+    let options = RestoreOptions {
+        overwrite: match wish.overwrite.as_str() {
+            "never" => Overwrite::Never,
+            "changed" => Overwrite::Changed,
+            "always" => Overwrite::Always,
+            _ => return Err("an unknown way to overwrite".to_owned()),
+        },
+        delete: wish.delete,
+        numeric_ids: wish.numeric_ids,
+        dry_run: wish.dry_run,
+        // More threads than processors: each waits for answers now and then.
+        threads: std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 8),
+        protect: Vec::new(),
+    };
+    restore(&view, &subtree, root, &options, progress).map_err(|error| error.to_string())
+}
+
+/// Cuts what a frame could not hold.
+fn bounded_report(mut report: RestoreReport) -> RestoreReport {
+    let mut room = frame::PAYLOAD_MAX / 4;
+    report.problems.retain(|problem| {
+        room = room.saturating_sub(problem.path.len() + problem.message.len() + 64);
+        room > 0
+    });
+    report.deletions.retain(|path| {
+        room = room.saturating_sub(path.len() + 8);
+        room > 0
+    });
+    report
+}

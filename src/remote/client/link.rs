@@ -19,10 +19,10 @@ use crate::source::tree::SourceError;
 
 /// Payload bytes that an agent which keeps to the windows can have under way; above that it is cut off.
 const UNDER_WAY_MAX_BYTES: usize = 2 * (OFFERED_AHEAD_BYTES + EVENTS_AHEAD_BYTES) + (32 << 20);
-/// How long a call waits while the agent says nothing but that it is alive.
-const STALL: Duration = Duration::from_secs(600);
-/// How long a call waits for one answer, whatever else the agent says meanwhile.
-const STALL_AT_MOST: Duration = Duration::from_secs(3600);
+/// How long a call waits, unless told otherwise, while the agent says nothing but that it is alive: a scan of a directory on a sick disk may take minutes.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+/// A call waits so many times as long for one answer, whatever else the agent says meanwhile.
+const PATIENCE_AT_MOST: u32 = 6;
 /// How often a waiting call looks whether to go on.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -89,6 +89,7 @@ pub(super) enum Queue {
 
 /// The connection.
 pub(super) struct Link {
+    patience: Duration,
     shared: Arc<Shared>,
     out: Option<Sender<Vec<u8>>>,
     offers: Receiver<Frame>,
@@ -101,7 +102,7 @@ pub(super) struct Link {
 
 impl Link {
     /// Starts the threads over a connection whose handshake is done.
-    pub(super) fn start(connection: Connection, counters: Arc<WireCounters>) -> io::Result<Link> {
+    pub(super) fn start(connection: Connection, counters: Arc<WireCounters>, patience: Duration) -> io::Result<Link> {
         let Connection { input, output, control } = connection;
         let shared = Arc::new(Shared {
             counters,
@@ -121,7 +122,8 @@ impl Link {
         let (out, outgoing) = unbounded();
         let senders =
             Senders { offers: to_offers, blocks: to_blocks, reads: to_reads, apart: to_apart, answers: to_answers };
-        let mut link = Link { shared, out: Some(out), offers, blocks, reads, apart, answers, threads: Vec::new() };
+        let mut link =
+            Link { patience, shared, out: Some(out), offers, blocks, reads, apart, answers, threads: Vec::new() };
         let (reader, writer) = (Arc::clone(&link.shared), Arc::clone(&link.shared));
         let spawn =
             |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(work);
@@ -180,9 +182,9 @@ impl Link {
                 Err(RecvTimeoutError::Timeout) => {
                     let heard = Duration::from_millis(self.shared.heard.load(Ordering::Relaxed));
                     let silent = self.shared.started.elapsed().saturating_sub(heard).min(began.elapsed());
-                    if silent > STALL || began.elapsed() > STALL_AT_MOST {
-                        let minutes = began.elapsed().as_secs() / 60;
-                        self.shared.fail(format!("the agent has answered nothing for {minutes} minutes"));
+                    if silent > self.patience || began.elapsed() > self.patience * PATIENCE_AT_MOST {
+                        let seconds = began.elapsed().as_secs();
+                        self.shared.fail(format!("the agent has not answered for {seconds} s"));
                     }
                 }
             }

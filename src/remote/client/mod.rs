@@ -3,9 +3,10 @@
 mod blocks;
 pub mod connect;
 mod link;
+pub mod restore;
 
 mod tree;
 
 pub use connect::{AgentChoice, ConnectError, connect};
-pub use link::WireCounters;
+pub use link::{PATIENCE, WireCounters};
 pub use tree::RemoteTree;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::blocks::BlockCache;
 use super::link::{Link, Queue, WireCounters};
@@ -180,7 +181,7 @@ pub struct RemoteTree {
 }
 
 impl RemoteTree {
-    /// Takes a connection on which the agent has started, and the file that keeps listing blocks from night to night.
+    /// Takes a connection on which the agent has started, the file that keeps listing blocks from night to night, and how long the agent may say nothing but that it is alive.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -188,8 +189,9 @@ impl RemoteTree {
         connection: Connection,
         counters: Arc<WireCounters>,
         block_cache: &Path,
+        patience: Duration,
     ) -> Result<RemoteTree, SourceError> {
-        let link = Link::start(connection, counters)
+        let link = Link::start(connection, counters, patience)
             .map_err(|error| SourceError::Lost { reason: format!("a thread cannot be started: {error}") })?;
         Ok(RemoteTree {
             link,

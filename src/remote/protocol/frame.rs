@@ -18,7 +18,7 @@ const COMPRESSED: u8 = 0x80;
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-#[allow(missing_docs, reason = "the table of the parent module says what each is")]
+#[allow(missing_docs, reason = "the tables of the parent module and of `restore` say what each is")]
 pub enum Kind {
     Hello = 1,
     Start = 2,
@@ -42,13 +42,15 @@ pub enum Kind {
     OwnerNames = 20,
     Figures = 21,
     Alive = 22,
-    Ask = 23,
-    Answer = 24,
-    Report = 25,
+    Wish = 23,
+    Ask = 24,
+    Answer = 25,
+    Ahead = 26,
+    Report = 27,
 }
 
 impl Kind {
-    const ALL: [Kind; 25] = [
+    const ALL: [Kind; 27] = [
         Kind::Hello,
         Kind::Start,
         Kind::Started,
@@ -71,8 +73,10 @@ impl Kind {
         Kind::OwnerNames,
         Kind::Figures,
         Kind::Alive,
+        Kind::Wish,
         Kind::Ask,
         Kind::Answer,
+        Kind::Ahead,
         Kind::Report,
     ];
 

@@ -18,7 +18,7 @@
 //!
 //! A name is the length that it shares with the name before it in this block and directory, and the rest (byte string).
 //!
-//! A block ends behind a name whose mark (a hash of directory and name) is a multiple of [`MARK`], once it has [`BLOCK_MIN_BYTES`], and at [`BLOCK_MAX_BYTES`].
+//! A block ends behind a name whose mark (a hash of directory and name) is a multiple of 256, once it has [`BLOCK_MIN_BYTES`], and at [`BLOCK_MAX_BYTES`].
 
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint};
 use crate::model::{Stat, Xattr};

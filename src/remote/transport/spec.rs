@@ -50,7 +50,11 @@ impl RemoteSpec {
         } else {
             let (user, rest) = match text.find([':', '/']) {
                 Some(at) if text[..at].contains('[') => split_user(text),
-                Some(at) if text.as_bytes()[at] == b':' => split_user(text),
+                // What stands behind the first colon is the path, whatever it holds.
+                Some(at) if text.as_bytes()[at] == b':' => match text[..at].rfind('@') {
+                    Some(user) => (Some(&text[..user]), &text[user + 1..]),
+                    None => (None, text),
+                },
                 _ => return Ok(None),
             };
             let (host, path) = match split_brackets(rest) {

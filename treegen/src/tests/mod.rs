@@ -353,3 +353,28 @@ fn create_refuses_a_directory_in_use() {
         Err(Error::Usage(_))
     ));
 }
+
+#[test]
+fn auto_grouped_mode_has_a_full_of_one_group_each_day() {
+    let tree = create(Config { accounts: 6, groups: 3, fulls: 2, ..small(BlobMode::Files) });
+    assert_eq!((tree.fulls().len(), tree.incrementals().len()), (6, 0));
+    let mut sequences = Vec::new();
+    for (day, full) in tree.fulls().iter().enumerate() {
+        let xml = fs::read_to_string(full.join("session.xml")).unwrap();
+        assert_eq!(xml.matches("status=").count(), 2, "two accounts a group");
+        let accounts = walk(&full.join("accounts")).iter().filter(|path| path.ends_with("meta.xml")).count();
+        assert_eq!(accounts, 2);
+        for log in fs::read_dir(full.join("redologs")).unwrap() {
+            let name = log.unwrap().file_name().into_string().unwrap();
+            sequences.push(name.split("-seq").nth(1).unwrap().trim_end_matches(".log").parse::<usize>().unwrap());
+        }
+        assert_eq!(sequences.len(), day + 1, "each session holds the log of its day");
+    }
+    sequences.sort_unstable();
+    assert_eq!(sequences, (117..123).collect::<Vec<_>>());
+    let accounts = fs::read_to_string(tree.root.join("accounts.xml")).unwrap();
+    for full in &tree.fulls()[3..] {
+        let label = full.file_name().unwrap().to_str().unwrap();
+        assert_eq!(accounts.matches(label).count(), 2, "accounts.xml names each account's own newest full");
+    }
+}

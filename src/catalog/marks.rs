@@ -1,0 +1,95 @@
+//! Marks: what people say of snapshots after they were taken, and the hold.
+//!
+//! Snapshot records never change. What changes later stands in a table of its own, `marks`: a JSON object for each snapshot that has any. The hold is of
+//! the whole store: row 2 of `meta`, also JSON. Both are rows like any other, so they are in the commit files and survive a rebuilding.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::CatalogError;
+use super::database::Table;
+use super::reader::CatalogReader;
+use super::writer::HOLD;
+
+/// That somebody said something, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// When, in UTC.
+    pub at: jiff::Timestamp,
+    /// Why, if that was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The marks of one snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotMarks {
+    /// The snapshot is as it should be, whatever the guard found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<Mark>,
+    /// The snapshot is never removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Mark>,
+}
+
+impl SnapshotMarks {
+    /// Returns whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        *self == SnapshotMarks::default()
+    }
+}
+
+/// A hold: until it ends, no run takes or removes anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Since when, in UTC.
+    pub since: jiff::Timestamp,
+    /// When it ends by itself, if it does, in UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<jiff::Timestamp>,
+    /// Why, if that was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Decodes the marks of one snapshot.
+///
+/// # Errors
+/// [`CatalogError::Damaged`] when they make no sense.
+pub fn decode(number: u64, payload: &[u8]) -> Result<SnapshotMarks, CatalogError> {
+    let damaged = |error: serde_json::Error| CatalogError::Damaged {
+        what: Table::Marks.row_name(),
+        number,
+        reason: error.to_string(),
+    };
+    serde_json::from_slice(payload).map_err(damaged)
+}
+
+/// Returns the marks of all snapshots that have any, by their numbers.
+///
+/// # Errors
+/// Fails when the catalogue cannot be read.
+pub fn all(catalog: &CatalogReader) -> Result<BTreeMap<u64, SnapshotMarks>, CatalogError> {
+    let mut marks = BTreeMap::new();
+    catalog.database()?.scan(Table::Marks, 0, |number, payload| {
+        marks.insert(number, decode(number, payload?)?);
+        Ok(())
+    })?;
+    Ok(marks)
+}
+
+/// Returns the hold that is in force at a time.
+///
+/// # Errors
+/// Fails when the catalogue cannot be read.
+pub fn hold(catalog: &CatalogReader, now: jiff::Timestamp) -> Result<Option<Hold>, CatalogError> {
+    let hold = catalog.database()?.get(Table::Meta, HOLD, |payload| {
+        serde_json::from_slice::<Hold>(payload).map_err(|error| CatalogError::Damaged {
+            what: Table::Meta.row_name(),
+            number: HOLD,
+            reason: error.to_string(),
+        })
+    })?;
+    Ok(hold.filter(|hold| hold.until.is_none_or(|until| now < until)))
+}

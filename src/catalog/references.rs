@@ -1,0 +1,120 @@
+//! What a directory page refers to, without its names: all that a walk needs that only wants to know what is in use.
+
+use super::directory::IndexPage;
+use crate::coding::{DecodeError, Decoder, unzigzag};
+
+/// Something that a directory page refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// The object with the page's names.
+    Names(u64),
+    /// A link group.
+    Group(u64),
+    /// The only page of a directory.
+    Page(u64),
+    /// The index of a large directory.
+    Index(u64),
+}
+
+impl From<&IndexPage> for Reference {
+    fn from(page: &IndexPage) -> Reference {
+        Reference::Page(page.page)
+    }
+}
+
+/// Calls `visit` for everything that a page object refers to; the format is that of [`directory`](super::directory).
+///
+/// # Errors
+/// Fails when the bytes are no page. What was visited before then is as the bytes have it.
+pub fn of_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), DecodeError> {
+    let mut decoder = Decoder::new(page);
+    visit(Reference::Names(decoder.varint()?));
+    let mut waiting = vec![decoder.count()? as u64];
+    let mut group = u64::MAX;
+    while let Some(left) = waiting.last_mut() {
+        if *left == 0 {
+            waiting.pop();
+            continue;
+        }
+        *left -= 1;
+        let head = decoder.varint()?;
+        match head & 3 {
+            0 => {
+                group = Decoder::add(group.wrapping_add(1), unzigzag(head >> 2))?;
+                visit(Reference::Group(group));
+            }
+            1 => match directory(&mut decoder, head >> 2)? {
+                body if body & 3 == 0 => {
+                    if body >> 2 > decoder.remaining() as u64 {
+                        return Err(DecodeError("a count exceeds the bytes that are there"));
+                    }
+                    waiting.push(body >> 2);
+                }
+                body if body & 3 == 1 => visit(Reference::Page(body >> 2)),
+                body if body & 3 == 2 => visit(Reference::Index(body >> 2)),
+                _ => return Err(DecodeError("an unknown kind of body")),
+            },
+            _ => return Err(DecodeError("an unknown kind of node")),
+        }
+    }
+    decoder.finish()
+}
+
+/// Passes over the attributes of a directory and returns the head of its body.
+fn directory(decoder: &mut Decoder<'_>, flags: u64) -> Result<u64, DecodeError> {
+    if flags & !15 != 0 {
+        return Err(DecodeError("unknown flags of a directory"));
+    }
+    if flags & 1 == 0 {
+        for _ in 0..3 {
+            decoder.varint32()?;
+        }
+    }
+    decoder.signed()?;
+    decoder.varint32()?;
+    if flags & 2 != 0 {
+        for _ in 0..decoder.count()? {
+            decoder.bytes()?;
+            decoder.bytes()?;
+        }
+    }
+    if flags & 4 != 0 {
+        decoder.varint32()?;
+    }
+    decoder.varint()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::directory::{Body, Directory, DirectoryAttributes, Entry, Node, encode_page};
+    use super::*;
+    use crate::model::Xattr;
+
+    #[test]
+    fn every_reference_is_found_in_order() {
+        let directory = |body| {
+            let xattrs = vec![Xattr { name: b"user.a"[..].into(), value: b"v"[..].into() }];
+            let attributes = DirectoryAttributes { mode: 0o750, xattrs, unreadable: Some(13), ..Default::default() };
+            Node::Directory(Arc::new(Directory { attributes, body }))
+        };
+        let entry = |name: &str, node| Entry { name: name.as_bytes().into(), node };
+        let folded = Body::Folded(vec![
+            entry("x", Node::Group(3)),
+            entry("y", directory(Body::Folded(Vec::new()))),
+            entry("z", directory(Body::Page(40))),
+        ]);
+        let entries =
+            [entry("a", Node::Group(9)), entry("b", directory(folded)), entry("c", directory(Body::Index(41)))];
+        let page = encode_page(7, &entries);
+        let mut found = Vec::new();
+        of_page(&page, |reference| found.push(reference)).unwrap();
+        let expected =
+            [Reference::Names(7), Reference::Group(9), Reference::Group(3), Reference::Page(40), Reference::Index(41)];
+        assert_eq!(found, expected);
+        for at in 0..page.len() {
+            assert!(of_page(&page[..at], |_| ()).is_err(), "cut at {at}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Writing the catalogue, continued: taking rows away.
+//!
+//! Whoever removes keeps an order, so that after each commit every row that is left finds what it refers to: snapshots first, then link groups,
+//! then objects, then chunks, then packs; the packs themselves only when the commit is durable.
+
+use super::chunk::{self, ChunkRow};
+use super::database::{Change, Table};
+use super::group::{self, LinkGroup};
+use super::writer::{COUNTERS, CatalogWriter};
+
+/// What a change of an index takes in memory, in bytes.
+const INDEX_CHANGE_BYTES: usize = 64;
+
+impl CatalogWriter {
+    /// Removes a row.
+    pub fn remove(&mut self, table: Table, number: u64) {
+        self.pending_bytes += INDEX_CHANGE_BYTES;
+        self.changes.push(Change::Delete(table, number));
+    }
+
+    /// Makes the next commit happen though nothing changes: a checkpoint of its number then has a name that none had before.
+    pub fn touch(&mut self) {
+        self.put(Table::Meta, COUNTERS, self.counters().encode());
+    }
+
+    /// Removes an entry of an index.
+    pub fn forget_hash(&mut self, index: Table, hash: [u8; 32]) {
+        self.pending_bytes += INDEX_CHANGE_BYTES;
+        self.changes.push(Change::DeleteIndex(index, hash));
+    }
+
+    /// Lets an index name a number by a hash.
+    pub fn name_hash(&mut self, index: Table, hash: [u8; 32], number: u64) {
+        self.pending_bytes += INDEX_CHANGE_BYTES;
+        self.changes.push(Change::PutIndex(index, hash, number));
+    }
+
+    /// Writes a page of link groups anew, or removes it if it has no row. Numbers at or above the counter must not be in it.
+    pub fn replace_groups(&mut self, page: u64, rows: &[Option<LinkGroup>]) {
+        match last_row(rows) {
+            0 => self.remove(Table::Groups, page),
+            count => self.put(Table::Groups, page, group::encode_page(&rows[..count])),
+        }
+    }
+
+    /// Writes a page of chunk rows anew, or removes it if it has no row. Not to be mixed with
+    /// [`place_chunk`](CatalogWriter::place_chunk) for the same page in one commit.
+    pub fn replace_chunks(&mut self, page: u64, rows: &[Option<ChunkRow>]) {
+        match last_row(rows) {
+            0 => self.remove(Table::Chunks, page),
+            count => self.put(Table::Chunks, page, chunk::encode_page(&rows[..count])),
+        }
+    }
+}
+
+/// Returns how many slots there are up to the last row.
+fn last_row<T>(rows: &[Option<T>]) -> usize {
+    rows.iter().rposition(Option::is_some).map_or(0, |at| at + 1)
+}

@@ -1,0 +1,82 @@
+//! `zmreplica accept`: says that suspect snapshots are as they should be.
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+use zmreplica::catalog::marks::Mark;
+use zmreplica::guard::{Judged, judged};
+use zmreplica::view::Snapshots;
+
+use super::error::{CliError, Exit};
+use super::{Context, text};
+
+/// Arguments of `accept`.
+#[derive(Args)]
+#[command(after_help = "\
+Accepts SNAP and every suspect snapshot of its source before it. The next snapshot is compared with the newest accepted or good one, and the \
+retention policy decides again what is removed.")]
+pub(crate) struct AcceptArgs {
+    /// The snapshot up to which all is as it should be
+    #[arg(value_name = "SNAP")]
+    snapshot: String,
+    /// Why, for whoever wonders
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "accept")]
+struct AcceptEvent<'a> {
+    id: &'a str,
+    reasons: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "summary")]
+struct SummaryEvent {
+    accepted: usize,
+    /// Suspect snapshots of the same source that are newer and stay suspect.
+    still_suspect: usize,
+}
+
+pub(crate) fn run(context: &Context, args: &AcceptArgs) -> Result<Exit, CliError> {
+    let output = &context.output;
+    let replica = context.open_locked()?;
+    let catalog = replica.catalog()?;
+    let snapshots = Snapshots::read(&catalog)?;
+    let meant = snapshots.resolve(&args.snapshot)?;
+    let all = judged(&catalog)?;
+    let of_source = |snapshot: &&Judged| snapshot.record.source == meant.record.source && snapshot.is_suspect();
+    let (accepted, newer): (Vec<&Judged>, Vec<&Judged>) =
+        all.iter().filter(of_source).partition(|snapshot| snapshot.number <= meant.number);
+    let mut writer = replica.writer()?;
+    for snapshot in &accepted {
+        let mut marks = snapshot.marks.clone();
+        marks.accepted = Some(Mark { at: Timestamp::now(), reason: args.reason.clone() });
+        writer.set_marks(snapshot.number, &marks)?;
+    }
+    writer.commit()?;
+    for snapshot in &accepted {
+        let reasons = snapshot.record.suspect_reasons().iter().map(|reason| reason.text.as_str());
+        if output.json() {
+            output.event(&AcceptEvent { id: &snapshot.record.id, reasons: reasons.collect() })?;
+            continue;
+        }
+        output.note(&format!("Accepted {} of {}:", snapshot.record.short_id(), text::local_time(snapshot.record.time)));
+        for reason in reasons {
+            output.note(&format!("  {reason}"));
+        }
+    }
+    if output.json() {
+        output.event(&SummaryEvent { accepted: accepted.len(), still_suspect: newer.len() })?;
+        return Ok(Exit::Done);
+    }
+    if accepted.is_empty() {
+        output.note("Nothing was to be accepted: neither it nor an earlier snapshot of its source is suspect.");
+    }
+    if !newer.is_empty() {
+        let count = text::plural(newer.len() as u64, "newer snapshot is", "newer snapshots are");
+        output.note(&format!("{count} still suspect; `zmreplica accept latest` accepts all."));
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,175 @@
+//! All snapshots: when each account was last whole.
+
+use std::collections::BTreeMap;
+
+use comfy_table::Cell;
+use jiff::Timestamp;
+use serde::Serialize;
+use zmreplica::zimbra::account::{Account, AccountState};
+
+use super::super::error::{CliError, Exit};
+use super::super::{table, text};
+use super::table::{colour, faults_in_short};
+use super::{Bench, is_whole};
+
+/// One account across snapshots.
+struct Life {
+    email: String,
+    first: usize,
+    last: usize,
+    last_whole: Option<usize>,
+    /// In the last snapshot that has it.
+    state: AccountState,
+}
+
+#[derive(Serialize)]
+struct HistoryEvent<'a> {
+    event: &'static str,
+    id: &'a str,
+    email: &'a str,
+    first_snapshot: &'a str,
+    last_snapshot: &'a str,
+    last_whole_snapshot: Option<&'a str>,
+    last_whole_time: Option<Timestamp>,
+    /// In the newest snapshot; none when that does not have it.
+    state: Option<AccountState>,
+}
+
+/// One account in one snapshot.
+#[derive(Serialize)]
+struct StateEvent<'a> {
+    event: &'static str,
+    snapshot: &'a str,
+    time: Timestamp,
+    id: &'a str,
+    email: &'a str,
+    state: AccountState,
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+    faults: u64,
+}
+
+pub(super) fn run(bench: &mut Bench<'_>) -> Result<Exit, CliError> {
+    match bench.args.account.clone() {
+        Some(name) => one(bench, &name),
+        None => all(bench),
+    }
+}
+
+fn all(bench: &mut Bench<'_>) -> Result<Exit, CliError> {
+    let mut lives: BTreeMap<String, Life> = BTreeMap::new();
+    let snapshots = bench.snapshots.clone();
+    for (at, snapshot) in snapshots.iter().enumerate() {
+        let Some(analysis) = bench.analyse(&snapshot.record)? else { continue };
+        for account in analysis.accounts {
+            let life = lives.entry(account.id.clone()).or_insert_with(|| Life {
+                email: String::new(),
+                first: at,
+                last: at,
+                last_whole: None,
+                state: account.state,
+            });
+            life.last = at;
+            life.state = account.state;
+            if is_whole(&account) {
+                life.last_whole = Some(at);
+            }
+            life.email = account.email;
+        }
+    }
+    let newest = snapshots.len().saturating_sub(1);
+    // Of one that is gone and one that came after under the same address, the newer stands below.
+    let mut rows: Vec<(&String, &Life)> = lives.iter().collect();
+    rows.sort_by(|a, b| (&a.1.email, a.1.first).cmp(&(&b.1.email, b.1.first)));
+    rows.retain(|(_, life)| !bench.args.faulty || life.last_whole != Some(newest));
+    let output = &bench.context.output;
+    let id = |at: usize| snapshots[at].record.id.as_str();
+    if output.json() {
+        for (account, life) in rows {
+            output.event(&HistoryEvent {
+                event: "account_history",
+                id: account,
+                email: &life.email,
+                first_snapshot: id(life.first),
+                last_snapshot: id(life.last),
+                last_whole_snapshot: life.last_whole.map(id),
+                last_whole_time: life.last_whole.map(|at| snapshots[at].record.time),
+                state: (life.last == newest).then_some(life.state),
+            })?;
+        }
+        return Ok(Exit::Done);
+    }
+    let names = ["ACCOUNT", "NOW", "LAST WHOLE IN", "OF", "FIRST SEEN", "LAST SEEN"];
+    let mut table = table::new(output, &names, &[]);
+    for (_, life) in rows {
+        let time = |at: usize| text::local_time(snapshots[at].record.time);
+        let dash = || "-".to_owned();
+        let now = if life.last == newest { life.state.word() } else { "gone" };
+        table.add_row(vec![
+            Cell::new(text::escape(life.email.as_bytes())),
+            Cell::new(now).fg(if life.last == newest { colour(life.state) } else { comfy_table::Color::Red }),
+            Cell::new(life.last_whole.map_or_else(dash, |at| snapshots[at].record.short_id().to_owned())),
+            Cell::new(life.last_whole.map_or_else(dash, time)),
+            Cell::new(time(life.first)),
+            Cell::new(time(life.last)),
+        ]);
+    }
+    table::write(output, &mut table)?;
+    Ok(Exit::Done)
+}
+
+fn one(bench: &mut Bench<'_>, name: &str) -> Result<Exit, CliError> {
+    let output = &bench.context.output;
+    let names = ["SNAPSHOT", "OF", "ACCOUNT", "STATE", "RESTORABLE FROM", "TO", "WHAT IS MISSING"];
+    let mut table = table::new(output, &names, &[]);
+    let mut found = false;
+    for snapshot in bench.snapshots.clone() {
+        let record = &snapshot.record;
+        let Some(analysis) = bench.analyse(record)? else { continue };
+        let named: Vec<&Account> = analysis.accounts.iter().filter(|account| account.is_named(name)).collect();
+        for account in &named {
+            found = true;
+            let from = account.intervals.first().map(|interval| interval.from);
+            let to = account.intervals.last().map(|interval| interval.to);
+            if output.json() {
+                output.event(&StateEvent {
+                    event: "account_state",
+                    snapshot: &record.id,
+                    time: record.time,
+                    id: &account.id,
+                    email: &account.email,
+                    state: account.state,
+                    from,
+                    to,
+                    faults: account.faults.len() as u64,
+                })?;
+                continue;
+            }
+            let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), text::local_time);
+            table.add_row(vec![
+                Cell::new(record.short_id()),
+                Cell::new(text::local_time(record.time)),
+                Cell::new(text::escape(account.email.as_bytes())),
+                Cell::new(account.state.word()).fg(colour(account.state)),
+                Cell::new(time(from)),
+                Cell::new(time(to)),
+                Cell::new(faults_in_short(account)),
+            ]);
+        }
+        if named.is_empty() && found && !output.json() {
+            let mut row = vec![Cell::new(record.short_id()), Cell::new(text::local_time(record.time)), Cell::new("-")];
+            row.push(Cell::new("gone").fg(comfy_table::Color::Red));
+            table.add_row(row);
+        }
+    }
+    if !found {
+        let name = text::escape(name.as_bytes());
+        return Err(CliError::Failed(format!(
+            "No snapshot knows an account {name}; `zmreplica accounts --history` lists all"
+        )));
+    }
+    if !output.json() {
+        table::write(output, &mut table)?;
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,338 @@
+//! `zmreplica accounts`: what can be restored of every account.
+
+mod explain;
+mod history;
+mod table;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::replica::Replica;
+use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewOptions, parse_time};
+use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval};
+use zmreplica::zimbra::plan::{RestorePlan, plan};
+use zmreplica::zimbra::redo::SequenceRange;
+use zmreplica::zimbra::{Analyser, Analysis, moved_trees};
+
+use super::error::{CliError, Exit};
+use super::{Context, text};
+
+/// Arguments of `accounts`.
+#[derive(Args)]
+#[command(after_help = "\
+States: whole, everything can be restored up to the newest time that the sessions hold; incomplete, up to that time, but messages are missing or an older \
+full session must be named; behind, only up to an earlier time, because redo logs are missing; lost, no full session holds it.
+
+Exit code 4: an account that was whole in the snapshot before is not in this one.")]
+pub(crate) struct AccountsArgs {
+    /// The snapshot
+    #[arg(value_name = "SNAP", default_value = "latest")]
+    snapshot: String,
+    /// Explain one account: its sessions, what is missing, how to restore it
+    #[arg(long, value_name = "ADDRESS|ID")]
+    account: Option<String>,
+    /// Answer for one moment: 2026-11-22T03:00, or a day to its end
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+    /// Tell of all snapshots up to SNAP when each account was last whole
+    #[arg(long, conflicts_with = "at")]
+    history: bool,
+    /// Tell of accounts only that are not whole
+    #[arg(long)]
+    faulty: bool,
+    /// Directory of the snapshot that holds the tree, such as the one into which an upgrade moved the old one [default: the root]
+    #[arg(long, value_name = "PATH")]
+    tree: Option<String>,
+    /// Where the snapshot is to be mounted, for the commands that are shown
+    #[arg(long, value_name = "DIR", default_value = "/mnt/zimbra")]
+    mountpoint: String,
+}
+
+/// What the parts of this command work with.
+struct Bench<'a> {
+    context: &'a Context,
+    args: &'a AccountsArgs,
+    readers: Readers,
+    /// Snapshots of the same source up to the one that is asked for, oldest first.
+    snapshots: Vec<&'a StoredSnapshot>,
+    analyser: Analyser,
+}
+
+impl Bench<'_> {
+    fn view(&self, record: &SnapshotRecord) -> Result<SnapshotView, CliError> {
+        Ok(SnapshotView::over(&self.readers, record.clone())?)
+    }
+
+    /// Analyses the tree that the arguments name in a snapshot; `None` when the snapshot does not have it.
+    fn analyse(&mut self, record: &SnapshotRecord) -> Result<Option<Analysis>, CliError> {
+        let view = self.view(record)?;
+        let tree = self.args.tree.as_deref().unwrap_or_default();
+        match self.analyser.analyse(&view, tree.as_bytes()) {
+            Ok(analysis) => Ok(Some(analysis)),
+            Err(zmreplica::view::ViewError::NotFound { .. } | zmreplica::view::ViewError::NotADirectory { .. })
+                if !tree.is_empty() =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+pub(crate) fn run(context: &Context, args: &AccountsArgs) -> Result<Exit, CliError> {
+    let at = match &args.at {
+        Some(given) => Some(parse_time(given).ok_or_else(|| {
+            CliError::Usage(format!("--at {given:?} is no time: give 2026-11-22T03:00 or a day such as 2026-11-22"))
+        })?),
+        None => None,
+    };
+    let replica = context.open()?;
+    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
+    let all = Snapshots::read(readers.catalog())?;
+    let chosen = all.resolve(&args.snapshot)?;
+    let snapshots = before_and_with(&all, chosen);
+    let analyser = analyser(&replica, &all);
+    let mut bench = Bench { context, args, readers, snapshots, analyser };
+    let result = answer(&mut bench, chosen, at);
+    keep(&replica, &all, &bench.analyser);
+    result
+}
+
+/// Makes an analyser that knows what earlier runs found out.
+pub(super) fn analyser(replica: &Replica, all: &Snapshots) -> Analyser {
+    Analyser::with_kept(replica.path(), |id| all.all().iter().any(|snapshot| snapshot.record.id == id))
+}
+
+/// Keeps what an analyser found out for later runs.
+pub(super) fn keep(replica: &Replica, all: &Snapshots, analyser: &Analyser) {
+    if let Ok(newest) = all.newest() {
+        analyser.keep(replica.path(), &newest.record.id);
+    }
+}
+
+fn answer(bench: &mut Bench<'_>, chosen: &StoredSnapshot, at: Option<Timestamp>) -> Result<Exit, CliError> {
+    let args = bench.args;
+    if args.history {
+        return history::run(bench);
+    }
+    let before = before(bench)?;
+    let analysis = bench.analyse(&chosen.record)?.ok_or_else(|| {
+        let tree = args.tree.as_deref().unwrap_or_default();
+        CliError::Failed(format!("The snapshot {} has no directory {tree}", chosen.record.short_id()))
+    })?;
+    let compared = compare(before, &analysis);
+    match &args.account {
+        Some(name) => explain::run(bench, chosen, &analysis, name, at, &compared),
+        None => {
+            table::run(bench, chosen, &analysis, at, &compared)?;
+            Ok(exit(&compared))
+        }
+    }
+}
+
+/// Returns the snapshots of the same source up to a chosen one, oldest first.
+pub(super) fn before_and_with<'a>(all: &'a Snapshots, chosen: &StoredSnapshot) -> Vec<&'a StoredSnapshot> {
+    let key = |snapshot: &StoredSnapshot| (snapshot.record.time, snapshot.number);
+    let mut snapshots: Vec<&StoredSnapshot> =
+        all.all().iter().filter(|one| one.record.source == chosen.record.source && key(one) <= key(chosen)).collect();
+    snapshots.sort_by_key(|snapshot| key(snapshot));
+    snapshots
+}
+
+/// The accounts that were whole in the snapshot before.
+struct Before {
+    /// Identifier of that snapshot.
+    snapshot: String,
+    /// Identifier and address.
+    whole: Vec<(String, String)>,
+}
+
+/// Analyses the snapshot before, if there is one, and keeps of it what is compared: two analyses at a time would take twice the memory.
+fn before(bench: &mut Bench<'_>) -> Result<Option<Before>, CliError> {
+    let Some([before, _]) = bench.snapshots.last_chunk::<2>().copied() else { return Ok(None) };
+    let accounts = bench.analyse(&before.record)?.map_or_else(Vec::new, |analysis| analysis.accounts);
+    let whole = accounts.into_iter().filter(is_whole).map(|account| (account.id, account.email));
+    Ok(Some(Before { snapshot: before.record.id.clone(), whole: whole.collect() }))
+}
+
+/// What the snapshot before tells.
+struct Compared {
+    /// Identifier of that snapshot.
+    with: Option<String>,
+    /// Accounts that were whole there and are not now: identifier and address.
+    no_longer_whole: Vec<(String, String)>,
+}
+
+fn compare(before: Option<Before>, now: &Analysis) -> Compared {
+    let Some(Before { snapshot, mut whole }) = before else {
+        return Compared { with: None, no_longer_whole: Vec::new() };
+    };
+    let still: HashSet<&str> = now.accounts.iter().filter(|one| is_whole(one)).map(|one| one.id.as_str()).collect();
+    whole.retain(|(id, _)| !still.contains(id.as_str()));
+    Compared { with: Some(snapshot), no_longer_whole: whole }
+}
+
+fn is_whole(account: &Account) -> bool {
+    account.state == AccountState::Whole
+}
+
+fn exit(compared: &Compared) -> Exit {
+    if compared.no_longer_whole.is_empty() { Exit::Done } else { Exit::Attention }
+}
+
+/// Tells what is odd about a tree as a whole.
+fn tell_remarks(context: &Context, analysis: &Analysis) {
+    for remark in &analysis.remarks {
+        context.output.warn(&text::escape(remark.as_bytes()));
+    }
+    for session in &analysis.sessions {
+        for remark in &session.remarks {
+            context.output.warn(&text::escape(format!("{}: {remark}", session.label).as_bytes()));
+        }
+    }
+    for (session, remark) in &analysis.shared_remarks {
+        context.output.warn(&text::escape(format!("{}: {remark}", analysis.sessions[*session].label).as_bytes()));
+    }
+}
+
+/// Tells of trees that an upgrade moved aside.
+fn tell_moved(bench: &Bench<'_>, view: &SnapshotView) -> Result<(), CliError> {
+    if bench.args.tree.is_none() && !bench.context.output.json() {
+        for tree in moved_trees(view)? {
+            let shown = text::escape(tree.as_bytes());
+            bench
+                .context
+                .output
+                .note(&format!("An upgrade moved an older tree to {shown}; --tree {shown} tells of it."));
+        }
+    }
+    Ok(())
+}
+
+/// An account, as JSON.
+#[derive(Serialize)]
+struct AccountEvent<'a> {
+    event: &'static str,
+    snapshot: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    tree: &'a str,
+    id: &'a str,
+    email: &'a str,
+    other_emails: &'a [String],
+    state: AccountState,
+    in_accounts_xml: bool,
+    latest_named: Option<&'a str>,
+    newest_full: Option<&'a str>,
+    intervals: &'a [Interval],
+    fulls: Vec<FullEvent<'a>>,
+    faults: &'a [Fault],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<AtEvent<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore: Option<RestoreEvent<'a>>,
+}
+
+#[derive(Serialize)]
+struct FullEvent<'a> {
+    label: &'a str,
+    start: Timestamp,
+    reach: Timestamp,
+    usable: bool,
+    complete: bool,
+    messages: u64,
+    redo: Option<SequenceRange>,
+}
+
+/// The answer for one moment.
+#[derive(Serialize)]
+struct AtEvent<'a> {
+    time: Timestamp,
+    restorable: bool,
+    full: Option<&'a str>,
+    /// Whether the full must be named to the vendor's tool.
+    label_needed: bool,
+    /// Where the time cannot be restored: the last one before it that can.
+    last_before: Option<Timestamp>,
+}
+
+#[derive(Serialize)]
+struct RestoreEvent<'a> {
+    full: &'a str,
+    time: Timestamp,
+    sessions: Vec<ReadEvent<'a>>,
+    commands: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ReadEvent<'a> {
+    label: &'a str,
+    full: bool,
+    redo: &'a [SequenceRange],
+}
+
+impl<'a> AccountEvent<'a> {
+    fn new(snapshot: &'a str, analysis: &'a Analysis, account: &'a Account, at: Option<Timestamp>) -> AccountEvent<'a> {
+        let label = |full: usize| analysis.sessions[account.fulls[full].session].label.as_str();
+        let fulls = account.fulls.iter().enumerate().map(|(place, full)| FullEvent {
+            label: label(place),
+            start: full.start,
+            reach: full.reach,
+            usable: full.usable,
+            complete: full.complete,
+            messages: full.messages,
+            redo: full.chain.replayable,
+        });
+        let answer = |time| match account.answer(Some(time)) {
+            Answer::Restorable { full, usual } => {
+                AtEvent { time, restorable: true, full: Some(label(full)), label_needed: !usual, last_before: None }
+            }
+            Answer::Only { time: last_before } => {
+                AtEvent { time, restorable: false, full: None, label_needed: false, last_before }
+            }
+        };
+        AccountEvent {
+            event: "account",
+            snapshot,
+            tree: &analysis.tree,
+            id: &account.id,
+            email: &account.email,
+            other_emails: &account.other_emails,
+            state: account.state,
+            in_accounts_xml: account.in_accounts,
+            latest_named: account.latest.as_deref(),
+            newest_full: account.fulls.len().checked_sub(1).map(label),
+            intervals: &account.intervals,
+            fulls: fulls.collect(),
+            faults: &account.faults,
+            at: at.map(answer),
+            restore: None,
+        }
+    }
+
+    fn with_restore(
+        self,
+        analysis: &'a Analysis,
+        plan: Option<&'a RestorePlan>,
+        commands: Vec<String>,
+    ) -> AccountEvent<'a> {
+        let restore = plan.map(|plan| RestoreEvent {
+            full: &plan.label,
+            time: plan.time,
+            sessions: plan
+                .reads
+                .iter()
+                .map(|read| ReadEvent {
+                    label: &analysis.sessions[read.session].label,
+                    full: read.is_full,
+                    redo: &read.logs,
+                })
+                .collect(),
+            commands,
+        });
+        AccountEvent { restore, ..self }
+    }
+}

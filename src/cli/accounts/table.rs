@@ -1,0 +1,196 @@
+//! All accounts of a snapshot, one a line.
+
+use comfy_table::{Cell, Color};
+use jiff::Timestamp;
+use serde::Serialize;
+use zmreplica::view::StoredSnapshot;
+use zmreplica::zimbra::Analysis;
+use zmreplica::zimbra::account::{Account, AccountState, Answer, Interval, Severity};
+
+use super::super::error::CliError;
+use super::super::output::Output;
+use super::super::{table, text};
+use super::{AccountEvent, Bench, Compared, is_whole, tell_moved, tell_remarks};
+
+/// How many accounts are in which state.
+#[derive(Clone, Copy, Default, Serialize)]
+pub(super) struct Counts {
+    accounts: u64,
+    whole: u64,
+    incomplete: u64,
+    behind: u64,
+    lost: u64,
+}
+
+impl Counts {
+    pub(super) fn of<'a>(accounts: impl IntoIterator<Item = &'a Account>) -> Counts {
+        let mut counts = Counts::default();
+        for account in accounts {
+            counts.accounts += 1;
+            *match account.state {
+                AccountState::Whole => &mut counts.whole,
+                AccountState::Incomplete => &mut counts.incomplete,
+                AccountState::Behind => &mut counts.behind,
+                AccountState::Lost => &mut counts.lost,
+            } += 1;
+        }
+        counts
+    }
+
+    fn words(&self) -> String {
+        let parts =
+            [(self.whole, "whole"), (self.incomplete, "incomplete"), (self.behind, "behind"), (self.lost, "lost")];
+        let told = parts.iter().filter(|(count, _)| *count > 0);
+        let told: Vec<String> = told.map(|(count, word)| format!("{} {word}", text::count(*count))).collect();
+        let all = text::plural(self.accounts, "account", "accounts");
+        if told.is_empty() { all } else { format!("{all}: {}", told.join(", ")) }
+    }
+}
+
+#[derive(Serialize)]
+struct SummaryEvent<'a> {
+    event: &'static str,
+    snapshot: &'a str,
+    time: Timestamp,
+    #[serde(flatten)]
+    counts: Counts,
+    remarks: Vec<String>,
+    compared_with: Option<&'a str>,
+    no_longer_whole: Vec<&'a str>,
+}
+
+pub(super) fn run(
+    bench: &Bench<'_>,
+    chosen: &StoredSnapshot,
+    analysis: &Analysis,
+    at: Option<Timestamp>,
+    compared: &Compared,
+) -> Result<(), CliError> {
+    let output = &bench.context.output;
+    let record = &chosen.record;
+    let rows = analysis.accounts.iter().filter(|account| !bench.args.faulty || !is_whole(account));
+    if output.json() {
+        for account in rows {
+            output.event(&AccountEvent::new(&record.id, analysis, account, at))?;
+        }
+        let of_session = |session: usize, remark: &String| format!("{}: {remark}", analysis.sessions[session].label);
+        let mut remarks = analysis.remarks.clone();
+        for (place, session) in analysis.sessions.iter().enumerate() {
+            remarks.extend(session.remarks.iter().map(|remark| of_session(place, remark)));
+        }
+        remarks.extend(analysis.shared_remarks.iter().map(|(place, remark)| of_session(*place, remark)));
+        return Ok(output.event(&SummaryEvent {
+            event: "summary",
+            snapshot: &record.id,
+            time: record.time,
+            counts: Counts::of(&analysis.accounts),
+            remarks,
+            compared_with: compared.with.as_deref(),
+            no_longer_whole: compared.no_longer_whole.iter().map(|(_, email)| email.as_str()).collect(),
+        })?);
+    }
+    tell_remarks(bench.context, analysis);
+    let rows: Vec<&Account> = rows.collect();
+    if !rows.is_empty() {
+        match at {
+            Some(time) => moment(output, analysis, &rows, time)?,
+            None => overview(output, analysis, &rows)?,
+        }
+    }
+    output.note(&format!(
+        "{} of {}: {}",
+        record.short_id(),
+        text::local_time(record.time),
+        Counts::of(&analysis.accounts).words()
+    ));
+    tell_moved(bench, &bench.view(record)?)?;
+    if let (Some(with), false) = (&compared.with, compared.no_longer_whole.is_empty()) {
+        let names: Vec<String> =
+            compared.no_longer_whole.iter().take(8).map(|(_, email)| text::escape(email.as_bytes())).collect();
+        let more = compared.no_longer_whole.len().saturating_sub(names.len());
+        let rest = if more > 0 { format!(" and {} more", text::count(more as u64)) } else { String::new() };
+        let with = with.get(..8).unwrap_or(with);
+        output.warn(&format!(
+            "No longer whole since the snapshot before, {with}: {}{rest}. `zmreplica accounts --account ADDRESS` tells how to restore one",
+            names.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+fn overview(output: &Output, analysis: &Analysis, rows: &[&Account]) -> Result<(), CliError> {
+    let mut table =
+        table::new(output, &["ACCOUNT", "STATE", "NEWEST FULL", "RESTORABLE FROM", "TO", "WHAT IS MISSING"], &[]);
+    for account in rows {
+        let newest = account.fulls.last().map_or("-", |full| &analysis.sessions[full.session].label);
+        let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), text::local_time);
+        let mut missing = faults_in_short(account);
+        if account.intervals.len() > 1 {
+            let hole =
+                |pair: &[Interval]| format!("{} to {}", text::local_time(pair[0].to), text::local_time(pair[1].from));
+            let holes: Vec<String> = account.intervals.windows(2).map(hole).collect();
+            let holes = format!("not {}", holes.join(", not "));
+            missing = if missing.is_empty() { holes } else { format!("{holes}; {missing}") };
+        }
+        table.add_row(vec![
+            Cell::new(text::escape(account.email.as_bytes())),
+            Cell::new(account.state.word()).fg(colour(account.state)),
+            Cell::new(text::escape(newest.as_bytes())),
+            Cell::new(time(account.intervals.first().map(|interval| interval.from))),
+            Cell::new(time(account.intervals.last().map(|interval| interval.to))),
+            Cell::new(missing),
+        ]);
+    }
+    table::write(output, &mut table)
+}
+
+fn moment(output: &Output, analysis: &Analysis, rows: &[&Account], time: Timestamp) -> Result<(), CliError> {
+    let mut table = table::new(output, &["ACCOUNT", "RESTORABLE", "FROM", "REMARK"], &[]);
+    for account in rows {
+        let (word, colour, from, remark) = match account.answer(Some(time)) {
+            Answer::Restorable { full, usual } => {
+                let full = &account.fulls[full];
+                let label = &analysis.sessions[full.session].label;
+                let remark = match (usual, full.complete) {
+                    (true, true) => String::new(),
+                    (false, _) => "a newer full is unusable: name this one (-lb)".to_owned(),
+                    (true, false) => faults_in_short(account),
+                };
+                ("yes", if remark.is_empty() { Color::Green } else { Color::Yellow }, label.as_str(), remark)
+            }
+            Answer::Only { time: Some(last) } => (
+                "no",
+                Color::Red,
+                "-",
+                format!("the last time before that can be restored is {}", text::local_time(last)),
+            ),
+            Answer::Only { time: None } => ("no", Color::Red, "-", "no full session holds it as of then".to_owned()),
+        };
+        table.add_row(vec![
+            Cell::new(text::escape(account.email.as_bytes())),
+            Cell::new(word).fg(colour),
+            Cell::new(text::escape(from.as_bytes())),
+            Cell::new(remark),
+        ]);
+    }
+    table::write(output, &mut table)
+}
+
+/// Returns the colour of a state.
+pub(super) fn colour(state: AccountState) -> Color {
+    match state {
+        AccountState::Whole => Color::Green,
+        AccountState::Incomplete | AccountState::Behind => Color::Yellow,
+        AccountState::Lost => Color::Red,
+    }
+}
+
+/// Returns the gravest fault of an account, and how many more there are.
+pub(super) fn faults_in_short(account: &Account) -> String {
+    // Of equals the newest says most.
+    let Some(worst) = account.faults.iter().max_by_key(|fault| fault.severity) else { return String::new() };
+    let more = account.faults.len() - 1;
+    let rest = if more > 0 { format!(" (+{more})") } else { String::new() };
+    let prefix = if worst.severity == Severity::Notice { "note: " } else { "" };
+    format!("{prefix}{}{rest}", text::escape(worst.text.as_bytes()))
+}

@@ -1,0 +1,243 @@
+//! The configuration file: TOML, so that a nightly job needs no arguments.
+
+mod check;
+mod values;
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use zmreplica::guard::GuardOptions;
+use zmreplica::nightly::hooks::HookCommand;
+use zmreplica::retention::{Policy, Within};
+
+use super::error::CliError;
+use super::remote::RemoteConfig;
+
+pub(crate) use check::{ConfigArgs, run};
+pub(crate) use values::{LogTarget, Share, Span, Text};
+
+/// Read when no other file is named and this one is there.
+const DEFAULT_PATH: &str = "/etc/zmreplica.toml";
+/// Environment variable that names the configuration file.
+const CONFIG_VARIABLE: &str = "ZMREPLICA_CONFIG";
+
+/// What a configuration file may say. Options of the command line win over it; its excludes are added to theirs. `check.rs` tells what each key means.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Config {
+    /// Directory of the store.
+    pub(crate) store: Option<PathBuf>,
+    /// What `snapshot` takes when it is given no source.
+    pub(crate) source: Option<String>,
+    /// Exclude patterns.
+    #[serde(default)]
+    pub(crate) exclude: Vec<String>,
+    /// zstd level, 1 to 19.
+    pub(crate) compression_level: Option<i32>,
+    /// Whether small chunks are compressed with a trained dictionary.
+    pub(crate) dictionary: Option<bool>,
+    /// How long `nightly` waits for zmbackup at most.
+    pub(crate) settle: Option<Text<Span>>,
+    /// How long nothing must have changed for zmbackup to count as finished.
+    pub(crate) settle_quiet: Option<Text<Span>>,
+    /// File that `nightly` writes metrics to.
+    pub(crate) metrics: Option<PathBuf>,
+    /// Where `nightly` logs to.
+    pub(crate) log: Option<Text<LogTarget>>,
+    /// Age of the newest snapshot from which on `status` complains.
+    pub(crate) max_age: Option<Text<Span>>,
+    /// How a source on another host is reached.
+    #[serde(default)]
+    pub(crate) remote: RemoteConfig,
+    /// What `prune` keeps.
+    #[serde(default)]
+    pub(crate) retention: Retention,
+    /// What the guard goes by.
+    #[serde(default)]
+    guard: Guard,
+    /// What is run after a night.
+    #[serde(default)]
+    pub(crate) hooks: Hooks,
+}
+
+/// The table `[retention]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct Retention {
+    pub(crate) keep_last: u32,
+    pub(crate) keep_hourly: u32,
+    pub(crate) keep_daily: u32,
+    pub(crate) keep_weekly: u32,
+    pub(crate) keep_monthly: u32,
+    pub(crate) keep_yearly: u32,
+    pub(crate) keep_within: Option<Within>,
+    pub(crate) keep_tags: Vec<String>,
+    pub(crate) max_unused: Option<u8>,
+}
+
+impl Retention {
+    /// Returns the rules.
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            keep_last: self.keep_last,
+            keep_hourly: self.keep_hourly,
+            keep_daily: self.keep_daily,
+            keep_weekly: self.keep_weekly,
+            keep_monthly: self.keep_monthly,
+            keep_yearly: self.keep_yearly,
+            keep_within: self.keep_within,
+            keep_tags: self.keep_tags.clone(),
+        }
+    }
+}
+
+/// The table `[guard]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Guard {
+    expect_retention: Option<Within>,
+    changed_share: Option<Share>,
+    lost_share: Option<Share>,
+}
+
+/// The table `[hooks]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct Hooks {
+    pub(crate) on_success: Option<HookCommand>,
+    pub(crate) on_warning: Option<HookCommand>,
+    pub(crate) on_failure: Option<HookCommand>,
+}
+
+impl Config {
+    /// Returns what the guard goes by.
+    pub(crate) fn guard(&self) -> GuardOptions {
+        let default = GuardOptions::default();
+        let share = |share: Option<Share>, default: f64| share.map_or(default, |share| share.0);
+        GuardOptions {
+            expect_retention: self.guard.expect_retention,
+            changed_share: share(self.guard.changed_share, default.changed_share),
+            lost_share: share(self.guard.lost_share, default.lost_share),
+        }
+    }
+}
+
+/// Returns the file that is meant, and whether somebody named it, so that it must be there.
+fn file(given: Option<&Path>) -> (PathBuf, bool) {
+    let named = given
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os(CONFIG_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from));
+    let must_exist = named.is_some();
+    (named.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH)), must_exist)
+}
+
+fn read(path: &Path, must_exist: bool) -> Result<Option<String>, CliError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => Ok(None),
+        Err(error) => Err(CliError::Usage(format!("Cannot read the configuration file {}: {error}", path.display()))),
+    }
+}
+
+/// Loads the file given, else the one that the environment names, else the default one if it is there.
+pub(crate) fn load(given: Option<&Path>) -> Result<Config, CliError> {
+    let (path, must_exist) = file(given);
+    let Some(text) = read(&path, must_exist)? else { return Ok(Config::default()) };
+    parse(&text).map_err(|reason| {
+        let path = path.display();
+        CliError::Usage(format!(
+            "The configuration file {path} is not valid: {reason} (`zmreplica config check` tells more)"
+        ))
+    })
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    match range_mistake(&config) {
+        Some(mistake) => Err(mistake),
+        None => Ok(config),
+    }
+}
+
+/// Says which figure lies outside of what is possible.
+fn range_mistake(config: &Config) -> Option<String> {
+    if let Some(level) = config.compression_level.filter(|level| !(1..=19).contains(level)) {
+        return Some(format!("compression-level is {level} and must be 1 to 19"));
+    }
+    if let Some(percent) = config.retention.max_unused.filter(|percent| *percent > 100) {
+        return Some(format!("max-unused is {percent} and must be 0 to 100 (per cent)"));
+    }
+    config.remote.fault()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_read_and_unknown_ones_named() {
+        let config = parse("store = '/srv/store'\nexclude = ['*.tmp']\ncompression-level = 9\ndictionary = false\n");
+        let expected = Config {
+            store: Some("/srv/store".into()),
+            exclude: vec!["*.tmp".to_owned()],
+            compression_level: Some(9),
+            dictionary: Some(false),
+            ..Config::default()
+        };
+        assert_eq!(config, Ok(expected));
+        assert!(parse("compresion-level = 9").is_err_and(|error| error.contains("compresion-level")));
+        assert!(parse("[remote]\nssh-key = '/k'\nbwlimit = '10M'\nupload = false\ncompress-at = 'replica'\n").is_ok());
+        assert!(parse("[remote]\nbwlimit = 'much'").is_err_and(|error| error.contains("bwlimit")));
+        assert!(parse("compression-level = 99").is_err_and(|error| error.contains("1 to 19")));
+    }
+
+    #[test]
+    fn the_example_is_valid_with_all_that_it_proposes() {
+        let example = include_str!("../../../packaging/zmreplica.toml");
+        assert!(
+            parse(example)
+                .is_ok_and(|config| !config.retention.policy().is_empty() && config.hooks.on_warning.is_none())
+        );
+        // What is commented out begins with its key; prose has a blank first.
+        let all: String = example
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let config = parse(&all).unwrap();
+        assert!(
+            config.hooks.on_warning.is_some() && config.metrics.is_some() && config.guard().expect_retention.is_some()
+        );
+    }
+
+    #[test]
+    fn the_tables_of_the_night_are_read() {
+        let config = parse(
+            "settle = '2h'\nlog = 'journal'\nmetrics = '/m'\n[retention]\nkeep-daily = 30\nkeep-within = '3m'\nmax-unused = 5\n\
+             [guard]\nexpect-retention = '1m'\nchanged-share = '10%'\nlost-share = 0.25\n[hooks]\non-failure = ['mail', 'root']\n",
+        );
+        let config = config.unwrap();
+        assert_eq!(config.settle, Some(Text(Span(Duration::from_secs(7200)))));
+        assert_eq!(config.log, Some(Text(LogTarget::System)));
+        assert_eq!((config.retention.keep_daily, config.retention.policy().is_empty()), (30, false));
+        let guard = config.guard();
+        assert_eq!(guard.expect_retention.unwrap().to_string(), "1m");
+        assert_eq!((guard.changed_share, guard.lost_share), (0.1, 0.25));
+        assert_eq!(config.hooks.on_failure.unwrap().shown(), "mail root");
+        assert!(parse("[retention]\nmax-unused = 5").unwrap().retention.policy().is_empty());
+        for (wrong, told) in [
+            ("settle = '30y'", "no span of time"),
+            ("[guard]\nchanged-share = 20", "0 to 1"),
+            ("[guard]\nexpect-retention = '3 months'", "3 months"),
+            ("[retention]\nkeep-dayly = 1", "keep-dayly"),
+            ("[retention]\nmax-unused = 101", "0 to 100"),
+            ("log = 'log.txt'", "absolute"),
+        ] {
+            assert!(parse(wrong).is_err_and(|error| error.contains(told)), "{wrong}: {:?}", parse(wrong));
+        }
+    }
+}

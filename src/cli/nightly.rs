@@ -1,0 +1,341 @@
+//! `zmreplica nightly`: all of a night in one command, for cron or a systemd timer.
+//!
+//! It waits for zmbackup, takes a snapshot, prunes by the configured policy, and then tells whoever wants to know, whatever happened: the log, the metrics, and
+//! the hook for the way it ended.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+use zmreplica::guard::Judged;
+use zmreplica::nightly::hooks::{HOOK_LIMIT, HookCommand};
+use zmreplica::nightly::metrics::{self, RunFigures};
+use zmreplica::nightly::settle::{Settled, WORKING, change_since, wait};
+use zmreplica::nightly::status::Status;
+use zmreplica::snapshot::options::{RunProblem, SnapshotReport};
+use zmreplica::snapshot::pull;
+
+use super::config::{LogTarget, Span};
+use super::error::{CliError, Exit};
+use super::log::{Level, Log};
+use super::snapshot::SnapshotArgs;
+use super::snapshots::SnapshotEvent;
+use super::{Context, hold, path, prune, remote, signals, snapshot, text};
+
+/// Nothing in `tmp/` must have changed for this long, unless told otherwise: the longest that zmbackup was seen to write nothing is a minute or so.
+const QUIET: Duration = Duration::from_secs(300);
+/// Problems that a hook and the log are told by name.
+const PROBLEMS_TOLD: usize = 20;
+
+/// Arguments of `nightly`.
+#[derive(Args)]
+#[command(after_help = "\
+Does what the configuration file says, and is meant to be run by cron or a systemd timer. Without a retention policy nothing is removed. \
+Ends with the worst code of its parts, 7, 1, 4, 3, 0 in this order; with 6 while the store is held.")]
+pub(crate) struct NightlyArgs {
+    #[command(flatten)]
+    snapshot: SnapshotArgs,
+    /// Wait for a running zmbackup, at most so long (2h, 90min) [default: `settle` in the configuration file, else not at all]
+    #[arg(long, value_name = "DURATION")]
+    settle: Option<Span>,
+    /// Count zmbackup as finished when nothing in tmp/ changed for so long [default: `settle-quiet` in the configuration file, else 5min]
+    #[arg(long, value_name = "DURATION")]
+    settle_quiet: Option<Span>,
+    /// Write metrics for Prometheus to this file [default: `metrics` in the configuration file]
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
+    /// Log to `journal`, `syslog` or a file too [default: `log` in the configuration file]
+    #[arg(long, value_name = "WHERE")]
+    log: Option<LogTarget>,
+}
+
+/// How a night ended, as hooks are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Success,
+    Warning,
+    Failure,
+}
+
+impl Outcome {
+    fn of(exit: Exit) -> Outcome {
+        match exit {
+            Exit::Done => Outcome::Success,
+            // Nothing is lost when another run goes on or somebody holds the store, but it should not stay so.
+            Exit::Incomplete | Exit::Attention | Exit::Locked | Exit::Held => Outcome::Warning,
+            Exit::Failed | Exit::Usage | Exit::Damage => Outcome::Failure,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Outcome::Success => "success",
+            Outcome::Warning => "warning",
+            Outcome::Failure => "failure",
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct SettleEvent {
+    waited_ms: u64,
+    quiet: bool,
+}
+
+/// What hooks get on stdin, and stdout with `--json`.
+#[derive(Serialize)]
+struct NightEvent<'a> {
+    event: &'static str,
+    outcome: Outcome,
+    exit_code: u8,
+    /// What happened, in a line.
+    message: &'a str,
+    hint: Option<&'a str>,
+    host: String,
+    store: Option<String>,
+    source: Option<String>,
+    started: Timestamp,
+    finished: Timestamp,
+    settle: Option<SettleEvent>,
+    snapshot: Option<SnapshotEvent<'a>>,
+    /// The first 20 problems of the snapshot; `snapshot.problem_count` has their number.
+    problems: &'a [RunProblem],
+    /// Suspect snapshots in the store that nobody has accepted.
+    suspects: Option<usize>,
+    version: &'static str,
+}
+
+/// A night under way.
+struct Night<'a> {
+    context: &'a Context,
+    args: &'a NightlyArgs,
+    log: Log,
+    settled: Option<Settled>,
+    report: Option<SnapshotReport>,
+    snapshot_time: Duration,
+    prune_time: Duration,
+}
+
+pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliError> {
+    if args.snapshot.dry_run {
+        return snapshot::run(context, &args.snapshot);
+    }
+    let started = Timestamp::now();
+    let target = args.log.as_ref().or(context.config.log.as_ref().map(|log| &log.0));
+    let log = Log::open(target).or_else(|error| {
+        // A night without a log is better than none.
+        context.output.warn(&error.to_string());
+        Log::open(None)
+    })?;
+    let nothing = Duration::ZERO;
+    let mut night =
+        Night { context, args, log, settled: None, report: None, snapshot_time: nothing, prune_time: nothing };
+    // Nothing of the night is used after a panic but what it has gathered.
+    let result = catch_unwind(AssertUnwindSafe(|| night.work()));
+    let result = result.unwrap_or(Err(CliError::Panic { during_check: false }));
+    night.tell(started, &result);
+    result
+}
+
+impl Night<'_> {
+    fn work(&mut self) -> Result<Exit, CliError> {
+        let (context, args) = (self.context, self.args);
+        let source = snapshot::source(context, &args.snapshot)?;
+        // Before the waiting, which may take hours; and once more when the store is locked.
+        if !args.snapshot.ignore_hold {
+            hold::refuse(&context.open()?)?;
+        }
+        self.log(Level::Info, &format!("Nightly run of {} into {}", source.display(), context.store()?.display()));
+        self.settle(source)?;
+        let clock = Instant::now();
+        let taken = snapshot::take(context, &args.snapshot);
+        self.snapshot_time = clock.elapsed();
+        let (replica, report) = taken?;
+        drop(replica);
+        let exit = snapshot::tell(&context.output, &report);
+        self.log_report(&report);
+        self.report = Some(report);
+        let clock = Instant::now();
+        let pruned = prune::by_configuration(context, args.snapshot.ignore_hold);
+        self.prune_time = clock.elapsed();
+        Ok(worse(exit?, pruned?))
+    }
+
+    /// Waits for a running zmbackup, if that is wanted.
+    fn settle(&mut self, source: &Path) -> Result<(), CliError> {
+        let config = &self.context.config;
+        let limit = self.args.settle.or(config.settle.map(|span| span.0)).map_or(Duration::ZERO, |span| span.0);
+        if limit.is_zero() {
+            return Ok(());
+        }
+        let quiet = self.args.settle_quiet.or(config.settle_quiet.map(|span| span.0)).map_or(QUIET, |span| span.0);
+        let interrupt = signals::interrupt_flag()
+            .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+        let interrupted = || interrupt.load(Ordering::Relaxed);
+        let remote = path::remote(source.as_os_str())?;
+        let far = remote::options(&self.args.snapshot.remote, &config.remote, None)?;
+        let change = |since| match &remote {
+            None => change_since(source, since),
+            Some(spec) => {
+                for directory in WORKING {
+                    let changed = pull::change_since(spec, &far, directory, since).map_err(std::io::Error::other)?;
+                    if changed.is_some() {
+                        return Ok(changed);
+                    }
+                }
+                Ok(None)
+            }
+        };
+        let settled = wait(change, quiet, limit, interrupted)
+            .map_err(|error| CliError::Failed(format!("The source {} cannot be read: {error}", source.display())))?;
+        if interrupted() {
+            return Err(CliError::Failed("Interrupted while waiting for zmbackup. Nothing was done".to_owned()));
+        }
+        self.settled = Some(settled);
+        let waited = text::duration(settled.waited);
+        if settled.quiet {
+            self.say(&format!("Waited {waited} until nothing in tmp/ had changed for {}", text::duration(quiet)));
+        } else {
+            let text = format!("zmbackup was still writing to tmp/ after {waited}; the snapshot is taken all the same");
+            self.context.output.warn(&text);
+            self.log(Level::Warning, &text);
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, text: &str) {
+        self.context.output.note(text);
+        self.log(Level::Info, text);
+    }
+
+    fn log(&mut self, level: Level, text: &str) {
+        if let Some(problem) = self.log.line(level, text) {
+            self.context.output.warn(&problem);
+        }
+    }
+
+    fn log_report(&mut self, report: &SnapshotReport) {
+        for problem in report.problems.iter().take(PROBLEMS_TOLD) {
+            self.log(Level::Warning, &format!("{}: {}", text::escape(&problem.path), problem.message));
+        }
+        for reason in report.record.suspect_reasons() {
+            self.log(Level::Warning, &format!("suspect: {}", reason.text));
+        }
+        for line in snapshot::summary(&self.context.output, report) {
+            self.log(Level::Info, &line);
+        }
+    }
+
+    /// Tells how the night ended: the log, the metrics, the hook, stdout.
+    fn tell(&mut self, started: Timestamp, result: &Result<Exit, CliError>) {
+        let context = self.context;
+        let (exit, message, hint) = match result {
+            Ok(exit) => (*exit, ended(*exit).to_owned(), None),
+            Err(error) => (error.exit(), error.to_string(), error.hint()),
+        };
+        let outcome = Outcome::of(exit);
+        let level = match outcome {
+            Outcome::Success => Level::Info,
+            Outcome::Warning => Level::Warning,
+            Outcome::Failure => Level::Error,
+        };
+        self.log(level, &message);
+        let finished = Timestamp::now();
+        // A store that cannot be opened is part of what is told, by what is missing.
+        let gather = || Status::gather(&context.open().ok()?, finished).ok();
+        let status = gather();
+        let judged = self.report.as_ref().map(|report| Judged::fresh(report.number, &report.record));
+        let problems = self.report.as_ref().map_or(&[][..], |report| &report.problems);
+        let event = NightEvent {
+            event: "nightly",
+            outcome,
+            exit_code: exit as u8,
+            message: &message,
+            hint: hint.as_deref(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            store: context.store().ok().map(|store| store.display().to_string()),
+            source: match &self.report {
+                Some(report) => Some(report.record.source.clone()),
+                None => snapshot::source(context, &self.args.snapshot).ok().map(|source| source.display().to_string()),
+            },
+            started,
+            finished,
+            settle: self.settled.map(|settled| SettleEvent {
+                waited_ms: u64::try_from(settled.waited.as_millis()).unwrap_or(u64::MAX),
+                quiet: settled.quiet,
+            }),
+            snapshot: judged.as_ref().map(|judged| SnapshotEvent::new("snapshot", judged)),
+            problems: &problems[..problems.len().min(PROBLEMS_TOLD)],
+            suspects: status.as_ref().map(|status| status.suspects.len()),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        let hooks = &context.config.hooks;
+        let hook = match outcome {
+            Outcome::Success => &hooks.on_success,
+            Outcome::Warning => &hooks.on_warning,
+            Outcome::Failure => &hooks.on_failure,
+        };
+        let hook_problem = hook.as_ref().and_then(|hook| run_hook(hook, &event));
+        if context.output.json() {
+            // Whoever reads it may have gone away; the night is over all the same.
+            let _ = context.output.event(&event);
+        }
+        let figures = RunFigures {
+            started,
+            finished,
+            exit_code: exit as u8,
+            settle_seconds: self.settled.map_or(0.0, |settled| settled.waited.as_secs_f64()),
+            snapshot_seconds: self.snapshot_time.as_secs_f64(),
+            prune_seconds: self.prune_time.as_secs_f64(),
+            hook_failed: hook_problem.is_some(),
+        };
+        let mut problems: Vec<String> = hook_problem.into_iter().collect();
+        if let Some(file) = self.args.metrics.as_ref().or(context.config.metrics.as_ref())
+            && let Err(error) = metrics::write(file, &metrics::render(&figures, status.as_ref()))
+        {
+            problems.push(format!("The metrics cannot be written to {}: {error}", file.display()));
+        }
+        for problem in problems {
+            context.output.warn(&problem);
+            self.log(Level::Error, &problem);
+        }
+    }
+}
+
+/// Runs a hook and returns what went wrong.
+fn run_hook(hook: &HookCommand, event: &NightEvent<'_>) -> Option<String> {
+    let mut input = match serde_json::to_vec(event) {
+        Ok(input) => input,
+        Err(error) => return Some(format!("The hook cannot be told: {error}")),
+    };
+    input.push(b'\n');
+    let mut variables = vec![
+        ("ZMREPLICA_OUTCOME", event.outcome.word().to_owned()),
+        ("ZMREPLICA_EXIT_CODE", event.exit_code.to_string()),
+        ("ZMREPLICA_MESSAGE", event.message.to_owned()),
+    ];
+    // So that a hook may simply call `zmreplica status`.
+    variables.extend(event.store.as_ref().map(|store| ("ZMREPLICA_STORE", store.clone())));
+    hook.run(&input, &variables, HOOK_LIMIT).err().map(|error| error.to_string())
+}
+
+/// Returns the code that matters more.
+fn worse(left: Exit, right: Exit) -> Exit {
+    let order = [Exit::Damage, Exit::Failed, Exit::Attention, Exit::Incomplete];
+    order.into_iter().find(|exit| [left, right].contains(exit)).unwrap_or(Exit::Done)
+}
+
+fn ended(exit: Exit) -> &'static str {
+    match exit {
+        Exit::Done => "All went well",
+        Exit::Incomplete => "The snapshot was taken, but some files could not be read",
+        Exit::Attention => "The snapshot was taken, and the guard found something that a person must look at",
+        Exit::Damage => "Damage was found",
+        Exit::Failed | Exit::Usage | Exit::Locked | Exit::Held => "The night failed",
+    }
+}

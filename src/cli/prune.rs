@@ -1,0 +1,318 @@
+//! `zmreplica prune`: removes the snapshots that no rule keeps, and what only they need.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use clap::Args;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use zmreplica::prune::{
+    MAX_UNUSED_PERCENT, PruneError, PruneFigures, PruneOptions, PrunePlan, PruneProgress, PruneReport, carry_out, plan,
+};
+use zmreplica::replica::{LockedReplica, Replica};
+use zmreplica::retention::{Decision, Policy, Protections, Within};
+
+use super::error::{CliError, Exit};
+use super::output::{Output, Verbosity, WARNING};
+use super::progress::{ONE_LINE, live_line};
+use super::{Context, hold, signals, text};
+
+/// How often the counters are looked at.
+const TICK: Duration = Duration::from_millis(120);
+/// How often a new plan is made when a snapshot that was to go was mounted meanwhile.
+const ATTEMPTS: u32 = 5;
+
+/// Rules of retention, as options. One that is given stands in for the rule of the same name in the configuration file.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct PolicyArgs {
+    /// Keep the N newest snapshots of each source
+    #[arg(long, value_name = "N")]
+    keep_last: Option<u32>,
+    /// Keep the newest of each of the last N hours that have one
+    #[arg(long, value_name = "N")]
+    keep_hourly: Option<u32>,
+    /// Keep the newest of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<u32>,
+    /// Keep the newest of each of the last N weeks that have one
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<u32>,
+    /// Keep the newest of each of the last N months that have one
+    #[arg(long, value_name = "N")]
+    keep_monthly: Option<u32>,
+    /// Keep the newest of each of the last N years that have one
+    #[arg(long, value_name = "N")]
+    keep_yearly: Option<u32>,
+    /// Keep all that are at most so much older than the newest: 90d, 12w, 3m (months) or 1y
+    #[arg(long, value_name = "SPAN")]
+    keep_within: Option<Within>,
+    /// Keep all with this tag; may be given several times
+    #[arg(long = "keep-tag", value_name = "TAG")]
+    keep_tags: Vec<String>,
+}
+
+impl PolicyArgs {
+    /// Returns the rules in force: those given, and of the configuration those that were not.
+    pub(crate) fn policy(&self, configured: &Policy) -> Policy {
+        Policy {
+            keep_last: self.keep_last.unwrap_or(configured.keep_last),
+            keep_hourly: self.keep_hourly.unwrap_or(configured.keep_hourly),
+            keep_daily: self.keep_daily.unwrap_or(configured.keep_daily),
+            keep_weekly: self.keep_weekly.unwrap_or(configured.keep_weekly),
+            keep_monthly: self.keep_monthly.unwrap_or(configured.keep_monthly),
+            keep_yearly: self.keep_yearly.unwrap_or(configured.keep_yearly),
+            keep_within: self.keep_within.or(configured.keep_within),
+            keep_tags: if self.keep_tags.is_empty() { configured.keep_tags.clone() } else { self.keep_tags.clone() },
+        }
+    }
+}
+
+/// Arguments of `prune`.
+#[derive(Args)]
+pub(crate) struct PruneArgs {
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Allow so much of the packs to be unused, in per cent; above it those with the most unused are written anew
+    /// [default: `max-unused` under `[retention]` in the configuration file, else 10]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    max_unused: Option<u8>,
+    /// Go on though the store is held
+    #[arg(long)]
+    ignore_hold: bool,
+    /// Show what would be done and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+struct DecisionEvent<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    decision: &'a Decision,
+    /// Bytes in packs that its going frees.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    freed_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct PlanEvent<'a> {
+    event: &'static str,
+    dry_run: bool,
+    policy: &'a Policy,
+    #[serde(flatten)]
+    figures: &'a PruneFigures,
+}
+
+#[derive(Serialize)]
+struct SummaryEvent<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    report: &'a PruneReport,
+}
+
+pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError> {
+    let retention = &context.config.retention;
+    let max_unused_percent = args.max_unused.or(retention.max_unused).unwrap_or(MAX_UNUSED_PERCENT);
+    let options = PruneOptions { max_unused_percent };
+    prune(context, &args.policy.policy(&retention.policy()), &options, args.dry_run, args.ignore_hold)
+}
+
+/// Prunes by the rules of the configuration file, if it has any.
+pub(crate) fn by_configuration(context: &Context, ignore_hold: bool) -> Result<Exit, CliError> {
+    let retention = &context.config.retention;
+    let policy = retention.policy();
+    if policy.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let max_unused_percent = retention.max_unused.unwrap_or(MAX_UNUSED_PERCENT);
+    prune(context, &policy, &PruneOptions { max_unused_percent }, false, ignore_hold)
+}
+
+/// Prunes by rules, and tells what it does.
+fn prune(
+    context: &Context,
+    policy: &Policy,
+    options: &PruneOptions,
+    dry_run: bool,
+    ignore_hold: bool,
+) -> Result<Exit, CliError> {
+    let output = &context.output;
+    let zone = TimeZone::system();
+    let interrupt = signals::interrupt_flag()
+        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let progress = PruneProgress::default();
+    let make = |replica: &Replica| {
+        followed(output, &progress, &interrupt, || {
+            plan(replica, policy, Protections::default(), &zone, options, &progress)
+        })
+    };
+    if dry_run {
+        let plan = make(&context.open()?)?;
+        tell_plan(output, policy, &plan, true)?;
+        return Ok(Exit::Done);
+    }
+    let mut replica: LockedReplica = context.open_locked()?;
+    if !ignore_hold {
+        hold::refuse(&replica)?;
+    }
+    let mut attempt = 1;
+    loop {
+        let plan = make(&replica)?;
+        tell_plan(output, policy, &plan, false)?;
+        output.flush()?;
+        match followed(output, &progress, &interrupt, || carry_out(&mut replica, &plan, &progress)) {
+            Ok(report) => {
+                tell_report(output, &report)?;
+                return Ok(Exit::Done);
+            }
+            Err(PruneError::Leased { id }) if attempt < ATTEMPTS => {
+                attempt += 1;
+                output.note(&format!("Snapshot {id} was mounted just now and stays; a new plan is made."));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Does some work while a live line tells how far it is.
+pub(crate) fn followed<T>(
+    output: &Output,
+    progress: &PruneProgress,
+    interrupt: &AtomicBool,
+    work: impl FnOnce() -> T,
+) -> T {
+    std::thread::scope(|scope| {
+        // Closed when this closure ends.
+        let (_running, stop) = mpsc::channel();
+        scope.spawn(move || follow(output, progress, interrupt, &stop));
+        work()
+    })
+}
+
+fn follow(output: &Output, progress: &PruneProgress, interrupt: &AtomicBool, stop: &Receiver<()>) {
+    let bar = live_line(output, ONE_LINE);
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(TICK) {
+        if interrupt.load(Ordering::Relaxed) {
+            progress.interrupt.store(true, Ordering::Relaxed);
+        }
+        let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
+        let share =
+            done.saturating_mul(100).checked_div(total).map(|percent| format!(", {percent} %")).unwrap_or_default();
+        bar.set_message(format!("{}: {}{share}", progress.phase().label(), text::count(done)));
+        bar.tick();
+    }
+    bar.finish_and_clear();
+}
+
+fn tell_plan(output: &Output, policy: &Policy, plan: &PrunePlan, dry_run: bool) -> Result<(), CliError> {
+    let figures = &plan.figures;
+    if output.json() {
+        for decision in &plan.retention.decisions {
+            let freed_bytes = plan.freed.get(&decision.number).copied();
+            output.event(&DecisionEvent { event: "decision", decision, freed_bytes })?;
+        }
+        output.event(&PlanEvent { event: "plan", dry_run, policy, figures })?;
+    } else {
+        for decision in &plan.retention.decisions {
+            if decision.keep && output.verbosity() == Verbosity::Quiet {
+                continue;
+            }
+            output.line(&decision_line(output, decision, plan))?;
+        }
+        if output.verbosity() > Verbosity::Quiet {
+            for line in figure_lines(figures, dry_run) {
+                output.line(&line)?;
+            }
+        }
+    }
+    if policy.is_empty() {
+        output.note(
+            "No rule says which snapshots may go, so none does; only space that nothing uses is freed. Give --keep-daily 30 and the like, \
+             or write a table [retention] in the configuration file.",
+        );
+    }
+    if figures.lost_chunks > 0 {
+        output.warn(&format!(
+            "{} of kept snapshots {} lost; `zmreplica check` tells which files that affects.",
+            text::plural(figures.lost_chunks, "chunk", "chunks"),
+            if figures.lost_chunks == 1 { "is" } else { "are" },
+        ));
+    }
+    Ok(())
+}
+
+fn decision_line(output: &Output, decision: &Decision, plan: &PrunePlan) -> String {
+    let id = decision.id.get(..8).unwrap_or(&decision.id);
+    let (time, source) = (text::local_time(decision.time), text::escape(decision.source.as_bytes()));
+    let reasons: Vec<String> = decision.reasons.iter().map(|reason| text::escape(reason.as_bytes())).collect();
+    let reasons = reasons.join(", ");
+    if decision.keep {
+        return format!("keep    {id}  {time}  {source}  {reasons}");
+    }
+    let freed = text::bytes(plan.freed.get(&decision.number).copied().unwrap_or_default());
+    output.styled(WARNING, &format!("remove  {id}  {time}  {source}  {reasons}, frees {freed}"))
+}
+
+fn figure_lines(figures: &PruneFigures, dry_run: bool) -> Vec<String> {
+    let would = if dry_run { "would be" } else { "to be" };
+    let mut lines = vec![format!(
+        "{} kept, {} {would} removed.",
+        text::plural(figures.kept_snapshots, "snapshot", "snapshots"),
+        text::count(figures.removed_snapshots),
+    )];
+    if figures.removed_chunks > 0 {
+        let unreferenced = match figures.unreferenced_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of it left by interrupted runs", text::bytes(bytes)),
+        };
+        lines.push(format!(
+            "{} ({}{unreferenced}) {would} removed.",
+            text::plural(figures.removed_chunks, "chunk", "chunks"),
+            text::bytes(figures.removed_chunk_bytes),
+        ));
+    }
+    if figures.deleted_packs + figures.orphan_packs + figures.rewritten_packs > 0 {
+        lines.push(format!(
+            "{} ({}) {would} deleted, {} ({}) written anew, which copies {}.",
+            text::plural(figures.deleted_packs + figures.orphan_packs, "pack", "packs"),
+            text::bytes(figures.deleted_pack_bytes + figures.orphan_bytes),
+            text::count(figures.rewritten_packs),
+            text::bytes(figures.rewritten_bytes),
+            text::bytes(figures.copied_bytes),
+        ));
+    }
+    lines.push(format!(
+        "Frees {}; {} stay, {} of them unused.",
+        text::bytes(figures.freed_bytes),
+        text::bytes(figures.kept_bytes),
+        text::bytes(figures.unused_bytes),
+    ));
+    lines
+}
+
+fn tell_report(output: &Output, report: &PruneReport) -> Result<(), CliError> {
+    if output.json() {
+        output.event(&SummaryEvent { event: "summary", report })?;
+    } else if output.verbosity() > Verbosity::Quiet {
+        output.line(&format!(
+            "Removed {}, deleted {} ({}), wrote {} ({}) in {}.",
+            text::plural(report.removed_snapshots, "snapshot", "snapshots"),
+            text::plural(report.deleted_packs, "pack", "packs"),
+            text::bytes(report.deleted_bytes),
+            text::plural(report.written_packs, "pack", "packs"),
+            text::bytes(report.written_bytes),
+            text::duration(Duration::from_millis(report.elapsed_ms)),
+        ))?;
+        if report.folded_bytes > 0 {
+            output.line(&format!("Folded commit files of {} into a checkpoint.", text::bytes(report.folded_bytes)))?;
+        }
+        if let Some((before, after)) = report.compacted {
+            output.line(&format!("Compacted the catalogue from {} to {}.", text::bytes(before), text::bytes(after)))?;
+        }
+    }
+    if let Some(reason) = &report.not_folded {
+        output.warn(&format!("The commit files were not folded: {reason}. `zmreplica check` tells more."));
+    }
+    Ok(())
+}

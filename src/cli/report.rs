@@ -1,0 +1,274 @@
+//! `zmreplica report`: one self-contained HTML page about a store.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp};
+use serde::Serialize;
+use zmreplica::catalog::CatalogError;
+use zmreplica::catalog::chunk::PackRow;
+use zmreplica::catalog::database::Table;
+use zmreplica::catalog::reader::CatalogReader;
+use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::report::{self, AccountRow, Event, Night, NightState, Report, SessionBar};
+use zmreplica::view::{Readers, SnapshotView, Snapshots, ViewOptions};
+use zmreplica::zimbra::Analysis;
+use zmreplica::zimbra::account::{Account, AccountState};
+use zmreplica::zimbra::history::{SessionLife, session_lives, session_names};
+
+use super::accounts::{self, before_and_with};
+use super::error::{CliError, Exit};
+use super::{Context, text};
+
+/// Accounts that a line about several names at most.
+const NAMED: usize = 10;
+
+/// Arguments of `report`.
+#[derive(Args)]
+pub(crate) struct ReportArgs {
+    /// The page to write; `-` for stdout
+    #[arg(value_name = "FILE.html")]
+    file: PathBuf,
+    /// The newest snapshot to tell of
+    #[arg(long, value_name = "SNAP", default_value = "latest")]
+    snapshot: String,
+    /// Follow the accounts through the snapshots of so many days
+    #[arg(long, value_name = "N", default_value_t = 35)]
+    days: u32,
+}
+
+#[derive(Serialize)]
+struct WrittenEvent<'a> {
+    event: &'static str,
+    file: &'a str,
+    bytes: u64,
+    snapshots: u64,
+    accounts: u64,
+}
+
+pub(crate) fn run(context: &Context, args: &ReportArgs) -> Result<Exit, CliError> {
+    let report = gather(context, args)?;
+    if args.file == Path::new("-") {
+        let mut stdout = context.output.stdout();
+        report::write(&report, &mut *stdout)?;
+        return Ok(Exit::Done);
+    }
+    let bytes = write_file(&report, &args.file).map_err(|error| {
+        CliError::Failed(format!("Cannot write {}: {error}", text::escape(args.file.as_os_str().as_encoded_bytes())))
+    })?;
+    let file = args.file.display().to_string();
+    let (snapshots, accounts) = (report.nights.len() as u64, report.accounts.len() as u64);
+    if context.output.json() {
+        context.output.event(&WrittenEvent { event: "report", file: &file, bytes, snapshots, accounts })?;
+    } else {
+        context.output.note(&format!(
+            "{}: {}, {}, {}",
+            text::escape(file.as_bytes()),
+            text::bytes(bytes),
+            text::plural(snapshots, "snapshot", "snapshots"),
+            text::plural(accounts, "account", "accounts")
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+/// Writes the page beside its place and moves it there, so that a viewer never sees half a page. Returns its size.
+fn write_file(report: &Report, path: &Path) -> std::io::Result<u64> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = (|| {
+        let mut out = BufWriter::new(File::create(&temporary)?);
+        report::write(report, &mut out)?;
+        out.flush()?;
+        let bytes = out.get_ref().metadata()?.len();
+        std::fs::rename(&temporary, path)?;
+        Ok(bytes)
+    })();
+    if written.is_err() {
+        // The error that is told is the first one.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn gather(context: &Context, args: &ReportArgs) -> Result<Report, CliError> {
+    let replica = context.open()?;
+    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
+    let all = Snapshots::read(readers.catalog())?;
+    let chosen = all.resolve(&args.snapshot)?;
+    let records: Vec<&SnapshotRecord> =
+        before_and_with(&all, chosen).into_iter().map(|snapshot| &snapshot.record).collect();
+    let view = |record: &SnapshotRecord| SnapshotView::over(&readers, record.clone());
+    let mut names = Vec::with_capacity(records.len());
+    for (at, record) in records.iter().enumerate() {
+        names.push(session_names(&view(record)?, b"", at)?);
+    }
+    let lives = session_lives(&names);
+    let since = chosen.record.time.checked_sub(Span::new().hours(24 * i64::from(args.days))).unwrap_or(Timestamp::MIN);
+    let mut follower = Follower::default();
+    let mut analyser = accounts::analyser(&replica, &all);
+    let mut newest = None;
+    for (at, record) in records.iter().enumerate() {
+        if record.time >= since || at + 1 == records.len() {
+            let analysis = analyser.analyse(&view(record)?, b"")?;
+            follower.night(at, record, &analysis);
+            newest = Some(analysis);
+        }
+    }
+    accounts::keep(&replica, &all, &analyser);
+    let newest = newest.ok_or(zmreplica::view::ResolveError::Empty)?;
+    let mut events: Vec<(usize, Event)> = lives.iter().filter_map(|life| vanished(&records, life)).collect();
+    events.extend(std::mem::take(&mut follower.events));
+    events.sort_by_key(|(at, _)| *at);
+    let nights = records.iter().enumerate().map(|(at, record)| night(at, record, &events)).collect();
+    Ok(Report {
+        made: Timestamp::now(),
+        zone: TimeZone::system(),
+        source: chosen.record.source.clone(),
+        store: replica.path().display().to_string(),
+        pack_bytes: pack_bytes(readers.catalog())?,
+        nights,
+        sessions: lives.iter().map(|life| bar(&records, life)).collect(),
+        accounts: newest.accounts.iter().map(|account| follower.row(&records, &newest, account)).collect(),
+        events: events.into_iter().map(|(_, event)| event).collect(),
+        remarks: remarks(&newest),
+    })
+}
+
+fn pack_bytes(catalog: &CatalogReader) -> Result<u64, CatalogError> {
+    let mut bytes = 0;
+    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
+        let row = PackRow::decode(payload?).map_err(|error| CatalogError::Damaged {
+            what: "pack row",
+            number,
+            reason: error.to_string(),
+        })?;
+        bytes += row.bytes;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+fn remarks(analysis: &Analysis) -> Vec<String> {
+    let sessions = analysis.sessions.iter();
+    let of_sessions = sessions.flat_map(|session| session.remarks.iter().map(move |remark| (&session.label, remark)));
+    let shared = analysis.shared_remarks.iter().map(|(at, remark)| (&analysis.sessions[*at].label, remark));
+    let told = of_sessions.chain(shared).map(|(label, remark)| format!("{label}: {remark}"));
+    analysis.remarks.iter().cloned().chain(told).collect()
+}
+
+fn night(at: usize, record: &SnapshotRecord, events: &[(usize, Event)]) -> Night {
+    let bad: Vec<&str> =
+        events.iter().filter(|(of, event)| *of == at && event.is_bad).map(|(_, event)| event.text.as_str()).collect();
+    let (state, remark) = match (bad.first(), record.problem_count) {
+        (Some(first), _) => (NightState::Attention, (*first).to_owned()),
+        (None, 0) => (NightState::Complete, String::new()),
+        (None, problems) => (NightState::Problems, text::plural(problems, "problem", "problems")),
+    };
+    Night {
+        id: record.short_id().to_owned(),
+        time: record.time,
+        state,
+        remark,
+        names: record.totals.names,
+        source_bytes: record.totals.bytes,
+        new_bytes: record.work.new_bytes,
+        stored_bytes: record.work.stored_bytes,
+    }
+}
+
+fn vanished(records: &[&SnapshotRecord], life: &SessionLife) -> Option<(usize, Event)> {
+    let gone = life.vanished.as_ref()?;
+    let text = match &gone.unexpected {
+        None => format!("{} was deleted in its time", life.label),
+        Some(reason) => format!("{} vanished: {reason}", life.label),
+    };
+    Some((gone.snapshot, Event { time: records[gone.snapshot].time, is_bad: gone.unexpected.is_some(), text }))
+}
+
+fn bar(records: &[&SnapshotRecord], life: &SessionLife) -> SessionBar {
+    SessionBar {
+        label: life.label.clone(),
+        is_full: life.label.starts_with("full-"),
+        start: life.start,
+        appeared: records[life.appeared].time,
+        last_seen: records[life.last_seen].time,
+        vanished: life.vanished.as_ref().map(|gone| records[gone.snapshot].time),
+        unexpected: life.vanished.as_ref().and_then(|gone| gone.unexpected.clone()),
+    }
+}
+
+/// Follows accounts from snapshot to snapshot.
+#[derive(Default)]
+struct Follower {
+    /// By identifier: the address, and whether it was whole in the snapshot before.
+    before: Option<BTreeMap<String, (String, bool)>>,
+    /// The last snapshot in which each was whole.
+    last_whole: HashMap<String, usize>,
+    events: Vec<(usize, Event)>,
+}
+
+impl Follower {
+    fn night(&mut self, at: usize, record: &SnapshotRecord, analysis: &Analysis) {
+        let now: BTreeMap<String, (String, bool)> = analysis
+            .accounts
+            .iter()
+            .map(|account| (account.id.clone(), (account.email.clone(), account.state == AccountState::Whole)))
+            .collect();
+        for (id, _) in now.iter().filter(|(_, (_, whole))| *whole) {
+            self.last_whole.insert(id.clone(), at);
+        }
+        if let Some(before) = self.before.replace(now) {
+            let now = self.before.as_ref().map_or(&before, |now| now);
+            let is_whole = |id: &String| now.get(id).is_some_and(|(_, whole)| *whole);
+            let broken = before.iter().filter(|(id, (_, whole))| *whole && now.contains_key(*id) && !is_whole(id));
+            let gone = before.iter().filter(|(id, _)| !now.contains_key(*id));
+            let healed = before.iter().filter(|(id, (_, whole))| !*whole && is_whole(id));
+            let came = now.iter().filter(|(id, _)| !before.contains_key(*id));
+            let told = [
+                (told("no longer whole", broken), true),
+                (told("gone from all sessions", gone), true),
+                (told("whole again", healed), false),
+                (told("new", came), false),
+            ];
+            for (text, is_bad) in told {
+                if let Some(text) = text {
+                    self.events.push((at, Event { time: record.time, is_bad, text }));
+                }
+            }
+        }
+    }
+
+    fn row(&self, records: &[&SnapshotRecord], analysis: &Analysis, account: &Account) -> AccountRow {
+        let last_whole = self.last_whole.get(&account.id).filter(|_| account.state != AccountState::Whole);
+        AccountRow {
+            email: account.email.clone(),
+            state: account.state,
+            newest_full: account
+                .fulls
+                .last()
+                .map_or_else(|| "none".to_owned(), |full| analysis.sessions[full.session].label.clone()),
+            intervals: account.intervals.iter().map(|interval| (interval.from, interval.to)).collect(),
+            missing: account.faults.iter().map(|fault| fault.text.clone()).collect(),
+            last_whole: last_whole
+                .map(|at| format!("{} of {}", records[*at].short_id(), text::local_time(records[*at].time))),
+        }
+    }
+}
+
+/// Names accounts of which something is to be told; `None` when there are none.
+fn told<'a>(what: &str, accounts: impl Iterator<Item = (&'a String, &'a (String, bool))>) -> Option<String> {
+    let mut emails: Vec<&str> = accounts.map(|(_, (email, _))| email.as_str()).collect();
+    emails.sort_unstable();
+    let named = emails.get(..NAMED).unwrap_or(&emails);
+    let more = emails.len() - named.len();
+    let rest = if more > 0 { format!(" and {} more", text::count(more as u64)) } else { String::new() };
+    let count = text::plural(emails.len() as u64, "account is", "accounts are");
+    (!emails.is_empty()).then(|| format!("{count} {what}: {}{rest}", named.join(", ")))
+}

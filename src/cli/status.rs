@@ -1,0 +1,160 @@
+//! `zmreplica status`: tells in ten lines whether the replica is fine.
+
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+use zmreplica::nightly::status::{Finding, MAX_AGE, SourceStatus, Status};
+
+use super::config::Span;
+use super::error::{CliError, Exit};
+use super::output::{GOOD, WARNING};
+use super::{Context, hold, text};
+
+/// Suspect snapshots and sources that are told one by one.
+const TOLD: usize = 3;
+
+/// Arguments of `status`.
+#[derive(Args)]
+#[command(after_help = "\
+Exit codes: 0 fine; 4 something to look at (no snapshot, too old, suspect, problems); 6 held, and nothing else; 7 damage; 1 the state cannot be told.")]
+pub(crate) struct StatusArgs {
+    /// Age of the newest snapshot from which on it is too old [default: `max-age` in the configuration file, else 36h]
+    #[arg(long, value_name = "SPAN")]
+    max_age: Option<Span>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename = "status")]
+struct StatusEvent<'a> {
+    /// `fine`, `attention` or `held`.
+    verdict: &'static str,
+    findings: Vec<String>,
+    exit_code: u8,
+    #[serde(flatten)]
+    status: &'a Status,
+}
+
+pub(crate) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, CliError> {
+    let output = &context.output;
+    let replica = context.open()?;
+    let status = Status::gather(&replica, Timestamp::now())?;
+    let configured = context.config.max_age.map(|age| age.0);
+    let max_age = args.max_age.or(configured).map_or(MAX_AGE, |age| age.0);
+    let findings: Vec<String> = status.findings(max_age).iter().map(|finding| sentence(finding, max_age)).collect();
+    let (verdict, exit) = match (&status.hold, findings.is_empty()) {
+        (_, false) => ("attention", Exit::Attention),
+        (Some(_), true) => ("held", Exit::Held),
+        (None, true) => ("fine", Exit::Done),
+    };
+    if output.json() {
+        output.event(&StatusEvent { verdict, findings, exit_code: exit as u8, status: &status })?;
+        return Ok(exit);
+    }
+    let (style, head) = match verdict {
+        "fine" => (GOOD, "The replica is fine."),
+        "held" => (WARNING, "The replica is fine, and held: nothing is taken or removed."),
+        _ => (WARNING, "Look at this:"),
+    };
+    output.line(&output.styled(style, head))?;
+    for finding in &findings {
+        output.line(&format!("  {finding}"))?;
+    }
+    for (name, value) in lines(&status) {
+        output.line(&format!("{name:<11} {value}"))?;
+    }
+    Ok(exit)
+}
+
+fn sentence(finding: &Finding, max_age: Duration) -> String {
+    match finding {
+        Finding::NoSnapshot => "The store holds no snapshot yet; `zmreplica snapshot` takes one".to_owned(),
+        Finding::Old { source, age_seconds } => format!(
+            "The newest snapshot of {} is {} old; it should be {} at most",
+            text::escape(source.as_bytes()),
+            age(*age_seconds),
+            age(i64::try_from(max_age.as_secs()).unwrap_or(i64::MAX)),
+        ),
+        Finding::Suspect { count } => format!(
+            "{} and not accepted; `zmreplica snapshots` tells why",
+            text::plural(*count, "snapshot is suspect", "snapshots are suspect")
+        ),
+        Finding::Problems { source, count } => format!(
+            "The newest snapshot of {} has {}",
+            text::escape(source.as_bytes()),
+            text::plural(*count, "problem", "problems")
+        ),
+    }
+}
+
+/// Returns an age in its two largest units.
+fn age(seconds: i64) -> String {
+    let minutes = seconds.max(0) / 60;
+    match minutes {
+        0..60 => format!("{minutes} min"),
+        60..2880 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => format!("{} days {} h", minutes / 1440, minutes % 1440 / 60),
+    }
+}
+
+fn lines(status: &Status) -> Vec<(&'static str, String)> {
+    let mut lines = vec![(
+        "Store",
+        format!(
+            "{}: {} ({} in packs)",
+            status.store,
+            text::bytes(status.store_bytes()),
+            text::bytes(status.pack_bytes)
+        ),
+    )];
+    lines.push(("Snapshots", format!("{}, {} pinned", text::count(status.snapshots), text::count(status.pinned))));
+    for SourceStatus { source, newest, age_seconds, last_good, .. } in status.sources.iter().take(TOLD) {
+        let state = match newest.problem_count {
+            0 => newest.state.to_owned(),
+            count => format!("{}, {}", newest.state, text::plural(count, "problem", "problems")),
+        };
+        let short = |id: &str| id.get(..8).unwrap_or(id).to_owned();
+        lines.push((
+            "Newest",
+            format!(
+                "{} of {}, {} ago, of {}: {state}; {}, {}",
+                short(&newest.id),
+                text::local_time(newest.time),
+                age(*age_seconds),
+                text::escape(source.as_bytes()),
+                text::plural(newest.names, "name", "names"),
+                text::bytes(newest.bytes),
+            ),
+        ));
+        if newest.state == "suspect" {
+            let good = last_good.as_ref().map(|good| format!("{} of {}", short(&good.id), text::local_time(good.time)));
+            lines.push(("Last good", good.unwrap_or_else(|| "none".to_owned())));
+        }
+    }
+    for suspect in status.suspects.iter().rev().take(TOLD) {
+        let reasons = suspect.reasons.join("; ");
+        lines.push(("Suspect", format!("{}: {reasons}", suspect.id.get(..8).unwrap_or(&suspect.id))));
+    }
+    lines.push(("Held", status.hold.as_ref().map_or("no".to_owned(), hold::sentence)));
+    let mounts: Vec<String> = status
+        .leases
+        .iter()
+        .map(|lease| format!("{} (process {})", text::escape(lease.mount_point.as_bytes()), lease.pid))
+        .collect();
+    lines.push(("Mounted", if mounts.is_empty() { "nothing".to_owned() } else { mounts.join(", ") }));
+    let writer = status.writer.as_deref().unwrap_or("nobody");
+    lines.push(("Writing", writer.to_owned()));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_read_well() {
+        assert_eq!([age(-5), age(59), age(3600)], ["0 min", "0 min", "1 h 0 min"]);
+        assert_eq!([age(36 * 3600), age(86_400 * 5 + 7200)], ["36 h 0 min", "5 days 2 h"]);
+    }
+}

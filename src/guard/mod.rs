@@ -1,0 +1,268 @@
+//! The guard: looks at each new snapshot beside the last good one of its source, and says what a person must look at.
+//!
+//! A replica is there for the day on which something went wrong at the source, and that day is often noticed weeks later. So what looks like an
+//! accident makes the snapshot *suspect*: it is kept like any other, and nothing since the last good one is removed until somebody has accepted it.
+//! The rules are in `sessions.rs`, `accounts.rs` and `changes.rs`; `docs/semantics.md` tells them.
+//!
+//! The guard never fails a run: what keeps it from its work is a reason to look, too.
+//!
+//! Cost: the listings of the root and of `sessions/`, one pass over `accounts.xml`, and the directories that differ between both snapshots; sessions
+//! that came or went are not entered. Memory: 16 bytes for each file that changed in place, and the labels.
+
+mod accounts;
+mod changes;
+mod label;
+mod sessions;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::catalog::CatalogError;
+use crate::catalog::marks::{self, SnapshotMarks};
+use crate::catalog::reader::CatalogReader;
+use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Verdict};
+use crate::model::Kind;
+use crate::replica::Replica;
+use crate::retention::Within;
+use crate::source::exclude::Excludes;
+use crate::view::{DirectoryNode, Node, Readers, SnapshotView, ViewError, ViewOptions, display_path};
+
+pub use crate::catalog::marks::{Hold, hold};
+pub use label::{Label, LabelKind};
+
+/// Chunks kept while `accounts.xml` is read, in bytes: it is read once, in order.
+const CACHE_BYTES: u64 = 4 << 20;
+/// Fewer files than this are no mass change, whatever share they are.
+const MASS: u64 = 100;
+/// Names that a reason lists; the rest is counted.
+const LISTED: usize = 4;
+
+/// What the guard goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuardOptions {
+    /// How old sessions usually get before `zmbackup -del` removes them; `None` learns it from the snapshots.
+    pub expect_retention: Option<Within>,
+    /// Share of files that may change in place between two snapshots, 0 to 1.
+    pub changed_share: f64,
+    /// Share of names that may go between two snapshots of a tree that is not Zimbra's, 0 to 1.
+    pub lost_share: f64,
+}
+
+impl Default for GuardOptions {
+    fn default() -> GuardOptions {
+        GuardOptions { expect_retention: None, changed_share: 0.2, lost_share: 0.5 }
+    }
+}
+
+/// A snapshot's record, and what was said of it since.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// Its number.
+    pub number: u64,
+    /// Its record.
+    pub record: SnapshotRecord,
+    /// Its marks.
+    pub marks: SnapshotMarks,
+}
+
+impl Judged {
+    /// Describes a snapshot of which nothing was said yet.
+    pub fn fresh(number: u64, record: &SnapshotRecord) -> Judged {
+        Judged { number, record: record.clone(), marks: SnapshotMarks::default() }
+    }
+
+    /// Returns whether the guard has found something and nobody has accepted it.
+    pub fn is_suspect(&self) -> bool {
+        !self.record.suspect_reasons().is_empty() && self.marks.accepted.is_none()
+    }
+
+    /// Returns the state in a word: `suspect`, `problems` or `complete`.
+    pub fn state(&self) -> &'static str {
+        match self.record.problem_count {
+            _ if self.is_suspect() => "suspect",
+            0 => "complete",
+            _ => "problems",
+        }
+    }
+}
+
+/// Returns all snapshots with their marks, in order of commits.
+///
+/// # Errors
+/// Fails when the catalogue cannot be read.
+pub fn judged(catalog: &CatalogReader) -> Result<Vec<Judged>, CatalogError> {
+    let mut marks = marks::all(catalog)?;
+    let judge = |(number, record)| Judged { number, record, marks: marks.remove(&number).unwrap_or_default() };
+    Ok(catalog.snapshots()?.into_iter().map(judge).collect())
+}
+
+/// Tells which snapshots must be kept, whatever the policy says, and why, by their identifiers: pinned ones, and for each source, as long as a suspect
+/// snapshot was not accepted, the last good one before it and everything since.
+///
+/// # Errors
+/// Fails when the catalogue cannot be read.
+pub fn protections(catalog: &CatalogReader) -> Result<BTreeMap<String, Vec<String>>, CatalogError> {
+    let all = judged(catalog)?;
+    let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut keep = |snapshot: &Judged, reason: String| {
+        kept.entry(snapshot.record.id.clone()).or_default().push(reason);
+    };
+    for snapshot in &all {
+        if let Some(pin) = &snapshot.marks.pinned {
+            keep(snapshot, pin.reason.as_ref().map_or("pinned".to_owned(), |reason| format!("pinned: {reason}")));
+        }
+    }
+    let sources: BTreeSet<&str> = all.iter().map(|snapshot| snapshot.record.source.as_str()).collect();
+    for source in sources {
+        let own: Vec<&Judged> = all.iter().filter(|snapshot| snapshot.record.source == source).collect();
+        let Some(first) = own.iter().position(|snapshot| snapshot.is_suspect()) else { continue };
+        let name = own[first].record.short_id();
+        for (at, snapshot) in own.iter().enumerate().skip(first.saturating_sub(1)) {
+            let reason = if snapshot.is_suspect() {
+                let why = snapshot.record.suspect_reasons().first().map_or("", |reason| &reason.text);
+                format!("suspect and not accepted: {why}")
+            } else if at < first {
+                format!("the last good one before the suspect snapshot {name}")
+            } else {
+                format!("taken since the suspect snapshot {name}, which is not accepted")
+            };
+            keep(snapshot, reason);
+        }
+    }
+    Ok(kept)
+}
+
+/// Examines a snapshot that is about to be committed. Its tree is in the catalogue, its record need not be.
+pub fn examine(
+    replica: &Replica,
+    catalog: &Arc<CatalogReader>,
+    record: &SnapshotRecord,
+    options: &GuardOptions,
+) -> Verdict {
+    let mut verdict = Verdict::default();
+    if let Err(error) = try_examine(replica, catalog, record, options, &mut verdict) {
+        let other = verdict.compared_with.as_ref().and_then(|id| id.get(..8)).unwrap_or("none");
+        verdict.reasons.push(SuspectReason {
+            kind: ReasonKind::NotExamined,
+            text: format!("The guard could not compare it (with {other}): {error}"),
+        });
+    }
+    verdict
+}
+
+fn try_examine(
+    replica: &Replica,
+    catalog: &Arc<CatalogReader>,
+    record: &SnapshotRecord,
+    options: &GuardOptions,
+    verdict: &mut Verdict,
+) -> Result<(), ViewError> {
+    let mut earlier = judged(catalog)?;
+    earlier.retain(|snapshot| snapshot.record.source == record.source);
+    let baseline = earlier.iter().rev().find(|snapshot| !snapshot.is_suspect());
+    verdict.compared_with = baseline.map(|snapshot| snapshot.record.id.clone());
+    let readers =
+        Readers::new(Arc::clone(catalog), Arc::new(replica.chunks()), ViewOptions { cache_bytes: CACHE_BYTES });
+    let new = Side::open(&readers, record)?;
+    let old = baseline.map(|snapshot| Side::open(&readers, &snapshot.record)).transpose()?;
+    let zimbra = new.is_zimbra() || old.as_ref().is_some_and(Side::is_zimbra);
+    let reasons = &mut verdict.reasons;
+    if zimbra {
+        if let Some(old) = &old {
+            sessions::judge(&readers, &earlier, old, &new, options, reasons)?;
+        }
+        accounts::judge(old.as_ref(), &new, reasons)?;
+    }
+    if let Some(old) = &old {
+        changes::judge(old, &new, zimbra, options, reasons)?;
+    }
+    Ok(())
+}
+
+/// A snapshot as the guard sees it.
+struct Side {
+    view: SnapshotView,
+    root: DirectoryNode,
+    sessions: Option<DirectoryNode>,
+    /// The sessions by their labels, which sort by kind and time.
+    labels: BTreeSet<Label>,
+    /// Labels of sessions under deletion, where the snapshot has them.
+    deleting: BTreeSet<Label>,
+    /// What was left out by the user's wish.
+    excludes: Excludes,
+}
+
+/// What `zmbackup -del` puts before the label of a session that it removes in the background.
+const DELETING: &[u8] = b"TO_DELETE-";
+
+impl Side {
+    fn open(readers: &Readers, record: &SnapshotRecord) -> Result<Side, ViewError> {
+        let view = SnapshotView::over(readers, record.clone())?;
+        let Node::Directory(root) = view.root() else {
+            return Err(ViewError::NotADirectory { path: "/".to_owned() });
+        };
+        let sessions = match view.lookup(&root, b"sessions")? {
+            Some(Node::Directory(directory)) => Some(directory),
+            _ => None,
+        };
+        // Patterns that a record has were valid once; if they are not, nothing counts as left out.
+        let excludes = Excludes::new(&record.excludes, false).unwrap_or_default();
+        let (labels, deleting) = (BTreeSet::new(), BTreeSet::new());
+        let mut side = Side { view, root, sessions, labels, deleting, excludes };
+        if let Some(directory) = &side.sessions {
+            for entry in side.view.list(directory)? {
+                let entry = entry?;
+                if !matches!(entry.node, Node::Directory(_)) {
+                    continue;
+                }
+                match entry.name.strip_prefix(DELETING) {
+                    Some(name) => side.deleting.extend(Label::parse(name)),
+                    None => side.labels.extend(Label::parse(&entry.name)),
+                }
+            }
+        }
+        Ok(side)
+    }
+
+    /// Returns whether a path, or a directory above it, was left out by the user's wish.
+    fn leaves_out(&self, path: &[u8], is_directory: bool) -> bool {
+        let above = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at]);
+        above.into_iter().any(|directory| self.excludes.excluded(directory, true))
+            || self.excludes.excluded(path, is_directory)
+    }
+
+    /// Returns whether the tree has sessions as Zimbra names them.
+    fn is_zimbra(&self) -> bool {
+        !self.labels.is_empty() || !self.deleting.is_empty()
+    }
+
+    /// Returns the link group of a regular file at the root.
+    fn root_file(&self, name: &[u8]) -> Result<Option<u64>, ViewError> {
+        match self.view.lookup(&self.root, name)? {
+            Some(Node::Group(group)) if self.view.group(group)?.attributes.kind == Kind::File => Ok(Some(group)),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Lists the first few of some names.
+fn listed<T: std::fmt::Display>(names: impl ExactSizeIterator<Item = T>) -> String {
+    let rest = names.len().saturating_sub(LISTED);
+    let mut text = names.take(LISTED).map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
+    if rest > 0 {
+        text.push_str(&format!(" and {rest} more"));
+    }
+    text
+}
+
+/// Says how many there are of something.
+fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+fn shown(path: &[u8]) -> String {
+    display_path(path)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Metrics of a night in the text format of Prometheus, for the textfile collector of its node exporter.
+
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::status::Status;
+
+/// What is told of one run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RunFigures {
+    /// When it began.
+    pub started: Timestamp,
+    /// When it ended.
+    pub finished: Timestamp,
+    /// How it ended: the exit code.
+    pub exit_code: u8,
+    /// Seconds of waiting for zmbackup.
+    pub settle_seconds: f64,
+    /// Seconds of the snapshot.
+    pub snapshot_seconds: f64,
+    /// Seconds of the prune.
+    pub prune_seconds: f64,
+    /// Whether a hook failed.
+    pub hook_failed: bool,
+}
+
+struct Page(String);
+
+impl Page {
+    /// Begins a metric.
+    fn metric(&mut self, name: &str, help: &str) {
+        // Writing to a String cannot fail.
+        let _ = write!(self.0, "# HELP zmreplica_{name} {help}\n# TYPE zmreplica_{name} gauge\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let _ = write!(self.0, "zmreplica_{name}");
+        for (at, (label, text)) in labels.iter().enumerate() {
+            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{}{label}=\"{text}\"", if at == 0 { '{' } else { ',' });
+        }
+        if !labels.is_empty() {
+            self.0.push('}');
+        }
+        let _ = writeln!(self.0, " {value}");
+    }
+
+    fn one(&mut self, name: &str, help: &str, value: f64) {
+        self.metric(name, help);
+        self.sample(name, &[], value);
+    }
+}
+
+fn seconds(time: Timestamp) -> f64 {
+    time.as_millisecond() as f64 / 1000.0
+}
+
+fn flag(value: bool) -> f64 {
+    if value { 1.0 } else { 0.0 }
+}
+
+/// Renders the metrics of a run, and of the store as far as it could be read.
+pub fn render(run: &RunFigures, status: Option<&Status>) -> String {
+    let mut page = Page(String::new());
+    page.one("last_run_timestamp_seconds", "When the last nightly run ended.", seconds(run.finished));
+    page.one("last_run_exit_code", "How the last nightly run ended.", f64::from(run.exit_code));
+    let name = "last_run_duration_seconds";
+    page.metric(name, "How long the last nightly run took, in all and in parts.");
+    let whole = seconds(run.finished) - seconds(run.started);
+    let to_milliseconds = |seconds: f64| (seconds * 1000.0).round() / 1000.0;
+    for (phase, value) in [
+        ("all", whole),
+        ("settle", run.settle_seconds),
+        ("snapshot", run.snapshot_seconds),
+        ("prune", run.prune_seconds),
+    ] {
+        page.sample(name, &[("phase", phase)], to_milliseconds(value));
+    }
+    page.one("hook_failed", "Whether the hook of the last nightly run failed.", flag(run.hook_failed));
+    let Some(status) = status else { return page.0 };
+    page.one("held", "Whether the store is held.", flag(status.hold.is_some()));
+    page.one("snapshots", "Snapshots in the store.", status.snapshots as f64);
+    page.one("snapshots_suspect", "Suspect snapshots that nobody has accepted.", status.suspects.len() as f64);
+    page.one("snapshots_pinned", "Pinned snapshots.", status.pinned as f64);
+    page.metric("store_bytes", "Bytes of the store.");
+    for (part, bytes) in
+        [("packs", status.pack_bytes), ("commits", status.commit_bytes), ("catalogue", status.catalog_bytes)]
+    {
+        page.sample("store_bytes", &[("part", part)], bytes as f64);
+    }
+    type Figure = fn(&super::status::SourceStatus) -> f64;
+    let of_sources: [(&str, &str, Figure); 11] = [
+        ("last_success_timestamp_seconds", "When the newest snapshot was complete.", |source| {
+            seconds(source.newest.finished)
+        }),
+        (
+            "last_good_timestamp_seconds",
+            "When the newest snapshot that is not suspect was complete; 0 for none.",
+            |source| source.last_good.as_ref().map_or(0.0, |good| seconds(good.finished)),
+        ),
+        ("snapshot_suspect", "Whether the newest snapshot is suspect and not accepted.", |source| {
+            flag(source.newest.state == "suspect")
+        }),
+        ("snapshot_problems", "Problems of the newest snapshot.", |source| source.newest.problem_count as f64),
+        ("snapshot_duration_seconds", "How long the newest snapshot took.", |source| {
+            source.newest.elapsed_ms as f64 / 1000.0
+        }),
+        ("snapshot_names", "Names in the newest snapshot.", |source| source.newest.names as f64),
+        ("snapshot_bytes", "Sizes of all inodes in the newest snapshot.", |source| source.newest.bytes as f64),
+        ("snapshot_read_bytes", "Bytes that the newest snapshot read.", |source| source.newest.read_bytes as f64),
+        ("snapshot_new_bytes", "Bytes that the newest snapshot found new.", |source| source.newest.new_bytes as f64),
+        ("snapshot_stored_bytes", "Bytes that the newest snapshot added to packs.", |source| {
+            source.newest.stored_bytes as f64
+        }),
+        ("source_snapshots", "Snapshots of the source.", |source| source.snapshots as f64),
+    ];
+    for (name, help, value) in of_sources {
+        page.metric(name, help);
+        for source in &status.sources {
+            page.sample(name, &[("source", &source.source)], value(source));
+        }
+    }
+    page.0
+}
+
+/// Writes a page so that a reader sees the old one or the new one, never a part.
+///
+/// # Errors
+/// Fails when the directory cannot be written to.
+pub fn write(path: &Path, page: &str) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
+    // The collector reads files that end with .prom, so this one must not.
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".tmp-{}", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let write = || {
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&temporary)?;
+        // The collector is another user.
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.write_all(page.as_bytes())?;
+        drop(file);
+        fs::rename(&temporary, path)
+    };
+    let written = write();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}

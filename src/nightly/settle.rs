@@ -1,0 +1,147 @@
+//! Waiting until a running zmbackup has finished.
+//!
+//! There is no lock to look at. A session is written below `tmp/` (in some releases `sessions_tmp/`) and renamed away when it is complete, and what a crash
+//! leaves there does not change any more. So zmbackup has finished when nothing below changed for some minutes. The ctime tells, for nobody can set it back, and
+//! that of a directory moves with every name that comes or goes.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Directories below a source in which sessions are written.
+pub const WORKING: [&str; 2] = ["tmp", "sessions_tmp"];
+/// Scratch of restores, which are no sessions.
+const RESTORES: &str = "restore";
+/// Longest sleep before the wish to end is looked at.
+const NAP: Duration = Duration::from_millis(200);
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// How long it took.
+    pub waited: Duration,
+    /// Whether all is quiet, as against the limit or the wish to end.
+    pub quiet: bool,
+}
+
+/// Returns the time of a change at a local source that is newer than `since`; `None` when there was none. It need not be the last one: the first
+/// that is met will do, so that a session being written is not walked again and again.
+///
+/// # Errors
+/// Fails when the source cannot be looked at. What vanishes meanwhile, or may not be read, is passed over.
+pub fn change_since(source: &Path, since: SystemTime) -> io::Result<Option<SystemTime>> {
+    let mut waiting: Vec<PathBuf> = WORKING.iter().map(|name| source.join(name)).collect();
+    source.metadata()?;
+    while let Some(path) = waiting.pop() {
+        let metadata = match path.symlink_metadata() {
+            Err(error) if may_be_passed_over(&error) => continue,
+            other => other?,
+        };
+        let changed = changed_at(&metadata);
+        if changed > since {
+            return Ok(Some(changed));
+        }
+        if !metadata.is_dir() {
+            continue;
+        }
+        let listing = match path.read_dir() {
+            Err(error) if may_be_passed_over(&error) => continue,
+            other => other?,
+        };
+        for entry in listing {
+            let entry = entry?;
+            let is_scratch = entry.file_name() == RESTORES && path.parent() == Some(source);
+            if !is_scratch {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn may_be_passed_over(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory)
+}
+
+fn changed_at(metadata: &std::fs::Metadata) -> SystemTime {
+    let seconds = Duration::from_secs(metadata.ctime().unsigned_abs());
+    let nanos = Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());
+    SystemTime::UNIX_EPOCH + seconds + nanos
+}
+
+/// Waits until `change_since` has told of no change for as long as `quiet`, at most `limit`, or until `interrupted`.
+///
+/// # Errors
+/// Fails when the source cannot be looked at.
+pub fn wait(
+    change_since: impl Fn(SystemTime) -> io::Result<Option<SystemTime>>,
+    quiet: Duration,
+    limit: Duration,
+    interrupted: impl Fn() -> bool,
+) -> io::Result<Settled> {
+    let started = Instant::now();
+    let mut look_at = started;
+    loop {
+        if Instant::now() >= look_at {
+            let now = SystemTime::now();
+            let since = now.checked_sub(quiet).unwrap_or(SystemTime::UNIX_EPOCH);
+            let Some(changed) = change_since(since)? else {
+                return Ok(Settled { waited: started.elapsed(), quiet: true });
+            };
+            // It cannot be quiet before that much time has passed since that change.
+            let rest = (changed + quiet).duration_since(now).unwrap_or_default();
+            look_at = Instant::now() + rest.clamp(NAP.min(quiet), quiet.max(NAP));
+        }
+        let left = limit.saturating_sub(started.elapsed());
+        if left.is_zero() || interrupted() {
+            return Ok(Settled { waited: started.elapsed(), quiet: false });
+        }
+        std::thread::sleep(NAP.min(left).min(look_at.saturating_duration_since(Instant::now())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_below_tmp_is_seen_and_nothing_else() {
+        let source = tempfile::tempdir().unwrap();
+        let at = |path: &str| source.path().join(path);
+        let long_ago = SystemTime::UNIX_EPOCH;
+        assert_eq!(change_since(source.path(), long_ago).unwrap(), None, "no tmp at all");
+        fs::create_dir_all(at("sessions/full-1")).unwrap();
+        assert_eq!(change_since(source.path(), long_ago).unwrap(), None);
+        fs::create_dir_all(at("tmp/full-1/accounts")).unwrap();
+        fs::write(at("tmp/full-1/accounts/meta.xml"), "").unwrap();
+        assert!(change_since(source.path(), long_ago).unwrap().is_some());
+        let later = SystemTime::now() + Duration::from_secs(60);
+        assert_eq!(change_since(source.path(), later).unwrap(), None);
+        fs::remove_dir_all(at("tmp")).unwrap();
+        fs::create_dir(at("sessions_tmp")).unwrap();
+        assert!(change_since(source.path(), long_ago).unwrap().is_some());
+        assert!(change_since(&at("nothing"), long_ago).is_err());
+    }
+
+    #[test]
+    fn a_change_is_waited_out_and_the_limit_ends_it() {
+        let quiet = Duration::from_millis(300);
+        let looks = Cell::new(0);
+        let changed = SystemTime::now();
+        let once = |since| {
+            looks.set(looks.get() + 1);
+            Ok((changed > since).then_some(changed))
+        };
+        let settled = wait(once, quiet, Duration::from_secs(60), || false).unwrap();
+        assert!(settled.quiet && settled.waited > Duration::ZERO && looks.get() >= 2);
+
+        let always = |_| Ok(Some(SystemTime::now()));
+        let settled = wait(always, quiet, Duration::from_millis(400), || false).unwrap();
+        assert!(!settled.quiet && settled.waited >= Duration::from_millis(400));
+        assert!(!wait(always, quiet, Duration::from_secs(60), || true).unwrap().quiet);
+    }
+}

@@ -1,0 +1,275 @@
+//! The state of the replica in a few figures: what `status` says and metrics tell.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::catalog::CatalogError;
+use crate::catalog::chunk::PackRow;
+use crate::catalog::database::Table;
+use crate::catalog::reader::CatalogReader;
+use crate::guard::{Hold, Judged, hold, judged};
+use crate::lease::{self, LeaseInfo};
+use crate::replica::{Replica, lock_holder};
+
+/// A newest snapshot that is older than this wants to be looked at, unless told otherwise: one night may be late, none may be missed.
+pub const MAX_AGE: Duration = Duration::from_secs(36 * 3600);
+
+/// One snapshot in short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Brief {
+    /// Identifier.
+    pub id: String,
+    /// When the run began.
+    pub time: Timestamp,
+    /// When it ended.
+    pub finished: Timestamp,
+    /// `complete`, `problems` or `suspect`.
+    pub state: &'static str,
+    /// How many problems it has.
+    pub problem_count: u64,
+    /// Names.
+    pub names: u64,
+    /// Sizes of all inodes, in bytes.
+    pub bytes: u64,
+    /// Bytes read by the run.
+    pub read_bytes: u64,
+    /// Bytes in chunks that the run found new.
+    pub new_bytes: u64,
+    /// Bytes that the run added to packs.
+    pub stored_bytes: u64,
+    /// How long the run took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// What the guard found, unless it was accepted.
+    pub reasons: Vec<String>,
+}
+
+impl Brief {
+    fn of(snapshot: &Judged) -> Brief {
+        let record = &snapshot.record;
+        let reasons = if snapshot.is_suspect() { record.suspect_reasons() } else { &[] };
+        Brief {
+            id: record.id.clone(),
+            time: record.time,
+            finished: record.finished,
+            state: snapshot.state(),
+            problem_count: record.problem_count,
+            names: record.totals.names,
+            bytes: record.totals.bytes,
+            read_bytes: record.work.read_bytes,
+            new_bytes: record.work.new_bytes,
+            stored_bytes: record.work.stored_bytes,
+            elapsed_ms: record.work.elapsed_ms,
+            reasons: reasons.iter().map(|reason| reason.text.clone()).collect(),
+        }
+    }
+}
+
+/// One source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SourceStatus {
+    /// Its name.
+    pub source: String,
+    /// How many snapshots there are of it.
+    pub snapshots: u64,
+    /// The newest one.
+    pub newest: Brief,
+    /// Seconds since it began.
+    pub age_seconds: i64,
+    /// The newest one that is not suspect.
+    pub last_good: Option<Brief>,
+}
+
+/// The state of the replica.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// When this was found.
+    pub at: Timestamp,
+    /// Directory of the store.
+    pub store: String,
+    /// The sources.
+    pub sources: Vec<SourceStatus>,
+    /// How many snapshots there are.
+    pub snapshots: u64,
+    /// Suspect snapshots that nobody has accepted, oldest first.
+    pub suspects: Vec<Brief>,
+    /// How many snapshots are pinned.
+    pub pinned: u64,
+    /// The hold, if there is one.
+    pub hold: Option<Hold>,
+    /// What is mounted.
+    pub leases: Vec<LeaseInfo>,
+    /// The process that writes to the store now, in words.
+    pub writer: Option<String>,
+    /// Bytes in packs.
+    pub pack_bytes: u64,
+    /// Bytes in commit files.
+    pub commit_bytes: u64,
+    /// Bytes of the catalogue.
+    pub catalog_bytes: u64,
+}
+
+/// Something that a person should look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// There is no snapshot.
+    NoSnapshot,
+    /// The newest snapshot of a source is too old.
+    Old {
+        /// The source.
+        source: String,
+        /// Its age in seconds.
+        age_seconds: i64,
+    },
+    /// Snapshots are suspect.
+    Suspect {
+        /// How many.
+        count: u64,
+    },
+    /// The newest snapshot of a source has problems.
+    Problems {
+        /// The source.
+        source: String,
+        /// How many.
+        count: u64,
+    },
+}
+
+impl Status {
+    /// Gathers the state of a store.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be read.
+    pub fn gather(replica: &Replica, now: Timestamp) -> Result<Status, CatalogError> {
+        let catalog = replica.catalog()?;
+        let all = judged(&catalog)?;
+        let mut by_source: BTreeMap<&str, Vec<&Judged>> = BTreeMap::new();
+        for snapshot in &all {
+            by_source.entry(&snapshot.record.source).or_default().push(snapshot);
+        }
+        let mut sources = Vec::new();
+        for (source, own) in by_source {
+            let Some(newest) = own.last() else { continue };
+            let good = own.iter().rev().find(|snapshot| !snapshot.is_suspect());
+            sources.push(SourceStatus {
+                source: source.to_owned(),
+                snapshots: own.len() as u64,
+                newest: Brief::of(newest),
+                age_seconds: now.as_second() - newest.record.time.as_second(),
+                last_good: good.map(|snapshot| Brief::of(snapshot)),
+            });
+        }
+        let commits = replica.backend().list("commits/")?;
+        Ok(Status {
+            at: now,
+            store: replica.path().display().to_string(),
+            sources,
+            snapshots: all.len() as u64,
+            suspects: all.iter().filter(|snapshot| snapshot.is_suspect()).map(Brief::of).collect(),
+            pinned: all.iter().filter(|snapshot| snapshot.marks.pinned.is_some()).count() as u64,
+            hold: hold(&catalog, now)?,
+            // Who cannot tell who has mounted what is still told the rest.
+            leases: lease::list(replica.path()).unwrap_or_default(),
+            writer: lock_holder(replica.path()),
+            pack_bytes: pack_bytes(&catalog)?,
+            commit_bytes: commits.iter().map(|(_, bytes)| bytes).sum(),
+            catalog_bytes: std::fs::metadata(replica.database().path()).map_or(0, |metadata| metadata.len()),
+        })
+    }
+
+    /// Returns what a person should look at. The age counts only while nobody holds the store.
+    pub fn findings(&self, max_age: Duration) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if self.snapshots == 0 {
+            findings.push(Finding::NoSnapshot);
+        }
+        if !self.suspects.is_empty() {
+            findings.push(Finding::Suspect { count: self.suspects.len() as u64 });
+        }
+        for SourceStatus { source, newest, age_seconds, .. } in &self.sources {
+            let (source, age_seconds) = (source.clone(), *age_seconds);
+            if newest.problem_count > 0 {
+                findings.push(Finding::Problems { source: source.clone(), count: newest.problem_count });
+            }
+            if self.hold.is_none() && u64::try_from(age_seconds).is_ok_and(|age| age > max_age.as_secs()) {
+                findings.push(Finding::Old { source, age_seconds });
+            }
+        }
+        findings
+    }
+
+    /// Returns all bytes of the store.
+    pub fn store_bytes(&self) -> u64 {
+        self.pack_bytes + self.commit_bytes + self.catalog_bytes
+    }
+}
+
+fn pack_bytes(catalog: &CatalogReader) -> Result<u64, CatalogError> {
+    let mut bytes = 0;
+    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
+        let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+        bytes += row.bytes;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn brief(problem_count: u64) -> Brief {
+        let time = Timestamp::UNIX_EPOCH;
+        Brief {
+            id: "00".to_owned(),
+            time,
+            finished: time,
+            state: "complete",
+            problem_count,
+            names: 1,
+            bytes: 1,
+            read_bytes: 0,
+            new_bytes: 0,
+            stored_bytes: 0,
+            elapsed_ms: 0,
+            reasons: Vec::new(),
+        }
+    }
+
+    fn source(name: &str, problem_count: u64, age_seconds: i64) -> SourceStatus {
+        SourceStatus {
+            source: name.to_owned(),
+            snapshots: 1,
+            newest: brief(problem_count),
+            age_seconds,
+            last_good: None,
+        }
+    }
+
+    #[test]
+    fn each_source_is_judged_by_its_newest_snapshot() {
+        let hour = 3600;
+        let mut status = Status {
+            at: Timestamp::UNIX_EPOCH,
+            store: "/s".to_owned(),
+            sources: vec![source("young", 0, 35 * hour), source("old", 3, 37 * hour), source("ahead", 0, -5)],
+            snapshots: 3,
+            suspects: Vec::new(),
+            pinned: 0,
+            hold: None,
+            leases: Vec::new(),
+            writer: None,
+            pack_bytes: 0,
+            commit_bytes: 0,
+            catalog_bytes: 0,
+        };
+        let problems = Finding::Problems { source: "old".to_owned(), count: 3 };
+        let old = Finding::Old { source: "old".to_owned(), age_seconds: 37 * hour };
+        assert_eq!(status.findings(MAX_AGE), [problems.clone(), old]);
+        status.hold = Some(Hold { since: Timestamp::UNIX_EPOCH, until: None, reason: None });
+        status.suspects.push(brief(0));
+        assert_eq!(status.findings(MAX_AGE), [Finding::Suspect { count: 1 }, problems], "held: the age is no news");
+    }
+}

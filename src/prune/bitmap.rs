@@ -1,0 +1,66 @@
+//! Sets of numbers, one bit each.
+
+/// A set of the numbers below a limit.
+#[derive(Clone, Debug, Default)]
+pub struct Bitmap {
+    words: Vec<u64>,
+    limit: u64,
+}
+
+impl Bitmap {
+    /// Makes an empty set of numbers below `limit`; it takes an eighth of a byte for each.
+    pub fn new(limit: u64) -> Bitmap {
+        Bitmap { words: vec![0; limit.div_ceil(64) as usize], limit }
+    }
+
+    /// Adds a number; returns whether it is new, or `None` when it is not below the limit.
+    pub fn add(&mut self, number: u64) -> Option<bool> {
+        if number >= self.limit {
+            return None;
+        }
+        let (word, bit) = (&mut self.words[(number / 64) as usize], 1 << (number % 64));
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        Some(is_new)
+    }
+
+    /// Returns whether a number is in the set.
+    pub fn has(&self, number: u64) -> bool {
+        self.words.get((number / 64) as usize).is_some_and(|word| word & 1 << (number % 64) != 0)
+    }
+
+    /// Returns how many numbers are in the set.
+    pub fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// Returns the numbers of this set that are not in `other`, ascending.
+    pub fn without<'a>(&'a self, other: &'a Bitmap) -> impl Iterator<Item = u64> + 'a {
+        (0u64..).zip(&self.words).flat_map(|(at, word)| {
+            let mut left = word & !other.words.get(at as usize).copied().unwrap_or(0);
+            std::iter::from_fn(move || {
+                let bit = (left != 0).then(|| left.trailing_zeros())?;
+                left &= left - 1;
+                Some(at * 64 + u64::from(bit))
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_kept_and_told_apart() {
+        let mut set = Bitmap::new(130);
+        assert_eq!([set.add(0), set.add(63), set.add(64), set.add(129)], [Some(true); 4]);
+        assert_eq!((set.add(64), set.add(130), set.add(u64::MAX)), (Some(false), None, None));
+        assert!(set.has(129) && !set.has(128) && !set.has(1 << 40));
+        assert_eq!(set.count(), 4);
+        let mut other = Bitmap::new(65);
+        other.add(64);
+        assert_eq!(set.without(&other).collect::<Vec<_>>(), [0, 63, 129]);
+        assert_eq!(other.without(&set).count(), 0);
+    }
+}

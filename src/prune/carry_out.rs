@@ -1,0 +1,358 @@
+//! Carrying out a plan. The order of the steps is told in the module above; each ends in a commit, and a crash anywhere leaves a whole store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::caches;
+use super::plan::{Fate, PackPlan, PrunePlan, for_each_chunk};
+use super::repack::{Repacker, keep_dictionaries};
+use super::{Bitmap, Phase, PruneError, PruneProgress};
+use crate::catalog::CatalogError;
+use crate::catalog::checkpoint;
+use crate::catalog::chunk::{PAGE_ROWS, PackRow};
+use crate::catalog::database::Table;
+use crate::catalog::marks::SnapshotMarks;
+use crate::catalog::replay::RowHashes;
+use crate::catalog::writer::CatalogWriter;
+use crate::lease;
+use crate::replica::{LockedReplica, Replica};
+use crate::store::backend::BackendError;
+use crate::store::pack::{PACK_PREFIX, PackId};
+use crate::store::reader::{ChunkAddress, Location};
+
+/// Pending changes of the catalogue that are committed before more are gathered, in bytes.
+const PENDING_BYTES: usize = 48 << 20;
+/// Chunks whose places are held in memory while packs are written anew.
+const MOVED_CHUNKS: u64 = 500_000;
+/// Bytes that are copied before the new packs are committed and the old ones deleted: what a prune takes of a nearly full disk.
+const MOVED_BYTES: u64 = 256 << 20;
+
+/// What a prune did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PruneReport {
+    /// Snapshots that went.
+    pub removed_snapshots: u64,
+    /// Packs that were deleted.
+    pub deleted_packs: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// Packs that were written in place of some of them.
+    pub written_packs: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Bytes of commit files and checkpoints that a new checkpoint made superfluous; 0 when none was due.
+    pub folded_bytes: u64,
+    /// Why commit files were not folded although that was due. They stay, and nothing is lost.
+    pub not_folded: Option<String>,
+    /// Length of the catalogue before and after it was compacted, in bytes.
+    pub compacted: Option<(u64, u64)>,
+    /// Wall time, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// Carries out a plan. When it fails or is interrupted the store is whole, and a new plan goes on from there.
+///
+/// # Errors
+/// [`PruneError::Outdated`] when the store is not as it was when the plan was made, [`PruneError::Leased`] when a snapshot that was to go was mounted
+/// since; nothing was removed then. See [`PruneError`] for the others.
+pub fn carry_out(
+    replica: &mut LockedReplica,
+    plan: &PrunePlan,
+    progress: &PruneProgress,
+) -> Result<PruneReport, PruneError> {
+    let clock = Instant::now();
+    let mut report = PruneReport::default();
+    {
+        let replica: &LockedReplica = replica;
+        let mut writer = replica.writer()?;
+        if writer.last_commit() != plan.commit {
+            return Err(PruneError::Outdated);
+        }
+        caches::settle(replica)?;
+        let mut work = Work { replica, plan, progress, report: &mut report };
+        work.snapshots(&mut writer)?;
+        work.groups(&mut writer)?;
+        work.objects(&mut writer)?;
+        work.chunks(&mut writer)?;
+        work.packs(&mut writer)?;
+        work.delete_unnamed(&writer)?;
+        work.rewrite(&mut writer)?;
+        work.fold(&writer)?;
+    }
+    report.compacted = replica.compact_catalog_if_worth();
+    report.elapsed_ms = clock.elapsed().as_millis() as u64;
+    Ok(report)
+}
+
+struct Work<'a> {
+    replica: &'a Replica,
+    plan: &'a PrunePlan,
+    progress: &'a PruneProgress,
+    report: &'a mut PruneReport,
+}
+
+impl Work<'_> {
+    fn commit_if_large(&self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        if writer.pending_bytes() >= PENDING_BYTES {
+            writer.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Removes the records of snapshots, unless one is leased by now.
+    fn snapshots(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let going: BTreeMap<&str, u64> =
+            self.plan.retention.removed().map(|decision| (decision.id.as_str(), decision.number)).collect();
+        self.progress.enter(Phase::Remove, 0);
+        if going.is_empty() {
+            return Ok(());
+        }
+        let store = self.replica.path();
+        let failed =
+            |source| PruneError::Io { action: "look at the leases of", path: store.display().to_string(), source };
+        let _gate = lease::close_gate(store).map_err(failed)?;
+        let leases = lease::list(store).map_err(failed)?;
+        if let Some(id) = leases.iter().flat_map(|lease| &lease.snapshots).find(|id| going.contains_key(id.as_str())) {
+            return Err(PruneError::Leased { id: id.clone() });
+        }
+        for number in going.values() {
+            writer.remove(Table::Snapshots, *number);
+            writer.set_marks(*number, &SnapshotMarks::default())?;
+        }
+        writer.commit()?;
+        self.report.removed_snapshots = going.len() as u64;
+        Ok(())
+    }
+
+    /// Returns the numbers of a table's pages whose rows are not all in use.
+    fn pages(&self, writer: &CatalogWriter, table: Table, used: &Bitmap) -> Result<Vec<u64>, CatalogError> {
+        let mut pages = Vec::new();
+        writer.reader().database()?.scan_numbers(table, |page| {
+            if !(page * PAGE_ROWS..(page + 1) * PAGE_ROWS).all(|number| used.has(number)) {
+                pages.push(page);
+            }
+            Ok(())
+        })?;
+        Ok(pages)
+    }
+
+    fn groups(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let used = &self.plan.marks.groups;
+        for page in self.pages(writer, Table::Groups, used)? {
+            self.progress.step()?;
+            let mut rows = writer.reader().group_rows(page)?;
+            if clear(&mut rows, page, used, |_, _| ()) {
+                writer.replace_groups(page, &rows);
+                self.commit_if_large(writer)?;
+            }
+        }
+        Ok(writer.commit()?)
+    }
+
+    fn objects(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let mut there = Bitmap::new(writer.counters().object);
+        writer.reader().database()?.scan_numbers(Table::Objects, |number| {
+            there.add(number);
+            Ok(())
+        })?;
+        for number in there.without(&self.plan.marks.objects) {
+            self.progress.step()?;
+            let database = writer.reader().database()?;
+            let prefix = database.get(Table::Objects, number, |stored| Ok(crate::catalog::object::hash_prefix(stored)));
+            // What is damaged goes without its entry in the index, which leads nowhere then.
+            if let Ok(Some(Some(prefix))) = prefix
+                && let Some(hash) = database.hash_of(Table::ObjectIndex, prefix, number)?
+            {
+                writer.forget_hash(Table::ObjectIndex, hash);
+            }
+            writer.remove(Table::Objects, number);
+            self.commit_if_large(writer)?;
+        }
+        Ok(writer.commit()?)
+    }
+
+    fn chunks(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let used = &self.plan.marks.chunks;
+        for page in self.pages(writer, Table::Chunks, used)? {
+            self.progress.step()?;
+            let database = writer.reader().database()?;
+            let mut rows = writer.reader().chunk_rows(page)?;
+            let mut gone = Vec::new();
+            if clear(&mut rows, page, used, |number, row| gone.push((number, row.prefix))) {
+                for (number, prefix) in gone {
+                    if let Some(hash) = database.hash_of(Table::ChunkIndex, prefix, number)? {
+                        writer.forget_hash(Table::ChunkIndex, hash);
+                    }
+                }
+                writer.replace_chunks(page, &rows);
+                self.commit_if_large(writer)?;
+            }
+        }
+        Ok(writer.commit()?)
+    }
+
+    /// Removes the rows of packs without chunks, once the dictionaries are safe.
+    fn packs(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let packs = &self.plan.packs;
+        if packs.values().all(|pack| pack.fate == Fate::Stays) {
+            return Ok(());
+        }
+        let of_dictionaries: Vec<PackId> =
+            packs.values().filter(|pack| pack.is_dictionary_pack()).map(|pack| pack.row.id).collect();
+        if let Some(row) = keep_dictionaries(self.replica, &of_dictionaries)? {
+            self.replica.backend().sync()?;
+            self.report.written_packs += 1;
+            self.report.written_bytes += row.bytes;
+            writer.add_pack(row);
+        }
+        for (number, _) in packs.iter().filter(|(_, pack)| pack.fate == Fate::Goes) {
+            writer.remove(Table::Packs, *number);
+        }
+        Ok(writer.commit()?)
+    }
+
+    /// Deletes packs that no row names: those that have just lost theirs, and what crashes left.
+    fn delete_unnamed(&mut self, writer: &CatalogWriter) -> Result<(), PruneError> {
+        let mut named = BTreeSet::new();
+        writer.reader().database()?.scan(Table::Packs, 0, |number, payload| {
+            let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+            named.insert(row.id);
+            Ok(())
+        })?;
+        let backend = self.replica.backend();
+        let mut doomed = backend.list(PACK_PREFIX)?;
+        doomed.retain(|(key, _)| PackId::from_key(key).is_some_and(|id| !named.contains(&id)));
+        self.progress.enter(Phase::Delete, doomed.len() as u64);
+        for (key, bytes) in doomed {
+            self.progress.step()?;
+            self.delete(&key, bytes)?;
+        }
+        Ok(backend.sync()?)
+    }
+
+    fn delete(&mut self, key: &str, bytes: u64) -> Result<(), PruneError> {
+        match self.replica.backend().delete(key) {
+            Ok(()) => {
+                self.report.deleted_packs += 1;
+                self.report.deleted_bytes += bytes;
+                Ok(())
+            }
+            // Gone already, in whatever way.
+            Err(BackendError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes packs anew without what is unused.
+    fn rewrite(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let rewritten: Vec<(u64, &PackPlan)> =
+            self.plan.packs.iter().filter(|(_, pack)| pack.fate == Fate::IsRewritten).map(|(n, p)| (*n, p)).collect();
+        self.progress.enter(Phase::Rewrite, rewritten.iter().map(|(_, pack)| pack.live_bytes).sum());
+        let mut repacker = Repacker::new(self.replica);
+        for batch in batches(&rewritten, |pack| pack.live_chunks, MOVED_CHUNKS) {
+            let mut places = self.places(writer, batch)?;
+            for unit in batches(batch, |pack| pack.live_bytes, MOVED_BYTES) {
+                for (number, _) in unit {
+                    let chunks = places.remove(number).unwrap_or_default();
+                    repacker.copy(
+                        &chunks,
+                        |bytes| self.progress.add(bytes),
+                        |_, source| Err(PruneError::Chunk { source }),
+                    )?;
+                }
+                let (packs, bytes) = repacker.settle(writer)?;
+                self.report.written_packs += packs;
+                self.report.written_bytes += bytes;
+                unit.iter().for_each(|(number, _)| writer.remove(Table::Packs, *number));
+                writer.commit()?;
+                for (_, pack) in unit {
+                    self.delete(&pack.row.id.key(), pack.row.bytes)?;
+                }
+                self.replica.backend().sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the chunks of some packs, by pack, sorted by offset.
+    fn places(
+        &self,
+        writer: &CatalogWriter,
+        packs: &[(u64, &PackPlan)],
+    ) -> Result<BTreeMap<u64, Vec<(u64, ChunkAddress)>>, PruneError> {
+        let ids: BTreeMap<u64, PackId> = packs.iter().map(|(number, pack)| (*number, pack.row.id)).collect();
+        let mut places: BTreeMap<u64, Vec<(u64, ChunkAddress)>> = BTreeMap::new();
+        for_each_chunk(writer.reader(), |number, row| {
+            if let Some(id) = ids.get(&row.pack) {
+                let (stored_length, plain_length) = (row.stored_length, row.plain_length);
+                let location = Location { pack: *id, offset: row.offset, stored_length, plain_length };
+                let address = ChunkAddress { location, hash_prefix: row.prefix };
+                places.entry(row.pack).or_default().push((number, address));
+            }
+            Ok(())
+        })?;
+        for chunks in places.values_mut() {
+            chunks.sort_unstable_by_key(|(_, address)| address.location.offset);
+        }
+        Ok(places)
+    }
+
+    /// Folds commit files into a checkpoint when that is due. The catalogue takes their place only where it is exactly what they say.
+    fn fold(&mut self, writer: &CatalogWriter) -> Result<(), PruneError> {
+        let backend = self.replica.backend().as_ref();
+        self.progress.enter(Phase::Fold, 0);
+        let fold = || -> Result<u64, CatalogError> {
+            if !checkpoint::is_due(backend)? {
+                return Ok(0);
+            }
+            let expected = RowHashes::read(backend, writer.last_commit().0)?;
+            let written = checkpoint::write(&*writer.reader().database()?, backend, Some(&expected))?;
+            checkpoint::tidy(backend, &written)
+        };
+        match fold() {
+            Ok(bytes) => self.report.folded_bytes = bytes,
+            Err(error) if error.is_damage() => self.report.not_folded = Some(error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// Takes rows out of a page that are not in use; returns whether there were any.
+fn clear<T>(rows: &mut [Option<T>], page: u64, used: &Bitmap, mut gone: impl FnMut(u64, &T)) -> bool {
+    let mut any = false;
+    for (number, slot) in (page * PAGE_ROWS..).zip(rows) {
+        if let Some(row) = slot
+            && !used.has(number)
+        {
+            gone(number, row);
+            *slot = None;
+            any = true;
+        }
+    }
+    any
+}
+
+/// Splits packs into pieces whose weights sum up to at most `limit`, or which are one pack.
+fn batches<'a, 'p>(
+    packs: &'a [(u64, &'p PackPlan)],
+    weight: impl Fn(&PackPlan) -> u64,
+    limit: u64,
+) -> Vec<&'a [(u64, &'p PackPlan)]> {
+    let mut batches = Vec::new();
+    let (mut first, mut sum) = (0, 0u64);
+    for (at, (_, pack)) in packs.iter().enumerate() {
+        let own = weight(pack);
+        if at > first && sum + own > limit {
+            batches.push(&packs[first..at]);
+            (first, sum) = (at, 0);
+        }
+        sum += own;
+    }
+    if first < packs.len() {
+        batches.push(&packs[first..]);
+    }
+    batches
+}

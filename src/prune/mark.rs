@@ -1,0 +1,193 @@
+//! What is in use: from snapshots to objects, link groups, chunks.
+//!
+//! Every object, link group and chunk is looked at once, however many snapshots share it. Memory: half a byte for each number of a link
+//! group, and a quarter to an eighth for each of an object or a chunk, whether it still exists or not.
+
+use std::collections::BTreeMap;
+
+use super::bitmap::Bitmap;
+use super::{PruneError, PruneProgress};
+use crate::catalog::CatalogError;
+use crate::catalog::chunk::PAGE_ROWS;
+use crate::catalog::directory::Body;
+use crate::catalog::group::{Content, Segment};
+use crate::catalog::object::ObjectKind;
+use crate::catalog::reader::CatalogReader;
+use crate::catalog::references::{self, Reference};
+use crate::catalog::snapshot::SnapshotRecord;
+use crate::catalog::writer::Counters;
+use crate::store::pack::ENTRY_HEADER_BYTES;
+
+/// What some snapshots need.
+#[derive(Clone)]
+pub struct Marks {
+    /// Link groups.
+    pub groups: Bitmap,
+    /// Link groups whose content was looked at.
+    examined: Bitmap,
+    /// Objects.
+    pub objects: Bitmap,
+    /// Chunks.
+    pub chunks: Bitmap,
+    /// Bytes that the chunks take in packs.
+    pub chunk_bytes: u64,
+    /// Chunks whose bytes are lost.
+    pub lost_chunks: u64,
+    /// Chunks without a row, with their lengths, where those are no reason to end; names and link counts are then looked at, too.
+    missing: Option<BTreeMap<u64, u32>>,
+}
+
+impl Marks {
+    /// Marks nothing.
+    pub fn new(counters: &Counters) -> Marks {
+        Marks {
+            groups: Bitmap::new(counters.group),
+            examined: Bitmap::new(counters.group),
+            objects: Bitmap::new(counters.object),
+            chunks: Bitmap::new(counters.chunk),
+            chunk_bytes: 0,
+            lost_chunks: 0,
+            missing: None,
+        }
+    }
+
+    /// Marks nothing, and goes on where chunks have no row.
+    pub fn lenient(counters: &Counters) -> Marks {
+        Marks { missing: Some(BTreeMap::new()), ..Marks::new(counters) }
+    }
+
+    /// Returns the chunks that had no row, with their plain lengths.
+    pub fn missing_chunks(self) -> BTreeMap<u64, u32> {
+        self.missing.unwrap_or_default()
+    }
+
+    /// Marks a link group; [`settle`](Marks::settle) is to follow.
+    ///
+    /// # Errors
+    /// Fails when there never was one of this number.
+    pub fn group(&mut self, number: u64) -> Result<(), CatalogError> {
+        self.groups.add(number).map(drop).ok_or(CatalogError::Missing { what: "link group", number })
+    }
+
+    fn object(&mut self, number: u64) -> Result<bool, CatalogError> {
+        self.objects.add(number).ok_or(CatalogError::Missing { what: "object", number })
+    }
+
+    /// Marks all that a snapshot needs.
+    ///
+    /// # Errors
+    /// Fails when anything of it is missing or damaged.
+    pub fn snapshot(
+        &mut self,
+        catalog: &CatalogReader,
+        number: u64,
+        record: &SnapshotRecord,
+        progress: &PruneProgress,
+    ) -> Result<(), PruneError> {
+        for object in record.links.iter().chain(&record.problems) {
+            self.object(*object)?;
+        }
+        if self.missing.is_some() {
+            for links in &record.links {
+                catalog.object(ObjectKind::Links, *links)?;
+            }
+        }
+        let root = record.root_directory().map_err(|error| CatalogError::Damaged {
+            what: "snapshot record",
+            number,
+            reason: error.to_string(),
+        })?;
+        let mut waiting = Vec::new();
+        match root.body {
+            // A root is folded only when it is empty.
+            Body::Folded(_) => {}
+            Body::Page(page) => waiting.push(Reference::Page(page)),
+            Body::Index(index) => waiting.push(Reference::Index(index)),
+        }
+        while let Some(reference) = waiting.pop() {
+            match reference {
+                Reference::Group(group) => self.group(group)?,
+                Reference::Names(names) => {
+                    if self.object(names)? && self.missing.is_some() {
+                        catalog.object(ObjectKind::Names, names)?;
+                    }
+                }
+                Reference::Page(page) => {
+                    if self.object(page)? {
+                        progress.step()?;
+                        let bytes = catalog.object(ObjectKind::Page, page)?;
+                        let mut failure = Ok(());
+                        references::of_page(&bytes, |found| match found {
+                            // Most of a page; they need no waiting.
+                            Reference::Group(group) if failure.is_ok() => failure = self.group(group),
+                            other => waiting.push(other),
+                        })
+                        .map_err(|error| CatalogError::damaged("directory page", page, error))?;
+                        failure?;
+                    }
+                }
+                Reference::Index(index) => {
+                    if self.object(index)? {
+                        progress.step()?;
+                        waiting.extend(catalog.directory_index(index)?.iter().map(Reference::from));
+                    }
+                }
+            }
+        }
+        self.settle(catalog, progress)
+    }
+
+    /// Marks what the content of all marked link groups needs.
+    ///
+    /// # Errors
+    /// Fails when anything of it is missing or damaged.
+    pub fn settle(&mut self, catalog: &CatalogReader, progress: &PruneProgress) -> Result<(), PruneError> {
+        // A page at a time, since rows are decoded by the page.
+        let fresh: Bitmap = self.groups.clone();
+        let mut rows = (u64::MAX, Vec::new());
+        for number in fresh.without(&self.examined.clone()) {
+            let page = number / PAGE_ROWS;
+            if rows.0 != page {
+                progress.step()?;
+                rows = (page, catalog.group_rows(page)?);
+            }
+            let row = rows.1.get((number % PAGE_ROWS) as usize).and_then(Option::as_ref);
+            let row = row.ok_or(CatalogError::Missing { what: "link group", number })?;
+            match &row.content {
+                Content::Empty | Content::Unreadable(_) => {}
+                Content::Segments(segments) => self.segments(catalog, segments)?,
+                Content::Pages(pages) => {
+                    for page in pages {
+                        if self.object(page.object)? {
+                            self.segments(catalog, &catalog.content_page(page.object)?)?;
+                        }
+                    }
+                }
+            }
+        }
+        self.examined = fresh;
+        Ok(())
+    }
+
+    fn segments(&mut self, catalog: &CatalogReader, segments: &[Segment]) -> Result<(), CatalogError> {
+        for segment in segments {
+            let Segment::Chunk { number, length } = segment else { continue };
+            let missing = CatalogError::Missing { what: "chunk", number: *number };
+            if self.chunks.add(*number).ok_or(missing)? {
+                let row = match (catalog.chunk(*number), &mut self.missing) {
+                    (Err(CatalogError::Missing { what: "chunk", .. }), Some(missing)) => {
+                        missing.insert(*number, *length);
+                        continue;
+                    }
+                    (row, _) => row?,
+                };
+                if row.is_lost() {
+                    self.lost_chunks += 1;
+                } else {
+                    self.chunk_bytes += ENTRY_HEADER_BYTES as u64 + u64::from(row.stored_length);
+                }
+            }
+        }
+        Ok(())
+    }
+}

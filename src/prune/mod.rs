@@ -1,0 +1,199 @@
+//! Pruning: snapshots that no rule keeps go, and with them everything that only they need.
+//!
+//! ```text
+//! retention   which snapshots stay                                     a value
+//! mark        what those need: objects, link groups, chunks            bitmaps
+//! plan        what goes, which packs go and which are written anew     a value, printed or carried out
+//! carry_out   removes rows, writes packs anew, deletes packs, folds commit files, compacts the catalogue
+//! ```
+//!
+//! A plan belongs to one commit and is carried out by whoever holds the store's lock, so never beside a run; mounts may be there. Every step is
+//! one or more commits, and after each the store is whole: a crash leaves rows that no snapshot needs, or packs that no row names, and
+//! the next prune removes both.
+//!
+//! 1. Snapshot records go, with the gate of the leases closed.
+//! 2. Link groups, objects and chunk rows that nothing needs go, in this order, so that what is left finds what it refers to; then the rows of
+//!    packs without chunks.
+//! 3. Packs that no row names are deleted.
+//! 4. Packs of which too much is unused are written anew: new packs durable, commit, old ones deleted, some 256 MiB at a time.
+//! 5. Commit files are folded into a checkpoint when that pays, and the catalogue is compacted when that does.
+//!
+//! Memory: the bitmaps of `mark`, twice; 100 bytes for each pack; 48 MiB of pending changes; a pack being filled and 8 MiB being read; 24 bytes
+//! for each chunk of at most 500,000 that are being moved; and 8 bytes for each row of the catalogue while commit files are folded.
+//!
+//! Architecture invariant: whatever is damaged or missing of what snapshots that stay need, nothing is removed.
+
+mod bitmap;
+pub(crate) mod caches;
+mod carry_out;
+pub(crate) mod mark;
+mod plan;
+pub(crate) mod repack;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use crate::catalog::CatalogError;
+use crate::store::backend::BackendError;
+use crate::store::pack::PackError;
+use crate::store::reader::ChunkError;
+
+pub use bitmap::Bitmap;
+pub use carry_out::{PruneReport, carry_out};
+pub(crate) use plan::for_each_chunk;
+pub use plan::{PruneFigures, PrunePlan, plan};
+
+/// How much of the packs may be unused unless told otherwise, in per cent.
+pub const MAX_UNUSED_PERCENT: u8 = 10;
+
+/// How to prune.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PruneOptions {
+    /// How much of the packs may be unused afterwards, in per cent; 100 writes none anew.
+    pub max_unused_percent: u8,
+}
+
+impl Default for PruneOptions {
+    fn default() -> Self {
+        PruneOptions { max_unused_percent: MAX_UNUSED_PERCENT }
+    }
+}
+
+/// A step of a prune, or of a repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// What is in use is being found out.
+    Mark = 0,
+    /// Rows are removed.
+    Remove = 1,
+    /// Packs are deleted.
+    Delete = 2,
+    /// Packs are written anew.
+    Rewrite = 3,
+    /// Commit files are folded, the catalogue is compacted.
+    Fold = 4,
+    /// Of a repair: the catalogue is brought back.
+    Rebuild = 5,
+    /// Of a repair: packs are looked at, or read.
+    Inspect = 6,
+}
+
+impl Phase {
+    const ALL: [Phase; 7] =
+        [Phase::Mark, Phase::Remove, Phase::Delete, Phase::Rewrite, Phase::Fold, Phase::Rebuild, Phase::Inspect];
+
+    /// Returns the phase's name, for people.
+    pub fn label(self) -> &'static str {
+        match self {
+            Phase::Mark => "finding out what is in use",
+            Phase::Remove => "removing rows",
+            Phase::Delete => "deleting packs",
+            Phase::Rewrite => "writing packs anew",
+            Phase::Fold => "folding commit files",
+            Phase::Rebuild => "bringing the catalogue back",
+            Phase::Inspect => "packs, in bytes",
+        }
+    }
+}
+
+/// How far a prune or a repair has come; any thread may read it.
+#[derive(Debug, Default)]
+pub struct PruneProgress {
+    phase: AtomicU8,
+    /// Units done in this phase: pages and objects, rows, packs, bytes.
+    pub done: AtomicU64,
+    /// Units to do in this phase; 0 when that is not known.
+    pub total: AtomicU64,
+    /// Set from outside to end the prune at the next chance; what is done stays done, and the store is whole.
+    pub interrupt: AtomicBool,
+}
+
+impl PruneProgress {
+    /// Returns the phase under way.
+    pub fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Relaxed)).min(Phase::ALL.len() - 1)]
+    }
+
+    pub(crate) fn enter(&self, phase: Phase, total: u64) {
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Counts units done and ends the prune when that was asked for.
+    pub(crate) fn add(&self, units: u64) -> Result<(), PruneError> {
+        self.done.fetch_add(units, Ordering::Relaxed);
+        if self.interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }
+    }
+
+    pub(crate) fn step(&self) -> Result<(), PruneError> {
+        self.add(1)
+    }
+}
+
+/// What can end a prune.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    /// The user interrupted it.
+    #[error("Interrupted. Nothing is half done; the same command goes on from here")]
+    Interrupted,
+    /// The store changed after the plan was made.
+    #[error("The store has changed since the plan was made; nothing was removed. Make a new plan")]
+    Outdated,
+    /// A snapshot that was to go is in use.
+    #[error("Snapshot {id} was mounted since the plan was made; nothing was removed. Make a new plan")]
+    Leased {
+        /// The snapshot.
+        id: String,
+    },
+    /// A pack that is needed is missing or not as long as it should be.
+    #[error(
+        "Pack {pack}, which kept snapshots need, {reason}. Nothing was removed; `zmreplica check` tells what it affects, `zmreplica repair` saves what can be saved"
+    )]
+    Pack {
+        /// The pack.
+        pack: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A chunk that is to be moved cannot be read.
+    #[error(
+        "{source}. Its pack stays as it is, and so does all that is needed; `zmreplica check --read-data` tells what it affects, `zmreplica repair --read-data` saves what can be saved"
+    )]
+    Chunk {
+        /// What the chunk reader found.
+        source: ChunkError,
+    },
+    /// The catalogue failed or is damaged.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The backend failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A pack could not be built.
+    #[error(transparent)]
+    Build(#[from] PackError),
+    /// A file beside the objects could not be read or written.
+    #[error("Cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or directory.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl PruneError {
+    /// Returns whether the error means that the store is damaged.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            PruneError::Pack { .. } => true,
+            PruneError::Chunk { source } => source.damaged(),
+            PruneError::Catalog(error) => error.is_damage(),
+            _ => false,
+        }
+    }
+}

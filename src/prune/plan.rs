@@ -1,0 +1,362 @@
+//! The plan of a prune: what goes, what stays, and what that frees.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use super::caches;
+use super::mark::Marks;
+use super::{Phase, PruneError, PruneOptions, PruneProgress};
+use crate::catalog::CatalogError;
+use crate::catalog::chunk::{self, PAGE_ROWS, PackRow};
+use crate::catalog::commit::CommitId;
+use crate::catalog::database::Table;
+use crate::catalog::reader::CatalogReader;
+use crate::catalog::snapshot::SnapshotRecord;
+use crate::catalog::writer::{Counters, last_commit};
+use crate::guard;
+use crate::lease;
+use crate::replica::Replica;
+use crate::retention::{self, Policy, Protections, RetentionPlan};
+use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES};
+
+/// Bytes of a pack that belong to no entry.
+const PACK_OVERHEAD_BYTES: u64 = (PACK_HEADER_BYTES + PACK_TRAILER_BYTES) as u64;
+
+/// What a prune does, in figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PruneFigures {
+    /// Snapshots that stay.
+    pub kept_snapshots: u64,
+    /// Snapshots that go.
+    pub removed_snapshots: u64,
+    /// Chunks that nothing needs any more.
+    pub removed_chunks: u64,
+    /// What they take in packs, in bytes.
+    pub removed_chunk_bytes: u64,
+    /// The part of it that no snapshot needed before either: left by interrupted runs or prunes.
+    pub unreferenced_bytes: u64,
+    /// Packs that have no chunk left and are deleted.
+    pub deleted_packs: u64,
+    /// Their bytes.
+    pub deleted_pack_bytes: u64,
+    /// Packs that are written anew without what is unused.
+    pub rewritten_packs: u64,
+    /// Their bytes.
+    pub rewritten_bytes: u64,
+    /// The part of them that is copied.
+    pub copied_bytes: u64,
+    /// Packs that no row names, left by interrupted runs or prunes; they are deleted.
+    pub orphan_packs: u64,
+    /// Their bytes.
+    pub orphan_bytes: u64,
+    /// Bytes of packs that the prune frees, all in all.
+    pub freed_bytes: u64,
+    /// Bytes of packs that stay.
+    pub kept_bytes: u64,
+    /// The part of them that nothing needs.
+    pub unused_bytes: u64,
+    /// Chunks that snapshots that stay need and whose bytes are lost.
+    pub lost_chunks: u64,
+}
+
+/// What becomes of a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Stays,
+    IsRewritten,
+    Goes,
+}
+
+pub(super) struct PackPlan {
+    pub(super) row: PackRow,
+    pub(super) live_chunks: u64,
+    pub(super) live_bytes: u64,
+    pub(super) fate: Fate,
+}
+
+impl PackPlan {
+    fn unused_bytes(&self) -> u64 {
+        self.row.bytes.saturating_sub(PACK_OVERHEAD_BYTES + self.live_bytes)
+    }
+
+    /// Returns whether the pack holds dictionaries and nothing else.
+    pub(super) fn is_dictionary_pack(&self) -> bool {
+        self.row.chunks == 0
+    }
+}
+
+/// What a prune will do to one commit of a store.
+pub struct PrunePlan {
+    /// Which snapshots stay and go, and why.
+    pub retention: RetentionPlan,
+    /// For each snapshot that goes, by number, the bytes in packs that its going frees: when they go one after the other, oldest first.
+    pub freed: BTreeMap<u64, u64>,
+    /// The sums.
+    pub figures: PruneFigures,
+    pub(super) commit: (u64, CommitId),
+    pub(super) marks: Marks,
+    pub(super) packs: BTreeMap<u64, PackPlan>,
+}
+
+impl PrunePlan {
+    /// Returns whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        let figures = &self.figures;
+        figures.removed_snapshots == 0
+            && figures.removed_chunks == 0
+            && figures.deleted_packs == 0
+            && figures.rewritten_packs == 0
+            && figures.orphan_packs == 0
+    }
+}
+
+/// Makes the plan of a prune: what `policy` and `protections` do not keep goes, and whatever is not needed then. Leases, pins and the guard protect too.
+///
+/// # Errors
+/// Fails when anything is damaged or missing that the snapshots that stay need.
+pub fn plan(
+    replica: &Replica,
+    policy: &Policy,
+    mut protections: Protections,
+    zone: &TimeZone,
+    options: &PruneOptions,
+    progress: &PruneProgress,
+) -> Result<PrunePlan, PruneError> {
+    progress.enter(Phase::Mark, 0);
+    let catalog = replica.catalog()?;
+    let database = catalog.database()?;
+    let counters = Counters::read(&database)?;
+    let commit = last_commit(&database)?;
+    for lease in lease::list(replica.path()).map_err(|source| lease_error(replica, source))? {
+        for id in &lease.snapshots {
+            protections.add(id, format!("in use at {} (process {})", lease.mount_point, lease.pid));
+        }
+    }
+    for (id, reasons) in guard::protections(&catalog)? {
+        reasons.into_iter().for_each(|reason| protections.add(&id, reason));
+    }
+    let records = catalog.snapshots()?;
+    let retention = retention::plan(&records, policy, &protections, zone);
+    let going: BTreeSet<u64> = retention.removed().map(|decision| decision.number).collect();
+
+    let mut marks = Marks::new(&counters);
+    for (number, record) in records.iter().filter(|(number, _)| !going.contains(number)) {
+        marks.snapshot(&catalog, *number, record, progress)?;
+    }
+    mark_known(replica, &catalog, &mut marks, progress)?;
+    all_objects_are_there(&catalog, &marks)?;
+
+    let going: Vec<&(u64, SnapshotRecord)> = records.iter().filter(|(number, _)| going.contains(number)).collect();
+    let (freed, reached) = freed_by_each(&catalog, &marks, &going, progress)?;
+    let mut packs = packs(&catalog, &marks)?;
+    let sizes: HashMap<String, u64> = replica.backend().list(PACK_PREFIX)?.into_iter().collect();
+    all_packs_are_there(&packs, &sizes)?;
+    let dictionary_bytes = match packs.values().any(PackPlan::is_dictionary_pack) {
+        // Copies in packs of chunks are superfluous then.
+        true => 0,
+        false => replica.dictionaries().all().iter().map(|one| one.bytes().len() as u64).sum(),
+    };
+    choose(&mut packs, options.max_unused_percent, dictionary_bytes);
+
+    let mut figures = PruneFigures {
+        kept_snapshots: retention.kept().count() as u64,
+        removed_snapshots: going.len() as u64,
+        lost_chunks: marks.lost_chunks,
+        ..PruneFigures::default()
+    };
+    removed_chunks(&catalog, &marks, &mut figures)?;
+    figures.unreferenced_bytes = figures.removed_chunk_bytes.saturating_sub(reached);
+    let named: BTreeSet<String> = packs.values().map(|pack| pack.row.id.key()).collect();
+    for (_, bytes) in sizes.iter().filter(|(key, _)| !named.contains(*key)) {
+        figures.orphan_packs += 1;
+        figures.orphan_bytes += bytes;
+    }
+    sum_up(&packs, &mut figures);
+    Ok(PrunePlan { retention, freed, figures, commit, marks, packs })
+}
+
+fn lease_error(replica: &Replica, source: std::io::Error) -> PruneError {
+    PruneError::Io { action: "read the leases of", path: replica.path().display().to_string(), source }
+}
+
+/// Marks what the files of known inodes name.
+fn mark_known(
+    replica: &Replica,
+    catalog: &CatalogReader,
+    marks: &mut Marks,
+    progress: &PruneProgress,
+) -> Result<(), PruneError> {
+    for path in caches::paths(replica.path())? {
+        let Some(cache) = caches::load(replica, &path)? else { continue };
+        for inode in cache.known.inodes() {
+            marks.group(inode.group)?;
+        }
+    }
+    marks.settle(catalog, progress)
+}
+
+/// Verifies that every object that is needed exists; those that were decoded do, names and link counts were not looked at.
+fn all_objects_are_there(catalog: &CatalogReader, marks: &Marks) -> Result<(), CatalogError> {
+    let mut there = 0;
+    let mut last = None;
+    catalog.database()?.scan_numbers(Table::Objects, |number| {
+        last = Some(number);
+        there += u64::from(marks.objects.has(number));
+        Ok(())
+    })?;
+    if there == marks.objects.count() {
+        return Ok(());
+    }
+    let nothing = super::Bitmap::default();
+    for number in marks.objects.without(&nothing) {
+        if catalog.database()?.get(Table::Objects, number, |_| Ok(()))?.is_none() {
+            return Err(CatalogError::Missing { what: "object", number });
+        }
+    }
+    Ok(())
+}
+
+/// Returns what each snapshot frees that goes, by number, and the sum. Damage of what goes is no reason to keep it.
+fn freed_by_each(
+    catalog: &CatalogReader,
+    kept: &Marks,
+    going: &[&(u64, SnapshotRecord)],
+    progress: &PruneProgress,
+) -> Result<(BTreeMap<u64, u64>, u64), PruneError> {
+    let mut all = kept.clone();
+    let mut freed = BTreeMap::new();
+    for (number, record) in going {
+        let before = all.chunk_bytes;
+        match all.snapshot(catalog, *number, record, progress) {
+            Err(PruneError::Interrupted) => return Err(PruneError::Interrupted),
+            Err(error) if !error.is_damage() => return Err(error),
+            _ => {}
+        }
+        freed.insert(*number, all.chunk_bytes - before);
+    }
+    Ok((freed, all.chunk_bytes - kept.chunk_bytes))
+}
+
+/// Counts what is needed of each pack.
+fn packs(catalog: &CatalogReader, marks: &Marks) -> Result<BTreeMap<u64, PackPlan>, CatalogError> {
+    let mut packs = BTreeMap::new();
+    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
+        let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+        packs.insert(number, PackPlan { row, live_chunks: 0, live_bytes: 0, fate: Fate::Stays });
+        Ok(())
+    })?;
+    for_each_chunk(catalog, |number, row| {
+        if marks.chunks.has(number) && !row.is_lost() {
+            let missing = CatalogError::Missing { what: "pack", number: row.pack };
+            let pack = packs.get_mut(&row.pack).ok_or(missing)?;
+            pack.live_chunks += 1;
+            pack.live_bytes += ENTRY_HEADER_BYTES as u64 + u64::from(row.stored_length);
+        }
+        Ok(())
+    })?;
+    Ok(packs)
+}
+
+/// Calls `visit` for every chunk row.
+pub(crate) fn for_each_chunk(
+    catalog: &CatalogReader,
+    mut visit: impl FnMut(u64, &chunk::ChunkRow) -> Result<(), CatalogError>,
+) -> Result<(), CatalogError> {
+    catalog.database()?.scan(Table::Chunks, 0, |page, payload| {
+        let rows =
+            chunk::decode_page(payload?).map_err(|error| CatalogError::damaged("page of chunk rows", page, error))?;
+        for (number, row) in (page * PAGE_ROWS..).zip(&rows) {
+            if let Some(row) = row {
+                visit(number, row)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn all_packs_are_there(packs: &BTreeMap<u64, PackPlan>, sizes: &HashMap<String, u64>) -> Result<(), PruneError> {
+    for PackPlan { row, live_chunks, .. } in packs.values() {
+        if *live_chunks == 0 {
+            continue;
+        }
+        let reason = match sizes.get(&row.id.key()) {
+            Some(bytes) if *bytes == row.bytes => continue,
+            Some(bytes) => format!("has {bytes} bytes and should have {}", row.bytes),
+            None => "is missing".to_owned(),
+        };
+        return Err(PruneError::Pack { pack: row.id.to_string(), reason });
+    }
+    Ok(())
+}
+
+/// Decides what becomes of each pack: those without a needed chunk go, and of the others those with the largest unused share are written anew until
+/// what stays has no more unused than allowed. `slack_bytes` of unused bytes, those of dictionaries, are allowed on top.
+fn choose(packs: &mut BTreeMap<u64, PackPlan>, max_unused_percent: u8, slack_bytes: u64) {
+    let (mut live, mut unused) = (0u64, 0u64);
+    let mut candidates = Vec::new();
+    for (number, pack) in packs.iter_mut() {
+        if pack.is_dictionary_pack() {
+            continue;
+        }
+        if pack.live_chunks == 0 {
+            pack.fate = Fate::Goes;
+            continue;
+        }
+        live += pack.live_bytes + PACK_OVERHEAD_BYTES;
+        unused += pack.unused_bytes();
+        if pack.unused_bytes() > 0 {
+            candidates.push((pack.unused_bytes() as f64 / pack.row.bytes as f64, *number));
+        }
+    }
+    let percent = u64::from(max_unused_percent.min(100));
+    let allowed = if percent == 100 { u64::MAX } else { live * percent / (100 - percent) + slack_bytes };
+    candidates.sort_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
+    for (_, number) in candidates {
+        if unused <= allowed {
+            break;
+        }
+        if let Some(pack) = packs.get_mut(&number) {
+            unused -= pack.unused_bytes();
+            pack.fate = Fate::IsRewritten;
+        }
+    }
+}
+
+fn removed_chunks(catalog: &CatalogReader, marks: &Marks, figures: &mut PruneFigures) -> Result<(), CatalogError> {
+    for_each_chunk(catalog, |number, row| {
+        if !marks.chunks.has(number) {
+            figures.removed_chunks += 1;
+            if !row.is_lost() {
+                figures.removed_chunk_bytes += ENTRY_HEADER_BYTES as u64 + u64::from(row.stored_length);
+            }
+        }
+        Ok(())
+    })
+}
+
+fn sum_up(packs: &BTreeMap<u64, PackPlan>, figures: &mut PruneFigures) {
+    for pack in packs.values() {
+        match pack.fate {
+            Fate::Goes => {
+                figures.deleted_packs += 1;
+                figures.deleted_pack_bytes += pack.row.bytes;
+            }
+            Fate::IsRewritten => {
+                figures.rewritten_packs += 1;
+                figures.rewritten_bytes += pack.row.bytes;
+                figures.copied_bytes += pack.live_bytes;
+                figures.kept_bytes += pack.live_bytes;
+            }
+            Fate::Stays => {
+                figures.kept_bytes += pack.row.bytes;
+                if !pack.is_dictionary_pack() {
+                    figures.unused_bytes += pack.unused_bytes();
+                }
+            }
+        }
+    }
+    figures.freed_bytes =
+        figures.deleted_pack_bytes + figures.orphan_bytes + figures.rewritten_bytes - figures.copied_bytes;
+}

@@ -1,0 +1,131 @@
+//! A restore on another host: the agent there runs the very restore that would run here, and asks for the rows and bytes that it needs.
+//!
+//! | from | kind | payload |
+//! | --- | --- | --- |
+//! | run | Dictionary | number, bytes; each that the store has |
+//! | run | Wish | JSON: [`Wish`] |
+//! | agent | Ask | number of the question (varint), then 0, table, key: a row; or 1, pack (16 bytes), offset, length: bytes of a pack |
+//! | run | Answer | number of the question, then 0: there is none; 1 and the bytes; 2 and a text: it cannot be had |
+//! | run | Ahead | table, key, bytes: a row that will be asked for next, as far as the run can tell |
+//! | agent | Taken | so many bytes of those were used or thrown away: the run stops at [`ROWS_AHEAD_BYTES`] |
+//! | agent | Figures | names done, files and bytes written |
+//! | agent | Report | JSON: what was done; the last frame. Or Failed |
+//!
+//! What comes is verified there, by the same code: rows are decoded with their bounds, chunks compared with their hashes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::store::pack::PackId;
+
+/// Most bytes of rows that are sent before they are asked for, and not taken yet.
+pub const ROWS_AHEAD_BYTES: usize = 8 << 20;
+/// Most bytes of a pack in one answer.
+pub const ANSWER_MAX_BYTES: usize = 1 << 20;
+
+/// What is to be restored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Wish {
+    /// The snapshot's record.
+    pub record: serde_json::Value,
+    /// The path in it, in hexadecimal: it may have any bytes.
+    pub subtree: String,
+    /// What to do with names that exist: `never`, `changed` or `always`.
+    pub overwrite: String,
+    /// Whether to remove names that the snapshot does not have.
+    pub delete: bool,
+    /// Whether owners are set by number.
+    pub numeric_ids: bool,
+    /// Whether to only tell what would be done.
+    pub dry_run: bool,
+}
+
+/// One question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// The row of a table, by the table's number.
+    Row(u8, u64),
+    /// Bytes of a pack: offset and length.
+    Pack(PackId, u64, u64),
+}
+
+impl Question {
+    /// Encodes it under its number.
+    pub fn encode(&self, number: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_varint(&mut out, number);
+        match self {
+            Question::Row(table, key) => {
+                out.extend_from_slice(&[0, *table]);
+                put_varint(&mut out, *key);
+            }
+            Question::Pack(pack, offset, length) => {
+                out.push(1);
+                out.extend_from_slice(&pack.0);
+                put_varint(&mut out, *offset);
+                put_varint(&mut out, *length);
+            }
+        }
+        out
+    }
+
+    /// Decodes a question and its number.
+    ///
+    /// # Errors
+    /// For bytes that no agent writes.
+    pub fn decode(payload: &[u8]) -> Result<(u64, Question), DecodeError> {
+        let mut decoder = Decoder::new(payload);
+        let number = decoder.varint()?;
+        let question = match decoder.byte()? {
+            0 => Question::Row(decoder.byte()?, decoder.varint()?),
+            1 => Question::Pack(PackId(decoder.array()?), decoder.varint()?, decoder.varint()?),
+            _ => return Err(DecodeError("an unknown question")),
+        };
+        decoder.finish()?;
+        Ok((number, question))
+    }
+}
+
+/// An answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// There is no such row.
+    None,
+    /// Its bytes.
+    Bytes(Vec<u8>),
+    /// It cannot be had.
+    Failed(String),
+}
+
+impl Reply {
+    /// Encodes it under the question's number.
+    pub fn encode(&self, number: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_varint(&mut out, number);
+        let (tag, bytes) = match self {
+            Reply::None => (0, &[][..]),
+            Reply::Bytes(bytes) => (1, bytes.as_slice()),
+            Reply::Failed(reason) => (2, reason.as_bytes()),
+        };
+        out.push(tag);
+        out.extend_from_slice(bytes);
+        out
+    }
+
+    /// Decodes an answer and the question's number.
+    ///
+    /// # Errors
+    /// For bytes that no run writes.
+    pub fn decode(payload: &[u8]) -> Result<(u64, Reply), DecodeError> {
+        let mut decoder = Decoder::new(payload);
+        let (number, tag) = (decoder.varint()?, decoder.byte()?);
+        let bytes = decoder.take(decoder.remaining())?;
+        let reply = match tag {
+            0 => Reply::None,
+            1 => Reply::Bytes(bytes.to_vec()),
+            2 => Reply::Failed(String::from_utf8_lossy(bytes).into_owned()),
+            _ => return Err(DecodeError("an unknown answer")),
+        };
+        Ok((number, reply))
+    }
+}

@@ -1,0 +1,327 @@
+//! The catalogue: from commit files, or else from whatever is left.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{CatalogOutcome, LostSnapshot, RepairError, RepairReport};
+use crate::catalog::checkpoint;
+use crate::catalog::chunk::ChunkRow;
+use crate::catalog::commit;
+use crate::catalog::database::{CatalogDatabase, Change, NUMBERED, Table};
+use crate::catalog::marks::SnapshotMarks;
+use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, read_whole};
+use crate::catalog::{CatalogError, object};
+use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
+use crate::prune::mark::Marks;
+use crate::prune::{PruneError, PruneProgress, caches, for_each_chunk};
+use crate::replica::{LockedReplica, Replica, ReplicaError};
+use crate::store::backend::Backend;
+use crate::store::list_pack;
+
+/// Changes that are applied in one transaction, at most.
+const CHANGES: usize = 20_000;
+
+/// Brings the catalogue back.
+pub(super) fn catalog(path: &Path, backend: &Arc<dyn Backend>) -> Result<CatalogOutcome, RepairError> {
+    let reason = match LockedReplica::rebuild_over(path, backend.as_ref()) {
+        Ok(commit_files) => return Ok(CatalogOutcome::Rebuilt { commit_files }),
+        Err(ReplicaError::Catalog(error @ CatalogError::CommitFile { .. })) => error.to_string(),
+        Err(error) => return Err(error.into()),
+    };
+    if is_intact(path, backend) {
+        return Ok(CatalogOutcome::Kept { reason });
+    }
+    let (mut lost_files, mut rows) = (Vec::new(), 0);
+    let put_together = LockedReplica::replace_catalog_with(path, |fresh, old| {
+        put_together(fresh, old, backend.as_ref(), &reason, &mut lost_files, &mut rows)
+    });
+    if put_together.is_err() && rows == 0 {
+        return Err(RepairError::NothingLeft { reason });
+    }
+    put_together?;
+    Ok(CatalogOutcome::PutTogether { reason, lost_files })
+}
+
+/// Returns whether the catalogue opens, for writing too, and nothing but commit files, and packs, is damaged.
+fn is_intact(path: &Path, backend: &Arc<dyn Backend>) -> bool {
+    // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.
+    let checked = catch_unwind(AssertUnwindSafe(|| {
+        let replica = Replica::open_over(path, Arc::clone(backend)).ok()?;
+        let report = check(&replica, &CheckOptions::default(), &CheckProgress::default()).ok()?;
+        let is_whole =
+            report.damages.iter().all(|damage| matches!(damage.kind, DamageKind::CommitFile | DamageKind::Pack));
+        drop(replica);
+        // redb has pages that only a writer reads. A damaged one stops it before it writes anything.
+        let opens = || LockedReplica::open_over(path, Arc::clone(backend)).is_ok();
+        Some(is_whole && report.waiting_commits == 0 && opens())
+    }));
+    checked.ok().flatten().unwrap_or(false)
+}
+
+/// Fills a fresh catalogue with all rows that commit files and the old catalogue still have. Rows of the old catalogue count more than those of commit files
+/// that it has seen, and less than those of the ones after.
+fn put_together(
+    fresh: &CatalogDatabase,
+    old: &Path,
+    backend: &dyn Backend,
+    reason: &str,
+    lost_files: &mut Vec<String>,
+    rows: &mut u64,
+) -> Result<(), CatalogError> {
+    let mut counters = Counters::default();
+    let mut last = 0;
+    let known = catch_unwind(AssertUnwindSafe(|| {
+        let database = CatalogDatabase::open_read_only(old).ok()?;
+        Some(last_commit(&database.read().ok()?).ok()?.0)
+    }));
+    let known = known.ok().flatten().unwrap_or(0);
+    let mut take = |changes: Vec<Change>| -> Result<(), CatalogError> {
+        for change in &changes {
+            raise(&mut counters, change);
+            *rows += 1;
+        }
+        fresh.apply(&changes)
+    };
+    for number in checkpoint::heads(backend)?.into_iter().rev() {
+        match checkpoint::read_head(backend, number) {
+            Err(_) => lost_files.push(checkpoint::key(number)),
+            Ok(head) => {
+                last = last.max(number);
+                let mut result = Ok(());
+                head.for_each_readable_part(backend, |part| match part {
+                    Ok(changes) if result.is_ok() => {
+                        // The rows of commits would say that all is there.
+                        let changes =
+                            changes.into_iter().filter(|one| !matches!(one, Change::Put(Table::Commits, ..))).collect();
+                        result = take(changes);
+                    }
+                    Ok(_) => {}
+                    Err(error) => lost_files.push(error.to_string()),
+                });
+                result?;
+            }
+        }
+    }
+    let files = checkpoint::commit_files(backend)?;
+    let newest = files.last().copied().unwrap_or(0).max(known).max(last);
+    let first = last + 1;
+    let read = |number: u64| {
+        let key = commit::key(number);
+        read_whole(backend, &key).and_then(|file| commit::decode(&key, &file))
+    };
+    for number in first..=known.min(newest) {
+        match read(number) {
+            Ok(commit) => take(commit.changes)?,
+            Err(_) => lost_files.push(commit::key(number)),
+        }
+    }
+    overlay(old, &mut take)?;
+    for number in first.max(known + 1)..=newest {
+        match read(number) {
+            Ok(commit) => take(commit.changes)?,
+            Err(_) => lost_files.push(commit::key(number)),
+        }
+    }
+    if *rows == 0 {
+        let reason = format!("nothing can be read of it or of the others ({reason})");
+        return Err(CatalogError::CommitFile { key: commit::key(1), reason });
+    }
+    // A commit of its own, on which a checkpoint is made before anything else is.
+    let mut seed = blake3::Hasher::new();
+    seed.update(&newest.to_le_bytes()).update(jiff::Timestamp::now().to_string().as_bytes());
+    let id = seed.finalize().as_bytes()[..16].to_vec();
+    fresh.apply(&[Change::Put(Table::Meta, COUNTERS, counters.encode()), Change::Put(Table::Commits, newest + 1, id)])
+}
+
+/// Lets the counters be above every number that is in use.
+fn raise(counters: &mut Counters, change: &Change) {
+    let above = |counter: &mut u64, number: u64| *counter = (*counter).max(number + 1);
+    match change {
+        Change::Put(Table::Meta, COUNTERS, payload) => {
+            if let Ok(found) = Counters::decode(payload) {
+                counters.chunk = counters.chunk.max(found.chunk);
+                counters.object = counters.object.max(found.object);
+                counters.group = counters.group.max(found.group);
+                counters.pack = counters.pack.max(found.pack);
+                counters.snapshot = counters.snapshot.max(found.snapshot);
+            }
+        }
+        Change::Put(Table::Packs, number, _) => above(&mut counters.pack, *number),
+        Change::Put(Table::Objects, number, _) => above(&mut counters.object, *number),
+        Change::Put(Table::Snapshots, number, _) => above(&mut counters.snapshot, *number),
+        Change::Put(Table::Chunks, page, _) => above(&mut counters.chunk, *page * 256 + 255),
+        Change::Put(Table::Groups, page, _) => above(&mut counters.group, *page * 256 + 255),
+        _ => {}
+    }
+}
+
+/// Takes all rows of a damaged catalogue that can be read.
+fn overlay(old: &Path, take: &mut impl FnMut(Vec<Change>) -> Result<(), CatalogError>) -> Result<(), CatalogError> {
+    let opened = catch_unwind(AssertUnwindSafe(|| CatalogDatabase::open_read_only(old)?.read()));
+    let Ok(Ok(reader)) = opened else { return Ok(()) };
+    for table in NUMBERED.into_iter().filter(|table| *table != Table::Commits) {
+        let mut changes = Vec::new();
+        let mut failure = Ok(());
+        // What a damaged page makes of redb ends the table; what was read before counts.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let mut last = None;
+            reader.scan(table, 0, |number, payload| {
+                if last.is_some_and(|last| number <= last) {
+                    return Err(CatalogError::Missing { what: table.row_name(), number });
+                }
+                last = Some(number);
+                if let Ok(payload) = payload {
+                    changes.push(Change::Put(table, number, payload.to_vec()));
+                }
+                if changes.len() >= CHANGES {
+                    failure = take(std::mem::take(&mut changes));
+                }
+                match failure {
+                    Ok(()) => Ok(()),
+                    Err(_) => Err(CatalogError::Missing { what: table.row_name(), number }),
+                }
+            })
+        }));
+        failure?;
+        take(changes)?;
+    }
+    for index in [Table::ChunkIndex, Table::ObjectIndex] {
+        let mut changes = Vec::new();
+        let mut failure = Ok(());
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let mut last = None;
+            reader.scan_index(index, |hash, number| {
+                if last.is_some_and(|last: [u8; 32]| *hash <= last) {
+                    return Err(CatalogError::Missing { what: index.row_name(), number });
+                }
+                last = Some(*hash);
+                changes.push(Change::PutIndex(index, *hash, number));
+                if changes.len() >= CHANGES {
+                    failure = take(std::mem::take(&mut changes));
+                }
+                match failure {
+                    Ok(()) => Ok(()),
+                    Err(_) => Err(CatalogError::Missing { what: index.row_name(), number }),
+                }
+            })
+        }));
+        failure?;
+        take(changes)?;
+    }
+    Ok(())
+}
+
+/// Makes a catalogue that was not rebuilt from commit files sound: snapshots whose trees are gone are removed, chunks without a row are marked lost, and a
+/// checkpoint takes the place of the damaged commit files.
+pub(super) fn complete(
+    replica: &LockedReplica,
+    report: &mut RepairReport,
+    progress: &PruneProgress,
+) -> Result<(), RepairError> {
+    let mut writer = replica.writer()?;
+    if matches!(report.catalog, CatalogOutcome::PutTogether { .. }) {
+        for path in caches::paths(replica.path())? {
+            std::fs::remove_file(&path).map_err(|source| PruneError::Io {
+                action: "remove",
+                path: path.display().to_string(),
+                source,
+            })?;
+        }
+        sound_snapshots(&mut writer, report, progress)?;
+        sound_indexes(replica, &mut writer)?;
+    }
+    writer.touch();
+    writer.commit()?;
+    let backend = replica.backend().as_ref();
+    let written = checkpoint::write(&*writer.reader().database()?, backend, None)?;
+    checkpoint::tidy(backend, &written)?;
+    Ok(())
+}
+
+/// Removes snapshots whose trees are not whole, and gives chunks without a row the row of lost ones.
+fn sound_snapshots(
+    writer: &mut CatalogWriter,
+    report: &mut RepairReport,
+    progress: &PruneProgress,
+) -> Result<(), RepairError> {
+    let catalog = Arc::clone(writer.reader());
+    let mut missing = BTreeMap::new();
+    for (number, record) in catalog.snapshots()? {
+        let mut marks = Marks::lenient(&writer.counters());
+        match marks.snapshot(&catalog, number, &record, progress) {
+            Ok(()) => missing.extend(marks.missing_chunks()),
+            Err(error) if error.is_damage() => {
+                let lost = LostSnapshot { id: record.id.clone(), time: record.time, reason: error.to_string() };
+                report.lost_snapshots.push(lost);
+                writer.remove(Table::Snapshots, number);
+                writer.set_marks(number, &SnapshotMarks::default())?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    report.lost_chunks += missing.len() as u64;
+    // Where the index still has a hash, the bytes can be found again in packs, or be stored again.
+    let mut prefixes: BTreeMap<u64, [u8; 8]> = BTreeMap::new();
+    catalog.database()?.scan_index(Table::ChunkIndex, |hash, number| {
+        if missing.contains_key(&number) {
+            let mut prefix = [0; 8];
+            prefix.copy_from_slice(&hash[..8]);
+            prefixes.insert(number, prefix);
+        }
+        Ok(())
+    })?;
+    for (number, plain_length) in missing {
+        let prefix = prefixes.get(&number).copied().unwrap_or_default();
+        writer.place_chunk(number, ChunkRow::lost(plain_length, prefix))?;
+    }
+    Ok(writer.commit()?)
+}
+
+/// Lets the indexes name what is there and nothing else. Hashes of chunks that the index has lost are read from the packs.
+fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<(), RepairError> {
+    let catalog = Arc::clone(writer.reader());
+    let database = catalog.database()?;
+    let mut objects = BTreeMap::new();
+    database.scan(Table::Objects, 0, |number, stored| {
+        if let Some(kind) = stored.as_ref().ok().and_then(|stored| object::kind(stored))
+            && let Ok(plain) = object::decode(kind, stored?)
+        {
+            objects.insert(object::hash(kind, &plain), number);
+        }
+        Ok(())
+    })?;
+    database.scan_index(Table::ObjectIndex, |hash, number| {
+        if objects.get(hash) == Some(&number) {
+            objects.remove(hash);
+        } else if !objects.contains_key(hash) {
+            writer.forget_hash(Table::ObjectIndex, *hash);
+        }
+        Ok(())
+    })?;
+    objects.into_iter().for_each(|(hash, number)| writer.name_hash(Table::ObjectIndex, hash, number));
+    database.scan_index(Table::ChunkIndex, |hash, number| {
+        if !catalog.chunk(number).is_ok_and(|row| hash.starts_with(&row.prefix)) {
+            writer.forget_hash(Table::ChunkIndex, *hash);
+        }
+        Ok(())
+    })?;
+    let mut unnamed: BTreeMap<u64, Vec<(u32, u64)>> = BTreeMap::new();
+    for_each_chunk(&catalog, |number, row| {
+        if !row.is_lost() && database.hash_of(Table::ChunkIndex, row.prefix, number)?.is_none() {
+            unnamed.entry(row.pack).or_default().push((row.offset, number));
+        }
+        Ok(())
+    })?;
+    for (pack, chunks) in unnamed {
+        let Ok(row) = catalog.pack(pack) else { continue };
+        let entries = list_pack(replica.backend().as_ref(), row.id).unwrap_or_default();
+        for (offset, number) in chunks {
+            if let Ok(at) = entries.binary_search_by_key(&offset, |entry| entry.offset) {
+                writer.name_hash(Table::ChunkIndex, entries[at].header.hash.0, number);
+            }
+        }
+    }
+    Ok(writer.commit()?)
+}

@@ -1,0 +1,322 @@
+//! What damaged packs still have, and what becomes of the rest.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{DamagedPack, RepairError, RepairOptions, RepairReport};
+use crate::catalog::CatalogError;
+use crate::catalog::chunk::{ChunkRow, PackRow};
+use crate::catalog::database::Table;
+use crate::catalog::group::{LinkGroup, Segment};
+use crate::catalog::reader::CatalogReader;
+use crate::catalog::writer::CatalogWriter;
+use crate::prune::repack::{Repacker, keep_dictionaries};
+use crate::prune::{Bitmap, Phase, PruneError, PruneProgress, caches, for_each_chunk};
+use crate::replica::LockedReplica;
+use crate::store::pack::{PACK_PREFIX, PackId};
+use crate::store::reader::{ChunkAddress, ChunkError, Location};
+use crate::store::{PackWalk, list_pack, walk_pack};
+
+/// What a damaged pack was found to be.
+struct Found {
+    id: PackId,
+    reason: String,
+    /// Its intact entries, if it is there at all.
+    walk: Option<PackWalk>,
+    /// Whether its file is there.
+    is_there: bool,
+}
+
+/// Sees to all packs: copies what damaged ones still have, finds what others have, and gives up the rest.
+pub(super) fn packs(
+    replica: &LockedReplica,
+    options: RepairOptions,
+    report: &mut RepairReport,
+    progress: &PruneProgress,
+) -> Result<(), RepairError> {
+    let mut writer = replica.writer()?;
+    let rows = pack_rows(writer.reader())?;
+    let damaged = damaged_packs(replica, &rows, options, report, progress)?;
+    let mut work = Salvage {
+        replica,
+        wanted: HashMap::new(),
+        nameless: Vec::new(),
+        owner: HashMap::new(),
+        saved: BTreeMap::new(),
+        lost: BTreeMap::new(),
+        repacker: Repacker::new(replica),
+    };
+    work.chunks(writer.reader(), &rows, &damaged, progress)?;
+    report.lost_chunks = work.nameless.len() as u64;
+    if damaged.is_empty() && work.wanted.is_empty() {
+        report.unnamed_packs = unnamed_packs(replica, &rows)?;
+        return Ok(());
+    }
+    report.found_chunks = work.adopt(&mut writer, &rows)?;
+    let given_up = work.give_up(&mut writer)?;
+    report.lost_chunks = given_up.count();
+    report.forgotten_inodes = forget(replica, writer.reader(), &given_up)?;
+    work.repacker.settle(&mut writer)?;
+    let of_dictionaries: Vec<PackId> = rows
+        .iter()
+        .filter(|(number, row)| row.chunks == 0 && !damaged.contains_key(number))
+        .map(|(_, row)| row.id)
+        .collect();
+    if let Some(row) = keep_dictionaries(replica, &of_dictionaries)? {
+        replica.backend().sync().map_err(CatalogError::from)?;
+        writer.add_pack(row);
+    }
+    damaged.keys().for_each(|number| writer.remove(Table::Packs, *number));
+    writer.commit()?;
+    for (number, found) in damaged {
+        // The same bytes may have been written again under the same name, if nothing was lost.
+        let is_named = pack_rows(writer.reader())?.values().any(|row| row.id == found.id);
+        if found.is_there && !is_named {
+            replica.backend().delete(&found.id.key()).map_err(CatalogError::from)?;
+        }
+        report.damaged_packs.push(DamagedPack {
+            pack: found.id.to_string(),
+            reason: found.reason,
+            saved_chunks: work.saved.get(&number).copied().unwrap_or_default(),
+            lost_chunks: work.lost.get(&number).copied().unwrap_or_default(),
+        });
+    }
+    replica.backend().sync().map_err(CatalogError::from)?;
+    report.unnamed_packs = unnamed_packs(replica, &pack_rows(writer.reader())?)?;
+    Ok(())
+}
+
+fn unnamed_packs(replica: &LockedReplica, rows: &BTreeMap<u64, PackRow>) -> Result<u64, CatalogError> {
+    let named: BTreeSet<String> = rows.values().map(|row| row.id.key()).collect();
+    let all = replica.backend().list(PACK_PREFIX)?;
+    Ok(all.iter().filter(|(key, _)| !named.contains(key)).count() as u64)
+}
+
+fn pack_rows(catalog: &CatalogReader) -> Result<BTreeMap<u64, PackRow>, CatalogError> {
+    let mut rows = BTreeMap::new();
+    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
+        let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+        rows.insert(number, row);
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+/// Finds the packs that are missing, of the wrong length, or, when they are read, damaged inside.
+fn damaged_packs(
+    replica: &LockedReplica,
+    rows: &BTreeMap<u64, PackRow>,
+    options: RepairOptions,
+    report: &mut RepairReport,
+    progress: &PruneProgress,
+) -> Result<BTreeMap<u64, Found>, RepairError> {
+    let backend = replica.backend().as_ref();
+    let sizes: HashMap<String, u64> = backend.list(PACK_PREFIX).map_err(CatalogError::from)?.into_iter().collect();
+    let mut damaged = BTreeMap::new();
+    progress.enter(Phase::Inspect, rows.values().map(|row| row.bytes).sum());
+    for (number, row) in rows {
+        progress.add(row.bytes)?;
+        let id = row.id;
+        let bytes = sizes.get(&id.key()).copied();
+        let Some(bytes) = bytes else {
+            let reason = "it is missing".to_owned();
+            damaged.insert(*number, Found { id, reason, walk: None, is_there: false });
+            continue;
+        };
+        if bytes == row.bytes && !options.read_data {
+            continue;
+        }
+        match walk_pack(backend, id, replica.dictionaries()) {
+            Ok(walk) if walk.damage.is_empty() && bytes == row.bytes => {}
+            Ok(walk) => {
+                let first = walk.damage.first().map(|damage| damage.reason.clone());
+                let reason = first.unwrap_or_else(|| format!("it has {bytes} bytes and should have {}", row.bytes));
+                damaged.insert(*number, Found { id, reason, walk: Some(walk), is_there: true });
+            }
+            Err(ChunkError::Io { source, .. }) => report.unreadable_packs.push((id.to_string(), source.to_string())),
+            Err(error) => {
+                damaged.insert(*number, Found { id, reason: error.to_string(), walk: None, is_there: true });
+            }
+        }
+    }
+    Ok(damaged)
+}
+
+struct Salvage<'a> {
+    replica: &'a LockedReplica,
+    /// Chunks that are not where they should be, by first bytes of the hash and plain length.
+    wanted: HashMap<([u8; 8], u32), u64>,
+    /// Lost chunks whose hash is lost, too: nothing can be looked for.
+    nameless: Vec<u64>,
+    /// The pack that each of them was in.
+    owner: HashMap<u64, u64>,
+    /// Chunks saved and lost, by pack.
+    saved: BTreeMap<u64, u64>,
+    lost: BTreeMap<u64, u64>,
+    repacker: Repacker,
+}
+
+impl Salvage<'_> {
+    fn want(&mut self, number: u64, row: &ChunkRow) {
+        if row.prefix == [0; 8] {
+            self.nameless.push(number);
+            return;
+        }
+        self.wanted.insert((row.prefix, row.plain_length), number);
+        self.owner.insert(number, row.pack);
+    }
+
+    /// Copies the chunks that damaged packs still have and notes the others, and those that were lost before.
+    fn chunks(
+        &mut self,
+        catalog: &CatalogReader,
+        rows: &BTreeMap<u64, PackRow>,
+        damaged: &BTreeMap<u64, Found>,
+        progress: &PruneProgress,
+    ) -> Result<(), RepairError> {
+        let mut by_pack: BTreeMap<u64, Vec<(u64, ChunkRow)>> = BTreeMap::new();
+        let mut without_pack = Vec::new();
+        for_each_chunk(catalog, |number, row| {
+            if row.is_lost() {
+                // Another pack may have it: one that was put back by hand, for example.
+                without_pack.push((number, *row));
+            } else if damaged.contains_key(&row.pack) {
+                by_pack.entry(row.pack).or_default().push((number, *row));
+            } else if !rows.contains_key(&row.pack) {
+                without_pack.push((number, *row));
+            }
+            Ok(())
+        })?;
+        without_pack.iter().for_each(|(number, row)| self.want(*number, row));
+        for (pack, mut chunks) in by_pack {
+            chunks.sort_unstable_by_key(|(_, row)| row.offset);
+            let Some(found) = damaged.get(&pack) else { continue };
+            let is_intact = |row: &ChunkRow| {
+                found.walk.as_ref().is_some_and(|walk| {
+                    let at = walk.entries.binary_search_by_key(&row.offset, |entry| entry.offset);
+                    at.is_ok_and(|at| {
+                        let header = &walk.entries[at].header;
+                        !header.is_dictionary
+                            && (header.stored_length, header.plain_length) == (row.stored_length, row.plain_length)
+                            && header.hash.prefix() == row.prefix
+                    })
+                })
+            };
+            let mut good = Vec::new();
+            for (number, row) in &chunks {
+                if is_intact(row) {
+                    let (stored_length, plain_length) = (row.stored_length, row.plain_length);
+                    let location = Location { pack: found.id, offset: row.offset, stored_length, plain_length };
+                    good.push((*number, ChunkAddress { location, hash_prefix: row.prefix }));
+                } else {
+                    self.want(*number, row);
+                }
+            }
+            let mut failed = BTreeSet::new();
+            self.repacker.copy(
+                &good,
+                |bytes| progress.add(bytes),
+                |number, error| match error {
+                    // The disk may answer later: nothing is given up for that.
+                    ChunkError::Io { .. } => Err(PruneError::Chunk { source: error }),
+                    _ => {
+                        failed.insert(number);
+                        Ok(())
+                    }
+                },
+            )?;
+            *self.saved.entry(pack).or_default() += (good.len() - failed.len()) as u64;
+            for (number, row) in chunks.iter().filter(|(number, _)| failed.contains(number)) {
+                self.want(*number, row);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for wanted chunks in packs that no row names, and gives those that have some a row. Returns how many were found.
+    fn adopt(&mut self, writer: &mut CatalogWriter, rows: &BTreeMap<u64, PackRow>) -> Result<u64, RepairError> {
+        let backend = self.replica.backend().as_ref();
+        let named: BTreeSet<PackId> = rows.values().map(|row| row.id).collect();
+        let mut found = 0;
+        for (key, bytes) in backend.list(PACK_PREFIX).map_err(CatalogError::from)? {
+            let Some(id) = PackId::from_key(&key).filter(|id| !named.contains(id)) else { continue };
+            if self.wanted.is_empty() {
+                break;
+            }
+            // A pack that is not as it was written is no place to find anything in.
+            let Ok(entries) = list_pack(backend, id) else { continue };
+            if !walk_pack(backend, id, self.replica.dictionaries()).is_ok_and(|walk| walk.damage.is_empty()) {
+                continue;
+            }
+            let mut placed = Vec::new();
+            for entry in entries.iter().filter(|entry| !entry.header.is_dictionary) {
+                let header = &entry.header;
+                if let Some(number) = self.wanted.remove(&(header.hash.prefix(), header.plain_length)) {
+                    placed.push((number, entry));
+                }
+            }
+            if placed.is_empty() {
+                continue;
+            }
+            let pack = writer.add_pack(PackRow { id, bytes, chunks: entries.len() as u64 });
+            for (number, entry) in placed {
+                let header = &entry.header;
+                let (stored_length, plain_length) = (header.stored_length, header.plain_length);
+                let prefix = header.hash.prefix();
+                let row = ChunkRow { pack, offset: entry.offset, stored_length, plain_length, prefix };
+                writer.place_chunk(number, row)?;
+                if writer.reader().database()?.hash_of(Table::ChunkIndex, prefix, number)?.is_none() {
+                    writer.name_hash(Table::ChunkIndex, header.hash.0, number);
+                }
+                found += 1;
+                if let Some(owner) = self.owner.get(&number) {
+                    *self.saved.entry(*owner).or_default() += 1;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Marks the chunks that were found nowhere as lost, and returns all that are.
+    fn give_up(&mut self, writer: &mut CatalogWriter) -> Result<Bitmap, RepairError> {
+        let mut all = Bitmap::new(writer.counters().chunk);
+        for number in &self.nameless {
+            all.add(*number);
+        }
+        for ((prefix, plain_length), number) in self.wanted.drain() {
+            all.add(number);
+            if writer.reader().chunk(number)?.is_lost() {
+                continue;
+            }
+            writer.place_chunk(number, ChunkRow::lost(plain_length, prefix))?;
+            if let Some(owner) = self.owner.get(&number) {
+                *self.lost.entry(*owner).or_default() += 1;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Lets the next snapshots read again what needs a lost chunk; returns how many inodes.
+fn forget(replica: &LockedReplica, catalog: &CatalogReader, lost: &Bitmap) -> Result<u64, RepairError> {
+    if lost.count() == 0 {
+        return Ok(0);
+    }
+    let needs_lost = |group: &LinkGroup| {
+        let mut needs = false;
+        let walked = catalog.for_each_segment(&group.content, |segment| {
+            if let Segment::Chunk { number, .. } = segment {
+                needs |= lost.has(*number);
+            }
+            Ok::<(), CatalogError>(())
+        });
+        // What cannot be told is read again.
+        needs || walked.is_err()
+    };
+    let mut count = 0;
+    for path in caches::paths(replica.path())? {
+        if let Some(mut cache) = caches::load(replica, &path)? {
+            count += cache.forget(|inode| catalog.group(inode.group).map_or(true, |group| needs_lost(&group)))?;
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,12 @@
+//! Retention: which snapshots stay, by rules and by protection. Pure: nothing here reads a store or a clock.
+//!
+//! [`Policy`] holds the rules, [`Protections`] what other parts of the program ask to be kept, and [`plan`] makes of both a [`RetentionPlan`]: for
+//! each snapshot whether it stays, and why.
+//!
+//! Architecture invariant: without a rule nothing goes, and the newest snapshot of a source never does.
+
+mod plan;
+mod policy;
+
+pub use plan::{Decision, Protections, RetentionPlan, plan};
+pub use policy::{Policy, PolicyError, Within, WithinUnit};

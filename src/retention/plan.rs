@@ -1,0 +1,167 @@
+//! Which snapshots stay, and why.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use jiff::Zoned;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use super::policy::Policy;
+use crate::catalog::snapshot::SnapshotRecord;
+
+/// What other parts of the program ask to be kept whatever the rules say: pins, leases, everything since the last good snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protections {
+    /// For each snapshot, by its whole identifier, the reasons, fit for people.
+    pub reasons: BTreeMap<String, Vec<String>>,
+}
+
+impl Protections {
+    /// Adds a reason to keep a snapshot.
+    pub fn add(&mut self, id: &str, reason: impl Into<String>) {
+        self.reasons.entry(id.to_owned()).or_default().push(reason.into());
+    }
+
+    /// Adds all of another's.
+    pub fn extend(&mut self, other: Protections) {
+        for (id, reasons) in other.reasons {
+            self.reasons.entry(id).or_default().extend(reasons);
+        }
+    }
+}
+
+/// What becomes of one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// Its number in the catalogue.
+    pub number: u64,
+    /// Its identifier.
+    pub id: String,
+    /// When it was begun.
+    pub time: jiff::Timestamp,
+    /// Its source.
+    pub source: String,
+    /// Whether it stays.
+    pub keep: bool,
+    /// Why it stays or goes; never empty.
+    pub reasons: Vec<String>,
+}
+
+/// What becomes of all snapshots, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RetentionPlan {
+    /// One for each snapshot, in order of their numbers.
+    pub decisions: Vec<Decision>,
+}
+
+impl RetentionPlan {
+    /// Returns what stays.
+    pub fn kept(&self) -> impl Iterator<Item = &Decision> {
+        self.decisions.iter().filter(|decision| decision.keep)
+    }
+
+    /// Returns what goes.
+    pub fn removed(&self) -> impl Iterator<Item = &Decision> {
+        self.decisions.iter().filter(|decision| !decision.keep)
+    }
+}
+
+/// A rule that keeps the newest snapshot of each of the last so many periods.
+struct Calendar {
+    name: &'static str,
+    count: u32,
+    /// Names the period of a moment; two moments are of one period if and only if it is the same.
+    period: fn(&Zoned) -> String,
+}
+
+fn calendars(policy: &Policy) -> [Calendar; 5] {
+    [
+        // The hour that is repeated when summer time ends is two hours.
+        Calendar {
+            name: "hourly",
+            count: policy.keep_hourly,
+            period: |time| time.strftime("%Y-%m-%d %H:00 (%:z)").to_string(),
+        },
+        Calendar { name: "daily", count: policy.keep_daily, period: |time| time.strftime("%Y-%m-%d").to_string() },
+        Calendar { name: "weekly", count: policy.keep_weekly, period: |time| time.strftime("%G-W%V").to_string() },
+        Calendar { name: "monthly", count: policy.keep_monthly, period: |time| time.strftime("%Y-%m").to_string() },
+        Calendar { name: "yearly", count: policy.keep_yearly, period: |time| time.strftime("%Y").to_string() },
+    ]
+}
+
+/// Decides what becomes of each snapshot. Times are read in `zone`; what counts as the past is what lies before the newest snapshot of the same
+/// source, so that a source that is not taken any more does not fade away.
+///
+/// - Without a rule everything stays.
+/// - The newest snapshot of each source stays.
+/// - Each rule keeps what it names, and so does each protection; what none keeps goes.
+pub fn plan(
+    records: &[(u64, SnapshotRecord)],
+    policy: &Policy,
+    protections: &Protections,
+    zone: &TimeZone,
+) -> RetentionPlan {
+    let mut reasons: Vec<Vec<String>> = records.iter().map(|_| Vec::new()).collect();
+    let mut by_source: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (at, (_, record)) in records.iter().enumerate() {
+        by_source.entry(record.source.as_str()).or_default().push(at);
+    }
+    for places in by_source.values_mut() {
+        places.sort_by_key(|at| std::cmp::Reverse((records[*at].1.time, records[*at].0)));
+        let newest_first: Vec<(usize, Zoned)> =
+            places.iter().map(|at| (*at, records[*at].1.time.to_zoned(zone.clone()))).collect();
+        one_source(records, &newest_first, policy, &mut reasons);
+    }
+    let no_rule = policy.is_empty();
+    let decisions = records.iter().zip(reasons).map(|((number, record), mut reasons)| {
+        reasons.extend(protections.reasons.get(&record.id).into_iter().flatten().cloned());
+        if no_rule && reasons.is_empty() {
+            reasons.push("no rule says that anything may go".to_owned());
+        }
+        let keep = !reasons.is_empty();
+        if !keep {
+            reasons.push("no rule keeps it".to_owned());
+        }
+        let (id, source) = (record.id.clone(), record.source.clone());
+        Decision { number: *number, id, time: record.time, source, keep, reasons }
+    });
+    RetentionPlan { decisions: decisions.collect() }
+}
+
+/// Notes what the rules keep of one source's snapshots, which come newest first.
+fn one_source(
+    records: &[(u64, SnapshotRecord)],
+    newest_first: &[(usize, Zoned)],
+    policy: &Policy,
+    reasons: &mut [Vec<String>],
+) {
+    let Some((newest, newest_time)) = newest_first.first() else { return };
+    reasons[*newest].push("newest".to_owned());
+    for (place, (at, _)) in newest_first.iter().enumerate().take(policy.keep_last as usize) {
+        reasons[*at].push(format!("last {} of {}", place + 1, policy.keep_last));
+    }
+    if let Some(within) = &policy.keep_within {
+        let start = within.before(newest_time);
+        for (at, _) in newest_first.iter().filter(|(_, time)| time.timestamp() >= start) {
+            reasons[*at].push(format!("within {within}"));
+        }
+    }
+    for Calendar { name, count, period } in calendars(policy) {
+        // A set, not the period before: clocks are set back, and a snapshot may be of an hour that was seen before.
+        let mut seen = BTreeSet::new();
+        for (at, time) in newest_first {
+            if seen.len() as u64 >= u64::from(count) {
+                break;
+            }
+            let period = period(time);
+            if seen.insert(period.clone()) {
+                reasons[*at].push(format!("{name} {period}"));
+            }
+        }
+    }
+    for (at, _) in newest_first {
+        for tag in records[*at].1.tags.iter().filter(|tag| policy.keep_tags.contains(tag)) {
+            reasons[*at].push(format!("tag {tag}"));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Packs that a killed run left without a commit: what is in them is not stored again.
+//!
+//! A run commits its progress now and then; what it had stored since its last commit lies in packs that nothing names. Packs describe themselves, so the next run gives their chunks numbers before
+//! it begins, and asks the source for none of them. Each such pack is read whole and verified first.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::SnapshotError;
+use crate::catalog::chunk::{ChunkRow, PackRow};
+use crate::catalog::database::Table;
+use crate::catalog::writer::CatalogWriter;
+use crate::replica::Replica;
+use crate::store::codec::{Codec, Dictionary};
+use crate::store::pack::{PACK_PREFIX, PackId};
+use crate::store::{PackEntry, list_pack, walk_pack};
+
+/// Gives numbers to the chunks of packs that the catalogue does not know, as far as they are new; returns how many it were.
+pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64, SnapshotError> {
+    let mut known = HashSet::new();
+    writer.reader().database()?.scan(Table::Packs, 0, |number, payload| {
+        let row = PackRow::decode(payload?)
+            .map_err(|error| crate::catalog::CatalogError::damaged("pack row", number, error))?;
+        known.insert(row.id);
+        Ok(())
+    })?;
+    let unnamed = replica.backend().list(PACK_PREFIX)?;
+    let unnamed = unnamed.into_iter().filter_map(|(key, bytes)| Some((PackId::from_key(&key)?, bytes)));
+    let mut unnamed: Vec<(PackId, u64)> = unnamed.filter(|(id, _)| !known.contains(id)).collect();
+    // All dictionaries first: packs come in no order.
+    let mut fitting = Vec::new();
+    for (id, bytes) in unnamed.drain(..) {
+        // A damaged one is left to `check`, and to prune.
+        if let Ok(entries) = list_pack(replica.backend().as_ref(), id)
+            && take_dictionaries(replica, writer, id, &entries)?
+        {
+            fitting.push((id, bytes));
+        }
+    }
+    let mut adopted = 0;
+    for (id, bytes) in fitting {
+        let Ok(entries) = list_pack(replica.backend().as_ref(), id) else { continue };
+        if entries.iter().any(|entry| lacks_dictionary(replica, entry)) {
+            continue;
+        }
+        match walk_pack(replica.backend().as_ref(), id, replica.dictionaries()) {
+            Ok(walk) if walk.damage.is_empty() => {}
+            _ => continue,
+        }
+        let mut rows = Vec::new();
+        for PackEntry { offset, header } in entries.iter().filter(|entry| !entry.header.is_dictionary) {
+            let (number, is_new) = writer.intern_chunk(&header.hash, header.plain_length)?;
+            if is_new {
+                let (stored_length, plain_length) = (header.stored_length, header.plain_length);
+                let prefix = header.hash.prefix();
+                rows.push((number, ChunkRow { pack: 0, offset: *offset, stored_length, plain_length, prefix }));
+            }
+        }
+        if rows.is_empty() {
+            continue;
+        }
+        adopted += rows.len() as u64;
+        let chunks = entries.iter().filter(|entry| !entry.header.is_dictionary).count() as u64;
+        let pack = writer.add_pack(PackRow { id, bytes, chunks });
+        for (number, row) in rows {
+            writer.place_chunk(number, ChunkRow { pack, ..row })?;
+        }
+    }
+    Ok(adopted)
+}
+
+/// Takes the dictionaries of a pack that are new; returns whether they fit those that are known.
+fn take_dictionaries(
+    replica: &Replica,
+    writer: &mut CatalogWriter,
+    pack: PackId,
+    entries: &[PackEntry],
+) -> Result<bool, SnapshotError> {
+    for entry in entries.iter().filter(|entry| entry.header.is_dictionary) {
+        let id = entry.header.dictionary_id;
+        let plain = entry.header.codec == Codec::Plain;
+        let at = u64::from(entry.offset) + crate::store::pack::ENTRY_HEADER_BYTES as u64;
+        let bytes = replica.backend().read_at(&pack.key(), at, entry.header.stored_length as usize)?;
+        if !plain || crate::model::ChunkHash::of(&bytes) != entry.header.hash {
+            return Ok(false);
+        }
+        match replica.dictionaries().get(id) {
+            // Another run has trained another one under this number meanwhile.
+            Some(known) if known.bytes() != bytes => return Ok(false),
+            Some(_) => {}
+            None => {
+                let dictionary = Arc::new(Dictionary::new(id, bytes)?);
+                writer.add_dictionary(id, dictionary.bytes());
+                replica.dictionaries().insert(dictionary)?;
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn lacks_dictionary(replica: &Replica, entry: &PackEntry) -> bool {
+    entry.header.codec == Codec::ZstdDictionary && replica.dictionaries().get(entry.header.dictionary_id).is_none()
+}

@@ -1,0 +1,119 @@
+//! What was found out about full sessions, kept between runs of the program.
+//!
+//! The file `cache/zimbra-facts` of a store:
+//!
+//! | offset | bytes | what |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic `ZMRFACT1` |
+//! | 8 | 32 | identifier of the newest snapshot of the store when it was written, in hexadecimal |
+//! | 40 | - | a JSON object, compressed with zstd: `facts` and `shared`, lists of key (hexadecimal), age and value |
+//! | - | 32 | BLAKE3 of everything before |
+//!
+//! Keys stand for numbers of catalogue objects, which are never given twice; should a catalogue be rebuilt without its last commits, the snapshot is gone
+//! too, and the file is not used. It is a cache: without it the directories are looked at once more. An entry's age counts the writings since it was
+//! of use; old ones are left out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::facts::Facts;
+use crate::catalog::snapshot::{from_hex, to_hex};
+use crate::replica::write_durably;
+
+const MAGIC: &[u8; 8] = b"ZMRFACT1";
+/// Length of a snapshot's identifier.
+const SNAPSHOT_BYTES: usize = 32;
+const HASH_BYTES: usize = 32;
+/// Compression level: the texts are repetitive, and short of time.
+const LEVEL: i32 = 3;
+/// Entries that were of no use in so many writings are left out.
+const AGE_MAX: u32 = 16;
+/// Larger than this, plain, no file is written or read: some millions of entries.
+const PLAIN_MAX_BYTES: usize = 1 << 30;
+
+/// An entry: key, age, value.
+pub(super) type Entry<T> = (String, u32, T);
+
+/// What the file holds.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Kept {
+    pub(super) facts: Vec<Entry<Facts>>,
+    pub(super) shared: Vec<Entry<Vec<String>>>,
+}
+
+/// Returns the place of the file in a store.
+pub(super) fn path(store: &Path) -> PathBuf {
+    store.join("cache").join("zimbra-facts")
+}
+
+/// Reads the file; nothing if there is none, or none that fits the snapshots.
+pub(super) fn load(store: &Path, has_snapshot: impl Fn(&str) -> bool) -> Kept {
+    fs::read(path(store)).ok().and_then(|bytes| decode(&bytes, has_snapshot)).unwrap_or_default()
+}
+
+fn decode(bytes: &[u8], has_snapshot: impl Fn(&str) -> bool) -> Option<Kept> {
+    let (body, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH_BYTES)?)?;
+    let rest = body.strip_prefix(MAGIC)?;
+    let (snapshot, packed) = rest.split_at_checked(SNAPSHOT_BYTES)?;
+    let fits = blake3::hash(body).as_bytes() == hash && has_snapshot(std::str::from_utf8(snapshot).ok()?);
+    if !fits {
+        return None;
+    }
+    let plain =
+        zstd::bulk::decompress(packed, PLAIN_MAX_BYTES.min(zstd::bulk::Decompressor::upper_bound(packed)?)).ok()?;
+    serde_json::from_slice(&plain).ok()
+}
+
+/// Writes the file. It is a cache: failing costs the next run time and nothing else, so a store that cannot be written to is no error.
+pub(super) fn save(store: &Path, newest_snapshot: &str, mut kept: Kept) {
+    kept.facts.retain(|(_, age, _)| *age <= AGE_MAX);
+    kept.shared.retain(|(_, age, _)| *age <= AGE_MAX);
+    let Ok(plain) = serde_json::to_vec(&kept) else { return };
+    if plain.len() > PLAIN_MAX_BYTES || newest_snapshot.len() != SNAPSHOT_BYTES {
+        return;
+    }
+    let Ok(packed) = zstd::bulk::compress(&plain, LEVEL) else { return };
+    let mut bytes = [MAGIC.as_slice(), newest_snapshot.as_bytes(), &packed].concat();
+    let hash = blake3::hash(&bytes);
+    bytes.extend_from_slice(hash.as_bytes());
+    let _ = write_durably(&path(store), &bytes);
+}
+
+/// Returns a key as text.
+pub(super) fn key_text(key: &[u8; 16]) -> String {
+    to_hex(key)
+}
+
+/// Returns the key that a text stands for.
+pub(super) fn key_of(text: &str) -> Option<[u8; 16]> {
+    from_hex(text)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_used_only_where_it_fits() {
+        let store = tempfile::tempdir().unwrap();
+        fs::create_dir(store.path().join("cache")).unwrap();
+        let snapshot = "0123456789abcdef0123456789abcdef";
+        let shared = vec![("00".repeat(16), 3, vec!["a zip".to_owned()]), ("11".repeat(16), AGE_MAX + 1, Vec::new())];
+        save(store.path(), snapshot, Kept { facts: Vec::new(), shared });
+        let known = |id: &str| id == snapshot;
+        let kept = load(store.path(), known);
+        assert_eq!(kept.shared.len(), 1, "old entries are left out");
+        assert_eq!(kept.shared[0].2, ["a zip"]);
+        assert_eq!(load(store.path(), |_| false).shared.len(), 0);
+        let bytes = fs::read(path(store.path())).unwrap();
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 4;
+            assert!(decode(&bad, known).is_none(), "{at}");
+            assert!(decode(&bytes[..at], known).is_none());
+        }
+        assert_eq!(key_of(&key_text(&[7; 16])), Some([7; 16]));
+    }
+}

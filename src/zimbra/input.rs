@@ -1,0 +1,124 @@
+//! Files of a snapshot as inputs of parsers.
+
+use std::cell::RefCell;
+use std::io::{self, Read};
+
+use rawzip::{ReaderAt, ZipLocator};
+
+use crate::view::{SnapshotView, ViewError};
+
+/// How far from the end of a zip its end record can stand: its own 22 bytes and a comment.
+const END_RECORD_REACH: u64 = (64 << 10) + 22;
+/// Bytes read at a time in search of the end record. Few, because what stands before it may be a message, to be decompressed in vain.
+const LOCATE_BYTES: usize = 512;
+/// Bytes of a central directory read at a time; no record is longer than 46 + 3 * 65,535.
+const DIRECTORY_BYTES: usize = 256 << 10;
+
+/// Where a file leaves what went wrong with the store: parsers pass errors on as text at best, and damage of the store is none of the file.
+pub(super) type Failure = RefCell<Option<ViewError>>;
+
+/// A file of a snapshot.
+pub(super) struct ViewFile<'a> {
+    view: &'a SnapshotView,
+    group: u64,
+    position: u64,
+    failure: &'a Failure,
+}
+
+impl<'a> ViewFile<'a> {
+    /// Starts to read the file of a link group.
+    pub(super) fn new(view: &'a SnapshotView, group: u64, failure: &'a Failure) -> ViewFile<'a> {
+        ViewFile { view, group, position: 0, failure }
+    }
+
+    fn read_part(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.view.read(self.group, offset, buffer.len()).map_err(|error| {
+            let text = error.to_string();
+            self.failure.replace(Some(error));
+            io::Error::other(text)
+        })?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
+    }
+}
+
+/// Returns an error of the store that a file met. That the source could not read the file is none.
+pub(super) fn store_error(failure: &Failure) -> Result<(), ViewError> {
+    match failure.take() {
+        None | Some(ViewError::Unreadable { .. }) => Ok(()),
+        Some(error) => Err(error),
+    }
+}
+
+impl Read for ViewFile<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.read_part(self.position, buffer)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl ReaderAt for ViewFile<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_part(offset, buffer)
+    }
+}
+
+/// Reads the central directories of zips; its buffer is used again for the next.
+#[derive(Default)]
+pub(super) struct ZipReader {
+    buffer: Vec<u8>,
+}
+
+impl ZipReader {
+    /// Calls `visit` with the path and the size of every entry of a zip. Returns why it is no zip, or why its central directory cannot be read to the
+    /// end, in words.
+    ///
+    /// # Errors
+    /// Fails when the store cannot be read.
+    pub(super) fn entries(
+        &mut self,
+        view: &SnapshotView,
+        group: u64,
+        visit: impl FnMut(&[u8], u64),
+    ) -> Result<Option<String>, ViewError> {
+        let failure = Failure::default();
+        let fault = self.read_entries(view, group, &failure, visit)?.err();
+        store_error(&failure)?;
+        Ok(fault)
+    }
+
+    fn read_entries(
+        &mut self,
+        view: &SnapshotView,
+        group: u64,
+        failure: &Failure,
+        mut visit: impl FnMut(&[u8], u64),
+    ) -> Result<Result<(), String>, ViewError> {
+        let size = view.group(group)?.attributes.size;
+        self.buffer.resize(DIRECTORY_BYTES, 0);
+        let located = ZipLocator::new().max_search_space(END_RECORD_REACH).locate_in_reader(
+            ViewFile::new(view, group, failure),
+            &mut self.buffer[..LOCATE_BYTES],
+            size,
+        );
+        let archive = match located {
+            Ok(archive) => archive,
+            Err((_, error)) => return Ok(Err(format!("it is no whole zip ({error})"))),
+        };
+        let expected = archive.entries_hint();
+        let mut found = 0;
+        let mut records = archive.entries(&mut self.buffer);
+        loop {
+            match records.next_entry() {
+                Err(error) => return Ok(Err(format!("its directory is damaged ({error})"))),
+                Ok(None) => break,
+                Ok(Some(record)) => {
+                    found += 1;
+                    visit(record.file_path().as_bytes(), record.uncompressed_size_hint());
+                }
+            }
+        }
+        Ok(if found == expected { Ok(()) } else { Err(format!("its directory has {found} entries of {expected}")) })
+    }
+}

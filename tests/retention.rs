@@ -1,0 +1,301 @@
+//! Retention rules against an oracle that was written apart from them, on thousands of random histories, across changes of the clocks and leap days.
+
+use std::collections::BTreeSet;
+
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use zmreplica::catalog::snapshot::{SnapshotRecord, Totals, Work};
+use zmreplica::retention::{Policy, Protections, Within, WithinUnit, plan};
+
+/// Zones with summer time of an hour and of half an hour, with odd offsets, with a day that never was, and with none of it.
+const ZONES: [&str; 7] = [
+    "Europe/Berlin",
+    "America/New_York",
+    "Australia/Lord_Howe",
+    "America/St_Johns",
+    "Pacific/Apia",
+    "Asia/Kathmandu",
+    "UTC",
+];
+
+/// Moments around which something happens to calendars.
+const EDGES: [&str; 9] = [
+    "2026-03-29T01:00:00Z",
+    "2026-10-25T01:00:00Z",
+    "2026-03-08T07:00:00Z",
+    "2026-11-01T06:00:00Z",
+    "2028-02-29T12:00:00Z",
+    "2027-12-31T23:00:00Z",
+    "2026-04-04T15:00:00Z",
+    "2011-12-30T10:00:00Z",
+    "2000-02-29T00:00:00Z",
+];
+
+fn record(number: u64, time: Timestamp, source: &str, tags: &[&str]) -> (u64, SnapshotRecord) {
+    let record = SnapshotRecord {
+        id: format!("{number:032x}"),
+        time,
+        finished: time,
+        source: source.to_owned(),
+        host: String::new(),
+        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+        excludes: Vec::new(),
+        root: String::new(),
+        links: Vec::new(),
+        problems: None,
+        problem_count: 0,
+        users: Default::default(),
+        groups: Default::default(),
+        has_acls: None,
+        guard: None,
+        totals: Totals::default(),
+        work: Work::default(),
+        digest: String::new(),
+        version: String::new(),
+    };
+    (number, record)
+}
+
+// ---- The oracle: numbers and dates taken apart by hand; from jiff it takes only what the clock showed at a moment, and back. ----
+
+struct Seen {
+    number: u64,
+    time: Timestamp,
+    date: Date,
+    hour: i8,
+    offset: i32,
+}
+
+fn days_of_month(year: i64, month: i64) -> i64 {
+    match month {
+        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days since 1970-01-01, counted (Hinnant's formula is not used: this counts years and months).
+fn day_number(date: Date) -> i64 {
+    let (year, month) = (i64::from(date.year()), i64::from(date.month()));
+    let mut days = i64::from(date.day()) - 1;
+    for earlier in 1..month {
+        days += days_of_month(year, earlier);
+    }
+    for earlier in 1970..year {
+        days += if days_of_month(earlier, 2) == 29 { 366 } else { 365 };
+    }
+    for later in year..1970 {
+        days -= if days_of_month(later, 2) == 29 { 366 } else { 365 };
+    }
+    days
+}
+
+fn start_of_within(newest: &Seen, clock: DateTime, within: Within, zone: &TimeZone) -> Timestamp {
+    let count = i64::from(within.count);
+    let date = match within.unit {
+        WithinUnit::Days => clock.date().checked_sub(count.days()).unwrap(),
+        WithinUnit::Weeks => clock.date().checked_sub((count * 7).days()).unwrap(),
+        WithinUnit::Months | WithinUnit::Years => {
+            let months = if within.unit == WithinUnit::Years { count * 12 } else { count };
+            let total = i64::from(clock.year()) * 12 + i64::from(clock.month()) - 1 - months;
+            let (year, month) = (total.div_euclid(12), total.rem_euclid(12) + 1);
+            let day = i64::from(clock.day()).min(days_of_month(year, month));
+            Date::new(year as i16, month as i8, day as i8).unwrap()
+        }
+    };
+    let _ = newest;
+    zone.to_timestamp(date.to_datetime(clock.time())).unwrap()
+}
+
+fn oracle(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &TimeZone) -> BTreeSet<u64> {
+    let all: BTreeSet<u64> = records.iter().map(|(number, _)| *number).collect();
+    let counts = [
+        policy.keep_last,
+        policy.keep_hourly,
+        policy.keep_daily,
+        policy.keep_weekly,
+        policy.keep_monthly,
+        policy.keep_yearly,
+    ];
+    if counts == [0; 6] && policy.keep_within.is_none() && policy.keep_tags.is_empty() {
+        return all;
+    }
+    let mut kept = BTreeSet::new();
+    let sources: BTreeSet<&str> = records.iter().map(|(_, record)| record.source.as_str()).collect();
+    for source in sources {
+        let mut seen: Vec<Seen> = Vec::new();
+        for (number, record) in records.iter().filter(|(_, record)| record.source == source) {
+            let offset = zone.to_offset(record.time);
+            let clock = offset.to_datetime(record.time);
+            let (date, hour, offset) = (clock.date(), clock.hour(), offset.seconds());
+            seen.push(Seen { number: *number, time: record.time, date, hour, offset });
+            if record.tags.iter().any(|tag| policy.keep_tags.iter().any(|wanted| wanted == tag)) {
+                kept.insert(*number);
+            }
+        }
+        // Oldest first; the newest is the last.
+        seen.sort_by_key(|one| (one.time, one.number));
+        let newest = seen.last().unwrap();
+        kept.insert(newest.number);
+        kept.extend(seen.iter().rev().take(policy.keep_last as usize).map(|one| one.number));
+        if let Some(within) = policy.keep_within {
+            let clock = zone.to_datetime(newest.time);
+            let start = start_of_within(newest, clock, within, zone);
+            kept.extend(seen.iter().filter(|one| one.time >= start).map(|one| one.number));
+        }
+        type Period = fn(&Seen) -> (i64, i64, i64);
+        let rules: [(u32, Period); 5] = [
+            (policy.keep_hourly, |one| (day_number(one.date), i64::from(one.hour), i64::from(one.offset))),
+            (policy.keep_daily, |one| (day_number(one.date), 0, 0)),
+            // 1970-01-01 was a Thursday: three days after a Monday.
+            (policy.keep_weekly, |one| ((day_number(one.date) + 3).div_euclid(7), 0, 0)),
+            (policy.keep_monthly, |one| (i64::from(one.date.year()), i64::from(one.date.month()), 0)),
+            (policy.keep_yearly, |one| (i64::from(one.date.year()), 0, 0)),
+        ];
+        for (count, period) in rules {
+            // All periods that have a snapshot, each with its newest one, the latest of those periods first.
+            let mut last_of_each: Vec<(Timestamp, u64)> = Vec::new();
+            let mut done: Vec<(i64, i64, i64)> = Vec::new();
+            for one in &seen {
+                if done.contains(&period(one)) {
+                    continue;
+                }
+                done.push(period(one));
+                let newest = seen.iter().rfind(|other| period(other) == period(one)).unwrap();
+                last_of_each.push((newest.time, newest.number));
+            }
+            last_of_each.sort();
+            kept.extend(last_of_each.iter().rev().take(count as usize).map(|(_, number)| *number));
+        }
+    }
+    kept
+}
+
+fn count() -> impl Strategy<Value = u32> {
+    prop_oneof![3 => Just(0u32), 4 => 1..5u32, 1 => 5..400u32]
+}
+
+fn within() -> impl Strategy<Value = Option<Within>> {
+    let unit =
+        prop_oneof![Just(WithinUnit::Days), Just(WithinUnit::Weeks), Just(WithinUnit::Months), Just(WithinUnit::Years)];
+    prop_oneof![2 => Just(None), 1 => (1..20u32, unit).prop_map(|(count, unit)| Some(Within { count, unit }))]
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    (count(), count(), count(), count(), count(), count(), within(), proptest::bool::weighted(0.2)).prop_map(
+        |(last, hourly, daily, weekly, monthly, yearly, keep_within, tag)| Policy {
+            keep_last: last,
+            keep_hourly: hourly,
+            keep_daily: daily,
+            keep_weekly: weekly,
+            keep_monthly: monthly,
+            keep_yearly: yearly,
+            keep_within,
+            keep_tags: if tag { vec!["t".to_owned()] } else { Vec::new() },
+        },
+    )
+}
+
+/// A history: where it begins, and the seconds from each snapshot to the next; whose it is and whether it has the tag.
+fn history() -> impl Strategy<Value = Vec<(u64, SnapshotRecord)>> {
+    let long = prop_oneof![
+        3 => 60..7200i64,
+        4 => 80_000..90_000i64,
+        2 => 500_000..700_000i64,
+        1 => 2_000_000..3_000_000i64,
+        // The clock of the store was set back.
+        1 => -100_000..0i64,
+        1 => Just(0i64),
+    ];
+    // Nights and weeks around the moment, or minutes within some hours of it.
+    let far = (-4_000_000..400_000i64, vec((long, 0..5u8, proptest::bool::weighted(0.1)), 1..50));
+    let near = (-9000..3000i64, vec((300..2400i64, 0..5u8, proptest::bool::weighted(0.1)), 1..25));
+    (0..EDGES.len(), prop_oneof![far, near]).prop_map(|(edge, (before, entries))| {
+        let mut second = EDGES[edge].parse::<Timestamp>().unwrap().as_second() + before;
+        let mut records = Vec::new();
+        for (number, (step, source, tag)) in (0..).zip(entries) {
+            second += step;
+            let time = Timestamp::from_second(second).unwrap();
+            let source = if source == 0 { "/other" } else { "/opt/zimbra/backup" };
+            records.push(record(number, time, source, if tag { &["t"] } else { &[] }));
+        }
+        records
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rules_keep_what_the_oracle_keeps(records in history(), policy in policy(), zone in 0..ZONES.len()) {
+        let zone = TimeZone::get(ZONES[zone]).unwrap();
+        let plan = plan(&records, &policy, &Protections::default(), &zone);
+        let kept: BTreeSet<u64> = plan.kept().map(|decision| decision.number).collect();
+        prop_assert_eq!(&kept, &oracle(&records, &policy, &zone), "{:?} in {:?}", policy, zone);
+        prop_assert!(plan.decisions.iter().all(|decision| !decision.reasons.is_empty()));
+        prop_assert!(plan.decisions.iter().map(|decision| decision.number).eq(records.iter().map(|(number, _)| *number)));
+    }
+
+    /// More rules and more protection never keep less, and what is protected stays.
+    #[test]
+    fn protection_adds(records in history(), policy in policy(), protected in vec(0..50u64, 0..5)) {
+        let zone = TimeZone::get("Europe/Berlin").unwrap();
+        let mut protections = Protections::default();
+        for number in &protected {
+            protections.add(&format!("{number:032x}"), "pinned");
+        }
+        let without: BTreeSet<u64> =
+            plan(&records, &policy, &Protections::default(), &zone).kept().map(|one| one.number).collect();
+        let with = plan(&records, &policy, &protections, &zone);
+        for decision in &with.decisions {
+            let is_protected = protected.contains(&decision.number);
+            prop_assert_eq!(decision.keep, is_protected || without.contains(&decision.number));
+            prop_assert_eq!(decision.reasons.iter().any(|reason| reason == "pinned"), is_protected);
+        }
+    }
+}
+
+fn at(times: &[&str]) -> Vec<(u64, SnapshotRecord)> {
+    (0..).zip(times).map(|(number, time)| record(number, time.parse().unwrap(), "/s", &[])).collect()
+}
+
+fn kept(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &str) -> Vec<u64> {
+    let zone = TimeZone::get(zone).unwrap();
+    plan(records, policy, &Protections::default(), &zone).kept().map(|decision| decision.number).collect()
+}
+
+/// docs/semantics.md: "The hour that comes twice when summer time ends is two hours."
+#[test]
+fn the_hour_that_comes_twice_is_two_hours() {
+    let records = at(&["2026-10-25T00:10:00Z", "2026-10-25T00:50:00Z", "2026-10-25T01:10:00Z", "2026-10-25T01:50:00Z"]);
+    let hourly = Policy { keep_hourly: 9, ..Policy::default() };
+    assert_eq!(kept(&records, &hourly, "Europe/Berlin"), [1, 3]);
+    let daily = Policy { keep_daily: 9, ..Policy::default() };
+    assert_eq!(kept(&records, &daily, "Europe/Berlin"), [3]);
+}
+
+/// docs/semantics.md: "Days begin at local midnight"
+#[test]
+fn days_are_those_of_the_zone() {
+    let records = at(&["2026-11-20T22:30:00Z", "2026-11-20T23:30:00Z", "2026-11-21T22:30:00Z"]);
+    let daily = Policy { keep_daily: 2, ..Policy::default() };
+    assert_eq!(kept(&records, &daily, "Europe/Berlin"), [0, 2]);
+    assert_eq!(kept(&records, &daily, "UTC"), [1, 2]);
+}
+
+/// docs/semantics.md: "The newest snapshot of each source stays whatever the rules say."
+#[test]
+fn the_newest_of_each_source_stays() {
+    let mut records = at(&["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z"]);
+    records.push(record(2, "2020-01-01T00:00:00Z".parse().unwrap(), "/gone", &[]));
+    let tagged = Policy { keep_tags: vec!["none has it".to_owned()], ..Policy::default() };
+    assert_eq!(kept(&records, &tagged, "UTC"), [1, 2]);
+    // Nothing fades away because nobody takes snapshots any more.
+    let within = Policy { keep_within: Some("1d".parse().unwrap()), ..Policy::default() };
+    assert_eq!(kept(&records, &within, "UTC"), [0, 1, 2]);
+    assert_eq!(kept(&records, &Policy::default(), "UTC"), [0, 1, 2], "no rule, nothing goes");
+}

@@ -1,0 +1,12 @@
+//! What can be restored, judged on generated trees: every fault that is planted is named at the right account, and nothing else is.
+
+// Not every test needs all of the support.
+#[path = "../support/mounted.rs"]
+mod mounted;
+
+mod drill;
+mod faults;
+mod modes;
+mod odd;
+mod site;
+mod story;
