@@ -173,12 +173,13 @@ pub trait ImmutableTree: Send + Sync {
         visit: &mut dyn FnMut(ListedEntry<'_>) -> bool,
     ) -> Result<(), TreeError>;
 
-    /// Returns up to `length` bytes of a file from `offset` on; fewer only where the file ends.
+    /// Fills `buffer` with the bytes of a file from `offset` on and returns their number; fewer than there is room for only where the file ends.
+    /// What the buffer holds behind them, or after an error, is anything.
     ///
     /// # Errors
     /// [`Errno::ISDIR`] for a directory, [`Errno::INVAL`] for another kind than a file, [`Errno::IO`] when the bytes cannot be had; wrong
     /// bytes are never returned.
-    fn read(&self, inode: u64, offset: u64, length: u32) -> Result<Vec<u8>, TreeError>;
+    fn read(&self, inode: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, TreeError>;
 
     /// Returns the target of a symbolic link.
     ///

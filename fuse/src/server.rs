@@ -3,6 +3,7 @@
 //! What is answered is decided in functions that need no mount ([`TreeServer::find`], [`TreeServer::page`], ...); the implementation of
 //! [`Filesystem`] only carries the answers over.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
@@ -34,6 +35,24 @@ const MOST_FAILURES: usize = 10_000;
 const BLOCK_BYTES: u32 = 4096;
 /// Unit of an inode's count of blocks, in bytes; see stat(2).
 const STAT_BLOCK_BYTES: u64 = 512;
+
+thread_local! {
+    /// What a thread reads into: of the size of the largest read it has answered, up to [`READ_BYTES`].
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a buffer of the thread's, with anything in it.
+fn with_buffer<R>(length: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    let mut buffer = BUFFER.take();
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    let result = work(&mut buffer[..length]);
+    if buffer.len() <= READ_BYTES as usize {
+        BUFFER.set(buffer);
+    }
+    result
+}
 
 /// One answer to a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +171,11 @@ impl<T: ImmutableTree> Inner<T> {
         if is_last {
             (self.log)("so many inodes cannot be read that no more of them are told");
         }
+    }
+
+    fn read<'a>(&self, inode: u64, offset: u64, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno> {
+        let count = self.ask(inode, |tree| tree.read(inode, offset, buffer))?;
+        buffer.get(..count).ok_or(Errno::IO)
     }
 
     fn ttl(&self, directory: u64) -> Duration {
@@ -362,9 +386,11 @@ impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
         reply: ReplyData,
     ) {
         let inner = Arc::clone(&self.inner);
-        self.overflow.run(move || match inner.ask(inode.0, |tree| tree.read(inode.0, offset, size)) {
-            Ok(bytes) => reply.data(&bytes),
-            Err(errno) => reply.error(errno.into()),
+        self.overflow.run(move || {
+            with_buffer(size as usize, |buffer| match inner.read(inode.0, offset, buffer) {
+                Ok(bytes) => reply.data(bytes),
+                Err(errno) => reply.error(errno.into()),
+            });
         });
     }
 

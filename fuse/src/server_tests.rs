@@ -77,11 +77,12 @@ fn what_may_change_is_kept_for_a_moment() {
 #[test]
 fn damage_is_told_once_an_inode() {
     let (server, lines) = server(Fault::Damage);
+    let mut buffer = [0; 10];
     for _ in 0..3 {
-        let read = server.inner.ask(2, |tree| tree.read(2, 0, 10));
+        let read = server.inner.read(2, 0, &mut buffer);
         assert_eq!(read.unwrap_err(), Errno::IO);
     }
-    assert_eq!(server.inner.ask(6, |tree| tree.read(6, 0, 10)).unwrap(), b"");
+    assert_eq!(server.inner.read(6, 0, &mut buffer).unwrap(), b"");
     assert_eq!(server.find(2, b"x").unwrap_err(), Errno::NOTDIR);
     let lines = lines.lock().unwrap();
     let [line] = lines.as_slice() else { panic!("{lines:?}") };
@@ -91,7 +92,8 @@ fn damage_is_told_once_an_inode() {
 #[test]
 fn a_panic_is_an_error_of_one_question() {
     let (server, lines) = server(Fault::Panic);
-    let read = server.inner.ask(2, |tree| tree.read(2, 0, 10));
+    let mut buffer = [0; 10];
+    let read = server.inner.read(2, 0, &mut buffer);
     assert_eq!(read.unwrap_err(), Errno::IO);
     assert_eq!(server.find(ROOT, b"a").unwrap().attributes.unwrap().inode, 2);
     assert_eq!(lines.lock().unwrap().len(), 1);
@@ -116,4 +118,14 @@ fn times_before_1970_and_large_device_numbers_are_carried() {
         let decoded = ((device >> 8) & 0xfff, (device & 0xff) | (device >> 12 & 0xf_ff00));
         assert_eq!(decoded, (major, minor));
     }
+}
+
+#[test]
+fn a_lent_buffer_has_the_length_asked_for() {
+    for length in [0, 10, READ_BYTES as usize + 1, 3, READ_BYTES as usize] {
+        assert_eq!(with_buffer(length, |buffer| buffer.len()), length);
+        assert!(BUFFER.with_borrow(Vec::len) <= READ_BYTES as usize);
+    }
+    // Lent twice, as when a tree is itself read through a server on the same thread.
+    assert_eq!(with_buffer(5, |outer| with_buffer(7, |inner| inner.len()) + outer.len()), 12);
 }

@@ -4,7 +4,12 @@
 //! new one every second, and gives it back when nothing reads. This is sound because rows never change their meaning: a number, once
 //! given, stands for the same link group, object or chunk for ever. Only the place of a chunk moves (when packs are rewritten), and rows that no
 //! snapshot needs any more vanish.
+//!
+//! redb reads page by page, each where the one before points. When the kernel has let go of the file, as it does in a mount that nobody
+//! used for a night, that is hundreds of small reads one after the other; so the kernel is asked to fetch a file of moderate size whole
+//! ([`Prefetch`]).
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,9 +17,17 @@ use std::time::{Duration, Instant};
 
 use super::CatalogError;
 use super::database::{CatalogDatabase, DatabaseReader, Table};
+use crate::prefetch::prefetch;
 
 /// How long one read transaction serves.
 const TRANSACTION_AGE: Duration = Duration::from_secs(1);
+
+/// Largest catalogue that the kernel is asked to fetch whole, in bytes.
+const PREFETCH_MAX_BYTES: u64 = 64 << 20;
+/// Most bytes in a second that it is asked for: what a host short of memory reads again and again.
+const PREFETCH_BYTES_PER_SECOND: u64 = 64 << 20;
+/// How often it is asked at most, however small the file is.
+const PREFETCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Opens the catalogue's database for reading, after a repair if need be.
 pub type OpenDatabase = Box<dyn Fn() -> Result<Arc<CatalogDatabase>, CatalogError> + Send + Sync>;
@@ -76,6 +89,35 @@ struct State {
     file: Option<(u64, u64)>,
     database: Option<Arc<CatalogDatabase>>,
     transaction: Option<(Arc<DatabaseReader>, Instant)>,
+    prefetch: Option<Prefetch>,
+}
+
+/// Asks the kernel to fetch the file when rows are wanted that are in no cache of ours. For pages that it has, that costs less than a
+/// thousandth of the time that passes until the next asking.
+struct Prefetch {
+    file: Arc<File>,
+    asked: Option<Instant>,
+}
+
+impl Prefetch {
+    /// Opens the file; `None` when it cannot be, which its reader will notice.
+    fn of(path: &Path) -> Option<Prefetch> {
+        Some(Prefetch { file: Arc::new(File::open(path).ok()?), asked: None })
+    }
+
+    /// Returns the file and its length if it is time to ask.
+    fn due(&mut self, now: Instant) -> Option<(Arc<File>, u64)> {
+        if self.asked.is_some_and(|asked| now.duration_since(asked) < PREFETCH_PAUSE) {
+            return None;
+        }
+        let bytes = self.file.metadata().ok()?.len();
+        let pause = Duration::from_millis(bytes * 1000 / PREFETCH_BYTES_PER_SECOND);
+        if bytes > PREFETCH_MAX_BYTES || self.asked.is_some_and(|asked| now.duration_since(asked) < pause) {
+            return None;
+        }
+        self.asked = Some(now);
+        Some((Arc::clone(&self.file), bytes))
+    }
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -89,12 +131,22 @@ impl Following {
 
     fn get(&self) -> Result<Arc<DatabaseReader>, CatalogError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let reader = self.current(&mut state);
+        let due = state.prefetch.as_mut().and_then(|prefetch| prefetch.due(Instant::now()));
+        drop(state);
+        if let Some((file, bytes)) = due {
+            prefetch(&file, 0, bytes);
+        }
+        reader
+    }
+
+    fn current(&self, state: &mut State) -> Result<Arc<DatabaseReader>, CatalogError> {
         if let Some((reader, since)) = &state.transaction
             && since.elapsed() < TRANSACTION_AGE
         {
             return Ok(Arc::clone(reader));
         }
-        match self.renew(&mut state) {
+        match self.renew(state) {
             Ok(reader) => Ok(reader),
             // A writer that died, or a catalogue that is just being replaced: what was seen last is still there, and as good as ever.
             Err(error) => match &mut state.transaction {
@@ -119,6 +171,9 @@ impl Following {
             }
         };
         let reader = Arc::new(reader);
+        if state.prefetch.is_none() || file != state.file {
+            state.prefetch = Prefetch::of(&self.path);
+        }
         state.file = file;
         state.database = Some(database);
         state.transaction = Some((Arc::clone(&reader), Instant::now()));
@@ -131,5 +186,33 @@ impl Following {
         if at_once || state.transaction.as_ref().is_some_and(|(_, since)| since.elapsed() >= TRANSACTION_AGE) {
             state.transaction = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_asked_now_and_then_for_a_file_of_moderate_size() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        assert!(Prefetch::of(&path).is_none());
+        let file = File::create(&path).unwrap();
+        let mut prefetch = Prefetch::of(&path).unwrap();
+        let start = Instant::now();
+        let at = |prefetch: &mut Prefetch, millis| prefetch.due(start + Duration::from_millis(millis)).is_some();
+        assert!(at(&mut prefetch, 0));
+        assert!(!at(&mut prefetch, 99));
+        assert!(at(&mut prefetch, 100));
+        // 16 MiB are fetched four times a second at most.
+        file.set_len(16 << 20).unwrap();
+        assert!(!at(&mut prefetch, 349));
+        assert!(at(&mut prefetch, 350));
+        file.set_len(PREFETCH_MAX_BYTES).unwrap();
+        assert!(!at(&mut prefetch, 1349));
+        assert!(at(&mut prefetch, 1350));
+        file.set_len(PREFETCH_MAX_BYTES + 1).unwrap();
+        assert!(!at(&mut prefetch, 100_000));
     }
 }

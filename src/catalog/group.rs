@@ -15,6 +15,7 @@
 //! A segment is a varint: low two bits 0 a chunk (the rest the zigzag difference to one above the last chunk; its plain length follows),
 //! 1 literal bytes (the rest their number; the bytes follow), 2 zeros (the rest their number).
 
+use super::unpack::unpack;
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
 use crate::model::{Attributes, Kind, Timestamp, Xattr};
 
@@ -286,7 +287,7 @@ pub fn decode_page(bytes: &[u8]) -> Result<Vec<Option<LinkGroup>>, DecodeError> 
             if length > super::object::MAX_PLAIN_BYTES {
                 return Err(DecodeError("a page's length is out of range"));
             }
-            unpacked = zstd::bulk::decompress(outer.take(outer.remaining())?, length)
+            unpacked = unpack(outer.take(outer.remaining())?, length)
                 .map_err(|_| DecodeError("a page cannot be decompressed"))?;
             unpacked.as_slice()
         }

@@ -20,6 +20,7 @@ pub mod references;
 mod removal;
 pub mod replay;
 pub mod snapshot;
+mod unpack;
 pub mod writer;
 
 use crate::coding::DecodeError;

@@ -4,6 +4,7 @@
 //! the first 8 bytes of its hash, and the bytes (for zstd after the plain length as a varint). The hash is the BLAKE3 of the kind
 //! byte and the plain bytes.
 
+use super::unpack::unpack;
 use crate::coding::{DecodeError, Decoder, put_varint};
 
 /// What an object holds.
@@ -120,8 +121,7 @@ pub fn decode(kind: ObjectKind, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
                 return Err(DecodeError("an object's length is out of range"));
             }
             let packed = decoder.take(decoder.remaining())?;
-            let plain =
-                zstd::bulk::decompress(packed, length).map_err(|_| DecodeError("an object cannot be decompressed"))?;
+            let plain = unpack(packed, length).map_err(|_| DecodeError("an object cannot be decompressed"))?;
             if plain.len() != length {
                 return Err(DecodeError("an object has another length than stated"));
             }

@@ -347,13 +347,13 @@ impl ImmutableTree for SnapshotsTree {
         Ok(())
     }
 
-    fn read(&self, inode: u64, offset: u64, length: u32) -> Result<Vec<u8>, TreeError> {
+    fn read(&self, inode: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, TreeError> {
         if is_own(inode) {
             let errno = if inode == ROOT { Errno::ISDIR } else { Errno::INVAL };
             return Err(TreeError::new(errno, "Not a file"));
         }
         let (slot, inner) = self.enter(inode)?;
-        slot.tree.read(inner, offset, length)
+        slot.tree.read(inner, offset, buffer)
     }
 
     fn readlink(&self, inode: u64) -> Result<Vec<u8>, TreeError> {

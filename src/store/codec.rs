@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
 use zstd::bulk;
+use zstd::zstd_safe::WriteBuf;
 
 /// The longest chunk, in plain bytes, that is ever stored or read. The chunker cuts well below; the bound keeps a
 /// damaged length from taking memory.
@@ -324,19 +325,60 @@ impl Decompressor {
             Codec::Plain => {
                 return Err(CodecError::WrongLength { expected: plain_length.into(), found: stored.len() as u64 });
             }
-            Codec::Zstd => {
-                self.long.decompress_to_buffer(stored, &mut plain)?;
-            }
-            Codec::ZstdDictionary => {
-                let unknown = CodecError::UnknownDictionary { id: dictionary_id };
-                let dictionary = dictionaries.get(dictionary_id).ok_or(unknown)?;
-                self.with_dictionary(&dictionary)?.decompress_to_buffer(stored, &mut plain)?;
+            Codec::Zstd | Codec::ZstdDictionary => {
+                self.unpack(codec, dictionary_id, dictionaries, stored, &mut plain)?;
             }
         }
         if plain.len() != plain_length as usize {
             return Err(CodecError::WrongLength { expected: plain_length.into(), found: plain.len() as u64 });
         }
         Ok(plain)
+    }
+
+    /// Fills `plain` with the plain bytes of a stored chunk, which must be exactly as many. After an error the buffer holds anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`decompress`](Decompressor::decompress).
+    pub fn decompress_into(
+        &mut self,
+        codec: Codec,
+        dictionary_id: u32,
+        dictionaries: &DictionarySet,
+        stored: &[u8],
+        plain: &mut [u8],
+    ) -> Result<(), CodecError> {
+        let found = match codec {
+            Codec::Plain => {
+                if stored.len() == plain.len() {
+                    plain.copy_from_slice(stored);
+                }
+                stored.len()
+            }
+            Codec::Zstd | Codec::ZstdDictionary => self.unpack(codec, dictionary_id, dictionaries, stored, plain)?,
+        };
+        if found == plain.len() {
+            Ok(())
+        } else {
+            Err(CodecError::WrongLength { expected: plain.len() as u64, found: found as u64 })
+        }
+    }
+
+    /// Unpacks a zstd frame into whatever there is room for, and returns how many bytes came out.
+    fn unpack(
+        &mut self,
+        codec: Codec,
+        dictionary_id: u32,
+        dictionaries: &DictionarySet,
+        stored: &[u8],
+        plain: &mut (impl WriteBuf + ?Sized),
+    ) -> Result<usize, CodecError> {
+        if codec != Codec::ZstdDictionary {
+            return Ok(self.long.decompress_to_buffer(stored, plain)?);
+        }
+        let unknown = CodecError::UnknownDictionary { id: dictionary_id };
+        let dictionary = dictionaries.get(dictionary_id).ok_or(unknown)?;
+        Ok(self.with_dictionary(&dictionary)?.decompress_to_buffer(stored, plain)?)
     }
 
     fn with_dictionary(&mut self, dictionary: &Arc<Dictionary>) -> io::Result<&mut bulk::Decompressor<'static>> {

@@ -16,6 +16,8 @@ use crate::model::ChunkHash;
 
 /// Most bytes taken by one read of neighbouring chunks.
 const RUN_MAX_BYTES: usize = 8 << 20;
+/// Most bytes of a buffer for stored chunks that is kept for the next read: a read of 1 MiB, the kernel's largest, fits.
+const KEPT_BUFFER_BYTES: usize = 2 << 20;
 /// Gap between two chunks, in bytes, that is cheaper to read than to skip.
 const RUN_GAP_BYTES: u64 = 64 << 10;
 
@@ -139,8 +141,15 @@ pub struct ChunkAddress {
 pub struct ChunkReader {
     backend: Arc<dyn Backend>,
     dictionaries: Arc<DictionarySet>,
-    /// Idle decompressors, no more than there ever were threads reading at once.
-    idle: Mutex<Vec<Decompressor>>,
+    /// Idle workspaces, no more than there ever were threads reading at once.
+    idle: Mutex<Vec<Workspace>>,
+}
+
+/// What a thread needs to read chunks.
+struct Workspace {
+    decompressor: Decompressor,
+    /// Takes stored bytes; longer than what is in use, and what is beyond that is anything.
+    stored: Vec<u8>,
 }
 
 impl ChunkReader {
@@ -165,8 +174,11 @@ impl ChunkReader {
     ///
     /// See [`ChunkError`]; bytes that were not verified are never returned.
     pub fn read_chunk(&self, location: &Location, expect_prefix: [u8; 8]) -> Result<Vec<u8>, ChunkError> {
-        let entry = self.read_entry(location)?;
-        self.open(&ChunkAddress { location: *location, hash_prefix: expect_prefix }, &entry)
+        let Location { pack, offset, .. } = *location;
+        self.with_workspace(pack, offset, |Workspace { decompressor, stored }| {
+            let entry = self.read_entry(location, stored)?;
+            open_entry(decompressor, &self.dictionaries, location, expect_prefix, entry)
+        })
     }
 
     /// Reads chunks of one pack in the given order, neighbouring ones with one read of up to 8 MiB.
@@ -174,7 +186,36 @@ impl ChunkReader {
     /// `sink` is called once for each, with its index in `run`, in order. One damaged chunk does not spoil the others.
     /// Chunks lie next to each other when the run is sorted by offset; any order, and several packs, are correct.
     pub fn read_run(&self, run: &[ChunkAddress], mut sink: impl FnMut(usize, Result<Vec<u8>, ChunkError>)) {
-        self.entries(run, |index, entry| sink(index, entry.and_then(|entry| self.open(&run[index], entry))));
+        self.each_entry(run, |index, entry| {
+            let ChunkAddress { location, hash_prefix } = &run[index];
+            sink(
+                index,
+                entry.and_then(|(decompressor, entry)| {
+                    open_entry(decompressor, &self.dictionaries, location, *hash_prefix, entry)
+                }),
+            );
+        });
+    }
+
+    /// Reads chunks as [`read_run`](ChunkReader::read_run) does, each into its target, which must have its plain length.
+    ///
+    /// # Errors
+    ///
+    /// The first that is met; the targets hold anything then.
+    pub fn read_run_into(&self, run: &[ChunkAddress], targets: &mut [&mut [u8]]) -> Result<(), ChunkError> {
+        debug_assert_eq!(run.len(), targets.len());
+        let mut failure = None;
+        self.each_entry(run, |index, entry| {
+            if failure.is_some() {
+                return;
+            }
+            let ChunkAddress { location, hash_prefix } = &run[index];
+            let opened = entry.and_then(|(decompressor, entry)| {
+                open_entry_into(decompressor, &self.dictionaries, location, *hash_prefix, entry, targets[index])
+            });
+            failure = opened.err();
+        });
+        failure.map_or(Ok(()), Err)
     }
 
     /// Reads chunks as [`read_run`](ChunkReader::read_run) does and hands them on as they are stored: header and stored bytes, for a copy in
@@ -184,79 +225,105 @@ impl ChunkReader {
         run: &[ChunkAddress],
         mut sink: impl FnMut(usize, Result<(EntryHeader, &[u8]), ChunkError>),
     ) {
-        self.entries(run, |index, entry| {
-            let verified = entry.and_then(|entry| {
-                self.open(&run[index], entry)?;
-                let Location { pack, offset, .. } = run[index].location;
+        self.each_entry(run, |index, entry| {
+            let ChunkAddress { location, hash_prefix } = &run[index];
+            let verified = entry.and_then(|(decompressor, entry)| {
+                open_entry(decompressor, &self.dictionaries, location, *hash_prefix, entry)?;
+                let Location { pack, offset, .. } = *location;
                 split_entry(entry).ok_or(ChunkError::CutShort { pack, offset: offset.into() })
             });
             sink(index, verified);
         });
     }
 
-    fn open(&self, address: &ChunkAddress, entry: &[u8]) -> Result<Vec<u8>, ChunkError> {
-        let Location { pack, offset, .. } = address.location;
-        self.with_decompressor(pack, offset, |decompressor| {
-            open_entry(decompressor, &self.dictionaries, &address.location, address.hash_prefix, entry)
-        })
-    }
-
-    /// Reads the entries of chunks, not verified.
-    fn entries(&self, run: &[ChunkAddress], mut sink: impl FnMut(usize, Result<&[u8], ChunkError>)) {
+    /// Calls `sink` with the stored entry of each chunk, in order, and with what opens it.
+    fn each_entry(
+        &self,
+        run: &[ChunkAddress],
+        mut sink: impl FnMut(usize, Result<(&mut Decompressor, &[u8]), ChunkError>),
+    ) {
         let mut first = 0;
-        let mut buffer = Vec::new();
         while first < run.len() {
             let (count, bytes) = neighbours(&run[first..]);
             let Location { pack, offset, .. } = run[first].location;
             let batch = &run[first..first + count];
-            buffer.clear();
-            buffer.resize(bytes, 0);
-            if count > 1 && self.backend.read_into(&pack.key(), offset.into(), &mut buffer).is_ok() {
-                for (index, address) in (first..).zip(batch) {
+            let mut workspace = match self.take_workspace(pack, offset) {
+                Ok(workspace) => workspace,
+                Err(error) => {
+                    sink(first, Err(error));
+                    first += 1;
+                    continue;
+                }
+            };
+            let Workspace { decompressor, stored } = &mut workspace;
+            let together = count > 1 && {
+                let buffer = room(stored, bytes);
+                self.backend.read_into(&pack.key(), offset.into(), buffer).is_ok()
+            };
+            for (index, address) in (first..).zip(batch) {
+                let entry = if together {
                     let start = (address.location.offset - offset) as usize;
                     // `neighbours` counted only valid lengths, and the buffer spans them all.
-                    let length = ENTRY_HEADER_BYTES + address.location.stored_length as usize;
-                    sink(index, Ok(&buffer[start..start + length]));
-                }
-            } else {
-                // Also when the large read failed: one by one, each has its own error, and most may be readable.
-                for (index, address) in (first..).zip(batch) {
-                    match self.read_entry(&address.location) {
-                        Ok(entry) => sink(index, Ok(&entry)),
-                        Err(error) => sink(index, Err(error)),
-                    }
-                }
+                    Ok(&stored[start..start + ENTRY_HEADER_BYTES + address.location.stored_length as usize])
+                } else {
+                    // Also when the large read failed: one by one, each has its own error, and most may be readable.
+                    self.read_entry(&address.location, stored)
+                };
+                sink(index, entry.map(|entry| (&mut *decompressor, entry)));
             }
+            self.give_back(workspace);
             first += count;
         }
     }
 
-    fn read_entry(&self, location: &Location) -> Result<Vec<u8>, ChunkError> {
+    /// Reads a whole entry into a workspace's buffer.
+    fn read_entry<'a>(&self, location: &Location, stored: &'a mut Vec<u8>) -> Result<&'a [u8], ChunkError> {
         let Location { pack, offset, .. } = *location;
-        let length = entry_bytes(location)?;
+        let buffer = room(stored, entry_bytes(location)?);
         self.backend
-            .read_at(&pack.key(), offset.into(), length)
-            .map_err(|source| ChunkError::backend(pack, offset.into(), source))
+            .read_into(&pack.key(), offset.into(), buffer)
+            .map_err(|source| ChunkError::backend(pack, offset.into(), source))?;
+        Ok(buffer)
     }
 
-    fn with_decompressor<T>(
+    fn with_workspace<T>(
         &self,
         pack: PackId,
         offset: u32,
-        work: impl FnOnce(&mut Decompressor) -> Result<T, ChunkError>,
+        work: impl FnOnce(&mut Workspace) -> Result<T, ChunkError>,
     ) -> Result<T, ChunkError> {
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = idle().pop();
-        let mut decompressor = match taken {
-            Some(decompressor) => decompressor,
-            None => {
-                Decompressor::new().map_err(|e| ChunkError::Decompress { pack, offset: offset.into(), source: e })?
-            }
-        };
-        let result = work(&mut decompressor);
-        idle().push(decompressor);
+        let mut workspace = self.take_workspace(pack, offset)?;
+        let result = work(&mut workspace);
+        self.give_back(workspace);
         result
     }
+
+    fn take_workspace(&self, pack: PackId, offset: u32) -> Result<Workspace, ChunkError> {
+        let taken = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match taken {
+            Some(workspace) => Ok(workspace),
+            None => match Decompressor::new() {
+                Ok(decompressor) => Ok(Workspace { decompressor, stored: Vec::new() }),
+                Err(source) => Err(ChunkError::Decompress { pack, offset: offset.into(), source }),
+            },
+        }
+    }
+
+    fn give_back(&self, mut workspace: Workspace) {
+        if workspace.stored.len() > KEPT_BUFFER_BYTES {
+            workspace.stored = Vec::new();
+        }
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+    }
+}
+
+/// Returns so many bytes of a buffer, with anything in them.
+fn room(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    if buffer.len() < bytes {
+        // Not resized: what is in it need not move along. Rounded up, lest each somewhat longer read takes another.
+        *buffer = vec![0; bytes.next_power_of_two()];
+    }
+    &mut buffer[..bytes]
 }
 
 /// Returns the length of a whole entry, refusing lengths that no chunk has before memory is taken for them.
@@ -298,6 +365,36 @@ fn open_entry(
     expect_prefix: [u8; 8],
     entry: &[u8],
 ) -> Result<Vec<u8>, ChunkError> {
+    let (header, stored) = checked_entry(location, expect_prefix, entry)?;
+    verified(decompressor, dictionaries, location.pack, location.offset.into(), &header, stored)
+}
+
+/// Checks an entry against its location and its target's length, and puts its plain bytes into the target.
+fn open_entry_into(
+    decompressor: &mut Decompressor,
+    dictionaries: &DictionarySet,
+    location: &Location,
+    expect_prefix: [u8; 8],
+    entry: &[u8],
+    target: &mut [u8],
+) -> Result<(), ChunkError> {
+    let (pack, offset) = (location.pack, location.offset.into());
+    let (header, stored) = checked_entry(location, expect_prefix, entry)?;
+    if target.len() != header.plain_length as usize {
+        return Err(ChunkError::mismatch(pack, offset, "the plain length", target.len(), header.plain_length));
+    }
+    decompressor
+        .decompress_into(header.codec, header.dictionary_id, dictionaries, stored, target)
+        .map_err(|source| ChunkError::Decompress { pack, offset, source })?;
+    check_hash(pack, offset, &header, target)
+}
+
+/// Checks an entry against what its location says, and splits it.
+fn checked_entry<'a>(
+    location: &Location,
+    expect_prefix: [u8; 8],
+    entry: &'a [u8],
+) -> Result<(EntryHeader, &'a [u8]), ChunkError> {
     let Location { pack, offset, stored_length, plain_length } = *location;
     let at = u64::from(offset);
     let (header, stored) = split_entry(entry).ok_or_else(|| {
@@ -317,7 +414,7 @@ fn open_entry(
     if header.stored_length != stored_length {
         return Err(ChunkError::mismatch(pack, at, "the stored length", stored_length, header.stored_length));
     }
-    verified(decompressor, dictionaries, pack, at, &header, stored)
+    Ok((header, stored))
 }
 
 /// Splits the bytes of an entry into its header and what is stored, or returns `None` if the header is not valid.
@@ -338,9 +435,15 @@ pub(super) fn verified(
     let plain = decompressor
         .decompress(header.codec, header.dictionary_id, dictionaries, stored, header.plain_length)
         .map_err(|source| ChunkError::Decompress { pack, offset, source })?;
-    let found = ChunkHash::of(&plain);
-    if found != header.hash {
-        return Err(ChunkError::HashMismatch { pack, offset, expected: header.hash, found });
-    }
+    check_hash(pack, offset, header, &plain)?;
     Ok(plain)
+}
+
+fn check_hash(pack: PackId, offset: u64, header: &EntryHeader, plain: &[u8]) -> Result<(), ChunkError> {
+    let found = ChunkHash::of(plain);
+    if found == header.hash {
+        Ok(())
+    } else {
+        Err(ChunkError::HashMismatch { pack, offset, expected: header.hash, found })
+    }
 }

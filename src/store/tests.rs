@@ -294,6 +294,45 @@ fn a_run_of_neighbours_is_one_read() {
 }
 
 #[test]
+fn a_run_is_read_into_its_targets_and_verified() {
+    let plains = (0..40).map(|seed| if seed % 3 == 0 { noise(seed, 4000) } else { mail(seed, 3000) });
+    let sample = store(plains.collect(), None);
+    let addresses: Vec<ChunkAddress> = sample.chunks.iter().map(|(address, _)| *address).collect();
+    let expected: Vec<u8> = sample.chunks.iter().flat_map(|(_, plain)| plain.clone()).collect();
+    // What was in the targets does not matter.
+    let mut out = vec![0xa5; expected.len()];
+    let read = |reader: &ChunkReader, out: &mut [u8]| {
+        let mut targets = Vec::new();
+        let mut rest = out;
+        for (_, plain) in &sample.chunks {
+            let (target, behind) = rest.split_at_mut(plain.len());
+            targets.push(target);
+            rest = behind;
+        }
+        reader.read_run_into(&addresses, &mut targets)
+    };
+    sample.backend.clear_operations();
+    read(&sample.reader(), &mut out).unwrap();
+    assert_eq!(out, expected);
+    assert_eq!(sample.backend.operations().len(), 1);
+    let reader = sample.reader();
+    let wrong = reader.read_run_into(&addresses[..1], &mut [&mut [0; 7]]).unwrap_err();
+    assert!(wrong.to_string().contains("the plain length"), "{wrong}");
+    // One changed byte anywhere in the stored bytes of any chunk.
+    let key = sample.pack.id.key();
+    for address in [addresses[0], addresses[20], addresses[39]] {
+        let mut bytes = sample.pack.bytes.clone();
+        let end = address.location.offset as usize + ENTRY_HEADER_BYTES + address.location.stored_length as usize;
+        bytes[end - 1] ^= 1;
+        sample.backend.damage(&key, Some(bytes));
+        assert!(read(&reader, &mut out).unwrap_err().damaged());
+    }
+    sample.backend.damage(&key, Some(sample.pack.bytes.clone()));
+    read(&reader, &mut out).unwrap();
+    assert_eq!(out, expected);
+}
+
+#[test]
 fn a_long_pack_is_walked_in_windows() {
     // Several windows, and entries that cross their borders.
     let plains = (0..40).map(|seed| if seed % 2 == 0 { noise(seed, 500_000) } else { mail(seed, 70_000) });

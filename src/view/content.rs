@@ -92,11 +92,21 @@ impl SnapshotView {
     /// # Errors
     /// [`ViewError::NotAFile`], [`ViewError::Unreadable`], or damage; bytes that were not verified are never returned.
     pub fn read(&self, group: u64, offset: u64, length: usize) -> Result<Vec<u8>, ViewError> {
+        let row = self.file_row(group)?;
+        self.content_bytes(group, &row, offset, length)
+    }
+
+    /// Fills `buffer` with the bytes of a file from `offset` on and returns their number; fewer than there is room for only where the file ends.
+    ///
+    /// # Errors
+    /// As [`read`](SnapshotView::read); the buffer holds anything then, and nothing of it may be used.
+    pub fn read_into(&self, group: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError> {
+        self.read_content(group, self.file_row(group)?.as_ref(), offset, buffer)
+    }
+
+    fn file_row(&self, group: u64) -> Result<Arc<LinkGroup>, ViewError> {
         let row = self.group(group)?;
-        if row.attributes.kind != Kind::File {
-            return Err(ViewError::NotAFile { group });
-        }
-        self.read_content(group, &row, offset, length)
+        if row.attributes.kind == Kind::File { Ok(row) } else { Err(ViewError::NotAFile { group }) }
     }
 
     /// Writes a whole file to `out` and returns its size. Holes are written as zeros.
@@ -104,31 +114,41 @@ impl SnapshotView {
     /// # Errors
     /// As [`read`](SnapshotView::read), and when `out` fails. What was written before a failure is right, and incomplete.
     pub fn copy_to(&self, group: u64, out: &mut dyn io::Write) -> Result<u64, CopyError> {
+        let row = self.file_row(group)?;
+        let mut buffer = vec![0; row.attributes.size.min(COPY_BYTES as u64) as usize];
         let mut offset = 0;
         loop {
-            let bytes = self.read(group, offset, COPY_BYTES)?;
-            if bytes.is_empty() {
+            let count = self.read_content(group, &row, offset, &mut buffer)?;
+            if count == 0 {
                 return Ok(offset);
             }
-            out.write_all(&bytes)?;
-            offset += bytes.len() as u64;
+            out.write_all(&buffer[..count])?;
+            offset += count as u64;
         }
     }
 
-    /// Reads from the content of any link group.
-    pub(super) fn read_content(
+    /// Returns up to `length` bytes of the content of any link group.
+    pub(super) fn content_bytes(
         &self,
         group: u64,
         row: &LinkGroup,
         offset: u64,
         length: usize,
     ) -> Result<Vec<u8>, ViewError> {
+        let mut bytes = vec![0; row.attributes.size.saturating_sub(offset).min(length as u64) as usize];
+        let count = self.read_content(group, row, offset, &mut bytes)?;
+        bytes.truncate(count);
+        Ok(bytes)
+    }
+
+    /// Reads from the content of any link group, and returns how many bytes of the buffer were filled.
+    fn read_content(&self, group: u64, row: &LinkGroup, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError> {
         let size = row.attributes.size;
-        let wanted = size.saturating_sub(offset).min(length as u64) as usize;
+        let wanted = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         let mut plan = Plan { skip: 0, room: wanted, pieces: Vec::new() };
         match &row.content {
             Content::Unreadable(errno) => return Err(ViewError::Unreadable { group, errno: *errno }),
-            _ if wanted == 0 => return Ok(Vec::new()),
+            _ if wanted == 0 => return Ok(0),
             Content::Empty => {}
             Content::Segments(segments) => {
                 plan.skip = offset;
@@ -140,16 +160,17 @@ impl SnapshotView {
             let reason = format!("its segments end before its size of {size} bytes");
             return Err(ViewError::Content { group, reason });
         }
+        let out = &mut buffer[..wanted];
         let mut waited = Duration::ZERO;
         loop {
-            match self.gather(group, &plan.pieces, wanted) {
+            match self.gather(group, &plan.pieces, out) {
                 // Packs may have been rewritten since their place was looked up; where that cannot be, the error stands. More than once,
                 // because another thread may just have kept the old place again.
                 Err(error) if error.is_damage() && waited < MOVED_TIME && self.look_again() => {
                     std::thread::sleep(MOVED_PAUSE);
                     waited += MOVED_PAUSE;
                 }
-                other => return other,
+                other => return other.map(|()| wanted),
             }
         }
     }
@@ -203,19 +224,18 @@ impl SnapshotView {
         Ok(decoded)
     }
 
-    /// Puts the pieces together.
+    /// Puts the pieces together. They are as long as `out`, every byte of which is written, or none may be used.
     ///
     /// Chunks of which all bytes are wanted are read in runs, neighbours with one read, and not kept: whoever reads so much has a cache of
     /// its own. Chunks of which a part is wanted are kept, for the rest is asked for next.
-    fn gather(&self, group: u64, pieces: &[Piece], wanted: usize) -> Result<Vec<u8>, ViewError> {
-        let mut out = vec![0; wanted];
-        let mut addresses: Vec<(ChunkAddress, usize)> = Vec::new();
-        let mut at = 0;
+    fn gather(&self, group: u64, pieces: &[Piece], out: &mut [u8]) -> Result<(), ViewError> {
+        let mut whole: Vec<(ChunkAddress, &mut [u8])> = Vec::new();
+        let mut rest = out;
         for piece in pieces {
-            let target = &mut out[at..at + piece.count];
+            let (target, behind) = rest.split_at_mut(piece.count);
+            rest = behind;
             match &piece.source {
-                // `out` is zeros.
-                Source::Zeros => {}
+                Source::Zeros => target.fill(0),
                 Source::Literal(bytes) => target.copy_from_slice(bytes),
                 Source::Chunk { number, length, from } if piece.count == *length as usize => {
                     debug_assert_eq!(*from, 0);
@@ -223,15 +243,11 @@ impl SnapshotView {
                         Some(plain) => target.copy_from_slice(part(group, *number, &plain, *length, 0, piece.count)?),
                         None => {
                             let address = self.catalog.address(*number)?;
-                            if address.location.plain_length != *length {
-                                return Err(wrong_length(
-                                    group,
-                                    *number,
-                                    address.location.plain_length as usize,
-                                    *length,
-                                ));
+                            let found = address.location.plain_length;
+                            if found != *length {
+                                return Err(wrong_length(group, *number, found as usize, *length));
                             }
-                            addresses.push((address, at));
+                            whole.push((address, target));
                         }
                     }
                 }
@@ -240,21 +256,11 @@ impl SnapshotView {
                     target.copy_from_slice(part(group, *number, &plain, *length, *from, piece.count)?);
                 }
             }
-            at += piece.count;
         }
-        addresses.sort_unstable_by_key(|(address, _)| (address.location.pack, address.location.offset));
-        let run: Vec<ChunkAddress> = addresses.iter().map(|(address, _)| *address).collect();
-        let mut failure = None;
-        self.chunks.read_run(&run, |index, plain| match plain {
-            Ok(plain) => {
-                let start = addresses[index].1;
-                out[start..start + plain.len()].copy_from_slice(&plain);
-            }
-            Err(source) => {
-                failure.get_or_insert(ViewError::Chunk { group, source });
-            }
-        });
-        failure.map_or(Ok(out), Err)
+        debug_assert!(rest.is_empty());
+        whole.sort_unstable_by_key(|(address, _)| (address.location.pack, address.location.offset));
+        let (run, mut targets): (Vec<ChunkAddress>, Vec<&mut [u8]>) = whole.into_iter().unzip();
+        self.chunks.read_run_into(&run, &mut targets).map_err(|source| ViewError::Chunk { group, source })
     }
 
     /// Returns a chunk's plain bytes and keeps them. Of several who want one that is not there, one reads it.

@@ -327,7 +327,7 @@ impl SnapshotView {
         if let Content::Unreadable(errno) = row.content {
             return Err(ViewError::Unreadable { group, errno });
         }
-        self.read_content(group, &row, 0, row.attributes.size as usize)
+        self.content_bytes(group, &row, 0, usize::MAX)
     }
 }
 

@@ -215,8 +215,8 @@ impl ImmutableTree for SnapshotTree {
         Ok(())
     }
 
-    fn read(&self, inode: u64, offset: u64, length: u32) -> Result<Vec<u8>, TreeError> {
-        Ok(self.view.read(self.file(inode)?, offset, length as usize)?)
+    fn read(&self, inode: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, TreeError> {
+        Ok(self.view.read_into(self.file(inode)?, offset, buffer)?)
     }
 
     fn readlink(&self, inode: u64) -> Result<Vec<u8>, TreeError> {
