@@ -15,7 +15,7 @@ use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::{ImmutableTree, Log, TreeServer, mount_table, mounts_at};
+use crate::{ImmutableTree, Log, MountEntry, TreeServer, mount_table, mounts_at};
 
 /// Choices for a mount.
 #[derive(Clone)]
@@ -48,8 +48,8 @@ pub struct Mount {
     /// `None` once it was let go.
     session: Option<BackgroundSession>,
     mount_point: PathBuf,
-    /// Identifies it in the table of mounts.
-    id: Option<u64>,
+    /// Its line in the table of mounts.
+    entry: Option<MountEntry>,
     /// Closed when the server has ended.
     ended: Receiver<()>,
 }
@@ -90,8 +90,8 @@ pub fn mount<T: ImmutableTree + 'static>(
             Session::new(server, mount_point, &config)?.spawn()?
         }
     };
-    let id = mounts_at(mount_point)?.last().map(|entry| entry.id);
-    let mount = Mount { session: Some(session), mount_point: mount_point.to_owned(), id, ended };
+    let entry = mounts_at(mount_point)?.pop();
+    let mount = Mount { session: Some(session), mount_point: mount_point.to_owned(), entry, ended };
     mount.raise_read_ahead(options.read_ahead_kib);
     Ok(mount)
 }
@@ -151,7 +151,13 @@ impl Mount {
 
     /// Returns whether the table of mounts still has it.
     pub fn is_mounted(&self) -> bool {
-        mount_table().is_ok_and(|table| table.iter().any(|entry| Some(entry.id) == self.id))
+        // The kernel gives a number anew as soon as it is free, so the number alone may be another's by now. The place may have been moved.
+        let is_it = |entry: &MountEntry, own: &MountEntry| {
+            (entry.id, &entry.kind, &entry.source) == (own.id, &own.kind, &own.source)
+        };
+        self.entry
+            .as_ref()
+            .is_some_and(|own| mount_table().is_ok_and(|table| table.iter().any(|entry| is_it(entry, own))))
     }
 
     /// Ends the server's threads after [`wait`](Mount::wait) has told that there is nothing left to serve.

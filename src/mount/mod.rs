@@ -282,6 +282,11 @@ fn has_overlay(mount_point: &Path) -> bool {
     mounts_at(mount_point).is_ok_and(|mounts| mounts.last().is_some_and(|entry| entry.kind == OVERLAY_KIND))
 }
 
+/// How often and how long something that is in use is waited for: much of what looks into mounts, and every process that is just being started, lets go
+/// at once.
+const BUSY_RETRIES: u32 = 6;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 /// Unmounts what this program mounted at a place, overlay and snapshot. Returns the store that was mounted, as far as the table of mounts told.
 ///
 /// # Errors
@@ -304,7 +309,15 @@ pub fn unmount_all(mount_point: &Path, lazily: bool) -> Result<Option<PathBuf>, 
         let source = mounts.iter().rev().find(|entry| entry.kind == MOUNT_KIND).map(|entry| entry.source.as_bytes());
         let end = source.and_then(|source| source.iter().rposition(|byte| *byte == b'#'));
         store = source.zip(end).map(|(source, end)| PathBuf::from(OsStr::from_bytes(&source[..end])));
-        match unmount(mount_point, mode) {
+        let mut outcome = unmount(mount_point, mode);
+        for _ in 0..BUSY_RETRIES {
+            if !outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
+                break;
+            }
+            std::thread::sleep(BUSY_PAUSE);
+            outcome = unmount(mount_point, mode);
+        }
+        match outcome {
             Ok(()) => taken_down = true,
             // The server, which notices that the overlay is gone, was quicker.
             Err(error) if taken_down && error.kind() == io::ErrorKind::InvalidInput => break,
