@@ -17,7 +17,7 @@
 //! The tar stream is read by `archive`, not by a crate: of those at hand none reads sparse files in the POSIX form, one splits binary extended attributes at
 //! line ends, and none bounds what a hostile header makes it allocate.
 //!
-//! Memory: [`sort::MEMORY_BYTES`] while the scan comes in; then one listing, the names of directories ahead, 50,000 entries of listings that wait for extended
+//! Memory: `sort::MEMORY_BYTES` while the scan comes in; then one listing, the names of directories ahead, 50,000 entries of listings that wait for extended
 //! attributes, and 16 bytes (32 with the table) for each inode with several names; 32 MB or one message while cutting, and 40 bytes for each chunk of a batch.
 
 mod archive;
