@@ -9,7 +9,7 @@
 //! It serves one connection and ends with it. It writes nothing to any file system, and opens nothing outside of its root: everything goes through
 //! [`crate::source`], which resolves each path below an open directory and follows no symbolic link.
 //!
-//! Memory: 16 MiB of chunks offered, 8 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's look-ahead
+//! Memory: 24 MiB of chunks offered, 2 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's look-ahead
 //! of 20,000 names (some 7 MB), and 16 to 40 bytes for each inode of several names.
 
 mod devices;

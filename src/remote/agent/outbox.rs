@@ -9,7 +9,7 @@ use super::super::protocol::ALIVE_SECONDS;
 use super::super::protocol::frame::{self, Kind};
 
 /// Bytes that may wait to be written; whoever has more to send waits.
-const WAITING_MAX_BYTES: usize = 4 << 20;
+const WAITING_MAX_BYTES: usize = 1 << 20;
 /// How often figures are sent while there is something to tell.
 const FIGURES_EVERY: Duration = Duration::from_secs(1);
 /// With a limit, at most so much of a second's bytes is written at a time.

@@ -49,7 +49,7 @@ pub const NOISE_BYTES: usize = 64 << 10;
 /// Listing blocks that may be offered and not answered.
 pub const BLOCKS_AHEAD: usize = 64;
 /// Plain bytes of chunks that may be offered and not answered; the agent holds them.
-pub const OFFERED_AHEAD_BYTES: usize = 16 << 20;
+pub const OFFERED_AHEAD_BYTES: usize = 24 << 20;
 /// Bytes of Events payloads that may be sent and not taken.
 pub const EVENTS_AHEAD_BYTES: usize = 4 << 20;
 /// Both sides send something at least so often.
