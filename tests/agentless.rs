@@ -4,17 +4,20 @@
 mod mounted;
 #[path = "support/odd.rs"]
 mod odd;
+#[path = "support/pulling.rs"]
+mod pulling;
 #[path = "support/sshd.rs"]
 mod sshd;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use mounted::{Scene, assert_rsync_finds_nothing, err, out, run};
 use odd::{noise, odd_tree, partition, set_mode};
+use pulling::{assert_same, finished, summary};
 use serde_json::Value;
 use sshd::Sshd;
 use zmreplica_treegen::{BlobMode, Config, Generator, Preset};
@@ -92,28 +95,6 @@ impl Bench {
         let _ = fs::remove_dir_all(&place);
         self.scene.ok(&["restore", "--numeric-ids", "latest", "restored"]);
         place
-    }
-}
-
-fn finished(command: &mut Command, code: i32) -> Output {
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(code), "{command:?}: {}{}", out(&output), err(&output));
-    output
-}
-
-fn summary(output: &Output) -> Value {
-    let text = out(output);
-    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    assert_eq!(summary["event"], "summary");
-    summary
-}
-
-fn assert_same(pulled: &Value, local: &Value) {
-    assert_eq!(pulled["digest"], local["digest"]);
-    assert_eq!(pulled["totals"], local["totals"]);
-    assert_eq!(pulled["problem_count"], local["problem_count"]);
-    for figure in ["read_files", "read_bytes", "new_chunks", "unchanged_inodes", "attribute_inodes"] {
-        assert_eq!(pulled["work"][figure], local["work"][figure], "{figure}");
     }
 }
 

@@ -325,8 +325,10 @@ fn what_keeps_the_guard_from_its_work_is_a_reason_to_look() {
     // The packs are lost, accounts.xml among them, and nothing at the source is new.
     fs::rename(scene.store().join("packs"), scene.path("packs")).unwrap();
     fs::create_dir(scene.store().join("packs")).unwrap();
-    let told = night(&scene, 4);
+    // Damage: what can be restored cannot be found out either.
+    let told = night(&scene, 7);
     assert_eq!(told["snapshot"]["suspect"][0]["kind"], "not-examined", "{told}");
+    assert_eq!(told["restorable"]["changes"]["no_longer_whole"].as_array().unwrap().len(), 0, "{told}");
     fs::remove_dir_all(scene.store().join("packs")).unwrap();
     fs::rename(scene.path("packs"), scene.store().join("packs")).unwrap();
     night(&scene, 0);

@@ -4,6 +4,8 @@
 mod mounted;
 #[path = "support/odd.rs"]
 mod odd;
+#[path = "support/pulling.rs"]
+mod pulling;
 #[path = "support/sshd.rs"]
 mod sshd;
 
@@ -13,6 +15,7 @@ use std::process::{Command, Output};
 
 use mounted::{Scene, assert_rsync_finds_nothing, err, out, run};
 use odd::{odd_tree, partition};
+use pulling::{assert_same, finished, summary};
 use serde_json::Value;
 use sshd::{Sshd, make_key, public_half};
 use zmreplica_treegen::{BlobMode, Config, Generator, Preset};
@@ -92,28 +95,6 @@ impl Bench {
         let mut command = self.pull();
         command.envs(environment.iter().copied()).arg("--ssh-key").arg(key).arg(self.place());
         err(&finished(&mut command, code))
-    }
-}
-
-fn finished(command: &mut Command, code: i32) -> Output {
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(code), "{command:?}: {}{}", out(&output), err(&output));
-    output
-}
-
-fn summary(output: &Output) -> Value {
-    let text = out(output);
-    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    assert_eq!(summary["event"], "summary");
-    summary
-}
-
-fn assert_same(pulled: &Value, local: &Value) {
-    assert_eq!(pulled["digest"], local["digest"]);
-    assert_eq!(pulled["totals"], local["totals"]);
-    assert_eq!(pulled["problem_count"], local["problem_count"]);
-    for figure in ["read_files", "read_bytes", "new_chunks", "unchanged_inodes", "attribute_inodes"] {
-        assert_eq!(pulled["work"][figure], local["work"][figure], "{figure}");
     }
 }
 

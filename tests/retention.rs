@@ -196,6 +196,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             keep_yearly: yearly,
             keep_within,
             keep_tags: if tag { vec!["t".to_owned()] } else { Vec::new() },
+            keep_accounts: None,
         },
     )
 }

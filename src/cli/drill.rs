@@ -15,10 +15,11 @@ use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewOpti
 use zmreplica::zimbra::Analysis;
 use zmreplica::zimbra::account::{Account, AccountState, Fault};
 use zmreplica::zimbra::drill::{DrillFaultKind, Drilled, Driller};
+use zmreplica::zimbra::ledger::Ledger;
 use zmreplica::zimbra::plan::plan;
 
 use super::error::{CliError, Exit};
-use super::{Context, accounts, text};
+use super::{Context, text};
 
 /// Accounts that are drilled when nothing else is said.
 const USUAL_SAMPLE: usize = 10;
@@ -174,9 +175,9 @@ fn analyse(replica: &Replica, args: &DrillArgs) -> Result<(StoredSnapshot, Analy
     let all = Snapshots::read(readers.catalog())?;
     let snapshot = all.resolve(&args.snapshot)?.clone();
     let view = SnapshotView::over(&readers, snapshot.record.clone())?;
-    let mut analyser = accounts::analyser(replica, &all);
-    let analysis = analyser.analyse(&view, args.tree.as_deref().unwrap_or_default().as_bytes())?;
-    accounts::keep(replica, &all, &analyser);
+    let mut ledger = Ledger::open(replica, readers, &all);
+    let analysis = ledger.analyser().analyse(&view, args.tree.as_deref().unwrap_or_default().as_bytes())?;
+    ledger.close();
     Ok((snapshot, analysis))
 }
 

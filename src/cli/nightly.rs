@@ -1,6 +1,6 @@
 //! `zmreplica nightly`: all of a night in one command, for cron or a systemd timer.
 //!
-//! It waits for zmbackup, takes a snapshot, prunes by the configured policy, and then tells whoever wants to know, whatever happened: the log, the metrics, and
+//! It waits for zmbackup, takes a snapshot, finds out what can be restored, prunes by the configured policy, and then tells whoever wants to know, whatever happened: the log, the metrics, and
 //! the hook for the way it ended.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,10 +18,13 @@ use zmreplica::nightly::settle::{Settled, WORKING, change_since, wait};
 use zmreplica::nightly::status::Status;
 use zmreplica::snapshot::options::{RunProblem, SnapshotReport};
 use zmreplica::snapshot::pull;
+use zmreplica::zimbra::ledger::Summary;
 
+use super::accounts::night as restorable;
 use super::config::{LogTarget, Span};
 use super::error::{CliError, Exit};
 use super::log::{Level, Log};
+use super::output::Verbosity;
 use super::snapshot::SnapshotArgs;
 use super::snapshots::SnapshotEvent;
 use super::{Context, hold, path, prune, remote, signals, snapshot, text};
@@ -105,6 +108,8 @@ struct NightEvent<'a> {
     snapshot: Option<SnapshotEvent<'a>>,
     /// The first 20 problems of the snapshot; `snapshot.problem_count` has their number.
     problems: &'a [RunProblem],
+    /// What can be restored; `null` when the snapshot holds nothing of a mail server, or that could not be found out.
+    restorable: Option<&'a Summary>,
     /// Suspect snapshots in the store that nobody has accepted.
     suspects: Option<usize>,
     version: &'static str,
@@ -117,7 +122,10 @@ struct Night<'a> {
     log: Log,
     settled: Option<Settled>,
     report: Option<SnapshotReport>,
+    /// What can be restored from the snapshot.
+    restorable: Option<Summary>,
     snapshot_time: Duration,
+    accounts_time: Duration,
     prune_time: Duration,
 }
 
@@ -133,8 +141,17 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
         Log::open(None)
     })?;
     let nothing = Duration::ZERO;
-    let mut night =
-        Night { context, args, log, settled: None, report: None, snapshot_time: nothing, prune_time: nothing };
+    let mut night = Night {
+        context,
+        args,
+        log,
+        settled: None,
+        report: None,
+        restorable: None,
+        snapshot_time: nothing,
+        accounts_time: nothing,
+        prune_time: nothing,
+    };
     // Nothing of the night is used after a panic but what it has gathered.
     let result = catch_unwind(AssertUnwindSafe(|| night.work()));
     let result = result.unwrap_or(Err(CliError::Panic { during_check: false }));
@@ -159,11 +176,57 @@ impl Night<'_> {
         drop(replica);
         let exit = snapshot::tell(&context.output, &report);
         self.log_report(&report);
+        let clock = Instant::now();
+        let found = self.find_out(&report);
+        self.accounts_time = clock.elapsed();
         self.report = Some(report);
         let clock = Instant::now();
         let pruned = prune::by_configuration(context, args.snapshot.ignore_hold);
         self.prune_time = clock.elapsed();
-        Ok(worse(exit?, pruned?))
+        Ok(worse(worse(exit?, found), pruned?))
+    }
+
+    /// Finds out what can be restored from the snapshot and tells it. That it cannot be found out is told too, and ends no night: the snapshot is there.
+    fn find_out(&mut self, report: &SnapshotReport) -> Exit {
+        match restorable::find_out(self.context, &report.record) {
+            Ok(None) => Exit::Done,
+            Ok(Some(found)) => {
+                for (name, line) in
+                    [("accounts", restorable::accounts_line(&found)), ("sessions", restorable::sessions_line(&found))]
+                {
+                    let line = format!("  {name:<10} {line}");
+                    let output = &self.context.output;
+                    if !output.json() && output.verbosity() > Verbosity::Quiet {
+                        // Whoever reads it may have gone away; the night goes on.
+                        let _ = output.line(&line);
+                    }
+                    self.log(Level::Info, &line);
+                }
+                let mut exit = Exit::Done;
+                if let Some(text) = restorable::no_longer_whole(&found) {
+                    self.warn(&text);
+                    exit = Exit::Attention;
+                }
+                if let Some(error) = &found.store_error {
+                    self.warn(&format!(
+                        "a part of the store could not be read: {}; `zmreplica check` tells more",
+                        error.text
+                    ));
+                    exit = if error.is_damage { Exit::Damage } else { Exit::Attention };
+                }
+                self.restorable = Some(found);
+                exit
+            }
+            Err(error) => {
+                self.warn(&format!("What can be restored could not be found out: {error}"));
+                if error.exit() == Exit::Damage { Exit::Damage } else { Exit::Attention }
+            }
+        }
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.context.output.warn(text);
+        self.log(Level::Warning, text);
     }
 
     /// Waits for a running zmbackup, if that is wanted.
@@ -202,8 +265,7 @@ impl Night<'_> {
             self.say(&format!("Waited {waited} until nothing in tmp/ had changed for {}", text::duration(quiet)));
         } else {
             let text = format!("zmbackup was still writing to tmp/ after {waited}; the snapshot is taken all the same");
-            self.context.output.warn(&text);
-            self.log(Level::Warning, &text);
+            self.warn(&text);
         }
         Ok(())
     }
@@ -271,6 +333,7 @@ impl Night<'_> {
             }),
             snapshot: judged.as_ref().map(|judged| SnapshotEvent::new("snapshot", judged)),
             problems: &problems[..problems.len().min(PROBLEMS_TOLD)],
+            restorable: self.restorable.as_ref(),
             suspects: status.as_ref().map(|status| status.suspects.len()),
             version: env!("CARGO_PKG_VERSION"),
         };
@@ -291,6 +354,7 @@ impl Night<'_> {
             exit_code: exit as u8,
             settle_seconds: self.settled.map_or(0.0, |settled| settled.waited.as_secs_f64()),
             snapshot_seconds: self.snapshot_time.as_secs_f64(),
+            accounts_seconds: self.accounts_time.as_secs_f64(),
             prune_seconds: self.prune_time.as_secs_f64(),
             hook_failed: hook_problem.is_some(),
         };
@@ -334,7 +398,7 @@ fn ended(exit: Exit) -> &'static str {
     match exit {
         Exit::Done => "All went well",
         Exit::Incomplete => "The snapshot was taken, but some files could not be read",
-        Exit::Attention => "The snapshot was taken, and the guard found something that a person must look at",
+        Exit::Attention => "The snapshot was taken, and something was found that a person must look at",
         Exit::Damage => "Damage was found",
         Exit::Failed | Exit::Usage | Exit::Locked | Exit::Held => "The night failed",
     }

@@ -1,5 +1,6 @@
 //! `zmreplica prune`: removes the snapshots that no rule keeps, and what only they need.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use zmreplica::prune::{
 };
 use zmreplica::replica::{LockedReplica, Replica};
 use zmreplica::retention::{Decision, Policy, Protections, Within};
+use zmreplica::view::{Readers, Snapshots, ViewOptions};
+use zmreplica::zimbra::ledger::{self, Ledger};
 
 use super::error::{CliError, Exit};
 use super::output::{Output, Verbosity, WARNING};
@@ -50,6 +53,9 @@ pub(crate) struct PolicyArgs {
     /// Keep all with this tag; may be given several times
     #[arg(long = "keep-tag", value_name = "TAG")]
     keep_tags: Vec<String>,
+    /// Beside what the other rules keep: the last snapshot from which an account can be restored whole, for so long after the account vanished from the source
+    #[arg(long, value_name = "SPAN")]
+    keep_accounts: Option<Within>,
 }
 
 impl PolicyArgs {
@@ -64,6 +70,7 @@ impl PolicyArgs {
             keep_yearly: self.keep_yearly.unwrap_or(configured.keep_yearly),
             keep_within: self.keep_within.or(configured.keep_within),
             keep_tags: if self.keep_tags.is_empty() { configured.keep_tags.clone() } else { self.keep_tags.clone() },
+            keep_accounts: self.keep_accounts.or(configured.keep_accounts),
         }
     }
 }
@@ -142,10 +149,11 @@ fn prune(
     let interrupt = signals::interrupt_flag()
         .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
     let progress = PruneProgress::default();
-    let make = |replica: &Replica| {
-        followed(output, &progress, &interrupt, || {
-            plan(replica, policy, Protections::default(), &zone, options, &progress)
-        })
+    let make = |replica: &Replica| -> Result<PrunePlan, CliError> {
+        let protections = account_protections(output, replica, policy, &zone, &interrupt)?;
+        let made =
+            followed(output, &progress, &interrupt, || plan(replica, policy, protections, &zone, options, &progress));
+        Ok(made?)
     };
     if dry_run {
         let plan = make(&context.open()?)?;
@@ -163,6 +171,7 @@ fn prune(
         output.flush()?;
         match followed(output, &progress, &interrupt, || carry_out(&mut replica, &plan, &progress)) {
             Ok(report) => {
+                ledger::tidy(replica.path(), &Snapshots::read(&replica.catalog()?)?);
                 tell_report(output, &report)?;
                 return Ok(Exit::Done);
             }
@@ -173,6 +182,32 @@ fn prune(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Finds the snapshots that `keep-accounts` asks for. Snapshots whose accounts nobody has looked at yet are looked at.
+fn account_protections(
+    output: &Output,
+    replica: &Replica,
+    policy: &Policy,
+    zone: &TimeZone,
+    interrupt: &AtomicBool,
+) -> Result<Protections, CliError> {
+    // Where nothing goes there is nothing to protect.
+    let Some(within) = policy.keep_accounts.filter(|_| !policy.is_empty()) else { return Ok(Protections::default()) };
+    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
+    let records = readers.catalog().snapshots()?;
+    let snapshots = Snapshots::read(readers.catalog())?;
+    let unknown = records.iter().filter(|(_, record)| ledger::kept(replica.path(), &record.id).is_none()).count();
+    if unknown > 1 {
+        let unknown = text::plural(unknown as u64, "snapshot is", "snapshots are");
+        output.note(&format!("The accounts of {unknown} looked at first; that is done once."));
+    }
+    let mut ledger = Ledger::open(replica, readers, &snapshots);
+    let reasons = ledger::protections(&mut ledger, &records, within, zone, || {
+        if interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }
+    });
+    ledger.close();
+    Ok(Protections { reasons: reasons? })
 }
 
 /// Does some work while a live line tells how far it is.

@@ -1,6 +1,6 @@
 //! `zmreplica report`: one self-contained HTML page about a store.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -20,8 +20,9 @@ use zmreplica::view::{Readers, SnapshotView, Snapshots, ViewOptions};
 use zmreplica::zimbra::Analysis;
 use zmreplica::zimbra::account::{Account, AccountState};
 use zmreplica::zimbra::history::{SessionLife, session_lives, session_names};
+use zmreplica::zimbra::ledger::{ChangedAccount, Changes, Ledger, Page};
 
-use super::accounts::{self, before_and_with};
+use super::accounts::before_and_with;
 use super::error::{CliError, Exit};
 use super::{Context, text};
 
@@ -112,17 +113,14 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<Report, CliError> {
     let lives = session_lives(&names);
     let since = chosen.record.time.checked_sub(Span::new().hours(24 * i64::from(args.days))).unwrap_or(Timestamp::MIN);
     let mut follower = Follower::default();
-    let mut analyser = accounts::analyser(&replica, &all);
-    let mut newest = None;
+    let mut ledger = Ledger::open(&replica, readers.clone(), &all);
     for (at, record) in records.iter().enumerate() {
         if record.time >= since || at + 1 == records.len() {
-            let analysis = analyser.analyse(&view(record)?, b"")?;
-            follower.night(at, record, &analysis);
-            newest = Some(analysis);
+            follower.night(at, record, ledger.page(record)?);
         }
     }
-    accounts::keep(&replica, &all, &analyser);
-    let newest = newest.ok_or(zmreplica::view::ResolveError::Empty)?;
+    let newest = ledger.analysis(&chosen.record)?;
+    ledger.close();
     let mut events: Vec<(usize, Event)> = lives.iter().filter_map(|life| vanished(&records, life)).collect();
     events.extend(std::mem::take(&mut follower.events));
     events.sort_by_key(|(at, _)| *at);
@@ -207,35 +205,25 @@ fn bar(records: &[&SnapshotRecord], life: &SessionLife) -> SessionBar {
 /// Follows accounts from snapshot to snapshot.
 #[derive(Default)]
 struct Follower {
-    /// By identifier: the address, and whether it was whole in the snapshot before.
-    before: Option<BTreeMap<String, (String, bool)>>,
+    /// The page of the snapshot before.
+    before: Option<Page>,
     /// The last snapshot in which each was whole.
     last_whole: HashMap<String, usize>,
     events: Vec<(usize, Event)>,
 }
 
 impl Follower {
-    fn night(&mut self, at: usize, record: &SnapshotRecord, analysis: &Analysis) {
-        let now: BTreeMap<String, (String, bool)> = analysis
-            .accounts
-            .iter()
-            .map(|account| (account.id.clone(), (account.email.clone(), account.state == AccountState::Whole)))
-            .collect();
-        for (id, _) in now.iter().filter(|(_, (_, whole))| *whole) {
-            self.last_whole.insert(id.clone(), at);
+    fn night(&mut self, at: usize, record: &SnapshotRecord, page: Page) {
+        for entry in page.accounts.iter().filter(|entry| entry.is_whole()) {
+            self.last_whole.insert(entry.id.clone(), at);
         }
-        if let Some(before) = self.before.replace(now) {
-            let now = self.before.as_ref().map_or(&before, |now| now);
-            let is_whole = |id: &String| now.get(id).is_some_and(|(_, whole)| *whole);
-            let broken = before.iter().filter(|(id, (_, whole))| *whole && now.contains_key(*id) && !is_whole(id));
-            let gone = before.iter().filter(|(id, _)| !now.contains_key(*id));
-            let healed = before.iter().filter(|(id, (_, whole))| !*whole && is_whole(id));
-            let came = now.iter().filter(|(id, _)| !before.contains_key(*id));
+        if let Some(before) = &self.before {
+            let Changes { no_longer_whole, left, whole_again, new, .. } = Changes::between(before, &page);
             let told = [
-                (told("no longer whole", broken), true),
-                (told("gone from all sessions", gone), true),
-                (told("whole again", healed), false),
-                (told("new", came), false),
+                (told("no longer whole", &no_longer_whole), true),
+                (told("gone with the last session that held them", &left), false),
+                (told("whole again", &whole_again), false),
+                (told("new", &new), false),
             ];
             for (text, is_bad) in told {
                 if let Some(text) = text {
@@ -243,6 +231,7 @@ impl Follower {
                 }
             }
         }
+        self.before = Some(page);
     }
 
     fn row(&self, records: &[&SnapshotRecord], analysis: &Analysis, account: &Account) -> AccountRow {
@@ -263,8 +252,8 @@ impl Follower {
 }
 
 /// Names accounts of which something is to be told; `None` when there are none.
-fn told<'a>(what: &str, accounts: impl Iterator<Item = (&'a String, &'a (String, bool))>) -> Option<String> {
-    let mut emails: Vec<&str> = accounts.map(|(_, (email, _))| email.as_str()).collect();
+fn told(what: &str, accounts: &[ChangedAccount]) -> Option<String> {
+    let mut emails: Vec<&str> = accounts.iter().map(|account| account.email.as_str()).collect();
     emails.sort_unstable();
     let named = emails.get(..NAMED).unwrap_or(&emails);
     let more = emails.len() - named.len();

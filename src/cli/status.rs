@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::nightly::status::{Finding, MAX_AGE, SourceStatus, Status};
 
+use super::accounts::night;
 use super::config::Span;
 use super::error::{CliError, Exit};
 use super::output::{GOOD, WARNING};
@@ -18,7 +19,7 @@ const TOLD: usize = 3;
 /// Arguments of `status`.
 #[derive(Args)]
 #[command(after_help = "\
-Exit codes: 0 fine; 4 something to look at (no snapshot, too old, suspect, problems); 6 held, and nothing else; 7 damage; 1 the state cannot be told.")]
+Exit codes: 0 fine; 4 something to look at (no snapshot, too old, suspect, problems, accounts no longer whole); 6 held, and nothing else; 7 damage; 1 the state cannot be told.")]
 pub(crate) struct StatusArgs {
     /// Age of the newest snapshot from which on it is too old [default: `max-age` in the configuration file, else 36h]
     #[arg(long, value_name = "SPAN")]
@@ -80,6 +81,12 @@ fn sentence(finding: &Finding, max_age: Duration) -> String {
             "{} and not accepted; `zmreplica snapshots` tells why",
             text::plural(*count, "snapshot is suspect", "snapshots are suspect")
         ),
+        Finding::NoLongerWhole { source, count } => format!(
+            "{} in the newest snapshot of {}, and {} in the one before; `zmreplica accounts --faulty` tells which",
+            text::plural(*count, "account is not whole", "accounts are not whole"),
+            text::escape(source.as_bytes()),
+            if *count == 1 { "was" } else { "were" },
+        ),
         Finding::Problems { source, count } => format!(
             "The newest snapshot of {} has {}",
             text::escape(source.as_bytes()),
@@ -109,7 +116,7 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
         ),
     )];
     lines.push(("Snapshots", format!("{}, {} pinned", text::count(status.snapshots), text::count(status.pinned))));
-    for SourceStatus { source, newest, age_seconds, last_good, .. } in status.sources.iter().take(TOLD) {
+    for SourceStatus { source, newest, age_seconds, last_good, restorable, .. } in status.sources.iter().take(TOLD) {
         let state = match newest.problem_count {
             0 => newest.state.to_owned(),
             count => format!("{}, {}", newest.state, text::plural(count, "problem", "problems")),
@@ -130,6 +137,10 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
         if newest.state == "suspect" {
             let good = last_good.as_ref().map(|good| format!("{} of {}", short(&good.id), text::local_time(good.time)));
             lines.push(("Last good", good.unwrap_or_else(|| "none".to_owned())));
+        }
+        if let Some(found) = restorable {
+            lines.push(("Accounts", night::accounts_line(found)));
+            lines.push(("Sessions", night::sessions_line(found)));
         }
     }
     for suspect in status.suspects.iter().rev().take(TOLD) {

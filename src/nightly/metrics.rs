@@ -9,6 +9,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use super::status::Status;
+use crate::zimbra::ledger::Summary;
 
 /// What is told of one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +24,8 @@ pub struct RunFigures {
     pub settle_seconds: f64,
     /// Seconds of the snapshot.
     pub snapshot_seconds: f64,
+    /// Seconds of finding out what can be restored.
+    pub accounts_seconds: f64,
     /// Seconds of the prune.
     pub prune_seconds: f64,
     /// Whether a hook failed.
@@ -77,6 +80,7 @@ pub fn render(run: &RunFigures, status: Option<&Status>) -> String {
         ("all", whole),
         ("settle", run.settle_seconds),
         ("snapshot", run.snapshot_seconds),
+        ("accounts", run.accounts_seconds),
         ("prune", run.prune_seconds),
     ] {
         page.sample(name, &[("phase", phase)], to_milliseconds(value));
@@ -125,7 +129,44 @@ pub fn render(run: &RunFigures, status: Option<&Status>) -> String {
             page.sample(name, &[("source", &source.source)], value(source));
         }
     }
+    restorable(&mut page, status);
     page.0
+}
+
+/// Adds what can be restored, of the sources of which that is known.
+fn restorable(page: &mut Page, status: &Status) {
+    let known: Vec<(&str, &Summary)> = status
+        .sources
+        .iter()
+        .filter_map(|source| Some((source.source.as_str(), source.restorable.as_ref()?)))
+        .collect();
+    if known.is_empty() {
+        return;
+    }
+    page.metric("accounts", "Accounts in the newest snapshot, by what can be restored of them.");
+    for (source, found) in &known {
+        for (state, count) in found.counts.by_state() {
+            page.sample("accounts", &[("source", source), ("state", state.word())], count as f64);
+        }
+    }
+    let name = "accounts_no_longer_whole";
+    page.metric(name, "Accounts that were whole in the snapshot before the newest, and are not in that.");
+    for (source, found) in &known {
+        page.sample(name, &[("source", source)], found.changes.no_longer_whole.len() as f64);
+    }
+    page.metric("sessions", "Sessions in the newest snapshot, by state.");
+    for (source, found) in &known {
+        for (state, count) in &found.sessions {
+            page.sample("sessions", &[("source", source), ("state", state.words())], *count as f64);
+        }
+    }
+    let name = "newest_session_timestamp_seconds";
+    page.metric(name, "When the newest session that a restore can use started.");
+    for (source, found) in &known {
+        for session in [&found.newest_full, &found.newest_incremental].into_iter().flatten() {
+            page.sample(name, &[("source", source), ("kind", session.kind.word())], seconds(session.start));
+        }
+    }
 }
 
 /// Writes a page so that a reader sees the old one or the new one, never a part.

@@ -13,6 +13,7 @@ use crate::catalog::reader::CatalogReader;
 use crate::guard::{Hold, Judged, hold, judged};
 use crate::lease::{self, LeaseInfo};
 use crate::replica::{Replica, lock_holder};
+use crate::zimbra::ledger::{self, Page, Summary};
 
 /// A newest snapshot that is older than this wants to be looked at, unless told otherwise: one night may be late, none may be missed.
 pub const MAX_AGE: Duration = Duration::from_secs(36 * 3600);
@@ -80,6 +81,8 @@ pub struct SourceStatus {
     pub age_seconds: i64,
     /// The newest one that is not suspect.
     pub last_good: Option<Brief>,
+    /// What can be restored from the newest one; `None` when it holds nothing of a mail server, or nobody has looked yet: a nightly run does.
+    pub restorable: Option<Summary>,
 }
 
 /// The state of the replica.
@@ -135,6 +138,13 @@ pub enum Finding {
         /// How many.
         count: u64,
     },
+    /// Accounts of a source were whole in the snapshot before its newest, and are not in that.
+    NoLongerWhole {
+        /// The source.
+        source: String,
+        /// How many.
+        count: u64,
+    },
 }
 
 impl Status {
@@ -159,6 +169,7 @@ impl Status {
                 newest: Brief::of(newest),
                 age_seconds: now.as_second() - newest.record.time.as_second(),
                 last_good: good.map(|snapshot| Brief::of(snapshot)),
+                restorable: restorable(replica, &own),
             });
         }
         let commits = replica.backend().list("commits/")?;
@@ -188,8 +199,12 @@ impl Status {
         if !self.suspects.is_empty() {
             findings.push(Finding::Suspect { count: self.suspects.len() as u64 });
         }
-        for SourceStatus { source, newest, age_seconds, .. } in &self.sources {
+        for SourceStatus { source, newest, age_seconds, restorable, .. } in &self.sources {
             let (source, age_seconds) = (source.clone(), *age_seconds);
+            if let Some(found) = restorable.as_ref().filter(|found| found.wants_attention()) {
+                let count = found.changes.no_longer_whole.len() as u64;
+                findings.push(Finding::NoLongerWhole { source: source.clone(), count });
+            }
             if newest.problem_count > 0 {
                 findings.push(Finding::Problems { source: source.clone(), count: newest.problem_count });
             }
@@ -204,6 +219,14 @@ impl Status {
     pub fn store_bytes(&self) -> u64 {
         self.pack_bytes + self.commit_bytes + self.catalog_bytes
     }
+}
+
+/// Sums up what is kept of the accounts of a source's newest snapshot, beside the one before.
+fn restorable(replica: &Replica, own: &[&Judged]) -> Option<Summary> {
+    let mut newest_first = own.iter().rev().map(|snapshot| snapshot.record.id.as_str());
+    let newest = ledger::kept(replica.path(), newest_first.next()?).filter(Page::is_zimbra)?;
+    let before = newest_first.next().and_then(|id| Some((id, ledger::kept(replica.path(), id)?)));
+    Some(Summary::new(&newest, before.as_ref().map(|(id, page)| (*id, page))))
 }
 
 fn pack_bytes(catalog: &CatalogReader) -> Result<u64, CatalogError> {
@@ -245,6 +268,7 @@ mod tests {
             newest: brief(problem_count),
             age_seconds,
             last_good: None,
+            restorable: None,
         }
     }
 

@@ -46,14 +46,22 @@ impl Within {
     /// Returns the moment so long before another, by the calendar of that one's time zone: one month before 31 March is the last day of February,
     /// at the same time of day. Before the calendar's beginning it is the earliest moment that there is.
     pub fn before(&self, moment: &Zoned) -> jiff::Timestamp {
+        self.span().and_then(|span| moment.checked_sub(span)).map_or(jiff::Timestamp::MIN, |start| start.timestamp())
+    }
+
+    /// Returns the moment so long after another, in the same way; at most the latest moment that there is.
+    pub fn after(&self, moment: &Zoned) -> jiff::Timestamp {
+        self.span().and_then(|span| moment.checked_add(span)).map_or(jiff::Timestamp::MAX, |end| end.timestamp())
+    }
+
+    fn span(&self) -> Result<Span, jiff::Error> {
         let count = i64::from(self.count);
-        let span = match self.unit {
+        match self.unit {
             WithinUnit::Days => Span::new().try_days(count),
             WithinUnit::Weeks => Span::new().try_weeks(count),
             WithinUnit::Months => Span::new().try_months(count),
             WithinUnit::Years => Span::new().try_years(count),
-        };
-        span.and_then(|span| moment.checked_sub(span)).map_or(jiff::Timestamp::MIN, |start| start.timestamp())
+        }
     }
 }
 
@@ -126,10 +134,13 @@ pub struct Policy {
     pub keep_within: Option<Within>,
     /// Keeps all that have one of these tags.
     pub keep_tags: Vec<String>,
+    /// Keeps the last from which an account can be restored whole, for so long after the account vanished. It adds to the other rules: alone it lets nothing go. Which snapshots
+    /// those are, [`plan`](super::plan) has to be told by [`Protections`](super::Protections), for it takes a look into them.
+    pub keep_accounts: Option<Within>,
 }
 
 impl Policy {
-    /// Returns whether there is no rule, which means that nothing goes.
+    /// Returns whether there is no rule that lets anything go, which means that nothing does.
     pub fn is_empty(&self) -> bool {
         let counts =
             [self.keep_last, self.keep_hourly, self.keep_daily, self.keep_weekly, self.keep_monthly, self.keep_yearly];

@@ -290,8 +290,8 @@ impl EventSink for Vec<ReadEvent> {
 }
 
 /// Hashes chunks on their way to the sink.
-struct Hashing<'a> {
-    sink: &'a mut dyn EventSink,
+pub(crate) struct Hashing<'a> {
+    pub(crate) sink: &'a mut dyn EventSink,
 }
 
 impl SegmentSink for Hashing<'_> {

@@ -1,12 +1,12 @@
 //! What can be restored of one account: its fulls, the times that they reach, and what is missing.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::redo::Chain;
 
 /// What can be restored of an account now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccountState {
     /// Everything, up to the newest time that the sessions hold.
@@ -32,8 +32,50 @@ impl AccountState {
     }
 }
 
+/// How many accounts are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StateCounts {
+    /// All of them.
+    pub accounts: u64,
+    /// Those that are [`AccountState::Whole`].
+    pub whole: u64,
+    /// Those that are [`AccountState::Incomplete`].
+    pub incomplete: u64,
+    /// Those that are [`AccountState::Behind`].
+    pub behind: u64,
+    /// Those that are [`AccountState::Lost`].
+    pub lost: u64,
+}
+
+impl StateCounts {
+    /// Counts accounts by their states.
+    pub fn of(states: impl IntoIterator<Item = AccountState>) -> StateCounts {
+        let mut counts = StateCounts::default();
+        for state in states {
+            counts.accounts += 1;
+            *match state {
+                AccountState::Whole => &mut counts.whole,
+                AccountState::Incomplete => &mut counts.incomplete,
+                AccountState::Behind => &mut counts.behind,
+                AccountState::Lost => &mut counts.lost,
+            } += 1;
+        }
+        counts
+    }
+
+    /// Returns the states with their counts, best first.
+    pub fn by_state(&self) -> [(AccountState, u64); 4] {
+        [
+            (AccountState::Whole, self.whole),
+            (AccountState::Incomplete, self.incomplete),
+            (AccountState::Behind, self.behind),
+            (AccountState::Lost, self.lost),
+        ]
+    }
+}
+
 /// What a fault does to a restore.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Worth knowing; an older session stands in.
@@ -45,7 +87,7 @@ pub enum Severity {
 }
 
 /// Names a kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
     /// A session that should have held the account lists it as failed or not done.
@@ -77,7 +119,7 @@ pub enum FaultKind {
 }
 
 /// One thing that is missing or wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// Its kind.
     pub kind: FaultKind,
@@ -159,6 +201,11 @@ pub enum Answer {
 }
 
 impl Account {
+    /// Returns the gravest thing that is missing or wrong; of equals the newest, which says most.
+    pub fn gravest_fault(&self) -> Option<&Fault> {
+        self.faults.iter().max_by_key(|fault| fault.severity)
+    }
+
     /// Returns the full that a restore to the newest time starts from: the newest that can be used.
     pub fn newest_usable(&self) -> Option<usize> {
         self.fulls.iter().rposition(|full| full.usable)

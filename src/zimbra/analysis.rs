@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use super::account::{Account, AccountState, Fault, FaultKind, FullOfAccount, Severity, intervals};
 use super::cache::{self, Kept};
 use super::facts::{Facts, FactsKey, Meta, SharedKey, SharedMessages, facts_key, gather, shared_key};
-use super::input::ZipReader;
+use super::input::{StoreError, ZipReader};
 use super::label::SessionKind;
 use super::recent::Recent;
 use super::redo::{Chain, RedoLogs, SequenceRange};
@@ -44,6 +44,8 @@ pub struct Analysis {
     pub remarks: Vec<String>,
     /// What is odd about the fulls' shared messages, by place in the list of sessions.
     pub shared_remarks: Vec<(usize, String)>,
+    /// What kept a part of the tree from being looked at, if anything did: what is said of sessions and accounts may be too little then, and would be more of a store that can be read.
+    pub store_error: Option<StoreError>,
 }
 
 /// Reads snapshots of one store, and remembers what does not change between them.
@@ -117,6 +119,8 @@ impl Analyser {
         self.files.age();
         self.facts.age();
         self.shared_remarks.age();
+        // Of an analysis that failed.
+        self.files.store_errors.take();
         let site = read_site(&mut self.files, view, tree)?;
         let mut fulls = Vec::new();
         let mut shared_remarks = Vec::new();
@@ -131,6 +135,7 @@ impl Analyser {
                     }
                     // The accounts of this session alone are affected.
                     Err(error) => {
+                        self.files.store_errors.add(&error);
                         let reason = error.to_string();
                         parsed.accounts.iter().map(|account| (account.id, Err(reason.clone()))).collect()
                     }
@@ -141,8 +146,9 @@ impl Analyser {
         }
         let accounts = self.judge(&site, &fulls);
         let Site { sessions, redo, remarks, .. } = site;
+        let store_error = self.files.store_errors.take();
         let tree = String::from_utf8_lossy(tree).into_owned();
-        Ok(Analysis { tree, sessions, accounts, redo, remarks, shared_remarks })
+        Ok(Analysis { tree, sessions, accounts, redo, remarks, shared_remarks, store_error })
     }
 
     /// Looks at the directories of all accounts that a full session lists.
@@ -166,7 +172,10 @@ impl Analyser {
                     Some(facts) => drop(found.insert(account, Ok(facts))),
                     None => todo.push((account, key, directory)),
                 },
-                Err(error) => drop(found.insert(account, Err(error.to_string()))),
+                Err(error) => {
+                    self.files.store_errors.add(&error);
+                    found.insert(account, Err(error.to_string()));
+                }
             }
         }
         if !todo.is_empty() || self.shared_remarks.get(&key).is_none() {
@@ -174,10 +183,11 @@ impl Analyser {
             self.shared_remarks.insert(key, Arc::new(messages.remarks()));
             self.directories_read += todo.len() as u64;
             for (account, key, facts) in gather_all(view, &todo, &messages) {
-                if let Ok(facts) = &facts {
-                    self.facts.insert(key, Arc::clone(facts));
+                match &facts {
+                    Ok(facts) => self.facts.insert(key, Arc::clone(facts)),
+                    Err(error) => self.files.store_errors.add(error),
                 }
-                found.insert(account, facts);
+                found.insert(account, facts.map_err(|error| error.to_string()));
             }
         }
         let remarks = self.shared_remarks.get(&key).unwrap_or_default();
@@ -262,8 +272,11 @@ fn descend(
 
 type Todo = (u32, FactsKey, DirectoryNode);
 
+/// What was found in one of them.
+type Gathered = (u32, FactsKey, Result<Arc<Facts>, ViewError>);
+
 /// Looks at directories with several threads.
-fn gather_all(view: &SnapshotView, todo: &[Todo], shared: &SharedMessages) -> Vec<(u32, FactsKey, Found)> {
+fn gather_all(view: &SnapshotView, todo: &[Todo], shared: &SharedMessages) -> Vec<Gathered> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let threads = threads.min(todo.len().div_ceil(BATCH)).max(1);
     let next = std::sync::atomic::AtomicUsize::new(0);
@@ -279,7 +292,7 @@ fn gather_all(view: &SnapshotView, todo: &[Todo], shared: &SharedMessages) -> Ve
             };
             for (account, key, directory) in batch {
                 let facts = gather(view, directory, shared, &mut zips);
-                done.push((*account, *key, facts.map(Arc::new).map_err(|error| error.to_string())));
+                done.push((*account, *key, facts.map(Arc::new)));
             }
         }
     };

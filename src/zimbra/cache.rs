@@ -16,6 +16,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
@@ -54,8 +55,17 @@ pub(super) fn load(store: &Path, has_snapshot: impl Fn(&str) -> bool) -> Kept {
 }
 
 fn decode(bytes: &[u8], has_snapshot: impl Fn(&str) -> bool) -> Option<Kept> {
+    unseal(MAGIC, bytes, has_snapshot)
+}
+
+/// Returns what [`seal`] put into a file; `None` when the file is damaged, of another kind, or of a snapshot for which `has_snapshot` does not hold.
+pub(super) fn unseal<T: DeserializeOwned>(
+    magic: &[u8; 8],
+    bytes: &[u8],
+    has_snapshot: impl Fn(&str) -> bool,
+) -> Option<T> {
     let (body, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH_BYTES)?)?;
-    let rest = body.strip_prefix(MAGIC)?;
+    let rest = body.strip_prefix(magic)?;
     let (snapshot, packed) = rest.split_at_checked(SNAPSHOT_BYTES)?;
     let fits = blake3::hash(body).as_bytes() == hash && has_snapshot(std::str::from_utf8(snapshot).ok()?);
     if !fits {
@@ -66,19 +76,26 @@ fn decode(bytes: &[u8], has_snapshot: impl Fn(&str) -> bool) -> Option<Kept> {
     serde_json::from_slice(&plain).ok()
 }
 
+/// Returns a file of this layout; `None` when there is too much.
+pub(super) fn seal<T: Serialize>(magic: &[u8; 8], snapshot: &str, value: &T) -> Option<Vec<u8>> {
+    let plain = serde_json::to_vec(value).ok()?;
+    if plain.len() > PLAIN_MAX_BYTES || snapshot.len() != SNAPSHOT_BYTES {
+        return None;
+    }
+    let packed = zstd::bulk::compress(&plain, LEVEL).ok()?;
+    let mut bytes = [magic.as_slice(), snapshot.as_bytes(), &packed].concat();
+    let hash = blake3::hash(&bytes);
+    bytes.extend_from_slice(hash.as_bytes());
+    Some(bytes)
+}
+
 /// Writes the file. It is a cache: failing costs the next run time and nothing else, so a store that cannot be written to is no error.
 pub(super) fn save(store: &Path, newest_snapshot: &str, mut kept: Kept) {
     kept.facts.retain(|(_, age, _)| *age <= AGE_MAX);
     kept.shared.retain(|(_, age, _)| *age <= AGE_MAX);
-    let Ok(plain) = serde_json::to_vec(&kept) else { return };
-    if plain.len() > PLAIN_MAX_BYTES || newest_snapshot.len() != SNAPSHOT_BYTES {
-        return;
+    if let Some(bytes) = seal(MAGIC, newest_snapshot, &kept) {
+        let _ = write_durably(&path(store), &bytes);
     }
-    let Ok(packed) = zstd::bulk::compress(&plain, LEVEL) else { return };
-    let mut bytes = [MAGIC.as_slice(), newest_snapshot.as_bytes(), &packed].concat();
-    let hash = blake3::hash(&bytes);
-    bytes.extend_from_slice(hash.as_bytes());
-    let _ = write_durably(&path(store), &bytes);
 }
 
 /// Returns a key as text.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, Read};
 
 use rawzip::{ReaderAt, ZipLocator};
+use serde::Serialize;
 
 use crate::view::{SnapshotView, ViewError};
 
@@ -16,6 +17,32 @@ const DIRECTORY_BYTES: usize = 256 << 10;
 
 /// Where a file leaves what went wrong with the store: parsers pass errors on as text at best, and damage of the store is none of the file.
 pub(super) type Failure = RefCell<Option<ViewError>>;
+
+/// What kept something from being read that the store should hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StoreError {
+    /// What it was, in words.
+    pub text: String,
+    /// Whether the store is damaged, as against a passing fault.
+    pub is_damage: bool,
+}
+
+/// The first error of the store that an analysis met; damage counts before passing faults.
+#[derive(Debug, Default)]
+pub(super) struct StoreErrors(Option<StoreError>);
+
+impl StoreErrors {
+    pub(super) fn add(&mut self, error: &ViewError) {
+        let is_damage = error.is_damage();
+        if self.0.as_ref().is_none_or(|known| is_damage && !known.is_damage) {
+            self.0 = Some(StoreError { text: error.to_string(), is_damage });
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Option<StoreError> {
+        self.0.take()
+    }
+}
 
 /// A file of a snapshot.
 pub(super) struct ViewFile<'a> {

@@ -5,6 +5,7 @@
 //!
 //! From the bottom: [`label`], [`redo`] and [`blob`] know names, [`xml`] the three files; a session is put together from those, an account's facts from its
 //! directory, and [`Analyser`] judges what can be restored. [`history`] compares snapshots, [`sizes`] weighs sessions.
+//! [`ledger`] keeps what was found with each snapshot.
 
 pub mod account;
 mod analysis;
@@ -15,6 +16,7 @@ mod facts;
 pub mod history;
 mod input;
 pub mod label;
+pub mod ledger;
 pub mod plan;
 mod recent;
 pub mod redo;
@@ -23,4 +25,5 @@ pub mod sizes;
 pub mod xml;
 
 pub use analysis::{Analyser, Analysis};
+pub use input::StoreError;
 pub use site::{Place, Session, SessionState, moved_trees, read_sessions};

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::{Span, Timestamp};
+use serde::{Deserialize, Serialize};
 
-use super::input::{Failure, ViewFile};
+use super::input::{Failure, StoreErrors, ViewFile, store_error};
 use super::label::{Label, SessionKind};
 use super::recent::Recent;
 use super::redo::{NamedLogs, RedoLog, RedoLogs, RedoName, SequenceRange};
@@ -34,7 +35,8 @@ pub enum Place {
 }
 
 /// The state of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SessionState {
     /// Finished, without errors.
     Complete,
@@ -192,6 +194,8 @@ pub(super) struct Files {
     pub(super) names: Names,
     sessions: Recent<u64, Arc<ParsedSession>>,
     accounts: Recent<u64, Arc<ParsedAccounts>>,
+    /// Of the analysis under way.
+    pub(super) store_errors: StoreErrors,
 }
 
 impl Files {
@@ -206,7 +210,8 @@ impl Files {
             return Ok(known);
         }
         let (names, mut accounts, mut errors) = (&mut self.names, Vec::new(), Vec::new());
-        let file = read_session(ViewFile::new(view, group, &Failure::default()), |item| match item {
+        let failure = Failure::default();
+        let file = read_session(ViewFile::new(view, group, &failure), |item| match item {
             SessionItem::Account(account) => accounts.push(ListedAccount {
                 id: names.number(&account.id),
                 email: names.number(&account.email.to_lowercase()),
@@ -217,10 +222,12 @@ impl Files {
                     errors.push((names.number(&error.email.to_lowercase()), error.message));
                 }
             }
-        })
-        .map_err(|error| error.to_string())?;
-        let parsed = Arc::new(ParsedSession { file, accounts, errors });
-        self.sessions.insert(group, Arc::clone(&parsed));
+        });
+        let is_read = self.note(&failure);
+        let parsed = Arc::new(ParsedSession { file: file.map_err(|error| error.to_string())?, accounts, errors });
+        if is_read {
+            self.sessions.insert(group, Arc::clone(&parsed));
+        }
         Ok(parsed)
     }
 
@@ -229,17 +236,25 @@ impl Files {
             return Ok(known);
         }
         let (names, mut accounts) = (&mut self.names, Vec::new());
-        let reading = read_accounts(ViewFile::new(view, group, &Failure::default()), |entry| {
+        let failure = Failure::default();
+        let reading = read_accounts(ViewFile::new(view, group, &failure), |entry| {
             accounts.push(KnownAccount {
                 id: names.number(&entry.id),
                 email: names.number(&entry.email),
                 latest: entry.latest.map(|label| names.number(&label)),
             });
-        })
-        .map_err(|error| error.to_string())?;
-        let parsed = Arc::new(ParsedAccounts { accounts, reading });
-        self.accounts.insert(group, Arc::clone(&parsed));
+        });
+        let is_read = self.note(&failure);
+        let parsed = Arc::new(ParsedAccounts { accounts, reading: reading.map_err(|error| error.to_string())? });
+        if is_read {
+            self.accounts.insert(group, Arc::clone(&parsed));
+        }
         Ok(parsed)
+    }
+
+    /// Notes an error of the store that a file met; returns whether there was none.
+    fn note(&mut self, failure: &Failure) -> bool {
+        store_error(failure).inspect_err(|error| self.store_errors.add(error)).is_ok()
     }
 }
 

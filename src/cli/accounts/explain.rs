@@ -73,7 +73,7 @@ fn moved(
     }
     let view = bench.view(&chosen.record)?;
     for tree in moved_trees(&view)? {
-        let found = bench.analyser.analyse(&view, tree.as_bytes())?;
+        let found = bench.ledger.analyser().analyse(&view, tree.as_bytes())?;
         if found.accounts.iter().any(|account| account.is_named(name)) {
             return Ok(Some(found));
         }

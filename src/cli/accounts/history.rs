@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use comfy_table::Cell;
 use jiff::Timestamp;
 use serde::Serialize;
-use zmreplica::zimbra::account::{Account, AccountState};
+use zmreplica::zimbra::account::AccountState;
+use zmreplica::zimbra::ledger::AccountEntry;
 
 use super::super::error::{CliError, Exit};
 use super::super::{table, text};
+use super::Bench;
 use super::table::{colour, faults_in_short};
-use super::{Bench, is_whole};
 
 /// One account across snapshots.
 struct Life {
@@ -60,8 +61,8 @@ fn all(bench: &mut Bench<'_>) -> Result<Exit, CliError> {
     let mut lives: BTreeMap<String, Life> = BTreeMap::new();
     let snapshots = bench.snapshots.clone();
     for (at, snapshot) in snapshots.iter().enumerate() {
-        let Some(analysis) = bench.analyse(&snapshot.record)? else { continue };
-        for account in analysis.accounts {
+        let Some(accounts) = bench.entries(&snapshot.record)? else { continue };
+        for account in accounts {
             let life = lives.entry(account.id.clone()).or_insert_with(|| Life {
                 email: String::new(),
                 first: at,
@@ -71,7 +72,7 @@ fn all(bench: &mut Bench<'_>) -> Result<Exit, CliError> {
             });
             life.last = at;
             life.state = account.state;
-            if is_whole(&account) {
+            if account.is_whole() {
                 life.last_whole = Some(at);
             }
             life.email = account.email;
@@ -125,12 +126,11 @@ fn one(bench: &mut Bench<'_>, name: &str) -> Result<Exit, CliError> {
     let mut found = false;
     for snapshot in bench.snapshots.clone() {
         let record = &snapshot.record;
-        let Some(analysis) = bench.analyse(record)? else { continue };
-        let named: Vec<&Account> = analysis.accounts.iter().filter(|account| account.is_named(name)).collect();
+        let Some(accounts) = bench.entries(record)? else { continue };
+        let named: Vec<&AccountEntry> = accounts.iter().filter(|account| account.is_named(name)).collect();
         for account in &named {
             found = true;
-            let from = account.intervals.first().map(|interval| interval.from);
-            let to = account.intervals.last().map(|interval| interval.to);
+            let (from, to) = (account.from, account.to);
             if output.json() {
                 output.event(&StateEvent {
                     event: "account_state",
@@ -141,7 +141,7 @@ fn one(bench: &mut Bench<'_>, name: &str) -> Result<Exit, CliError> {
                     state: account.state,
                     from,
                     to,
-                    faults: account.faults.len() as u64,
+                    faults: account.faults,
                 })?;
                 continue;
             }
@@ -153,7 +153,7 @@ fn one(bench: &mut Bench<'_>, name: &str) -> Result<Exit, CliError> {
                 Cell::new(account.state.word()).fg(colour(account.state)),
                 Cell::new(time(from)),
                 Cell::new(time(to)),
-                Cell::new(faults_in_short(account)),
+                Cell::new(faults_in_short(account.gravest_fault.as_ref(), account.faults)),
             ]);
         }
         if named.is_empty() && found && !output.json() {

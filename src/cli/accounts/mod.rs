@@ -2,6 +2,7 @@
 
 mod explain;
 mod history;
+pub(super) mod night;
 mod table;
 
 use std::collections::HashSet;
@@ -11,12 +12,12 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
-use zmreplica::replica::Replica;
-use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewOptions, parse_time};
+use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewError, ViewOptions, parse_time};
 use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval};
+use zmreplica::zimbra::ledger::{AccountEntry, Ledger, Page};
 use zmreplica::zimbra::plan::{RestorePlan, plan};
 use zmreplica::zimbra::redo::SequenceRange;
-use zmreplica::zimbra::{Analyser, Analysis, moved_trees};
+use zmreplica::zimbra::{Analysis, moved_trees};
 
 use super::error::{CliError, Exit};
 use super::{Context, text};
@@ -59,7 +60,7 @@ struct Bench<'a> {
     readers: Readers,
     /// Snapshots of the same source up to the one that is asked for, oldest first.
     snapshots: Vec<&'a StoredSnapshot>,
-    analyser: Analyser,
+    ledger: Ledger<'a>,
 }
 
 impl Bench<'_> {
@@ -69,17 +70,24 @@ impl Bench<'_> {
 
     /// Analyses the tree that the arguments name in a snapshot; `None` when the snapshot does not have it.
     fn analyse(&mut self, record: &SnapshotRecord) -> Result<Option<Analysis>, CliError> {
+        let Some(tree) = self.args.tree.as_deref().filter(|tree| !tree.is_empty()) else {
+            return Ok(Some(self.ledger.analysis(record)?));
+        };
         let view = self.view(record)?;
-        let tree = self.args.tree.as_deref().unwrap_or_default();
-        match self.analyser.analyse(&view, tree.as_bytes()) {
+        match self.ledger.analyser().analyse(&view, tree.as_bytes()) {
             Ok(analysis) => Ok(Some(analysis)),
-            Err(zmreplica::view::ViewError::NotFound { .. } | zmreplica::view::ViewError::NotADirectory { .. })
-                if !tree.is_empty() =>
-            {
-                Ok(None)
-            }
+            Err(ViewError::NotFound { .. } | ViewError::NotADirectory { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Tells in short of the accounts of the tree that the arguments name in a snapshot; `None` when the snapshot does not have it.
+    fn entries(&mut self, record: &SnapshotRecord) -> Result<Option<Vec<AccountEntry>>, CliError> {
+        if self.args.tree.as_deref().is_none_or(str::is_empty) {
+            let accounts = self.ledger.page(record)?.accounts;
+            return Ok(Some(accounts.into_iter().filter(|entry| entry.tree.is_none()).collect()));
+        }
+        Ok(self.analyse(record)?.map(|analysis| Page::new([&analysis]).accounts))
     }
 }
 
@@ -95,23 +103,11 @@ pub(crate) fn run(context: &Context, args: &AccountsArgs) -> Result<Exit, CliErr
     let all = Snapshots::read(readers.catalog())?;
     let chosen = all.resolve(&args.snapshot)?;
     let snapshots = before_and_with(&all, chosen);
-    let analyser = analyser(&replica, &all);
-    let mut bench = Bench { context, args, readers, snapshots, analyser };
+    let ledger = Ledger::open(&replica, readers.clone(), &all);
+    let mut bench = Bench { context, args, readers, snapshots, ledger };
     let result = answer(&mut bench, chosen, at);
-    keep(&replica, &all, &bench.analyser);
+    bench.ledger.close();
     result
-}
-
-/// Makes an analyser that knows what earlier runs found out.
-pub(super) fn analyser(replica: &Replica, all: &Snapshots) -> Analyser {
-    Analyser::with_kept(replica.path(), |id| all.all().iter().any(|snapshot| snapshot.record.id == id))
-}
-
-/// Keeps what an analyser found out for later runs.
-pub(super) fn keep(replica: &Replica, all: &Snapshots, analyser: &Analyser) {
-    if let Ok(newest) = all.newest() {
-        analyser.keep(replica.path(), &newest.record.id);
-    }
 }
 
 fn answer(bench: &mut Bench<'_>, chosen: &StoredSnapshot, at: Option<Timestamp>) -> Result<Exit, CliError> {
@@ -151,11 +147,11 @@ struct Before {
     whole: Vec<(String, String)>,
 }
 
-/// Analyses the snapshot before, if there is one, and keeps of it what is compared: two analyses at a time would take twice the memory.
+/// Takes from the snapshot before, if there is one, what is compared.
 fn before(bench: &mut Bench<'_>) -> Result<Option<Before>, CliError> {
     let Some([before, _]) = bench.snapshots.last_chunk::<2>().copied() else { return Ok(None) };
-    let accounts = bench.analyse(&before.record)?.map_or_else(Vec::new, |analysis| analysis.accounts);
-    let whole = accounts.into_iter().filter(is_whole).map(|account| (account.id, account.email));
+    let accounts = bench.entries(&before.record)?.unwrap_or_default();
+    let whole = accounts.into_iter().filter(AccountEntry::is_whole).map(|account| (account.id, account.email));
     Ok(Some(Before { snapshot: before.record.id.clone(), whole: whole.collect() }))
 }
 

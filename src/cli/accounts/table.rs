@@ -5,47 +5,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::view::StoredSnapshot;
 use zmreplica::zimbra::Analysis;
-use zmreplica::zimbra::account::{Account, AccountState, Answer, Interval, Severity};
+use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval, Severity, StateCounts};
 
 use super::super::error::CliError;
 use super::super::output::Output;
 use super::super::{table, text};
-use super::{AccountEvent, Bench, Compared, is_whole, tell_moved, tell_remarks};
-
-/// How many accounts are in which state.
-#[derive(Clone, Copy, Default, Serialize)]
-pub(super) struct Counts {
-    accounts: u64,
-    whole: u64,
-    incomplete: u64,
-    behind: u64,
-    lost: u64,
-}
-
-impl Counts {
-    pub(super) fn of<'a>(accounts: impl IntoIterator<Item = &'a Account>) -> Counts {
-        let mut counts = Counts::default();
-        for account in accounts {
-            counts.accounts += 1;
-            *match account.state {
-                AccountState::Whole => &mut counts.whole,
-                AccountState::Incomplete => &mut counts.incomplete,
-                AccountState::Behind => &mut counts.behind,
-                AccountState::Lost => &mut counts.lost,
-            } += 1;
-        }
-        counts
-    }
-
-    fn words(&self) -> String {
-        let parts =
-            [(self.whole, "whole"), (self.incomplete, "incomplete"), (self.behind, "behind"), (self.lost, "lost")];
-        let told = parts.iter().filter(|(count, _)| *count > 0);
-        let told: Vec<String> = told.map(|(count, word)| format!("{} {word}", text::count(*count))).collect();
-        let all = text::plural(self.accounts, "account", "accounts");
-        if told.is_empty() { all } else { format!("{all}: {}", told.join(", ")) }
-    }
-}
+use super::{AccountEvent, Bench, Compared, is_whole, night, tell_moved, tell_remarks};
 
 #[derive(Serialize)]
 struct SummaryEvent<'a> {
@@ -53,7 +18,7 @@ struct SummaryEvent<'a> {
     snapshot: &'a str,
     time: Timestamp,
     #[serde(flatten)]
-    counts: Counts,
+    counts: StateCounts,
     remarks: Vec<String>,
     compared_with: Option<&'a str>,
     no_longer_whole: Vec<&'a str>,
@@ -83,7 +48,7 @@ pub(super) fn run(
             event: "summary",
             snapshot: &record.id,
             time: record.time,
-            counts: Counts::of(&analysis.accounts),
+            counts: counts(analysis),
             remarks,
             compared_with: compared.with.as_deref(),
             no_longer_whole: compared.no_longer_whole.iter().map(|(_, email)| email.as_str()).collect(),
@@ -101,18 +66,14 @@ pub(super) fn run(
         "{} of {}: {}",
         record.short_id(),
         text::local_time(record.time),
-        Counts::of(&analysis.accounts).words()
+        counts_in_words(&counts(analysis))
     ));
     tell_moved(bench, &bench.view(record)?)?;
     if let (Some(with), false) = (&compared.with, compared.no_longer_whole.is_empty()) {
-        let names: Vec<String> =
-            compared.no_longer_whole.iter().take(8).map(|(_, email)| text::escape(email.as_bytes())).collect();
-        let more = compared.no_longer_whole.len().saturating_sub(names.len());
-        let rest = if more > 0 { format!(" and {} more", text::count(more as u64)) } else { String::new() };
         let with = with.get(..8).unwrap_or(with);
         output.warn(&format!(
-            "No longer whole since the snapshot before, {with}: {}{rest}. `zmreplica accounts --account ADDRESS` tells how to restore one",
-            names.join(", ")
+            "No longer whole since the snapshot before, {with}: {}. `zmreplica accounts --account ADDRESS` tells how to restore one",
+            night::named(compared.no_longer_whole.iter().map(|(_, email)| email.as_str()))
         ));
     }
     Ok(())
@@ -124,7 +85,7 @@ fn overview(output: &Output, analysis: &Analysis, rows: &[&Account]) -> Result<(
     for account in rows {
         let newest = account.fulls.last().map_or("-", |full| &analysis.sessions[full.session].label);
         let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), text::local_time);
-        let mut missing = faults_in_short(account);
+        let mut missing = faults_in_short(account.gravest_fault(), account.faults.len() as u64);
         if account.intervals.len() > 1 {
             let hole =
                 |pair: &[Interval]| format!("{} to {}", text::local_time(pair[0].to), text::local_time(pair[1].from));
@@ -154,7 +115,7 @@ fn moment(output: &Output, analysis: &Analysis, rows: &[&Account], time: Timesta
                 let remark = match (usual, full.complete) {
                     (true, true) => String::new(),
                     (false, _) => "a newer full is unusable: name this one (-lb)".to_owned(),
-                    (true, false) => faults_in_short(account),
+                    (true, false) => faults_in_short(account.gravest_fault(), account.faults.len() as u64),
                 };
                 ("yes", if remark.is_empty() { Color::Green } else { Color::Yellow }, label.as_str(), remark)
             }
@@ -176,6 +137,18 @@ fn moment(output: &Output, analysis: &Analysis, rows: &[&Account], time: Timesta
     table::write(output, &mut table)
 }
 
+fn counts(analysis: &Analysis) -> StateCounts {
+    StateCounts::of(analysis.accounts.iter().map(|account| account.state))
+}
+
+/// Tells how many accounts there are, and how many in which state.
+pub(super) fn counts_in_words(counts: &StateCounts) -> String {
+    let told = counts.by_state().into_iter().filter(|(_, count)| *count > 0);
+    let told: Vec<String> = told.map(|(state, count)| format!("{} {}", text::count(count), state.word())).collect();
+    let all = text::plural(counts.accounts, "account", "accounts");
+    if told.is_empty() { all } else { format!("{all}: {}", told.join(", ")) }
+}
+
 /// Returns the colour of a state.
 pub(super) fn colour(state: AccountState) -> Color {
     match state {
@@ -185,11 +158,10 @@ pub(super) fn colour(state: AccountState) -> Color {
     }
 }
 
-/// Returns the gravest fault of an account, and how many more there are.
-pub(super) fn faults_in_short(account: &Account) -> String {
-    // Of equals the newest says most.
-    let Some(worst) = account.faults.iter().max_by_key(|fault| fault.severity) else { return String::new() };
-    let more = account.faults.len() - 1;
+/// Tells the gravest fault of an account, and how many more there are.
+pub(super) fn faults_in_short(gravest: Option<&Fault>, count: u64) -> String {
+    let Some(worst) = gravest else { return String::new() };
+    let more = count.saturating_sub(1);
     let rest = if more > 0 { format!(" (+{more})") } else { String::new() };
     let prefix = if worst.severity == Severity::Notice { "note: " } else { "" };
     format!("{prefix}{}{rest}", text::escape(worst.text.as_bytes()))

@@ -38,7 +38,7 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
     Setting { key, meaning, default }
 }
 
-const SETTINGS: [Setting; 35] = [
+const SETTINGS: [Setting; 36] = [
     setting("store", "none", "directory of the store"),
     setting("source", "none", "what `snapshot` and `nightly` take"),
     setting("exclude", "[]", "patterns of what is left out, besides lost+found and sessions under deletion"),
@@ -70,6 +70,7 @@ const SETTINGS: [Setting; 35] = [
     setting("retention.keep-monthly", "0", "keep the newest of each of the last so many months that have one"),
     setting("retention.keep-yearly", "0", "keep the newest of each of the last so many years that have one"),
     setting("retention.keep-within", "none", "keep all that are at most so old: 8d, 2w, 3m (months), 1y"),
+    setting("retention.keep-accounts", "none", "keep the last with an account whole, so long after it vanished: 1y"),
     setting("retention.keep-tags", "[]", "keep all that have one of these tags"),
     setting("retention.max-unused", "10", "how much of the packs may be unused after a prune, in per cent"),
     setting("guard.expect-retention", "learned", "age at which zmbackup -del removes sessions; earlier is suspect"),

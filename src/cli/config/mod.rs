@@ -72,6 +72,7 @@ pub(crate) struct Retention {
     pub(crate) keep_yearly: u32,
     pub(crate) keep_within: Option<Within>,
     pub(crate) keep_tags: Vec<String>,
+    pub(crate) keep_accounts: Option<Within>,
     pub(crate) max_unused: Option<u8>,
 }
 
@@ -87,6 +88,7 @@ impl Retention {
             keep_yearly: self.keep_yearly,
             keep_within: self.keep_within,
             keep_tags: self.keep_tags.clone(),
+            keep_accounts: self.keep_accounts,
         }
     }
 }

@@ -11,9 +11,9 @@ use super::find::{self, RECORD_MAX_BYTES, relative};
 use super::look::look;
 use super::shell::{Shell, breach};
 use super::spool::Spool;
-use crate::model::{ChunkHash, Kind, Stat};
-use crate::source::cut::{CutError, Cutter, SegmentSink, SinkClosed};
-use crate::source::read::{ATTEMPTS, EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
+use crate::model::{Kind, Stat};
+use crate::source::cut::{CutError, Cutter};
+use crate::source::read::{ATTEMPTS, EventSink, Hashing, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
 use crate::source::tree::SourceError;
 
 /// How often and how long a vanished name directly below the root is waited for.
@@ -110,26 +110,6 @@ fn look_again<'p>(
 /// Looks at one name.
 pub(super) fn stat_one(shell: &mut Shell, path: &[u8]) -> Result<Option<Stat>, SourceError> {
     Ok(look_again(shell, std::iter::once(path))?.remove(path).map(|now| now.stat))
-}
-
-/// Hashes chunks on their way to the sink.
-struct Hashing<'a> {
-    sink: &'a mut dyn EventSink,
-}
-
-impl SegmentSink for Hashing<'_> {
-    fn literal(&mut self, bytes: &[u8]) -> Result<(), SinkClosed> {
-        self.sink.event(ReadEvent::Literal(bytes.to_vec()), bytes.len())
-    }
-
-    fn zeros(&mut self, length: u64) -> Result<(), SinkClosed> {
-        self.sink.event(ReadEvent::Zeros(length), 0)
-    }
-
-    fn chunk(&mut self, plain: Vec<u8>) -> Result<(), SinkClosed> {
-        let bytes = plain.len();
-        self.sink.event(ReadEvent::Chunk(ChunkHash::of(&plain), plain), bytes)
-    }
 }
 
 /// A member as it was taken in.

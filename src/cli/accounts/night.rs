@@ -1,0 +1,91 @@
+//! What can be restored after a night: found out once, and told in a few lines by `nightly` and `status`.
+
+use std::sync::Arc;
+
+use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::view::{Readers, Snapshots, ViewOptions};
+use zmreplica::zimbra::ledger::{ChangedAccount, Ledger, Summary};
+
+use super::super::error::CliError;
+use super::super::{Context, text};
+use super::before_and_with;
+use super::table::counts_in_words;
+
+/// Accounts or sessions that a line names.
+const NAMED: usize = 8;
+
+/// Finds out what can be restored from a snapshot, and what became of it since the one before; `None` when it holds nothing of a mail server. What was found
+/// is kept with both snapshots.
+pub(crate) fn find_out(context: &Context, record: &SnapshotRecord) -> Result<Option<Summary>, CliError> {
+    let replica = context.open()?;
+    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
+    let all = Snapshots::read(readers.catalog())?;
+    let chosen = all.resolve(&record.id)?;
+    let mut ledger = Ledger::open(&replica, readers, &all);
+    let page = ledger.page(record)?;
+    let summary = if page.is_zimbra() {
+        let before = match before_and_with(&all, chosen).last_chunk::<2>() {
+            Some([before, _]) => Some((before.record.id.clone(), ledger.page(&before.record)?)),
+            None => None,
+        };
+        Some(Summary::new(&page, before.as_ref().map(|(id, page)| (id.as_str(), page))))
+    } else {
+        None
+    };
+    ledger.close();
+    Ok(summary)
+}
+
+/// Tells how many accounts are in which state, and what became of them.
+pub(crate) fn accounts_line(found: &Summary) -> String {
+    let changes = &found.changes;
+    let mut parts = vec![counts_in_words(&found.counts)];
+    for (accounts, what) in [(&changes.whole_again, "whole again"), (&changes.new, "new"), (&changes.left, "gone")] {
+        if !accounts.is_empty() {
+            parts.push(format!("{} {what}", text::count(accounts.len() as u64)));
+        }
+    }
+    parts.join("; ")
+}
+
+/// Tells how many sessions are in which state, and which came and went.
+pub(crate) fn sessions_line(found: &Summary) -> String {
+    let all: u64 = found.sessions.values().sum();
+    let states: Vec<String> =
+        found.sessions.iter().map(|(state, count)| format!("{} {}", text::count(*count), state.words())).collect();
+    let mut line = text::plural(all, "session", "sessions");
+    if !states.is_empty() {
+        line += &format!(": {}", states.join(", "));
+    }
+    for (labels, what) in
+        [(&found.running, "running"), (&found.changes.new_sessions, "new"), (&found.changes.gone_sessions, "gone")]
+    {
+        if !labels.is_empty() {
+            line += &format!("; {what}: {}", named(labels.iter().map(String::as_str)));
+        }
+    }
+    line
+}
+
+/// Says which accounts are no longer whole, and how to learn why; `None` when there is none.
+pub(crate) fn no_longer_whole(found: &Summary) -> Option<String> {
+    let lost = &found.changes.no_longer_whole;
+    let word = |account: &ChangedAccount| {
+        format!("{} ({})", account.email, account.state.map_or("gone", |state| state.word()))
+    };
+    let told: Vec<String> = lost.iter().map(word).collect();
+    (!lost.is_empty()).then(|| {
+        format!(
+            "no longer whole since the snapshot before: {}. `zmreplica accounts --account ADDRESS` tells why, and how to restore one",
+            named(told.iter().map(String::as_str))
+        )
+    })
+}
+
+/// Lists the first few of some names.
+pub(super) fn named<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let told: Vec<String> = names.take(NAMED).map(|name| text::escape(name.as_bytes())).collect();
+    let rest = if more > 0 { format!(" and {} more", text::count(more as u64)) } else { String::new() };
+    format!("{}{rest}", told.join(", "))
+}

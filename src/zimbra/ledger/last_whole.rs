@@ -1,0 +1,183 @@
+//! The last snapshot from which an account can be restored whole must stay for a while after the account vanished.
+//!
+//! Deleting an account on the server takes it out of accounts.xml, and with its last full session it is gone from the tree. Asked for months later, it can
+//! be had from the snapshots of the time before only, of which the last has its newest state.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::Ledger;
+use super::page::Page;
+use crate::catalog::snapshot::SnapshotRecord;
+use crate::replica::write_durably;
+use crate::retention::Within;
+use crate::zimbra::cache::{seal, unseal};
+
+/// Accounts that a reason names.
+const NAMED: usize = 3;
+
+/// One account through the snapshots of a source.
+struct Life {
+    email: String,
+    /// The last snapshot that holds it whole, by place.
+    last_whole: Option<usize>,
+    /// The last one that knows it.
+    last_known: usize,
+}
+
+/// The accounts for which one snapshot stays.
+#[derive(Default)]
+struct Stays {
+    emails: Vec<String>,
+    /// Until when, if they vanished.
+    until: Option<Timestamp>,
+    /// Whether one of them is still there, but not whole.
+    is_broken_one: bool,
+}
+
+/// Tells which snapshots must stay because they are the last from which an account can be restored whole, and why, by their identifiers. That of an account
+/// that is there and not whole stays until it is whole again; that of one that vanished for `within`, counted from the first snapshot without it to the newest
+/// of its source. A snapshot whose accounts cannot be told stays, too.
+///
+/// Pages that are not there are made; `begin` is told of how many there are, and `step` of each snapshot that was looked at, and may end it.
+///
+/// # Errors
+/// What `step` returns.
+///
+/// Memory: some 150 bytes for each account that any snapshot knows.
+pub fn protections<E>(
+    ledger: &mut Ledger<'_>,
+    records: &[(u64, SnapshotRecord)],
+    within: Within,
+    zone: &TimeZone,
+    mut step: impl FnMut() -> Result<(), E>,
+) -> Result<BTreeMap<String, Vec<String>>, E> {
+    let mut by_source: BTreeMap<&str, Vec<&(u64, SnapshotRecord)>> = BTreeMap::new();
+    for one in records {
+        by_source.entry(&one.1.source).or_default().push(one);
+    }
+    let noted = load(ledger.store());
+    let mut vanished = noted.clone();
+    // Of a source without snapshots there is nothing to keep.
+    vanished.retain(|source, _| by_source.contains_key(source.as_str()));
+    let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for mut own in by_source.into_values() {
+        own.sort_by_key(|(number, record)| (record.time, *number));
+        let own: Vec<&SnapshotRecord> = own.into_iter().map(|(_, record)| record).collect();
+        let mut lives: HashMap<String, Life> = HashMap::new();
+        for (at, record) in own.iter().enumerate() {
+            let unknown = match ledger.page(record) {
+                Ok(page) => {
+                    let error = page.store_error.as_ref().map(|error| error.text.clone());
+                    live(&mut lives, at, page);
+                    error
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(error) = unknown {
+                let reason = format!("which accounts it holds whole cannot be told: {error}");
+                reasons.entry(record.id.clone()).or_default().push(reason);
+            }
+            step()?;
+        }
+        let Some(source) = own.last().map(|newest| newest.source.clone()) else { continue };
+        for (at, stays) in stays(&own, lives, vanished.entry(source).or_default(), within, zone) {
+            reasons.entry(own[at].id.clone()).or_default().push(reason(stays, zone));
+        }
+    }
+    vanished.retain(|_, accounts| !accounts.is_empty());
+    if vanished != noted
+        && let Some((_, newest)) = records.last()
+    {
+        save(ledger.store(), &newest.id, &vanished);
+    }
+    Ok(reasons)
+}
+
+/// When accounts vanished, by identifier: the time of the first snapshot that knew nothing of them. The snapshots in between go in time, and that moment with them, so it is noted.
+type VanishedOf = BTreeMap<String, Timestamp>;
+
+/// The same of each source.
+type Vanished = BTreeMap<String, VanishedOf>;
+
+const MAGIC: &[u8; 8] = b"ZMRGONE1";
+
+fn path(store: &Path) -> PathBuf {
+    store.join("cache").join("zimbra-vanished")
+}
+
+/// Reads what is noted. Without the file an account counts as vanished since the oldest snapshot that is left without it, so its last whole one stays longer, not shorter.
+fn load(store: &Path) -> Vanished {
+    fs::read(path(store)).ok().and_then(|bytes| unseal(MAGIC, &bytes, |_| true)).unwrap_or_default()
+}
+
+fn save(store: &Path, newest_snapshot: &str, vanished: &Vanished) {
+    if let Some(bytes) = seal(MAGIC, newest_snapshot, vanished) {
+        let _ = write_durably(&path(store), &bytes);
+    }
+}
+
+fn live(lives: &mut HashMap<String, Life>, at: usize, page: Page) {
+    for entry in page.accounts {
+        let is_whole = entry.is_whole();
+        let life =
+            lives.entry(entry.id).or_insert_with(|| Life { email: String::new(), last_whole: None, last_known: at });
+        life.last_known = at;
+        life.email = entry.email;
+        if is_whole {
+            life.last_whole = Some(at);
+        }
+    }
+}
+
+/// Tells by place which snapshots of a source stay.
+fn stays(
+    own: &[&SnapshotRecord],
+    lives: HashMap<String, Life>,
+    vanished: &mut VanishedOf,
+    within: Within,
+    zone: &TimeZone,
+) -> BTreeMap<usize, Stays> {
+    let Some(newest) = own.len().checked_sub(1) else { return BTreeMap::new() };
+    let start = within.before(&own[newest].time.to_zoned(zone.clone()));
+    let noted = std::mem::take(vanished);
+    let mut found: BTreeMap<usize, Stays> = BTreeMap::new();
+    for (id, life) in lives {
+        // The newest snapshot of a source never goes.
+        let Some(at) = life.last_whole.filter(|at| *at < newest) else { continue };
+        if life.last_known == newest {
+            let stays = found.entry(at).or_default();
+            stays.emails.push(life.email);
+            stays.is_broken_one = true;
+            continue;
+        }
+        let first_without = own[life.last_known + 1].time;
+        // A note was made when more snapshots were there. An older one is of an earlier vanishing: the account came back after it.
+        let noted = noted.get(&id).filter(|time| **time > own[life.last_known].time);
+        let since = noted.copied().unwrap_or(first_without);
+        vanished.insert(id, since);
+        if since >= start {
+            let stays = found.entry(at).or_default();
+            stays.emails.push(life.email);
+            stays.until = stays.until.max(Some(within.after(&since.to_zoned(zone.clone()))));
+        }
+    }
+    found
+}
+
+fn reason(mut stays: Stays, zone: &TimeZone) -> String {
+    stays.emails.sort_unstable();
+    let named: Vec<&str> = stays.emails.iter().take(NAMED).map(String::as_str).collect();
+    let more = stays.emails.len() - named.len();
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let until = match (stays.is_broken_one, stays.until) {
+        (true, _) => " (until they are whole again)".to_owned(),
+        (false, Some(until)) => format!(" (until {})", until.to_zoned(zone.clone()).strftime("%Y-%m-%d")),
+        (false, None) => String::new(),
+    };
+    format!("the last with {}{rest} whole{until}", named.join(", "))
+}

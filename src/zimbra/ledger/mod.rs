@@ -1,0 +1,118 @@
+//! The ledger: for each snapshot which sessions and accounts it holds, and what can be restored of them.
+//!
+//! A snapshot never changes, so what is in it is found out once, as a rule by the nightly run that made it, and kept with the store: a page for each
+//! snapshot in `cache/ledger/<identifier>`. Comparing nights and following accounts through years reads pages, and no tree.
+//! A page that is missing, damaged or of another edition is made again from the snapshot.
+//!
+//! The file of a page has the layout of the facts' (see the module `cache`), with the magic `ZMRLEDG1` and the snapshot's identifier. Its JSON is a [`Page`]: some
+//! 30 bytes for each account once compressed.
+
+mod changes;
+mod last_whole;
+mod page;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use super::analysis::{Analyser, Analysis};
+use super::site::moved_trees;
+use crate::catalog::snapshot::SnapshotRecord;
+use crate::replica::Replica;
+use crate::view::{Readers, SnapshotView, Snapshots, ViewError};
+
+pub use changes::{ChangedAccount, Changes};
+pub use last_whole::protections;
+pub use page::{AccountEntry, Page, SessionEntry};
+pub use summary::Summary;
+
+/// Returns the page of a snapshot if the store keeps it; nothing is looked at otherwise.
+pub fn kept(store: &Path, snapshot: &str) -> Option<Page> {
+    page::load(store, snapshot)
+}
+
+/// Removes the pages of snapshots that are gone. What cannot be removed stays, and does no harm.
+pub fn tidy(store: &Path, snapshots: &Snapshots) {
+    page::tidy(store, |name| has(snapshots, name));
+}
+
+/// The pages of a store's snapshots.
+///
+/// Memory: that of an [`Analyser`], and the analysis of one tree at a time, while pages are made.
+pub struct Ledger<'a> {
+    store: &'a Path,
+    readers: Readers,
+    snapshots: &'a Snapshots,
+    /// Made when it is first needed: reading what it knows takes time.
+    analyser: Option<Analyser>,
+}
+
+impl<'a> Ledger<'a> {
+    /// Opens the ledger of a store.
+    pub fn open(replica: &'a Replica, readers: Readers, snapshots: &'a Snapshots) -> Ledger<'a> {
+        Ledger { store: replica.path(), readers, snapshots, analyser: None }
+    }
+
+    fn store(&self) -> &'a Path {
+        self.store
+    }
+
+    /// Returns the page of a snapshot; makes it if it is not kept.
+    ///
+    /// # Errors
+    /// Fails when the store cannot be read.
+    pub fn page(&mut self, record: &SnapshotRecord) -> Result<Page, ViewError> {
+        match page::load(self.store, &record.id) {
+            Some(page) => Ok(page),
+            None => {
+                let view = SnapshotView::over(&self.readers, record.clone())?;
+                let analysis = self.analyser().analyse(&view, b"")?;
+                self.make(&view, &analysis)
+            }
+        }
+    }
+
+    /// Looks at the tree at the root of a snapshot, and keeps the page of the snapshot if there is none.
+    ///
+    /// # Errors
+    /// Fails when the store cannot be read.
+    pub fn analysis(&mut self, record: &SnapshotRecord) -> Result<Analysis, ViewError> {
+        let view = SnapshotView::over(&self.readers, record.clone())?;
+        let analysis = self.analyser().analyse(&view, b"")?;
+        if page::load(self.store, &record.id).is_none() {
+            self.make(&view, &analysis)?;
+        }
+        Ok(analysis)
+    }
+
+    /// Returns what looks at snapshots, for trees that have no pages.
+    pub fn analyser(&mut self) -> &mut Analyser {
+        let (store, snapshots) = (self.store, self.snapshots);
+        self.analyser.get_or_insert_with(|| Analyser::with_kept(store, |id| has(snapshots, id)))
+    }
+
+    /// Makes the page of a snapshot of which the tree at the root is known.
+    fn make(&mut self, view: &SnapshotView, root: &Analysis) -> Result<Page, ViewError> {
+        let mut moved = Vec::new();
+        for tree in moved_trees(view)? {
+            moved.push(self.analyser().analyse(view, tree.as_bytes())?);
+        }
+        let page = Page::new(std::iter::once(root).chain(&moved));
+        if page.store_error.is_none() {
+            page::save(self.store, &view.record().id, &page);
+        }
+        Ok(page)
+    }
+
+    /// Keeps what was found out beside the pages, for later runs. To be called at the end.
+    pub fn close(self) {
+        if let (Some(analyser), Ok(newest)) = (&self.analyser, self.snapshots.newest()) {
+            analyser.keep(self.store, &newest.record.id);
+        }
+    }
+}
+
+fn has(snapshots: &Snapshots, id: &str) -> bool {
+    snapshots.all().iter().any(|snapshot| snapshot.record.id == id)
+}

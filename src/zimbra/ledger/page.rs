@@ -1,0 +1,194 @@
+//! A page of the ledger: the accounts and sessions of one snapshot in short, and the file that it is kept in.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::super::account::{Account, AccountState, Fault, StateCounts};
+use super::super::analysis::Analysis;
+use super::super::cache::{seal, unseal};
+use super::super::input::StoreError;
+use super::super::label::SessionKind;
+use super::super::site::{Session, SessionState};
+use crate::replica::write_durably;
+
+/// Changes whenever the same snapshot would be judged in another way: pages of other editions are made anew.
+const MAGIC: &[u8; 8] = b"ZMRLEDG1";
+const DIRECTORY: &str = "ledger";
+
+/// One account of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountEntry {
+    /// Its identifier.
+    pub id: String,
+    /// Its address.
+    pub email: String,
+    /// Other addresses that sessions know it by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_emails: Vec<String>,
+    /// What can be restored of it.
+    pub state: AccountState,
+    /// Whether accounts.xml knows it.
+    pub in_accounts: bool,
+    /// The first time to which it can be restored.
+    pub from: Option<Timestamp>,
+    /// The last one.
+    pub to: Option<Timestamp>,
+    /// How many things are missing or wrong.
+    pub faults: u64,
+    /// The gravest of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gravest_fault: Option<Fault>,
+    /// The directory into which an upgrade moved the tree that it is in; `None` for the snapshot's root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<String>,
+}
+
+impl AccountEntry {
+    fn new(account: &Account, tree: &str) -> AccountEntry {
+        AccountEntry {
+            state: account.state,
+            in_accounts: account.in_accounts,
+            from: account.intervals.first().map(|interval| interval.from),
+            to: account.intervals.last().map(|interval| interval.to),
+            faults: account.faults.len() as u64,
+            gravest_fault: account.gravest_fault().cloned(),
+            id: account.id.clone(),
+            email: account.email.clone(),
+            other_emails: account.other_emails.clone(),
+            tree: (!tree.is_empty()).then(|| tree.to_owned()),
+        }
+    }
+
+    /// Returns whether everything can be restored.
+    pub fn is_whole(&self) -> bool {
+        self.state == AccountState::Whole
+    }
+
+    /// Returns whether the text names the account: an address that it has or had, or its identifier, in any case.
+    pub fn is_named(&self, text: &str) -> bool {
+        let text = text.to_lowercase();
+        self.id == text || self.email.to_lowercase() == text || self.other_emails.contains(&text)
+    }
+}
+
+/// One session of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEntry {
+    /// Its label.
+    pub label: String,
+    /// Full or incremental.
+    pub kind: SessionKind,
+    /// When it started.
+    pub start: Timestamp,
+    /// Its state.
+    pub state: SessionState,
+}
+
+impl SessionEntry {
+    fn new(session: &Session) -> SessionEntry {
+        let Session { label, kind, start, state, .. } = session;
+        SessionEntry { label: label.clone(), kind: *kind, start: *start, state: *state }
+    }
+
+    /// Returns whether a restore can use it.
+    pub fn is_usable(&self) -> bool {
+        matches!(self.state, SessionState::Complete | SessionState::WithErrors | SessionState::Aborted)
+    }
+}
+
+/// What one snapshot holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// The accounts of the tree at the root, by address, and then those that only trees hold that an upgrade moved aside.
+    pub accounts: Vec<AccountEntry>,
+    /// The sessions of the tree at the root, oldest first.
+    pub sessions: Vec<SessionEntry>,
+    /// What kept a part of the snapshot from being looked at. Such a page says too little, and is not kept.
+    #[serde(skip)]
+    pub store_error: Option<StoreError>,
+}
+
+impl Page {
+    /// Makes the page of what was found in the trees of a snapshot, the one at the root first.
+    pub fn new<'a>(trees: impl IntoIterator<Item = &'a Analysis>) -> Page {
+        let mut page = Page::default();
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        for Analysis { tree, sessions, accounts, store_error, .. } in trees {
+            if page.store_error.is_none() {
+                page.store_error.clone_from(store_error);
+            }
+            if tree.is_empty() {
+                page.sessions = sessions.iter().map(SessionEntry::new).collect();
+            }
+            for account in accounts {
+                let entry = AccountEntry::new(account, tree);
+                match places.get(account.id.as_str()) {
+                    None => {
+                        places.insert(&account.id, page.accounts.len());
+                        page.accounts.push(entry);
+                    }
+                    // The root's tree goes on from the moved ones, so that counts, whatever an older one still holds; of moved ones the best.
+                    Some(at) => {
+                        let known = &mut page.accounts[*at];
+                        if known.tree.is_some() && entry.state < known.state {
+                            *known = entry;
+                        }
+                    }
+                }
+            }
+        }
+        page
+    }
+
+    /// Returns whether there is anything of a mail server in the snapshot.
+    pub fn is_zimbra(&self) -> bool {
+        !self.accounts.is_empty() || !self.sessions.is_empty()
+    }
+
+    /// Counts the accounts by state.
+    pub fn counts(&self) -> StateCounts {
+        StateCounts::of(self.accounts.iter().map(|account| account.state))
+    }
+
+    /// Counts the sessions by state.
+    pub fn session_counts(&self) -> BTreeMap<SessionState, u64> {
+        let mut counts = BTreeMap::new();
+        for session in &self.sessions {
+            *counts.entry(session.state).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+fn directory(store: &Path) -> PathBuf {
+    store.join("cache").join(DIRECTORY)
+}
+
+/// Returns the page of a snapshot if it is kept, whole and of this edition.
+pub(super) fn load(store: &Path, snapshot: &str) -> Option<Page> {
+    let bytes = fs::read(directory(store).join(snapshot)).ok()?;
+    unseal(MAGIC, &bytes, |id| id == snapshot)
+}
+
+/// Keeps a page. It can be made again, so a store that cannot be written to is no error.
+pub(super) fn save(store: &Path, snapshot: &str, page: &Page) {
+    let directory = directory(store);
+    if let Some(bytes) = seal(MAGIC, snapshot, page)
+        && fs::create_dir_all(&directory).is_ok()
+    {
+        let _ = write_durably(&directory.join(snapshot), &bytes);
+    }
+}
+
+/// Removes the pages of snapshots that are gone. What cannot be removed stays, and does no harm.
+pub(super) fn tidy(store: &Path, has_snapshot: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(directory(store)).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_none_or(|name| !has_snapshot(name)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
