@@ -53,6 +53,11 @@ pub(super) struct PendingListing {
 }
 
 impl PendingListing {
+    /// Returns how many names it is, its own included.
+    pub(super) fn names(&self) -> usize {
+        self.entries.len() + 1
+    }
+
     pub(super) fn new(listing: &Listing, owners: &mut Owners) -> PendingListing {
         let name = listing.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let vanished = listing.unreadable.as_ref().is_some_and(|problem| problem.kind == ProblemKind::Vanished);

@@ -32,6 +32,8 @@ use crate::source::tree::{LocalTree, SourceError, SourceTree};
 
 /// Read requests that may be unanswered before the run stops classifying and completes listings.
 const WINDOW_REQUESTS: usize = 8192;
+/// Names that may wait behind unanswered requests, some 270 bytes each where directories are small: a night with few changes has few requests, however many names there are.
+const PENDING_NAMES: usize = 1 << 17;
 /// Pending changes of the catalogue that make the run commit its progress, in bytes.
 const PROGRESS_PENDING_BYTES: usize = 48 << 20;
 /// Problems that are kept by name; further ones are counted.
@@ -145,6 +147,8 @@ pub(super) struct Run<'a> {
     file_systems: Vec<u32>,
     tree: TreeBuilder,
     pending: VecDeque<PendingListing>,
+    /// Names of those.
+    pending_names: usize,
     asked: usize,
     source: String,
     source_number: u32,
@@ -203,6 +207,7 @@ impl<'a> Run<'a> {
             file_systems: Vec::new(),
             tree: TreeBuilder::new(),
             pending: VecDeque::new(),
+            pending_names: 0,
             asked: 0,
             source: source.to_owned(),
             source_number,
@@ -228,13 +233,21 @@ impl<'a> Run<'a> {
 
     /// Scans, reads and builds the tree.
     fn take(&mut self) -> Result<(), SnapshotError> {
+        // Names that waited when requests were last sent off.
+        let mut flushed_names = 0;
         while let Some(listing) = self.source_tree.next_listing()? {
             self.check_interrupt()?;
             let pending = self.classify(listing)?;
+            self.pending_names += pending.names();
             self.pending.push_back(pending);
-            if self.asked >= WINDOW_REQUESTS {
+            if self.pending_names >= flushed_names + PENDING_NAMES / 2 {
+                // Few requests, and many names behind them: the answers are there when they are waited for.
                 self.source_tree.flush()?;
-                while self.asked > WINDOW_REQUESTS / 2 {
+                flushed_names = self.pending_names;
+            }
+            if self.asked >= WINDOW_REQUESTS || self.pending_names >= PENDING_NAMES {
+                self.source_tree.flush()?;
+                while self.asked > WINDOW_REQUESTS / 2 || self.pending_names > PENDING_NAMES / 2 {
                     self.complete_one()?;
                 }
             }
@@ -242,6 +255,7 @@ impl<'a> Run<'a> {
             while self.pending.front().is_some_and(|front| front.asked == 0) {
                 self.complete_one()?;
             }
+            flushed_names = flushed_names.min(self.pending_names);
         }
         self.progress.scanned.store(true, Ordering::Relaxed);
         self.source_tree.flush()?;
@@ -382,6 +396,7 @@ impl<'a> Run<'a> {
     /// Completes the oldest pending listing.
     fn complete_one(&mut self) -> Result<(), SnapshotError> {
         let Some(listing) = self.pending.pop_front() else { return Ok(()) };
+        self.pending_names -= listing.names();
         if let Ok(mut current) = self.progress.current.try_lock() {
             current.clone_from(&listing.prefix);
         }
