@@ -171,7 +171,10 @@ fn prune(
         output.flush()?;
         match followed(output, &progress, &interrupt, || carry_out(&mut replica, &plan, &progress)) {
             Ok(report) => {
-                ledger::tidy(replica.path(), &Snapshots::read(&replica.catalog()?)?);
+                // The prune is done, whether its leftovers can be found or not.
+                if let Ok(snapshots) = replica.catalog().and_then(|catalog| Snapshots::read(&catalog)) {
+                    ledger::tidy(replica.path(), &snapshots);
+                }
                 tell_report(output, &report)?;
                 return Ok(Exit::Done);
             }
@@ -197,7 +200,7 @@ fn account_protections(
     let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
     let records = readers.catalog().snapshots()?;
     let snapshots = Snapshots::read(readers.catalog())?;
-    let unknown = records.iter().filter(|(_, record)| ledger::kept(replica.path(), &record.id).is_none()).count();
+    let unknown = records.iter().filter(|(_, record)| !ledger::is_kept(replica.path(), &record.id)).count();
     if unknown > 1 {
         let unknown = text::plural(unknown as u64, "snapshot is", "snapshots are");
         output.note(&format!("The accounts of {unknown} looked at first; that is done once."));

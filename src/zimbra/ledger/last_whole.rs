@@ -43,7 +43,7 @@ struct Stays {
 /// that is there and not whole stays until it is whole again; that of one that vanished for `within`, counted from the first snapshot without it to the newest
 /// of its source. A snapshot whose accounts cannot be told stays, too.
 ///
-/// Pages that are not there are made; `begin` is told of how many there are, and `step` of each snapshot that was looked at, and may end it.
+/// Pages that are not there are made. `step` is called after each snapshot, and may end it.
 ///
 /// # Errors
 /// What `step` returns.

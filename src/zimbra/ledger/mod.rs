@@ -32,6 +32,11 @@ pub fn kept(store: &Path, snapshot: &str) -> Option<Page> {
     page::load(store, snapshot)
 }
 
+/// Returns whether there is a page of a snapshot, whatever it is worth.
+pub fn is_kept(store: &Path, snapshot: &str) -> bool {
+    page::path(store, snapshot).exists()
+}
+
 /// Removes the pages of snapshots that are gone. What cannot be removed stays, and does no harm.
 pub fn tidy(store: &Path, snapshots: &Snapshots) {
     page::tidy(store, |name| has(snapshots, name));

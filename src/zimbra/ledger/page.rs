@@ -168,19 +168,23 @@ fn directory(store: &Path) -> PathBuf {
     store.join("cache").join(DIRECTORY)
 }
 
+/// Returns the place of a page.
+pub(super) fn path(store: &Path, snapshot: &str) -> PathBuf {
+    directory(store).join(snapshot)
+}
+
 /// Returns the page of a snapshot if it is kept, whole and of this edition.
 pub(super) fn load(store: &Path, snapshot: &str) -> Option<Page> {
-    let bytes = fs::read(directory(store).join(snapshot)).ok()?;
+    let bytes = fs::read(path(store, snapshot)).ok()?;
     unseal(MAGIC, &bytes, |id| id == snapshot)
 }
 
 /// Keeps a page. It can be made again, so a store that cannot be written to is no error.
 pub(super) fn save(store: &Path, snapshot: &str, page: &Page) {
-    let directory = directory(store);
     if let Some(bytes) = seal(MAGIC, snapshot, page)
-        && fs::create_dir_all(&directory).is_ok()
+        && fs::create_dir_all(directory(store)).is_ok()
     {
-        let _ = write_durably(&directory.join(snapshot), &bytes);
+        let _ = write_durably(&path(store, snapshot), &bytes);
     }
 }
 
