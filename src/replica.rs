@@ -282,9 +282,13 @@ impl Replica {
         let file = path.join(CATALOG);
         match CatalogDatabase::open_read_only(&file) {
             Err(CatalogError::NeedsRepair { .. }) => {
-                let _lock = take_lock(path)?;
-                drop(CatalogDatabase::open(&file)?);
-                Ok(CatalogDatabase::open_read_only(&file)?)
+                let lock = take_lock(path)?;
+                // A full disk shows when it is closed, which tells nobody.
+                let repaired = CatalogDatabase::open(&file).map(drop);
+                match repaired.and_then(|()| CatalogDatabase::open_read_only(&file)) {
+                    Ok(database) => Ok(database),
+                    Err(_) => Ok(CatalogDatabase::open_repaired(&file, lock)?),
+                }
             }
             other => Ok(other?),
         }

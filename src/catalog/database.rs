@@ -4,6 +4,7 @@
 //! the payload. A flipped bit, or a value that turns up under another key, is therefore an error and never data. The
 //! indexes need none: whoever looks a hash up confirms the answer against the row that it names.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use redb::{
@@ -12,6 +13,7 @@ use redb::{
 };
 
 use super::CatalogError;
+use super::overlay::Overlay;
 
 /// A table of the catalogue. The numbers are part of the format: commit files name tables by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -163,6 +165,8 @@ fn unseal(table: Table, key: u64, sealed: &[u8]) -> Result<&[u8], CatalogError> 
 enum Handle {
     Writer(Database),
     Reader(ReadOnlyDatabase),
+    /// Repaired in memory only; nobody else may write as long as it is read.
+    Repaired(Database, #[expect(dead_code, reason = "held, not used")] File),
 }
 
 /// An open catalogue database.
@@ -225,6 +229,22 @@ impl CatalogDatabase {
         Ok(CatalogDatabase { handle: Handle::Reader(database), path: path.to_owned() })
     }
 
+    /// Opens an existing database for reading whose writer died and that cannot be repaired where it is, on a full disk or one that is read only: it is repaired in memory. `lock`, the
+    /// store's lock, is held as long as it is read.
+    ///
+    /// # Errors
+    /// [`CatalogError::Open`] when it cannot be read, or not be repaired.
+    pub fn open_repaired(path: &Path, lock: File) -> Result<CatalogDatabase, CatalogError> {
+        let overlay = File::open(path).and_then(Overlay::new).map_err(|error| {
+            let path = path.display().to_string();
+            CatalogError::Open { path, message: error.to_string() }
+        })?;
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = builder.create_with_backend(overlay).map_err(|error| Self::open_error(path, error))?;
+        Ok(CatalogDatabase { handle: Handle::Repaired(database, lock), path: path.to_owned() })
+    }
+
     /// Returns the path of the database file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -236,7 +256,7 @@ impl CatalogDatabase {
     /// Fails when redb fails or a table is missing.
     pub fn read(&self) -> Result<DatabaseReader, CatalogError> {
         let transaction = match &self.handle {
-            Handle::Writer(database) => database.begin_read()?,
+            Handle::Writer(database) | Handle::Repaired(database, _) => database.begin_read()?,
             Handle::Reader(database) => database.begin_read()?,
         };
         DatabaseReader::open(transaction)
@@ -342,7 +362,7 @@ impl CatalogDatabase {
     /// Fails when the database was opened read-only or redb fails.
     pub fn check_pages(&mut self) -> Result<bool, CatalogError> {
         match &mut self.handle {
-            Handle::Writer(database) => Ok(database.check_integrity()?),
+            Handle::Writer(database) | Handle::Repaired(database, _) => Ok(database.check_integrity()?),
             Handle::Reader(_) => Ok(true),
         }
     }

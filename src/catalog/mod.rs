@@ -15,6 +15,7 @@ pub mod group;
 pub mod links;
 pub mod marks;
 pub mod object;
+mod overlay;
 pub mod reader;
 pub mod references;
 mod removal;

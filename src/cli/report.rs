@@ -10,11 +10,8 @@ use clap::Args;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
-use zmreplica::catalog::CatalogError;
-use zmreplica::catalog::chunk::PackRow;
-use zmreplica::catalog::database::Table;
-use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::nightly::status::pack_bytes;
 use zmreplica::report::{self, AccountRow, Event, Night, NightState, Report, SessionBar};
 use zmreplica::view::{Readers, SnapshotView, Snapshots, ViewOptions};
 use zmreplica::zimbra::Analysis;
@@ -137,20 +134,6 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<Report, CliError> {
         events: events.into_iter().map(|(_, event)| event).collect(),
         remarks: remarks(&newest),
     })
-}
-
-fn pack_bytes(catalog: &CatalogReader) -> Result<u64, CatalogError> {
-    let mut bytes = 0;
-    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
-        let row = PackRow::decode(payload?).map_err(|error| CatalogError::Damaged {
-            what: "pack row",
-            number,
-            reason: error.to_string(),
-        })?;
-        bytes += row.bytes;
-        Ok(())
-    })?;
-    Ok(bytes)
 }
 
 fn remarks(analysis: &Analysis) -> Vec<String> {

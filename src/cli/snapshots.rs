@@ -1,7 +1,7 @@
 //! `zmreplica snapshots`: lists the snapshots, oldest first.
 
 use clap::Args;
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color};
 use serde::Serialize;
 use zmreplica::catalog::marks::Mark;
 use zmreplica::catalog::snapshot::{SuspectReason, Totals, Work};
@@ -9,7 +9,7 @@ use zmreplica::guard::{Judged, judged};
 use zmreplica::lease::{self, LeaseInfo};
 
 use super::error::{CliError, Exit};
-use super::{Context, text};
+use super::{Context, table, text};
 
 /// Arguments of `snapshots`.
 #[derive(Args)]
@@ -157,27 +157,11 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
         output.note("The store holds no snapshot yet; `zmreplica snapshot SOURCE` takes one.");
         return Ok(Exit::Done);
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    if output.stdout_is_terminal() {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    } else {
-        table.set_content_arrangement(ContentArrangement::Disabled);
-    }
-    if output.colour() {
-        table.enforce_styling();
-    } else {
-        table.force_no_tty();
-    }
-    let right = |content: String| Cell::new(content).set_alignment(CellAlignment::Right);
     let mut names = vec!["ID", "TIME", "SOURCE", "NAMES", "SIZE", "NEW", "STORED", "TAGS", "STATE"];
     if !leases.is_empty() {
         names.push("MOUNTED AT");
     }
-    table.set_header(names.iter().enumerate().map(|(at, name)| match at {
-        3..=6 => right((*name).to_owned()),
-        _ => Cell::new(name),
-    }));
+    let mut table = table::new(output, &names, &[3, 4, 5, 6]);
     for snapshot in &all {
         let record = &snapshot.record;
         let state_colour = match snapshot.state() {
@@ -189,10 +173,10 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
             Cell::new(record.short_id()),
             Cell::new(text::local_time(record.time)),
             Cell::new(text::escape(record.source.as_bytes())),
-            right(text::count(record.totals.names)),
-            right(text::bytes(record.totals.bytes)),
-            right(text::bytes(record.work.new_bytes)),
-            right(text::bytes(record.work.stored_bytes)),
+            table::right(text::count(record.totals.names)),
+            table::right(text::bytes(record.totals.bytes)),
+            table::right(text::bytes(record.work.new_bytes)),
+            table::right(text::bytes(record.work.stored_bytes)),
             Cell::new(text::escape(record.tags.join(",").as_bytes())),
             Cell::new(state(snapshot)).fg(state_colour),
         ];
@@ -201,12 +185,7 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
         }
         table.add_row(row);
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    for line in table.lines() {
-        output.line(line.trim_end())?;
-    }
+    table::write(output, &mut table)?;
     for snapshot in all.iter().filter(|snapshot| snapshot.is_suspect()) {
         for reason in snapshot.record.suspect_reasons() {
             output.note(&format!("{} is suspect: {}", snapshot.record.short_id(), reason.text));

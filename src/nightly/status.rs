@@ -229,7 +229,11 @@ fn restorable(replica: &Replica, own: &[&Judged]) -> Option<Summary> {
     Some(Summary::new(&newest, before.as_ref().map(|(id, page)| (*id, page))))
 }
 
-fn pack_bytes(catalog: &CatalogReader) -> Result<u64, CatalogError> {
+/// Returns the bytes of all packs.
+///
+/// # Errors
+/// Fails when the catalogue cannot be read.
+pub fn pack_bytes(catalog: &CatalogReader) -> Result<u64, CatalogError> {
     let mut bytes = 0;
     catalog.database()?.scan(Table::Packs, 0, |number, payload| {
         let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
