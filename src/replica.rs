@@ -282,7 +282,13 @@ impl Replica {
         let file = path.join(CATALOG);
         match CatalogDatabase::open_read_only(&file) {
             Err(CatalogError::NeedsRepair { .. }) => {
-                let lock = take_lock(path)?;
+                let lock = match take_lock(path) {
+                    // Nobody can write there.
+                    Err(ReplicaError::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                        File::open(&file).map_err(io_error("Cannot open", &file))?
+                    }
+                    other => other?,
+                };
                 // A full disk shows when it is closed, which tells nobody.
                 let repaired = CatalogDatabase::open(&file).map(drop);
                 match repaired.and_then(|()| CatalogDatabase::open_read_only(&file)) {
@@ -350,11 +356,18 @@ impl Replica {
     /// Fails when the catalogue cannot be opened.
     pub fn following_catalog(&self) -> Result<CatalogReader, CatalogError> {
         let path = self.path.clone();
-        let open = move || match Replica::open_database(&path) {
-            Ok(database) => Ok(Arc::new(database)),
-            Err(ReplicaError::Catalog(error)) => Err(error),
-            Err(other) => {
-                Err(CatalogError::Open { path: path.join(CATALOG).display().to_string(), message: other.to_string() })
+        let only = self.database.is_repaired_in_memory().then(|| Arc::clone(&self.database));
+        let open = move || {
+            if let Some(only) = &only {
+                return Ok(Arc::clone(only));
+            }
+            match Replica::open_database(&path) {
+                Ok(database) => Ok(Arc::new(database)),
+                Err(ReplicaError::Catalog(error)) => Err(error),
+                Err(other) => {
+                    let path = path.join(CATALOG).display().to_string();
+                    Err(CatalogError::Open { path, message: other.to_string() })
+                }
             }
         };
         CatalogReader::following(self.path.join(CATALOG), Box::new(open))

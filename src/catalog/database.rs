@@ -245,6 +245,11 @@ impl CatalogDatabase {
         Ok(CatalogDatabase { handle: Handle::Repaired(database, lock), path: path.to_owned() })
     }
 
+    /// Returns whether it was repaired in memory: nobody else can write then, and no other reader can open it.
+    pub fn is_repaired_in_memory(&self) -> bool {
+        matches!(self.handle, Handle::Repaired(..))
+    }
+
     /// Returns the path of the database file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -24,6 +24,8 @@ pub mod snapshot;
 mod unpack;
 pub mod writer;
 
+use std::io;
+
 use crate::coding::DecodeError;
 use crate::store::backend::BackendError;
 
@@ -85,6 +87,13 @@ impl CatalogError {
     pub fn is_damage(&self) -> bool {
         matches!(self, CatalogError::Missing { .. } | CatalogError::Damaged { .. } | CatalogError::CommitFile { .. })
             || matches!(self, CatalogError::Database(error) if matches!(**error, redb::Error::Corrupted(_)))
+    }
+
+    /// Returns whether the catalogue could not grow because the disk is full.
+    pub fn is_full_disk(&self) -> bool {
+        let CatalogError::Database(error) = self else { return false };
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(&**error, redb::Error::Io(error) if full.contains(&error.kind()))
     }
 
     /// Wraps a decoding error with the row it struck.

@@ -223,6 +223,12 @@ fn damage_if(damage: bool) -> Exit {
 }
 
 fn catalog_hint(error: &CatalogError) -> Option<String> {
+    if error.is_full_disk() {
+        return Some(
+            "The store is whole, and can be read. Free some space on its disk, then run the same command again."
+                .to_owned(),
+        );
+    }
     let unusable = matches!(error, CatalogError::Open { .. } | CatalogError::Database(_));
     unusable.then(|| {
         "If the catalogue is lost or damaged, `zmreplica repair` rebuilds it from the commit files.".to_owned()
