@@ -135,6 +135,7 @@ pub fn change_since(
             cross_file_systems: false,
             scan_only: true,
             bytes_per_second: 0,
+            patience: pull.patience,
             spool: std::env::temp_dir(),
             interrupted: Arc::new(|| false),
         };
@@ -229,6 +230,7 @@ fn open_agentless(
         cross_file_systems: options.cross_file_systems,
         scan_only: matches!(task, Task::Scan),
         bytes_per_second: pull.bytes_per_second,
+        patience: pull.patience,
         spool: replica.path().join("cache"),
         interrupted: Arc::new(move || interrupted.interrupted()),
     };

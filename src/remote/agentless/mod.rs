@@ -32,6 +32,7 @@ mod tree;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::source::exclude::Excludes;
 
@@ -53,6 +54,8 @@ pub struct AgentlessOptions {
     pub scan_only: bool,
     /// Most bytes a second that are taken; 0 for no limit.
     pub bytes_per_second: u64,
+    /// How long the far side may be waited for while next to nothing comes.
+    pub patience: Duration,
     /// An existing directory for temporary files; they have no names. It takes the names of the tree and the largest file.
     pub spool: PathBuf,
     /// Asked now and then while much comes in.

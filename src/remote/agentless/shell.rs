@@ -46,11 +46,44 @@ esac
 echo "ZMREND $w"
 done"#;
 
+/// A far side that sends less than this while it is waited for, in bytes a second over the time that it may be silent, is not slow but stuck: no line is so slow, and no disk.
+const SLOWEST_BYTES_PER_SECOND: f64 = 16.0;
+
+/// Watches that what is waited for comes, and not byte by byte without an end.
+struct Pace {
+    patience: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(patience: Duration) -> Pace {
+        Pace { patience, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    /// Counts bytes that were waited for.
+    fn add(&mut self, waited: Duration, bytes: usize) -> io::Result<()> {
+        self.waited += waited;
+        self.bytes += bytes as u64;
+        if self.waited < self.patience {
+            return Ok(());
+        }
+        let (seconds, bytes) = (self.waited.as_secs_f64(), self.bytes);
+        *self = Pace::new(self.patience);
+        if bytes as f64 >= seconds * SLOWEST_BYTES_PER_SECOND {
+            return Ok(());
+        }
+        let message = format!("only {bytes} bytes came in {seconds:.0} s");
+        Err(io::Error::new(io::ErrorKind::TimedOut, message))
+    }
+}
+
 /// Counts what comes, and takes no more than may come.
 struct Metered {
     inner: Box<dyn Read + Send>,
     counters: Arc<WireCounters>,
     bytes_per_second: u64,
+    pace: Pace,
     /// When the bytes taken so far may all have come.
     due: Instant,
 }
@@ -65,7 +98,9 @@ impl Read for Metered {
             // Naps stay short, also at the lowest rate.
             most = most.min((self.bytes_per_second / 4).max(256) as usize);
         }
+        let asked = Instant::now();
         let count = self.inner.read(&mut buffer[..most])?;
+        self.pace.add(asked.elapsed(), count)?;
         self.counters.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
         if self.bytes_per_second > 0 {
             self.due += Duration::from_secs_f64(count as f64 / self.bytes_per_second as f64);
@@ -105,6 +140,7 @@ impl Shell {
             inner: input,
             counters: Arc::clone(counters),
             bytes_per_second: options.bytes_per_second,
+            pace: Pace::new(options.patience),
             due: Instant::now(),
         };
         let mut input = BufReader::with_capacity(BUFFER_BYTES, metered);
@@ -269,6 +305,25 @@ fn greeting(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_trickles_is_stuck() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::new(10 * second);
+        for _ in 0..100 {
+            pace.add(second, 20).unwrap();
+        }
+        // Much at once, and then next to nothing.
+        pace.add(Duration::ZERO, 100_000).unwrap();
+        for _ in 0..10 {
+            pace.add(second, 1).unwrap();
+        }
+        let stuck = (0..10).find_map(|_| pace.add(second, 15).err()).unwrap();
+        assert_eq!(
+            (stuck.kind(), stuck.to_string().as_str()),
+            (io::ErrorKind::TimedOut, "only 150 bytes came in 10 s")
+        );
+    }
 
     #[test]
     fn records_are_bounded() {
