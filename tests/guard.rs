@@ -11,7 +11,7 @@ use std::path::Path;
 
 use mounted::{Scene, assert_rsync_finds_nothing, err, run, shell};
 use serde_json::Value;
-use zimbra::{night, protected, reasons, replace, snapshots, tree};
+use zimbra::{event, night, protected, reasons, replace, snapshots, tree};
 
 const NONE: [u64; 0] = [];
 
@@ -207,6 +207,39 @@ fn the_usual_age_is_learned_from_earlier_nights() {
     let why = reasons(&night(&scene, 4)["snapshot"]);
     assert!(why.contains("2 sessions vanished too early (this kind usually stays for 12 days)"), "{why}");
     assert!(young.iter().all(|label| why.contains(*label)), "{why}");
+}
+
+#[test]
+fn an_accident_that_nobody_accepted_does_not_become_the_usual() {
+    let scene = Scene::new();
+    let mut generator = tree(&scene, 40);
+    night(&scene, 0);
+    generator.delete(None, true).unwrap();
+    generator.delete(None, true).unwrap();
+    night(&scene, 0);
+    let incrementals = |generator: &zmreplica_treegen::Generator| {
+        let labels = generator.labels().into_iter().filter(|label| label.starts_with("incr-"));
+        labels.rev().collect::<Vec<String>>()
+    };
+    // Far more go too early than ever went in time.
+    for label in &incrementals(&generator)[1..6] {
+        generator.delete(Some(label), true).unwrap();
+    }
+    let mut state = night(&scene, 4)["snapshot"]["state"].clone();
+    // Until those would have been old enough, and a night is good again.
+    for _ in 0..14 {
+        generator.night().unwrap();
+        let output = scene.command().args(["--json", "nightly", "source"]).output().unwrap();
+        state = event(&output, "nightly")["snapshot"]["state"].clone();
+        if state == "complete" {
+            break;
+        }
+    }
+    assert_eq!(state, "complete");
+    let young = incrementals(&generator).remove(5);
+    generator.delete(Some(&young), true).unwrap();
+    let why = reasons(&night(&scene, 4)["snapshot"]);
+    assert!(why.contains(&young) && why.contains("usually stays for"), "{why}");
 }
 
 #[test]

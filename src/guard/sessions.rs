@@ -145,10 +145,18 @@ impl Learned {
         type Seen = (Timestamp, i64);
         let mut last_seen: BTreeMap<Label, Seen> = BTreeMap::new();
         let mut newest_snapshot = None;
+        // Missed first in a night that is suspect and not accepted: an accident, perhaps, which must not become the usual.
+        let mut missed: BTreeSet<Label> = BTreeSet::new();
         let first = earlier.len().saturating_sub(HISTORY);
-        for snapshot in earlier[first..].iter().filter(|snapshot| !snapshot.is_suspect()) {
+        for snapshot in &earlier[first..] {
             let time = snapshot.record.time;
             let labels = Side::open(readers, &snapshot.record)?.labels;
+            if snapshot.is_suspect() {
+                let seen_last_night = last_seen.iter().filter(|(_, (seen, _))| Some(*seen) == newest_snapshot);
+                missed.extend(seen_last_night.map(|(label, _)| label).filter(|label| !labels.contains(label)).cloned());
+                continue;
+            }
+            missed.retain(|label| !labels.contains(label));
             let now = newest(&labels).map_or(0, |time| time.as_second());
             last_seen.extend(labels.into_iter().map(|label| {
                 let age = now - label.started.as_second();
@@ -159,7 +167,7 @@ impl Learned {
         let gone = |kind: LabelKind| {
             let gone =
                 last_seen.iter().filter(|(label, (time, _))| label.kind == kind && Some(*time) != newest_snapshot);
-            usual(gone.map(|(_, seen)| *seen).collect())
+            usual(gone.filter(|(label, _)| !missed.contains(label)).map(|(_, seen)| *seen).collect())
         };
         Ok(Learned { full: gone(LabelKind::Full), incremental: gone(LabelKind::Incremental) })
     }
