@@ -204,15 +204,28 @@ fn take_lock(path: &Path) -> Result<File, ReplicaError> {
                 .write_all(format!("process {}, since {}\n", std::process::id(), jiff::Timestamp::now()).as_bytes());
             Ok(file)
         }
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let _ = file.rewind();
-            let _ = file.read_to_string(&mut text);
-            let holder = if text.trim().is_empty() { String::new() } else { format!(" ({})", text.trim()) };
-            Err(ReplicaError::Locked { path: path.display().to_string(), holder })
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(locked(path, &mut file)),
         Err(error) => Err(io_error("Cannot lock", &file_path)(error.into())),
     }
+}
+
+/// Keeps writers out, together with others that do the same.
+fn share_lock(path: &Path) -> Result<File, ReplicaError> {
+    let file_path = path.join(LOCK);
+    let mut file = File::open(&file_path).map_err(io_error("Cannot open", &file_path))?;
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(locked(path, &mut file)),
+        Err(error) => Err(io_error("Cannot lock", &file_path)(error.into())),
+    }
+}
+
+fn locked(path: &Path, file: &mut File) -> ReplicaError {
+    let mut text = String::new();
+    let _ = file.rewind();
+    let _ = file.read_to_string(&mut text);
+    let holder = if text.trim().is_empty() { String::new() } else { format!(" ({})", text.trim()) };
+    ReplicaError::Locked { path: path.display().to_string(), holder }
 }
 
 /// Tells which process writes to the store now, as its lock says; `None` when none does, as far as this host can see.
@@ -282,18 +295,23 @@ impl Replica {
         let file = path.join(CATALOG);
         match CatalogDatabase::open_read_only(&file) {
             Err(CatalogError::NeedsRepair { .. }) => {
-                let lock = match take_lock(path) {
-                    // Nobody can write there.
-                    Err(ReplicaError::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                        File::open(&file).map_err(io_error("Cannot open", &file))?
+                match take_lock(path) {
+                    Ok(_lock) => {
+                        // A full disk shows when it is closed, which tells nobody.
+                        let repaired = CatalogDatabase::open(&file).map(drop);
+                        if let Ok(database) = repaired.and_then(|()| CatalogDatabase::open_read_only(&file)) {
+                            return Ok(database);
+                        }
                     }
-                    other => other?,
-                };
-                // A full disk shows when it is closed, which tells nobody.
-                let repaired = CatalogDatabase::open(&file).map(drop);
-                match repaired.and_then(|()| CatalogDatabase::open_read_only(&file)) {
-                    Ok(database) => Ok(database),
-                    Err(_) => Ok(CatalogDatabase::open_repaired(&file, lock)?),
+                    // A run, or others that read it repaired in memory.
+                    Err(ReplicaError::Locked { .. }) => {}
+                    Err(ReplicaError::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+                    Err(error) => return Err(error),
+                }
+                let lock = share_lock(path)?;
+                match CatalogDatabase::open_read_only(&file) {
+                    Err(CatalogError::NeedsRepair { .. }) => Ok(CatalogDatabase::open_repaired(&file, lock)?),
+                    other => Ok(other?),
                 }
             }
             other => Ok(other?),

@@ -177,6 +177,11 @@ fn prunes_on_a_full_disk_keep_what_stays() {
             full += 1;
             bench.ok(&["check", "--read-data"]);
             bench.assert_newest_is(&source);
+            // A mount and readers beside it, none of which can repair the catalogue where it is.
+            bench.ok(&["mount", "latest", "mnt"]);
+            assert_rsync_finds_nothing(&source, &bench.scene.mnt());
+            bench.ok(&["check"]);
+            bench.ok(&["umount", "mnt"]);
             // Nor does it matter whether it can be written at all.
             run(Command::new("mount").args(["-o", "remount,ro"]).arg(bench.disk()));
             bench.ok(&["check", "--read-data"]);

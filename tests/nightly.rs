@@ -190,7 +190,7 @@ fn the_example_hook_mails() {
     let (headers, body) = mail.split_once("\n\n").unwrap();
     assert!(headers.contains("To: postmaster@example.com") && headers.contains(": failure"), "{mail}");
     assert!(
-        body.contains("is empty") && body.contains("The replica is fine") && body.contains("\"exit_code\":1"),
+        body.contains("is empty") && body.contains("The last nightly run failed") && body.contains("\"exit_code\":1"),
         "{mail}"
     );
 }

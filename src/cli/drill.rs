@@ -171,7 +171,8 @@ impl Drop for Place {
 }
 
 fn analyse(replica: &Replica, args: &DrillArgs) -> Result<(StoredSnapshot, Analysis), CliError> {
-    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
+    let readers =
+        Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
     let all = Snapshots::read(readers.catalog())?;
     let snapshot = all.resolve(&args.snapshot)?.clone();
     let view = SnapshotView::over(&readers, snapshot.record.clone())?;

@@ -57,8 +57,7 @@ const AFTER_HELP: &str = "\
 SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time (2026-11-22, 2026-11-22T03:00): the newest at or before it.
 
 Exit codes: 0 done; 1 failed; 2 usage; 3 done, but some files could not be read or written; \
-4 done, but the guard found something that a person must look at; 5 another run holds the store; 6 held; 7 damage found. \
-4 done, but a person should look at what was found; 5 another run holds the store; 7 damage found. \
+4 done, but a person should look at what was found; 5 another run holds the store; 6 held; 7 damage found. \
 An unknown code is a failure.";
 
 /// Keeps a replica of a Zimbra backup tree as immutable, deduplicated snapshots.

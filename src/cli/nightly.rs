@@ -13,9 +13,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::guard::Judged;
 use zmreplica::nightly::hooks::{HOOK_LIMIT, HookCommand};
+use zmreplica::nightly::last::LastNight;
 use zmreplica::nightly::metrics::{self, RunFigures};
 use zmreplica::nightly::settle::{Settled, WORKING, change_since, wait};
 use zmreplica::nightly::status::Status;
+use zmreplica::replica::Replica;
 use zmreplica::snapshot::options::{RunProblem, SnapshotReport};
 use zmreplica::snapshot::pull;
 use zmreplica::zimbra::ledger::Summary;
@@ -110,6 +112,8 @@ struct NightEvent<'a> {
     problems: &'a [RunProblem],
     /// What can be restored; `null` when the snapshot holds nothing of a mail server, or that could not be found out.
     restorable: Option<&'a Summary>,
+    /// Snapshots that the prune removed; the log names them.
+    removed_snapshots: u64,
     /// Suspect snapshots in the store that nobody has accepted.
     suspects: Option<usize>,
     version: &'static str,
@@ -127,6 +131,10 @@ struct Night<'a> {
     snapshot_time: Duration,
     accounts_time: Duration,
     prune_time: Duration,
+    /// Snapshots that the prune removed.
+    removed: u64,
+    /// Why the prune failed, and what to do.
+    prune_failure: Option<(String, Option<String>)>,
 }
 
 pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliError> {
@@ -151,6 +159,8 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
         snapshot_time: nothing,
         accounts_time: nothing,
         prune_time: nothing,
+        removed: 0,
+        prune_failure: None,
     };
     // Nothing of the night is used after a panic but what it has gathered.
     let result = catch_unwind(AssertUnwindSafe(|| night.work()));
@@ -172,23 +182,31 @@ impl Night<'_> {
         let clock = Instant::now();
         let taken = snapshot::take(context, &args.snapshot);
         self.snapshot_time = clock.elapsed();
-        let (replica, report) = taken?;
-        drop(replica);
+        // Locked to the end, so that no prune removes what is looked at here.
+        let (mut replica, report) = taken?;
         let exit = snapshot::tell(&context.output, &report);
         self.log_report(&report);
         let clock = Instant::now();
-        let found = self.find_out(&report);
+        let found = self.find_out(&replica, &report);
         self.accounts_time = clock.elapsed();
         self.report = Some(report);
         let clock = Instant::now();
-        let pruned = prune::by_configuration(context, args.snapshot.ignore_hold);
+        let pruned = prune::by_configuration(context, &mut replica, args.snapshot.ignore_hold);
         self.prune_time = clock.elapsed();
-        Ok(worse(worse(exit?, found), pruned?))
+        let pruned = pruned.map(|pruned| self.log_pruned(pruned)).unwrap_or_else(|error| {
+            // The snapshot is there, and what was found in it counts too.
+            let text = format!("Nothing more was pruned: {error}");
+            self.warn(&text);
+            let exit = if error.exit() == Exit::Held { Exit::Attention } else { error.exit() };
+            self.prune_failure = Some((text, error.hint()));
+            exit
+        });
+        Ok(worse(worse(exit?, found), pruned))
     }
 
     /// Finds out what can be restored from the snapshot and tells it. That it cannot be found out is told too, and ends no night: the snapshot is there.
-    fn find_out(&mut self, report: &SnapshotReport) -> Exit {
-        match restorable::find_out(self.context, &report.record) {
+    fn find_out(&mut self, replica: &Replica, report: &SnapshotReport) -> Exit {
+        match restorable::find_out(replica, &report.record) {
             Ok(None) => Exit::Done,
             Ok(Some(found)) => {
                 for (name, line) in
@@ -203,7 +221,7 @@ impl Night<'_> {
                     self.log(Level::Info, &line);
                 }
                 let mut exit = Exit::Done;
-                if let Some(text) = restorable::no_longer_whole(&found) {
+                if let Some(text) = restorable::lost_something(&found) {
                     self.warn(&text);
                     exit = Exit::Attention;
                 }
@@ -222,6 +240,28 @@ impl Night<'_> {
                 if error.exit() == Exit::Damage { Exit::Damage } else { Exit::Attention }
             }
         }
+    }
+
+    /// Adds to "all went well" what does not look so, though it is no news.
+    fn not_whole(&self) -> String {
+        let Some(counts) = self.restorable.as_ref().map(|found| found.counts) else { return String::new() };
+        match counts.accounts - counts.whole {
+            0 => String::new(),
+            count => format!("; {} whole", text::plural(count, "account is not", "accounts are not")),
+        }
+    }
+
+    /// Logs what was removed; stdout has it already.
+    fn log_pruned(&mut self, pruned: Option<prune::Pruned>) -> Exit {
+        if let Some(prune::Pruned { removed, deleted_bytes }) = pruned {
+            for line in &removed {
+                self.log(Level::Info, &format!("Removed the snapshot {line}"));
+            }
+            let snapshots = text::plural(removed.len() as u64, "snapshot", "snapshots");
+            self.log(Level::Info, &format!("Pruned {snapshots}, deleted packs of {}", text::bytes(deleted_bytes)));
+            self.removed = removed.len() as u64;
+        }
+        Exit::Done
     }
 
     fn warn(&mut self, text: &str) {
@@ -297,7 +337,10 @@ impl Night<'_> {
     fn tell(&mut self, started: Timestamp, result: &Result<Exit, CliError>) {
         let context = self.context;
         let (exit, message, hint) = match result {
-            Ok(exit) => (*exit, ended(*exit).to_owned(), None),
+            Ok(exit) => match &self.prune_failure {
+                Some((text, hint)) => (*exit, format!("{}. {text}", ended(*exit)), hint.clone()),
+                None => (*exit, format!("{}{}", ended(*exit), self.not_whole()), None),
+            },
             Err(error) => (error.exit(), error.to_string(), error.hint()),
         };
         let outcome = Outcome::of(exit);
@@ -308,6 +351,10 @@ impl Night<'_> {
         };
         self.log(level, &message);
         let finished = Timestamp::now();
+        if let Ok(store) = context.store() {
+            // Where a store is, and only there; that it cannot be noted is no news on a full disk.
+            LastNight { finished, exit_code: exit as u8, message: message.clone() }.save(store);
+        }
         // A store that cannot be opened is part of what is told, by what is missing.
         let gather = || Status::gather(&context.open().ok()?, finished).ok();
         let status = gather();
@@ -334,6 +381,7 @@ impl Night<'_> {
             snapshot: judged.as_ref().map(|judged| SnapshotEvent::new("snapshot", judged)),
             problems: &problems[..problems.len().min(PROBLEMS_TOLD)],
             restorable: self.restorable.as_ref(),
+            removed_snapshots: self.removed,
             suspects: status.as_ref().map(|status| status.suspects.len()),
             version: env!("CARGO_PKG_VERSION"),
         };

@@ -122,61 +122,93 @@ pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError>
     let retention = &context.config.retention;
     let max_unused_percent = args.max_unused.or(retention.max_unused).unwrap_or(MAX_UNUSED_PERCENT);
     let options = PruneOptions { max_unused_percent };
-    prune(context, &args.policy.policy(&retention.policy()), &options, args.dry_run, args.ignore_hold)
+    let policy = args.policy.policy(&retention.policy());
+    let bench = Bench::new(&context.output, &policy, &options)?;
+    if args.dry_run {
+        let plan = bench.plan(&context.open()?)?;
+        tell_plan(&context.output, &policy, &plan, true)?;
+        return Ok(Exit::Done);
+    }
+    let mut replica = context.open_locked()?;
+    if !args.ignore_hold {
+        hold::refuse(&replica)?;
+    }
+    prune(&bench, &mut replica)?;
+    Ok(Exit::Done)
 }
 
 /// Prunes by the rules of the configuration file, if it has any.
-pub(crate) fn by_configuration(context: &Context, ignore_hold: bool) -> Result<Exit, CliError> {
+pub(crate) fn by_configuration(
+    context: &Context,
+    replica: &mut LockedReplica,
+    ignore_hold: bool,
+) -> Result<Option<Pruned>, CliError> {
     let retention = &context.config.retention;
     let policy = retention.policy();
     if policy.is_empty() {
-        return Ok(Exit::Done);
+        return Ok(None);
     }
     let max_unused_percent = retention.max_unused.unwrap_or(MAX_UNUSED_PERCENT);
-    prune(context, &policy, &PruneOptions { max_unused_percent }, false, ignore_hold)
+    let options = PruneOptions { max_unused_percent };
+    if !ignore_hold {
+        hold::refuse(replica)?;
+    }
+    Ok(Some(prune(&Bench::new(&context.output, &policy, &options)?, replica)?))
+}
+
+/// What a prune did.
+pub(crate) struct Pruned {
+    /// A line for each snapshot that went.
+    pub(crate) removed: Vec<String>,
+    /// Bytes of the packs that were deleted.
+    pub(crate) deleted_bytes: u64,
+}
+
+/// What a prune goes by.
+struct Bench<'a> {
+    output: &'a Output,
+    policy: &'a Policy,
+    options: &'a PruneOptions,
+    zone: TimeZone,
+    interrupt: Arc<AtomicBool>,
+    progress: PruneProgress,
+}
+
+impl<'a> Bench<'a> {
+    fn new(output: &'a Output, policy: &'a Policy, options: &'a PruneOptions) -> Result<Bench<'a>, CliError> {
+        let interrupt = signals::interrupt_flag()
+            .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+        let (zone, progress) = (TimeZone::system(), PruneProgress::default());
+        Ok(Bench { output, policy, options, zone, interrupt, progress })
+    }
+
+    fn plan(&self, replica: &Replica) -> Result<PrunePlan, CliError> {
+        let protections = account_protections(self, replica)?;
+        let Bench { output, policy, options, zone, interrupt, progress } = self;
+        Ok(followed(output, progress, interrupt, || plan(replica, policy, protections, zone, options, progress))?)
+    }
 }
 
 /// Prunes by rules, and tells what it does.
-fn prune(
-    context: &Context,
-    policy: &Policy,
-    options: &PruneOptions,
-    dry_run: bool,
-    ignore_hold: bool,
-) -> Result<Exit, CliError> {
-    let output = &context.output;
-    let zone = TimeZone::system();
-    let interrupt = signals::interrupt_flag()
-        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
-    let progress = PruneProgress::default();
-    let make = |replica: &Replica| -> Result<PrunePlan, CliError> {
-        let protections = account_protections(output, replica, policy, &zone, &interrupt)?;
-        let made =
-            followed(output, &progress, &interrupt, || plan(replica, policy, protections, &zone, options, &progress));
-        Ok(made?)
-    };
-    if dry_run {
-        let plan = make(&context.open()?)?;
-        tell_plan(output, policy, &plan, true)?;
-        return Ok(Exit::Done);
-    }
-    let mut replica: LockedReplica = context.open_locked()?;
-    if !ignore_hold {
-        hold::refuse(&replica)?;
-    }
+fn prune(bench: &Bench<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliError> {
+    let Bench { output, policy, interrupt, progress, .. } = bench;
     let mut attempt = 1;
     loop {
-        let plan = make(&replica)?;
+        let plan = bench.plan(replica)?;
         tell_plan(output, policy, &plan, false)?;
         output.flush()?;
-        match followed(output, &progress, &interrupt, || carry_out(&mut replica, &plan, &progress)) {
+        match followed(output, progress, interrupt, || carry_out(replica, &plan, progress)) {
             Ok(report) => {
                 // The prune is done, whether its leftovers can be found or not.
                 if let Ok(snapshots) = replica.catalog().and_then(|catalog| Snapshots::read(&catalog)) {
                     ledger::tidy(replica.path(), &snapshots);
                 }
                 tell_report(output, &report)?;
-                return Ok(Exit::Done);
+                let removed = plan.retention.removed().map(|one| {
+                    let id = one.id.get(..8).unwrap_or(&one.id);
+                    format!("{id} of {}: {}", text::local_time(one.time), one.reasons.join(", "))
+                });
+                return Ok(Pruned { removed: removed.collect(), deleted_bytes: report.deleted_bytes });
             }
             Err(PruneError::Leased { id }) if attempt < ATTEMPTS => {
                 attempt += 1;
@@ -188,26 +220,24 @@ fn prune(
 }
 
 /// Finds the snapshots that `keep-accounts` asks for. Snapshots whose accounts nobody has looked at yet are looked at.
-fn account_protections(
-    output: &Output,
-    replica: &Replica,
-    policy: &Policy,
-    zone: &TimeZone,
-    interrupt: &AtomicBool,
-) -> Result<Protections, CliError> {
+fn account_protections(bench: &Bench<'_>, replica: &Replica) -> Result<Protections, CliError> {
     // Where nothing goes there is nothing to protect.
-    let Some(within) = policy.keep_accounts.filter(|_| !policy.is_empty()) else { return Ok(Protections::default()) };
-    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
+    let Some(within) = bench.policy.keep_accounts.filter(|_| !bench.policy.is_empty()) else {
+        return Ok(Protections::default());
+    };
+    // A dry run has no lock, and chunks may move beside it.
+    let catalog = replica.following_catalog()?;
+    let readers = Readers::new(Arc::new(catalog), Arc::new(replica.chunks()), ViewOptions::default());
     let records = readers.catalog().snapshots()?;
     let snapshots = Snapshots::read(readers.catalog())?;
     let unknown = records.iter().filter(|(_, record)| !ledger::is_kept(replica.path(), &record.id)).count();
     if unknown > 1 {
         let unknown = text::plural(unknown as u64, "snapshot is", "snapshots are");
-        output.note(&format!("The accounts of {unknown} looked at first; that is done once."));
+        bench.output.note(&format!("The accounts of {unknown} looked at first; that is done once."));
     }
     let mut ledger = Ledger::open(replica, readers, &snapshots);
-    let reasons = ledger::protections(&mut ledger, &records, within, zone, || {
-        if interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }
+    let reasons = ledger::protections(&mut ledger, &records, within, &bench.zone, || {
+        if bench.interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }
     });
     ledger.close();
     Ok(Protections { reasons: reasons? })
@@ -253,7 +283,7 @@ fn tell_plan(output: &Output, policy: &Policy, plan: &PrunePlan, dry_run: bool) 
         output.event(&PlanEvent { event: "plan", dry_run, policy, figures })?;
     } else {
         for decision in &plan.retention.decisions {
-            if decision.keep && output.verbosity() == Verbosity::Quiet {
+            if output.verbosity() == Verbosity::Quiet {
                 continue;
             }
             output.line(&decision_line(output, decision, plan))?;

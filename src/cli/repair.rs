@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use zmreplica::prune::PruneProgress;
 use zmreplica::repair::{CatalogOutcome, RepairOptions, RepairReport, repair};
+use zmreplica::zimbra::ledger;
 
 use super::error::{CliError, Exit};
 use super::output::Output;
@@ -36,7 +37,11 @@ pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError
     let interrupt = signals::interrupt_flag()
         .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
     let progress = PruneProgress::default();
-    let report = followed(output, &progress, &interrupt, || repair(store, options, &progress))?;
+    // What was found out before may not hold any more, also if the repair is interrupted; and a reader beside it may find out something else halfway.
+    ledger::forget(store);
+    let report = followed(output, &progress, &interrupt, || repair(store, options, &progress));
+    ledger::forget(store);
+    let report = report?;
     if output.json() {
         let applied_commits = match report.catalog {
             CatalogOutcome::Rebuilt { commit_files } => commit_files,

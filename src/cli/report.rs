@@ -11,6 +11,7 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::guard::{Judged, judged};
 use zmreplica::nightly::status::pack_bytes;
 use zmreplica::report::{self, AccountRow, Event, Night, NightState, Report, SessionBar};
 use zmreplica::view::{Readers, SnapshotView, Snapshots, ViewOptions};
@@ -19,7 +20,7 @@ use zmreplica::zimbra::account::{Account, AccountState};
 use zmreplica::zimbra::history::{SessionLife, session_lives, session_names};
 use zmreplica::zimbra::ledger::{ChangedAccount, Changes, Ledger, Page};
 
-use super::accounts::before_and_with;
+use super::accounts::{self, before_and_with};
 use super::error::{CliError, Exit};
 use super::{Context, text};
 
@@ -50,11 +51,11 @@ struct WrittenEvent<'a> {
 }
 
 pub(crate) fn run(context: &Context, args: &ReportArgs) -> Result<Exit, CliError> {
-    let report = gather(context, args)?;
+    let (report, exit) = gather(context, args)?;
     if args.file == Path::new("-") {
         let mut stdout = context.output.stdout();
         report::write(&report, &mut *stdout)?;
-        return Ok(Exit::Done);
+        return Ok(exit);
     }
     let bytes = write_file(&report, &args.file).map_err(|error| {
         CliError::Failed(format!("Cannot write {}: {error}", text::escape(args.file.as_os_str().as_encoded_bytes())))
@@ -72,7 +73,7 @@ pub(crate) fn run(context: &Context, args: &ReportArgs) -> Result<Exit, CliError
             text::plural(accounts, "account", "accounts")
         ));
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 /// Writes the page beside its place and moves it there, so that a viewer never sees half a page. Returns its size.
@@ -95,9 +96,10 @@ fn write_file(report: &Report, path: &Path) -> std::io::Result<u64> {
     written
 }
 
-fn gather(context: &Context, args: &ReportArgs) -> Result<Report, CliError> {
+fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliError> {
     let replica = context.open()?;
-    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
+    let readers =
+        Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
     let all = Snapshots::read(readers.catalog())?;
     let chosen = all.resolve(&args.snapshot)?;
     let records: Vec<&SnapshotRecord> =
@@ -118,11 +120,29 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<Report, CliError> {
     }
     let newest = ledger.analysis(&chosen.record)?;
     ledger.close();
+    let exit = accounts::unread(context, &newest).unwrap_or(Exit::Done);
     let mut events: Vec<(usize, Event)> = lives.iter().filter_map(|life| vanished(&records, life)).collect();
     events.extend(std::mem::take(&mut follower.events));
-    events.sort_by_key(|(at, _)| *at);
+    let suspects: HashMap<String, String> = judged(readers.catalog())?
+        .into_iter()
+        .filter(Judged::is_suspect)
+        .map(|one| {
+            let reasons: Vec<&str> = one.record.suspect_reasons().iter().map(|reason| reason.text.as_str()).collect();
+            (one.record.id.clone(), format!("suspect: {}", reasons.join("; ")))
+        })
+        .collect();
+    for (at, record) in records.iter().enumerate() {
+        if let Some(text) = suspects.get(&record.id) {
+            events.push((
+                at,
+                Event { time: record.time, is_bad: true, text: format!("{} is {text}", record.short_id()) },
+            ));
+        }
+    }
+    // Of one night the guard's word comes first.
+    events.sort_by_key(|(at, event)| (*at, !event.text.contains(" is suspect: ")));
     let nights = records.iter().enumerate().map(|(at, record)| night(at, record, &events)).collect();
-    Ok(Report {
+    let report = Report {
         made: Timestamp::now(),
         zone: TimeZone::system(),
         source: chosen.record.source.clone(),
@@ -133,7 +153,8 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<Report, CliError> {
         accounts: newest.accounts.iter().map(|account| follower.row(&records, &newest, account)).collect(),
         events: events.into_iter().map(|(_, event)| event).collect(),
         remarks: remarks(&newest),
-    })
+    };
+    Ok((report, exit))
 }
 
 fn remarks(analysis: &Analysis) -> Vec<String> {
@@ -201,9 +222,10 @@ impl Follower {
             self.last_whole.insert(entry.id.clone(), at);
         }
         if let Some(before) = &self.before {
-            let Changes { no_longer_whole, left, whole_again, new, .. } = Changes::between(before, &page);
+            let Changes { no_longer_whole, worse, left, whole_again, new, .. } = Changes::between(before, &page);
             let told = [
                 (told("no longer whole", &no_longer_whole), true),
+                (told("worse than before", &worse), true),
                 (told("gone with the last session that held them", &left), false),
                 (told("whole again", &whole_again), false),
                 (told("new", &new), false),

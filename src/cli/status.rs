@@ -19,7 +19,7 @@ const TOLD: usize = 3;
 /// Arguments of `status`.
 #[derive(Args)]
 #[command(after_help = "\
-Exit codes: 0 fine; 4 something to look at (no snapshot, too old, suspect, problems, accounts no longer whole); 6 held, and nothing else; 7 damage; 1 the state cannot be told.")]
+Exit codes: 0 fine; 4 something to look at (no snapshot, too old, suspect, problems, a failed nightly run, accounts of which less can be restored); 6 held, and nothing else; 7 damage; 1 the state cannot be told.")]
 pub(crate) struct StatusArgs {
     /// Age of the newest snapshot from which on it is too old [default: `max-age` in the configuration file, else 36h]
     #[arg(long, value_name = "SPAN")]
@@ -81,11 +81,16 @@ fn sentence(finding: &Finding, max_age: Duration) -> String {
             "{} and not accepted; `zmreplica snapshots` tells why",
             text::plural(*count, "snapshot is suspect", "snapshots are suspect")
         ),
-        Finding::NoLongerWhole { source, count } => format!(
-            "{} in the newest snapshot of {}, and {} in the one before; `zmreplica accounts --faulty` tells which",
-            text::plural(*count, "account is not whole", "accounts are not whole"),
+        Finding::NightFailed { night } => format!(
+            "The last nightly run failed at {} (exit code {}): {}",
+            text::local_time(night.finished),
+            night.exit_code,
+            text::escape(night.message.as_bytes()),
+        ),
+        Finding::LessRestorable { source, count } => format!(
+            "Of {} less can be restored from the newest snapshot of {} than in the night before; `zmreplica accounts --faulty` tells which",
+            text::plural(*count, "account", "accounts"),
             text::escape(source.as_bytes()),
-            if *count == 1 { "was" } else { "were" },
         ),
         Finding::Problems { source, count } => format!(
             "The newest snapshot of {} has {}",
@@ -139,7 +144,8 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
             lines.push(("Last good", good.unwrap_or_else(|| "none".to_owned())));
         }
         if let Some(found) = restorable {
-            lines.push(("Accounts", night::accounts_line(found)));
+            let hint = if found.counts.whole < found.counts.accounts { " (`zmreplica accounts --faulty`)" } else { "" };
+            lines.push(("Accounts", format!("{}{hint}", night::accounts_line(found))));
             lines.push(("Sessions", night::sessions_line(found)));
         }
     }

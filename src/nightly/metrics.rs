@@ -149,10 +149,10 @@ fn restorable(page: &mut Page, status: &Status) {
             page.sample("accounts", &[("source", source), ("state", state.word())], count as f64);
         }
     }
-    let name = "accounts_no_longer_whole";
-    page.metric(name, "Accounts that were whole in the snapshot before the newest, and are not in that.");
+    let name = "accounts_worse";
+    page.metric(name, "Accounts of which less can be restored than in the night before.");
     for (source, found) in &known {
-        page.sample(name, &[("source", source)], found.changes.no_longer_whole.len() as f64);
+        page.sample(name, &[("source", source)], found.changes.lost_something().count() as f64);
     }
     page.metric("sessions", "Sessions in the newest snapshot, by state.");
     for (source, found) in &known {

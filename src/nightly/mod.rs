@@ -3,6 +3,7 @@
 //! The order of a night is in the command, `zmreplica nightly`. Nothing here prints.
 
 pub mod hooks;
+pub mod last;
 pub mod metrics;
 pub mod settle;
 pub mod status;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::last::LastNight;
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PackRow;
 use crate::catalog::database::Table;
@@ -13,7 +14,7 @@ use crate::catalog::reader::CatalogReader;
 use crate::guard::{Hold, Judged, hold, judged};
 use crate::lease::{self, LeaseInfo};
 use crate::replica::{Replica, lock_holder};
-use crate::zimbra::ledger::{self, Page, Summary};
+use crate::zimbra::ledger::{self, Summary};
 
 /// A newest snapshot that is older than this wants to be looked at, unless told otherwise: one night may be late, none may be missed.
 pub const MAX_AGE: Duration = Duration::from_secs(36 * 3600);
@@ -106,6 +107,8 @@ pub struct Status {
     pub leases: Vec<LeaseInfo>,
     /// The process that writes to the store now, in words.
     pub writer: Option<String>,
+    /// How the last nightly run ended.
+    pub last_night: Option<LastNight>,
     /// Bytes in packs.
     pub pack_bytes: u64,
     /// Bytes in commit files.
@@ -138,8 +141,13 @@ pub enum Finding {
         /// How many.
         count: u64,
     },
-    /// Accounts of a source were whole in the snapshot before its newest, and are not in that.
-    NoLongerWhole {
+    /// The last nightly run failed, and no snapshot was taken since.
+    NightFailed {
+        /// How it ended.
+        night: LastNight,
+    },
+    /// Of accounts of a source less can be restored than the night before.
+    LessRestorable {
         /// The source.
         source: String,
         /// How many.
@@ -184,6 +192,7 @@ impl Status {
             // Who cannot tell who has mounted what is still told the rest.
             leases: lease::list(replica.path()).unwrap_or_default(),
             writer: lock_holder(replica.path()),
+            last_night: LastNight::load(replica.path()),
             pack_bytes: pack_bytes(&catalog)?,
             commit_bytes: commits.iter().map(|(_, bytes)| bytes).sum(),
             catalog_bytes: std::fs::metadata(replica.database().path()).map_or(0, |metadata| metadata.len()),
@@ -196,14 +205,22 @@ impl Status {
         if self.snapshots == 0 {
             findings.push(Finding::NoSnapshot);
         }
+        let newest = self.sources.iter().map(|source| source.newest.finished).max();
+        if let Some(night) = self.last_night.as_ref().filter(|night| night.has_failed())
+            && newest.is_none_or(|newest| newest < night.finished)
+            // A hold is told by itself.
+            && self.hold.is_none()
+        {
+            findings.push(Finding::NightFailed { night: night.clone() });
+        }
         if !self.suspects.is_empty() {
             findings.push(Finding::Suspect { count: self.suspects.len() as u64 });
         }
         for SourceStatus { source, newest, age_seconds, restorable, .. } in &self.sources {
             let (source, age_seconds) = (source.clone(), *age_seconds);
             if let Some(found) = restorable.as_ref().filter(|found| found.wants_attention()) {
-                let count = found.changes.no_longer_whole.len() as u64;
-                findings.push(Finding::NoLongerWhole { source: source.clone(), count });
+                let count = found.changes.lost_something().count() as u64;
+                findings.push(Finding::LessRestorable { source: source.clone(), count });
             }
             if newest.problem_count > 0 {
                 findings.push(Finding::Problems { source: source.clone(), count: newest.problem_count });
@@ -221,12 +238,11 @@ impl Status {
     }
 }
 
-/// Sums up what is kept of the accounts of a source's newest snapshot, beside the one before.
+/// Sums up what is kept of the accounts of a source's newest snapshot.
 fn restorable(replica: &Replica, own: &[&Judged]) -> Option<Summary> {
-    let mut newest_first = own.iter().rev().map(|snapshot| snapshot.record.id.as_str());
-    let newest = ledger::kept(replica.path(), newest_first.next()?).filter(Page::is_zimbra)?;
-    let before = newest_first.next().and_then(|id| Some((id, ledger::kept(replica.path(), id)?)));
-    Some(Summary::new(&newest, before.as_ref().map(|(id, page)| (*id, page))))
+    let newest = own.last()?;
+    let page = ledger::kept(replica.path(), &newest.record.id)?;
+    (page.is_zimbra() || page.told.is_some()).then(|| Summary::of(&page))
 }
 
 /// Returns the bytes of all packs.
@@ -289,6 +305,7 @@ mod tests {
             hold: None,
             leases: Vec::new(),
             writer: None,
+            last_night: None,
             pack_bytes: 0,
             commit_bytes: 0,
             catalog_bytes: 0,

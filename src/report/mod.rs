@@ -176,14 +176,18 @@ fn headline(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let total = report.accounts.len() as u64;
     let whole = of(AccountState::Whole);
     let mut cards: Vec<(&str, String, String)> = Vec::new();
-    let class = if total == 0 || whole == total { "good" } else { "bad" };
+    let class = if total > 0 && whole == total { "good" } else { "bad" };
     let mut others = Vec::new();
     for state in [AccountState::Incomplete, AccountState::Behind, AccountState::Lost] {
         if of(state) > 0 {
             others.push(format!("{} {}", count(of(state)), state.word()));
         }
     }
-    let others = if others.is_empty() { "nothing is missing".to_owned() } else { others.join(", ") };
+    let others = match (total, others.is_empty()) {
+        (0, _) => "the snapshot knows no account".to_owned(),
+        (_, true) => "nothing is missing".to_owned(),
+        (_, false) => others.join(", "),
+    };
     cards.push((
         class,
         format!("{} of {}", count(whole), count(total)),

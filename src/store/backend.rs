@@ -47,7 +47,9 @@ pub enum BackendError {
         end: u64,
     },
     /// The file system is full or the quota is used up.
-    #[error("No space left to write object {key} ({length} bytes): free some space or prune, then run again")]
+    #[error(
+        "No space left to write object {key} ({length} bytes): free some space on the store's disk, then run the same again"
+    )]
     NoSpace {
         /// The key of the object.
         key: String,

@@ -462,7 +462,14 @@ impl Judge<'_> {
                         Severity::Block,
                         format!("its meta.xml in {label} cannot be used: {reason}"),
                     ),
-                    Meta::Read { redo_sequence, end: ended } => (sequence, end) = (Some(*redo_sequence), *ended),
+                    Meta::Read { redo_sequence, end: ended, remark } => {
+                        (sequence, end) = (Some(*redo_sequence), *ended);
+                        if let Some(remark) = remark {
+                            let text =
+                                format!("its meta.xml in {label} is damaged, and Zimbra may refuse it: {remark}");
+                            fault(FaultKind::MetaDamaged, Severity::Loss, text);
+                        }
+                    }
                 }
                 // Of a directory that was not finished anything may be missing.
                 if facts.meta != Meta::Absent {

@@ -4,7 +4,7 @@
 //!
 //! | offset | bytes | what |
 //! | --- | --- | --- |
-//! | 0 | 8 | magic `ZMRFACT1` |
+//! | 0 | 8 | magic `ZMRFACT2` |
 //! | 8 | 32 | identifier of the newest snapshot of the store when it was written, in hexadecimal |
 //! | 40 | - | a JSON object, compressed with zstd: `facts` and `shared`, lists of key (hexadecimal), age and value |
 //! | - | 32 | BLAKE3 of everything before |
@@ -23,7 +23,7 @@ use super::facts::Facts;
 use crate::catalog::snapshot::{from_hex, to_hex};
 use crate::replica::write_durably;
 
-const MAGIC: &[u8; 8] = b"ZMRFACT1";
+const MAGIC: &[u8; 8] = b"ZMRFACT2";
 /// Length of a snapshot's identifier.
 const SNAPSHOT_BYTES: usize = 32;
 const HASH_BYTES: usize = 32;
@@ -47,6 +47,11 @@ pub(super) struct Kept {
 /// Returns the place of the file in a store.
 pub(super) fn path(store: &Path) -> PathBuf {
     store.join("cache").join("zimbra-facts")
+}
+
+/// Removes the file.
+pub(super) fn forget(store: &Path) {
+    let _ = fs::remove_file(path(store));
 }
 
 /// Reads the file; nothing if there is none, or none that fits the snapshots.

@@ -36,7 +36,12 @@ pub(super) enum Meta {
     /// It cannot be read, or does not say what it should.
     Damaged(String),
     /// The redo log from which on changes must be replayed, and when the account's backup ended.
-    Read { redo_sequence: u64, end: Option<jiff::Timestamp> },
+    Read {
+        redo_sequence: u64,
+        end: Option<jiff::Timestamp>,
+        /// What is wrong with the file all the same: Zimbra may be less lenient.
+        remark: Option<String>,
+    },
 }
 
 /// A number of things, and some of them by name.
@@ -315,7 +320,9 @@ fn read_meta_of(view: &SnapshotView, group: u64) -> Result<Meta, ViewError> {
     Ok(match read {
         Err(error) => Meta::Damaged(error.to_string()),
         Ok(file) => match file.redo_sequence {
-            Some(redo_sequence) => Meta::Read { redo_sequence, end: file.end },
+            Some(redo_sequence) => {
+                Meta::Read { redo_sequence, end: file.end, remark: file.reading.remark(super::xml::ROOT) }
+            }
             None => {
                 let why = file.reading.remark(super::xml::ROOT);
                 Meta::Damaged(why.unwrap_or_else(|| "it names no redo sequence number".to_owned()))

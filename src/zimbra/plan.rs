@@ -56,7 +56,8 @@ pub fn plan(analysis: &Analysis, account: &Account, time: Option<Timestamp>) -> 
     let replayed = full.chain.replayable.map(|range| range.last);
     let mut later = analysis.redo.all().iter().filter(|log| log.closed >= full.start);
     let is_cut = later.any(|log| replayed.is_none_or(|last| log.sequence > last) && log.closed > full.reach);
-    let expected = account.latest.as_ref().is_none_or(|latest| *latest == label);
+    // Without accounts.xml, or where that does not know the account, the vendor's tool finds no full by itself.
+    let expected = account.in_accounts && account.latest.as_ref().is_none_or(|latest| *latest == label);
     let mut reads = vec![SessionRead { session: full.session, is_full: true, logs: Vec::new() }];
     if let Some(range) = full.chain.replayable {
         let mut next = Some(range.first);

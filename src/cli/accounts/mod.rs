@@ -81,11 +81,10 @@ impl Bench<'_> {
         }
     }
 
-    /// Tells in short of the accounts of the tree that the arguments name in a snapshot; `None` when the snapshot does not have it.
+    /// Tells in short of the accounts of the tree that the arguments name in a snapshot, without one of all; `None` when the snapshot does not have it.
     fn entries(&mut self, record: &SnapshotRecord) -> Result<Option<Vec<AccountEntry>>, CliError> {
         if self.args.tree.as_deref().is_none_or(str::is_empty) {
-            let accounts = self.ledger.page(record)?.accounts;
-            return Ok(Some(accounts.into_iter().filter(|entry| entry.tree.is_none()).collect()));
+            return Ok(Some(self.ledger.page(record)?.accounts));
         }
         Ok(self.analyse(record)?.map(|analysis| Page::new([&analysis]).accounts))
     }
@@ -99,7 +98,8 @@ pub(crate) fn run(context: &Context, args: &AccountsArgs) -> Result<Exit, CliErr
         None => None,
     };
     let replica = context.open()?;
-    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
+    let readers =
+        Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
     let all = Snapshots::read(readers.catalog())?;
     let chosen = all.resolve(&args.snapshot)?;
     let snapshots = before_and_with(&all, chosen);
@@ -121,22 +121,30 @@ fn answer(bench: &mut Bench<'_>, chosen: &StoredSnapshot, at: Option<Timestamp>)
         CliError::Failed(format!("The snapshot {} has no directory {tree}", chosen.record.short_id()))
     })?;
     let compared = compare(before, &analysis);
-    match &args.account {
+    let exit = match &args.account {
         Some(name) => explain::run(bench, chosen, &analysis, name, at, &compared),
         None => {
             table::run(bench, chosen, &analysis, at, &compared)?;
             Ok(exit(&compared))
         }
-    }
+    }?;
+    Ok(unread(bench.context, &analysis).unwrap_or(exit))
 }
 
-/// Returns the snapshots of the same source up to a chosen one, oldest first.
+/// Warns that a part of the store could not be read, if that is so, and returns how the command ends then.
+pub(super) fn unread(context: &Context, analysis: &Analysis) -> Option<Exit> {
+    let error = analysis.store_error.as_ref()?;
+    context.output.warn(&format!(
+        "A part of the store could not be read, so what is told may be too little: {}. `zmreplica check` tells more",
+        error.text
+    ));
+    Some(if error.is_damage { Exit::Damage } else { Exit::Incomplete })
+}
+
+/// Returns the snapshots of the same source up to a chosen one, in the order in which they were taken.
 pub(super) fn before_and_with<'a>(all: &'a Snapshots, chosen: &StoredSnapshot) -> Vec<&'a StoredSnapshot> {
-    let key = |snapshot: &StoredSnapshot| (snapshot.record.time, snapshot.number);
-    let mut snapshots: Vec<&StoredSnapshot> =
-        all.all().iter().filter(|one| one.record.source == chosen.record.source && key(one) <= key(chosen)).collect();
-    snapshots.sort_by_key(|snapshot| key(snapshot));
-    snapshots
+    let of_source = all.all().iter().filter(|one| one.record.source == chosen.record.source);
+    of_source.take_while(|one| one.number <= chosen.number).collect()
 }
 
 /// The accounts that were whole in the snapshot before.
@@ -151,7 +159,11 @@ struct Before {
 fn before(bench: &mut Bench<'_>) -> Result<Option<Before>, CliError> {
     let Some([before, _]) = bench.snapshots.last_chunk::<2>().copied() else { return Ok(None) };
     let accounts = bench.entries(&before.record)?.unwrap_or_default();
-    let whole = accounts.into_iter().filter(AccountEntry::is_whole).map(|account| (account.id, account.email));
+    // Of trees that were moved aside it is told on request.
+    let whole = accounts
+        .into_iter()
+        .filter(|account| account.is_whole() && account.tree.is_none())
+        .map(|account| (account.id, account.email));
     Ok(Some(Before { snapshot: before.record.id.clone(), whole: whole.collect() }))
 }
 

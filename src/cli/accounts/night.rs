@@ -3,35 +3,27 @@
 use std::sync::Arc;
 
 use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::replica::Replica;
 use zmreplica::view::{Readers, Snapshots, ViewOptions};
 use zmreplica::zimbra::ledger::{ChangedAccount, Ledger, Summary};
 
 use super::super::error::CliError;
-use super::super::{Context, text};
+use super::super::text;
 use super::before_and_with;
 use super::table::counts_in_words;
 
 /// Accounts or sessions that a line names.
 const NAMED: usize = 8;
 
-/// Finds out what can be restored from a snapshot, and what became of it since the one before; `None` when it holds nothing of a mail server. What was found
-/// is kept with both snapshots.
-pub(crate) fn find_out(context: &Context, record: &SnapshotRecord) -> Result<Option<Summary>, CliError> {
-    let replica = context.open()?;
+/// Finds out what can be restored from a snapshot, and what became of it since the last nightly run; `None` when it holds nothing of a mail server. What was
+/// found is kept with the snapshot.
+pub(crate) fn find_out(replica: &Replica, record: &SnapshotRecord) -> Result<Option<Summary>, CliError> {
     let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
     let all = Snapshots::read(readers.catalog())?;
-    let chosen = all.resolve(&record.id)?;
-    let mut ledger = Ledger::open(&replica, readers, &all);
-    let page = ledger.page(record)?;
-    let summary = if page.is_zimbra() {
-        let before = match before_and_with(&all, chosen).last_chunk::<2>() {
-            Some([before, _]) => Some((before.record.id.clone(), ledger.page(&before.record)?)),
-            None => None,
-        };
-        Some(Summary::new(&page, before.as_ref().map(|(id, page)| (id.as_str(), page))))
-    } else {
-        None
-    };
+    let so_far = before_and_with(&all, all.resolve(&record.id)?);
+    let before = so_far.last_chunk::<2>().map(|[before, _]| before.record.clone());
+    let mut ledger = Ledger::open(replica, readers, &all);
+    let summary = ledger.night(record, before.as_ref())?;
     ledger.close();
     Ok(summary)
 }
@@ -42,7 +34,8 @@ pub(crate) fn accounts_line(found: &Summary) -> String {
     let mut parts = vec![counts_in_words(&found.counts)];
     for (accounts, what) in [(&changes.whole_again, "whole again"), (&changes.new, "new"), (&changes.left, "gone")] {
         if !accounts.is_empty() {
-            parts.push(format!("{} {what}", text::count(accounts.len() as u64)));
+            let names = named(accounts.iter().map(|account| account.email.as_str()));
+            parts.push(format!("{} {what}: {names}", text::count(accounts.len() as u64)));
         }
     }
     parts.join("; ")
@@ -67,16 +60,16 @@ pub(crate) fn sessions_line(found: &Summary) -> String {
     line
 }
 
-/// Says which accounts are no longer whole, and how to learn why; `None` when there is none.
-pub(crate) fn no_longer_whole(found: &Summary) -> Option<String> {
-    let lost = &found.changes.no_longer_whole;
+/// Says of which accounts less can be restored than before, and how to learn why; `None` when there is none.
+pub(crate) fn lost_something(found: &Summary) -> Option<String> {
     let word = |account: &ChangedAccount| {
         format!("{} ({})", account.email, account.state.map_or("gone", |state| state.word()))
     };
-    let told: Vec<String> = lost.iter().map(word).collect();
-    (!lost.is_empty()).then(|| {
+    let told: Vec<String> = found.changes.lost_something().map(word).collect();
+    (!told.is_empty()).then(|| {
         format!(
-            "no longer whole since the snapshot before: {}. `zmreplica accounts --account ADDRESS` tells why, and how to restore one",
+            "less can be restored than in the night before of {}: {}. `zmreplica accounts --account ADDRESS` tells why, and how to restore one",
+            text::plural(told.len() as u64, "account", "accounts"),
             named(told.iter().map(String::as_str))
         )
     })

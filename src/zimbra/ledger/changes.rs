@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::page::{AccountEntry, Page};
 use crate::zimbra::account::AccountState;
 
 /// An account that changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangedAccount {
     /// Its identifier.
     pub id: String,
@@ -19,10 +19,12 @@ pub struct ChangedAccount {
 }
 
 /// What became of accounts and sessions since an earlier snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changes {
     /// Accounts that were whole and are not, but for those that left in their time.
     pub no_longer_whole: Vec<ChangedAccount>,
+    /// Accounts that were not whole before either, and of which less can be restored now.
+    pub worse: Vec<ChangedAccount>,
     /// Accounts that accounts.xml did not know before either and whose last session is gone: deleted on the server long ago.
     pub left: Vec<ChangedAccount>,
     /// Accounts that were not whole and are.
@@ -40,6 +42,11 @@ fn changed(entry: &AccountEntry, state: Option<AccountState>) -> ChangedAccount 
 }
 
 impl Changes {
+    /// Returns the accounts of which less can be restored than before, but for those that left in their time.
+    pub fn lost_something(&self) -> impl Iterator<Item = &ChangedAccount> {
+        self.no_longer_whole.iter().chain(&self.worse)
+    }
+
     /// Compares two pages.
     pub fn between(before: &Page, now: &Page) -> Changes {
         let mut changes = Changes::default();
@@ -53,9 +60,11 @@ impl Changes {
                 Some(new) if !old.is_whole() && new.is_whole() => {
                     changes.whole_again.push(changed(new, Some(new.state)));
                 }
+                Some(new) if new.state > old.state => changes.worse.push(changed(new, Some(new.state))),
                 Some(_) => {}
-                None if old.is_whole() && old.in_accounts => changes.no_longer_whole.push(changed(old, None)),
-                None => changes.left.push(changed(old, None)),
+                None if !old.in_accounts => changes.left.push(changed(old, None)),
+                None if old.is_whole() => changes.no_longer_whole.push(changed(old, None)),
+                None => changes.worse.push(changed(old, None)),
             }
         }
         changes.new = current.into_values().map(|entry| changed(entry, Some(entry.state))).collect();

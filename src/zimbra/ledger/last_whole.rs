@@ -11,20 +11,28 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::Ledger;
-use super::page::Page;
+use super::page::{AccountEntry, Page};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::replica::write_durably;
 use crate::retention::Within;
+use crate::zimbra::account::AccountState;
 use crate::zimbra::cache::{seal, unseal};
 
 /// Accounts that a reason names.
 const NAMED: usize = 3;
 
+/// What a snapshot is worth to an account: its state, and of equal states better with an accounts.xml that knows it, which a restore by name needs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Worth {
+    state: AccountState,
+    is_unnamed: bool,
+}
+
 /// One account through the snapshots of a source.
 struct Life {
     email: String,
-    /// The last snapshot that holds it whole, by place.
-    last_whole: Option<usize>,
+    /// The best state that a snapshot holds it in, and the last one that does, by place. What can be restored of it in no way is in none.
+    best: Option<(Worth, usize)>,
     /// The last one that knows it.
     last_known: usize,
 }
@@ -35,12 +43,14 @@ struct Stays {
     emails: Vec<String>,
     /// Until when, if they vanished.
     until: Option<Timestamp>,
-    /// Whether one of them is still there, but not whole.
+    /// Whether one of them is still there, in a worse state.
     is_broken_one: bool,
+    /// Whether one of them never was whole.
+    is_part: bool,
 }
 
-/// Tells which snapshots must stay because they are the last from which an account can be restored whole, and why, by their identifiers. That of an account
-/// that is there and not whole stays until it is whole again; that of one that vanished for `within`, counted from the first snapshot without it to the newest
+/// Tells which snapshots must stay because they are the last from which an account can be restored whole, or if it never was whole as well as from any, and why, by their
+/// identifiers. That of an account that is there and in a worse state stays until it is as well again; that of one that vanished for `within`, counted from the first snapshot without it to the newest
 /// of its source. A snapshot whose accounts cannot be told stays, too.
 ///
 /// Pages that are not there are made. `step` is called after each snapshot, and may end it.
@@ -66,7 +76,8 @@ pub fn protections<E>(
     vanished.retain(|source, _| by_source.contains_key(source.as_str()));
     let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for mut own in by_source.into_values() {
-        own.sort_by_key(|(number, record)| (record.time, *number));
+        // In the order in which they were taken: a clock may be wrong.
+        own.sort_by_key(|(number, _)| *number);
         let own: Vec<&SnapshotRecord> = own.into_iter().map(|(_, record)| record).collect();
         let mut lives: HashMap<String, Life> = HashMap::new();
         for (at, record) in own.iter().enumerate() {
@@ -122,14 +133,16 @@ fn save(store: &Path, newest_snapshot: &str, vanished: &Vanished) {
 }
 
 fn live(lives: &mut HashMap<String, Life>, at: usize, page: Page) {
-    for entry in page.accounts {
-        let is_whole = entry.is_whole();
-        let life =
-            lives.entry(entry.id).or_insert_with(|| Life { email: String::new(), last_whole: None, last_known: at });
-        life.last_known = at;
-        life.email = entry.email;
-        if is_whole {
-            life.last_whole = Some(at);
+    // A page that says too little says nothing good: that snapshot stays for itself, and the one before as well.
+    let is_sure = page.store_error.is_none();
+    for AccountEntry { id, email, state, in_accounts, .. } in page.accounts {
+        let worth = Worth { state, is_unnamed: !in_accounts };
+        let new = || Life { email: String::new(), best: None, last_known: at };
+        let life = lives.entry(id).or_insert_with(new);
+        (life.last_known, life.email) = (at, email);
+        let is_best = state < AccountState::Lost && life.best.is_none_or(|(best, _)| worth <= best);
+        if is_sure && is_best {
+            life.best = Some((worth, at));
         }
     }
 }
@@ -148,10 +161,16 @@ fn stays(
     let mut found: BTreeMap<usize, Stays> = BTreeMap::new();
     for (id, life) in lives {
         // The newest snapshot of a source never goes.
-        let Some(at) = life.last_whole.filter(|at| *at < newest) else { continue };
+        let Some((Worth { state, .. }, at)) = life.best.filter(|(_, at)| *at < newest) else { continue };
+        let name = match state {
+            AccountState::Whole => life.email,
+            other => format!("{} ({})", life.email, other.word()),
+        };
+        let is_part = state > AccountState::Whole;
         if life.last_known == newest {
             let stays = found.entry(at).or_default();
-            stays.emails.push(life.email);
+            stays.is_part |= is_part;
+            stays.emails.push(name);
             stays.is_broken_one = true;
             continue;
         }
@@ -162,7 +181,8 @@ fn stays(
         vanished.insert(id, since);
         if since >= start {
             let stays = found.entry(at).or_default();
-            stays.emails.push(life.email);
+            stays.is_part |= is_part;
+            stays.emails.push(name);
             stays.until = stays.until.max(Some(within.after(&since.to_zoned(zone.clone()))));
         }
     }
@@ -175,9 +195,10 @@ fn reason(mut stays: Stays, zone: &TimeZone) -> String {
     let more = stays.emails.len() - named.len();
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     let until = match (stays.is_broken_one, stays.until) {
-        (true, _) => " (until they are whole again)".to_owned(),
+        (true, _) => " (until the newest is as good)".to_owned(),
         (false, Some(until)) => format!(" (until {})", until.to_zoned(zone.clone()).strftime("%Y-%m-%d")),
         (false, None) => String::new(),
     };
-    format!("the last with {}{rest} whole{until}", named.join(", "))
+    let how = if stays.is_part { "as whole as ever" } else { "whole" };
+    format!("the last with {}{rest} {how}{until}", named.join(", "))
 }

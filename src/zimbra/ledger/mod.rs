@@ -13,6 +13,7 @@ mod page;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::path::Path;
 
@@ -24,7 +25,7 @@ use crate::view::{Readers, SnapshotView, Snapshots, ViewError};
 
 pub use changes::{ChangedAccount, Changes};
 pub use last_whole::protections;
-pub use page::{AccountEntry, Page, SessionEntry};
+pub use page::{AccountEntry, Page, SessionEntry, Told};
 pub use summary::Summary;
 
 /// Returns the page of a snapshot if the store keeps it; nothing is looked at otherwise.
@@ -37,9 +38,16 @@ pub fn is_kept(store: &Path, snapshot: &str) -> bool {
     page::path(store, snapshot).exists()
 }
 
-/// Removes the pages of snapshots that are gone. What cannot be removed stays, and does no harm.
+/// Removes the pages of snapshots that are gone, but for those that the next nightly run compares with. What cannot be removed stays, and does no harm.
 pub fn tidy(store: &Path, snapshots: &Snapshots) {
-    page::tidy(store, |name| has(snapshots, name));
+    let told = told::all(store);
+    page::tidy(store, |name| has(snapshots, name) || told.values().any(|id| id == name));
+}
+
+/// Forgets all that was found out about a store's snapshots: a repair changes what can be read of them.
+pub fn forget(store: &Path) {
+    page::tidy(store, |_| false);
+    super::cache::forget(store);
 }
 
 /// The pages of a store's snapshots.
@@ -76,6 +84,40 @@ impl<'a> Ledger<'a> {
                 self.make(&view, &analysis)
             }
         }
+    }
+
+    /// Finds out what can be restored from a snapshot and what became of it since the one that the nightly run before told of, or since `before` if there was none; notes that this one is told of.
+    /// `None` when it holds nothing of a mail server.
+    ///
+    /// # Errors
+    /// Fails when the store cannot be read.
+    pub fn night(
+        &mut self,
+        record: &SnapshotRecord,
+        before: Option<&SnapshotRecord>,
+    ) -> Result<Option<Summary>, ViewError> {
+        let mut page = self.page(record)?;
+        let told = told::all(self.store).remove(&record.source).filter(|id| *id != record.id);
+        let told = told.and_then(|id| Some((page::load(self.store, &id)?, id)));
+        let earlier = match (told, before) {
+            (Some((page, id)), _) => Some((id, page)),
+            (None, Some(before)) => Some((before.id.clone(), self.page(before)?)),
+            (None, None) => None,
+        };
+        if !page.is_zimbra() && earlier.as_ref().is_none_or(|(_, page)| !page.is_zimbra()) {
+            return Ok(None);
+        }
+        let unread = earlier.as_ref().and_then(|(_, page)| page.store_error.clone());
+        page.store_error = page.store_error.or(unread);
+        if page.store_error.is_none() {
+            // What could not be read is not gone: then nothing is compared, and the next night still compares with the same.
+            let changes = earlier.as_ref().map(|(_, earlier)| Changes::between(earlier, &page)).unwrap_or_default();
+            page.told = Some(Told { compared_with: earlier.map(|(id, _)| id), changes });
+            page::save(self.store, &record.id, &page);
+            told::note(self.store, &record.source, &record.id);
+        }
+        tidy(self.store, self.snapshots);
+        Ok(Some(Summary::of(&page)))
     }
 
     /// Looks at the tree at the root of a snapshot, and keeps the page of the snapshot if there is none.

@@ -13,6 +13,7 @@ use super::super::cache::{seal, unseal};
 use super::super::input::StoreError;
 use super::super::label::SessionKind;
 use super::super::site::{Session, SessionState};
+use super::changes::Changes;
 use crate::replica::write_durably;
 
 /// Changes whenever the same snapshot would be judged in another way: pages of other editions are made anew.
@@ -31,7 +32,7 @@ pub struct AccountEntry {
     pub other_emails: Vec<String>,
     /// What can be restored of it.
     pub state: AccountState,
-    /// Whether accounts.xml knows it.
+    /// Whether the accounts.xml at the snapshot's root knows it.
     pub in_accounts: bool,
     /// The first time to which it can be restored.
     pub from: Option<Timestamp>,
@@ -51,7 +52,8 @@ impl AccountEntry {
     fn new(account: &Account, tree: &str) -> AccountEntry {
         AccountEntry {
             state: account.state,
-            in_accounts: account.in_accounts,
+            // That of a tree that was moved aside says what was once.
+            in_accounts: account.in_accounts && tree.is_empty(),
             from: account.intervals.first().map(|interval| interval.from),
             to: account.intervals.last().map(|interval| interval.to),
             faults: account.faults.len() as u64,
@@ -100,6 +102,15 @@ impl SessionEntry {
     }
 }
 
+/// What became of accounts and sessions, as a nightly run told it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Identifier of the snapshot that it was compared with: the one of the nightly run before, as a rule.
+    pub compared_with: Option<String>,
+    /// What changed since then.
+    pub changes: Changes,
+}
+
 /// What one snapshot holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
@@ -107,6 +118,9 @@ pub struct Page {
     pub accounts: Vec<AccountEntry>,
     /// The sessions of the tree at the root, oldest first.
     pub sessions: Vec<SessionEntry>,
+    /// What the nightly run that took the snapshot told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Told>,
     /// What kept a part of the snapshot from being looked at. Such a page says too little, and is not kept.
     #[serde(skip)]
     pub store_error: Option<StoreError>,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::changes::Changes;
-use super::page::{Page, SessionEntry};
+use super::page::{Page, SessionEntry, Told};
 use crate::zimbra::account::StateCounts;
 use crate::zimbra::input::StoreError;
 use crate::zimbra::label::SessionKind;
@@ -24,7 +24,7 @@ pub struct Summary {
     pub newest_incremental: Option<SessionEntry>,
     /// Sessions that were being written.
     pub running: Vec<String>,
-    /// Identifier of the snapshot before, of the same source; `None` too when a part of either could not be read.
+    /// Identifier of the snapshot that the nightly run compared it with; `None` when it was the first, when no nightly run has told of it, or a part of either could not be read.
     pub compared_with: Option<String>,
     /// What became of accounts and sessions since then.
     pub changes: Changes,
@@ -33,29 +33,28 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Sums up the page of a snapshot, compared with that of the snapshot before.
-    pub fn new(page: &Page, before: Option<(&str, &Page)>) -> Summary {
+    /// Sums up a page, with what the nightly run told of it.
+    pub fn of(page: &Page) -> Summary {
         let newest = |kind| {
             let usable = page.sessions.iter().filter(|session| session.kind == kind && session.is_usable());
             usable.max_by_key(|session| session.start).cloned()
         };
-        // What could not be read is not gone.
-        let before = before.filter(|(_, before)| page.store_error.is_none() && before.store_error.is_none());
         let running = page.sessions.iter().filter(|session| session.state == SessionState::Running);
+        let Told { compared_with, changes } = page.told.clone().unwrap_or_default();
         Summary {
             counts: page.counts(),
             sessions: page.session_counts(),
             newest_full: newest(SessionKind::Full),
             newest_incremental: newest(SessionKind::Incremental),
             running: running.map(|session| session.label.clone()).collect(),
-            compared_with: before.map(|(id, _)| id.to_owned()),
-            changes: before.map(|(_, before)| Changes::between(before, page)).unwrap_or_default(),
+            compared_with,
+            changes,
             store_error: page.store_error.clone(),
         }
     }
 
-    /// Returns whether a person should look at it: an account that was whole is not, and did not leave in its time.
+    /// Returns whether a person should look at it: less can be restored of an account than before, and it did not leave in its time.
     pub fn wants_attention(&self) -> bool {
-        !self.changes.no_longer_whole.is_empty()
+        self.changes.lost_something().next().is_some()
     }
 }

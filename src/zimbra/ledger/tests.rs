@@ -87,26 +87,35 @@ fn what_became_of_accounts_and_sessions_is_told() {
         entry("breaks", Whole),
         entry("heals", Behind),
         entry("vanishes", Whole),
-        entry("vanishes-broken", Lost),
+        entry("vanishes-broken", Behind),
+        entry("worsens", Behind),
         departed,
     ]);
     before.sessions = vec![session("full-1", SessionState::Complete), session("full-2", SessionState::Running)];
-    let mut now =
-        page(vec![entry("stays", Whole), entry("breaks", Behind), entry("heals", Whole), entry("comes", Lost)]);
+    let mut now = page(vec![
+        entry("stays", Whole),
+        entry("breaks", Behind),
+        entry("heals", Whole),
+        entry("comes", Lost),
+        entry("worsens", Lost),
+    ]);
     now.sessions = vec![session("full-2", SessionState::WithErrors), session("full-3", SessionState::Running)];
-    let summary = Summary::new(&now, Some(("id", &before)));
+    let told = Told { compared_with: Some("id".to_owned()), changes: Changes::between(&before, &now) };
+    let summary = Summary::of(&Page { told: Some(told), ..now.clone() });
+    assert!(summary.wants_attention() && !Summary::of(&now).wants_attention());
     let changes = &summary.changes;
     let ids = |accounts: &[ChangedAccount]| accounts.iter().map(|one| one.id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(&changes.no_longer_whole), ["breaks", "vanishes"]);
     assert_eq!(changes.no_longer_whole[0].state, Some(Behind));
     assert_eq!(changes.no_longer_whole[1].state, None);
-    assert_eq!(ids(&changes.left), ["vanishes-broken", "departed"], "an account that leaves in its time is no alarm");
+    assert_eq!(ids(&changes.worse), ["vanishes-broken", "worsens"]);
+    assert_eq!(ids(&changes.left), ["departed"], "an account that leaves in its time is no alarm");
     assert_eq!((ids(&changes.whole_again), ids(&changes.new)), (vec!["heals".to_owned()], vec!["comes".to_owned()]));
     assert_eq!(
         (&changes.new_sessions[..], &changes.gone_sessions[..]),
         (&["full-2".to_owned()][..], &["full-1".to_owned()][..])
     );
-    assert_eq!((summary.running, summary.counts.whole, summary.counts.accounts), (vec!["full-3".to_owned()], 2, 4));
+    assert_eq!((summary.running, summary.counts.whole, summary.counts.accounts), (vec!["full-3".to_owned()], 2, 5));
     assert_eq!(summary.newest_full.unwrap().label, "full-2");
     assert!(Changes::between(&now, &now) == Changes::default());
 }
@@ -160,6 +169,7 @@ fn state() -> impl Strategy<Value = State> {
     prop_oneof![
         3 => Just(Some(AccountState::Whole)),
         1 => Just(Some(AccountState::Behind)),
+        1 => Just(Some(AccountState::Lost)),
         2 => Just(None),
     ]
 }
@@ -189,18 +199,23 @@ proptest! {
             let found: BTreeSet<usize> = nights.take(at, &states, keep, within).into_keys().collect();
             let mut wanted = BTreeSet::new();
             for life in &lives {
-                let Some(whole) = life[..=at].iter().rposition(|state| *state == Some(AccountState::Whole)) else { continue };
+                // The best of what is there; the best of all that there ever was is it, unless the account came back after its time.
+                let best = |is_counted: &dyn Fn(usize) -> bool| {
+                    let known = (0..=at).filter(|night| is_counted(*night)).filter_map(|night| Some((life[night]?, night)));
+                    known.filter(|(state, _)| *state < AccountState::Lost).min_by_key(|(state, night)| (*state, at - night))
+                };
+                let is_there = |night: usize| nights.there.iter().any(|(number, _)| *number == night as u64 + 1);
                 let is_due = |night: usize| {
                     let known = life[..=night].iter().rposition(Option::is_some).unwrap_or_default();
                     known == night || night - (known + 1) <= days as usize
                 };
-                let is_there = nights.there.iter().any(|(number, _)| *number == whole as u64 + 1);
-                if whole < at && is_due(at) && is_there {
-                    wanted.insert(whole);
+                if let Some((_, night)) = best(&is_there).filter(|(_, night)| *night < at)
+                    && is_due(at)
+                {
+                    wanted.insert(night);
                 }
-                // One that comes back after its time has lost it.
-                if (whole..=at).all(is_due) {
-                    prop_assert!(is_there, "night {}: the snapshot of night {} is gone", at, whole);
+                if let Some((_, night)) = best(&|_| true).filter(|(_, night)| (*night..=at).all(is_due)) {
+                    prop_assert!(is_there(night), "night {}: the snapshot of night {} is gone", at, night);
                 }
             }
             prop_assert_eq!(&found, &wanted, "night {}", at);
@@ -217,12 +232,18 @@ fn reasons_name_the_accounts_and_the_day() {
     let reasons = nights.take(1, &[whole, broken, None], 1, within);
     assert_eq!(
         reasons[&0],
-        "the last with account-1@example.com, account-2@example.com whole (until they are whole again)"
+        "the last with account-1@example.com, account-2@example.com whole (until the newest is as good)"
     );
     for at in 2..5 {
         let reasons = nights.take(at, &[whole, whole, None], 1, within);
         assert_eq!(reasons[&0], "the last with account-2@example.com whole (until 2026-08-05)", "night {at}");
     }
+    let mut poor = Nights::new();
+    poor.take(0, &[broken], 1, within);
+    assert_eq!(
+        poor.take(1, &[None], 1, within)[&0],
+        "the last with account-0@example.com (behind) as whole as ever (until 2026-08-05)"
+    );
     // It was missed first in the second night, whose snapshot is gone long since.
     assert_eq!(nights.take(5, &[whole, whole, None], 1, within), BTreeMap::new());
     assert_eq!(nights.there.len(), 1);
