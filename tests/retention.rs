@@ -141,6 +141,7 @@ fn oracle(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &TimeZone) -
         seen.sort_by_key(|one| (one.time, one.number));
         let newest = seen.last().unwrap();
         kept.insert(newest.number);
+        kept.insert(seen.iter().map(|one| one.number).max().unwrap());
         kept.extend(seen.iter().rev().take(policy.keep_last as usize).map(|one| one.number));
         if let Some(within) = policy.keep_within {
             let clock = zone.to_datetime(newest.time);
@@ -288,13 +289,17 @@ fn days_are_those_of_the_zone() {
     assert_eq!(kept(&records, &daily, "UTC"), [1, 2]);
 }
 
-/// docs/semantics.md: "The newest snapshot of each source stays whatever the rules say."
+/// docs/semantics.md: "The newest snapshot of each source stays whatever the rules say, and so does the one that was taken last"
 #[test]
 fn the_newest_of_each_source_stays() {
     let mut records = at(&["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z"]);
     records.push(record(2, "2020-01-01T00:00:00Z".parse().unwrap(), "/gone", &[]));
     let tagged = Policy { keep_tags: vec!["none has it".to_owned()], ..Policy::default() };
     assert_eq!(kept(&records, &tagged, "UTC"), [1, 2]);
+    // What was taken last stays, whatever the clock said.
+    records.push(record(3, "2020-01-01T00:00:00Z".parse().unwrap(), "/s", &[]));
+    assert_eq!(kept(&records, &tagged, "UTC"), [1, 2, 3]);
+    records.pop();
     // Nothing fades away because nobody takes snapshots any more.
     let within = Policy { keep_within: Some("1d".parse().unwrap()), ..Policy::default() };
     assert_eq!(kept(&records, &within, "UTC"), [0, 1, 2]);

@@ -3,7 +3,7 @@
 //! [`Policy`] holds the rules, [`Protections`] what other parts of the program ask to be kept, and [`plan`] makes of both a [`RetentionPlan`]: for
 //! each snapshot whether it stays, and why.
 //!
-//! Architecture invariant: without a rule nothing goes, and the newest snapshot of a source never does.
+//! Architecture invariant: without a rule nothing goes, and the newest snapshot of a source, by time or by the order of commits, never does.
 
 mod plan;
 mod policy;

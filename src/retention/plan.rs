@@ -93,7 +93,7 @@ fn calendars(policy: &Policy) -> [Calendar; 5] {
 /// source, so that a source that is not taken any more does not fade away.
 ///
 /// - Without a rule everything stays.
-/// - The newest snapshot of each source stays.
+/// - The newest snapshot of each source stays, and the one that was taken last, if a clock that was set back makes that another.
 /// - Each rule keeps what it names, and so does each protection; what none keeps goes.
 pub fn plan(
     records: &[(u64, SnapshotRecord)],
@@ -137,6 +137,10 @@ fn one_source(
 ) {
     let Some((newest, newest_time)) = newest_first.first() else { return };
     reasons[*newest].push("newest".to_owned());
+    // A clock that was wrong once must not cost what was taken since.
+    if let Some((last, _)) = newest_first.iter().max_by_key(|(at, _)| records[*at].0).filter(|(at, _)| at != newest) {
+        reasons[*last].push("taken last, by a clock that says otherwise".to_owned());
+    }
     for (place, (at, _)) in newest_first.iter().enumerate().take(policy.keep_last as usize) {
         reasons[*at].push(format!("last {} of {}", place + 1, policy.keep_last));
     }

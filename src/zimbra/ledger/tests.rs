@@ -143,6 +143,16 @@ impl Nights {
     fn take(&mut self, at: usize, states: &[State], keep: usize, within: Within) -> BTreeMap<usize, String> {
         let accounts = states.iter().enumerate();
         let accounts = accounts.filter_map(|(id, state)| Some(entry(&format!("account-{id}"), (*state)?))).collect();
+        self.take_entries(at, accounts, keep, within)
+    }
+
+    fn take_entries(
+        &mut self,
+        at: usize,
+        accounts: Vec<AccountEntry>,
+        keep: usize,
+        within: Within,
+    ) -> BTreeMap<usize, String> {
         let record = record(at);
         page::save(self.replica.path(), &record.id, &page(accounts));
         self.there.push((at as u64 + 1, record));
@@ -221,6 +231,20 @@ proptest! {
             prop_assert_eq!(&found, &wanted, "night {}", at);
         }
     }
+}
+
+#[test]
+fn a_snapshot_whose_accounts_xml_knows_the_account_is_worth_more() {
+    let within: Within = "1y".parse().unwrap();
+    let mut nights = Nights::new();
+    let whole = entry("a", AccountState::Whole);
+    let unnamed = AccountEntry { in_accounts: false, ..whole.clone() };
+    nights.take_entries(0, vec![whole.clone()], 1, within);
+    nights.take_entries(1, vec![whole], 1, within);
+    // Deleted on the server, and still in its sessions.
+    assert!(nights.take_entries(2, vec![unnamed.clone()], 1, within).contains_key(&1));
+    nights.take_entries(3, vec![unnamed], 1, within);
+    assert_eq!(nights.take_entries(4, Vec::new(), 1, within).into_keys().collect::<Vec<_>>(), [1]);
 }
 
 #[test]
