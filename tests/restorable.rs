@@ -236,3 +236,33 @@ fn the_last_snapshot_of_an_account_that_vanished_stays() {
     let unreadable = scene.code(2, &["prune", "--keep-accounts", "one year"]);
     assert!(err(&unreadable).contains("1y"), "{}", err(&unreadable));
 }
+
+#[test]
+fn an_old_tree_that_is_taken_away_is_no_alarm_and_is_still_found() {
+    let scene = Scene::new();
+    tree(&scene, 24);
+    let start_ms = jiff::Timestamp::now().as_millisecond() - 60 * 86_400_000;
+    let other = Config { accounts: 5, messages: 6, mean_size_bytes: 1_000, start_ms, ..Config::preset(Preset::Sample) };
+    // As an upgrade leaves it.
+    let moved = scene.source().join("8.8.15-10.0.0");
+    Generator::create(&moved, other, 1).unwrap();
+    fs::remove_file(scene.source().join("8.8.15-10.0.0.treegen.json")).ok();
+    let first = night(&scene, 0);
+    // The three of the root's tree, and two that were deleted before the upgrade.
+    assert_eq!(first["restorable"]["counts"]["accounts"], 5, "{first}");
+    let root = fs::read_to_string(scene.source().join("accounts.xml")).unwrap();
+    let history = events(&scene.code(0, &["--json", "accounts", "--history"]));
+    let old = history.iter().filter_map(|event| event["email"].as_str()).find(|email| !root.contains(*email)).unwrap();
+    fs::remove_dir_all(&moved).unwrap();
+    let output = scene.command().args(["--json", "nightly", "source"]).output().unwrap();
+    let second = event(&output, "nightly");
+    let changes = &second["restorable"]["changes"];
+    assert_eq!(changes["no_longer_whole"].as_array().unwrap().len(), 0, "{second}");
+    assert_eq!(changes["left"].as_array().unwrap().len() as u64, 2, "{second}");
+    let said = err(&scene.code(1, &["accounts", "--account", old]));
+    let id = first["snapshot"]["id"].as_str().unwrap();
+    let command = format!("zmreplica accounts {} --tree 8.8.15-10.0.0 --account {old}", &id[..8]);
+    assert!(said.contains(&command), "{said}");
+    let told = scene.ok(&["accounts", &id[..8], "--tree", "8.8.15-10.0.0", "--account", old]);
+    assert!(told.contains("whole"), "{told}");
+}

@@ -52,10 +52,17 @@ pub(super) fn run(
     }
     let mut was_found = !ids.is_empty();
     if !all_well || !was_found {
+        if !was_found && !context.output.json() {
+            let (name, id) = (text::escape(name.as_bytes()), chosen.record.short_id());
+            context.output.note(&format!("The snapshot {id} does not know an account {name}."));
+        }
         was_found |= look_back(bench, name, &mut ids, at, &mountpoint)?;
     }
     if !was_found {
-        return Err(unknown(analysis, name, &chosen.record));
+        return Err(match moved_earlier(bench, name)? {
+            Some(error) => error,
+            None => unknown(analysis, name, &chosen.record),
+        });
     }
     let attention = compared.no_longer_whole.iter().any(|(id, _)| ids.contains(id));
     Ok(if attention { Exit::Attention } else { Exit::Done })
@@ -122,6 +129,23 @@ fn look_back(
     Ok(false)
 }
 
+/// Looks for the account in trees that an upgrade had moved aside in earlier snapshots, and says how to ask for it.
+fn moved_earlier(bench: &mut Bench<'_>, name: &str) -> Result<Option<CliError>, CliError> {
+    let earlier: Vec<&StoredSnapshot> = bench.snapshots.iter().rev().copied().collect();
+    for snapshot in earlier {
+        let id = snapshot.record.short_id();
+        let accounts = bench.entries(&snapshot.record)?.unwrap_or_default();
+        let found = accounts.into_iter().find(|account| account.is_named(name) && account.tree.is_some());
+        if let Some(tree) = found.and_then(|account| account.tree) {
+            let (name, tree) = (text::escape(name.as_bytes()), text::escape(tree.as_bytes()));
+            return Ok(Some(CliError::Failed(format!(
+                "No tree at the root of a snapshot knows an account {name}; {tree} in the snapshot {id} does: `zmreplica accounts {id} --tree {tree} --account {name}` tells of it"
+            ))));
+        }
+    }
+    Ok(None)
+}
+
 fn unknown(analysis: &Analysis, name: &str, record: &SnapshotRecord) -> CliError {
     let wanted = name.to_lowercase();
     let local = wanted.split('@').next().unwrap_or_default();
@@ -131,7 +155,7 @@ fn unknown(analysis: &Analysis, name: &str, record: &SnapshotRecord) -> CliError
     });
     let offered: Vec<String> = similar.take(OFFERED).map(|account| text::escape(account.email.as_bytes())).collect();
     let hint = if offered.is_empty() {
-        "`zmreplica accounts` lists those that it knows".to_owned()
+        "`zmreplica accounts --history` lists all that snapshots know".to_owned()
     } else {
         format!("did you mean {}?", offered.join(", "))
     };
