@@ -186,6 +186,10 @@ impl CatalogDatabase {
         let path = path.display().to_string();
         match error {
             redb::DatabaseError::RepairAborted => CatalogError::NeedsRepair { path },
+            // Not its fault, and to be told apart.
+            redb::DatabaseError::Storage(redb::StorageError::Io(error)) if CatalogError::is_full(&error) => {
+                redb::StorageError::Io(error).into()
+            }
             other => CatalogError::Open { path, message: other.to_string() },
         }
     }

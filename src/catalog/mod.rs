@@ -92,8 +92,11 @@ impl CatalogError {
     /// Returns whether the catalogue could not grow because the disk is full.
     pub fn is_full_disk(&self) -> bool {
         let CatalogError::Database(error) = self else { return false };
-        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-        matches!(&**error, redb::Error::Io(error) if full.contains(&error.kind()))
+        matches!(&**error, redb::Error::Io(error) if CatalogError::is_full(error))
+    }
+
+    fn is_full(error: &io::Error) -> bool {
+        [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&error.kind())
     }
 
     /// Wraps a decoding error with the row it struck.

@@ -162,6 +162,7 @@ impl CliError {
                     _ => Exit::Damage,
                 }
             }
+            CliError::Replica(ReplicaError::Catalog(error)) if error.is_full_disk() => Exit::Failed,
             CliError::Replica(ReplicaError::Catalog(CatalogError::Database(_))) => Exit::Damage,
             CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => damage_if(error.is_damage()),
             CliError::Replica(_) => Exit::Failed,
