@@ -249,7 +249,7 @@ impl CatalogDatabase {
         Ok(CatalogDatabase { handle: Handle::Repaired(database, lock), path: path.to_owned() })
     }
 
-    /// Returns whether it was repaired in memory: nobody else can write then, and no other reader can open it.
+    /// Returns whether it was repaired in memory: nobody can write then.
     pub fn is_repaired_in_memory(&self) -> bool {
         matches!(self.handle, Handle::Repaired(..))
     }

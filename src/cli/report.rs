@@ -121,26 +121,11 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
     let newest = ledger.analysis(&chosen.record)?;
     ledger.close();
     let exit = accounts::unread(context, &newest).unwrap_or(Exit::Done);
-    let mut events: Vec<(usize, Event)> = lives.iter().filter_map(|life| vanished(&records, life)).collect();
+    // Of one night the guard's word comes first: the sort below keeps the order.
+    let mut events = suspects(&readers, &records)?;
+    events.extend(lives.iter().filter_map(|life| vanished(&records, life)));
     events.extend(std::mem::take(&mut follower.events));
-    let suspects: HashMap<String, String> = judged(readers.catalog())?
-        .into_iter()
-        .filter(Judged::is_suspect)
-        .map(|one| {
-            let reasons: Vec<&str> = one.record.suspect_reasons().iter().map(|reason| reason.text.as_str()).collect();
-            (one.record.id.clone(), format!("suspect: {}", reasons.join("; ")))
-        })
-        .collect();
-    for (at, record) in records.iter().enumerate() {
-        if let Some(text) = suspects.get(&record.id) {
-            events.push((
-                at,
-                Event { time: record.time, is_bad: true, text: format!("{} is {text}", record.short_id()) },
-            ));
-        }
-    }
-    // Of one night the guard's word comes first.
-    events.sort_by_key(|(at, event)| (*at, !event.text.contains(" is suspect: ")));
+    events.sort_by_key(|(at, _)| *at);
     let nights = records.iter().enumerate().map(|(at, record)| night(at, record, &events)).collect();
     let report = Report {
         made: Timestamp::now(),
@@ -155,6 +140,19 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
         remarks: remarks(&newest),
     };
     Ok((report, exit))
+}
+
+/// Tells of the snapshots that the guard found suspect and nobody has accepted.
+fn suspects(readers: &Readers, records: &[&SnapshotRecord]) -> Result<Vec<(usize, Event)>, CliError> {
+    let mut events = Vec::new();
+    for one in judged(readers.catalog())?.into_iter().filter(Judged::is_suspect) {
+        if let Some(at) = records.iter().position(|record| record.id == one.record.id) {
+            let reasons: Vec<&str> = one.record.suspect_reasons().iter().map(|reason| reason.text.as_str()).collect();
+            let text = format!("{} is suspect: {}", one.record.short_id(), reasons.join("; "));
+            events.push((at, Event { time: one.record.time, is_bad: true, text }));
+        }
+    }
+    Ok(events)
 }
 
 fn remarks(analysis: &Analysis) -> Vec<String> {

@@ -380,7 +380,7 @@ impl Judge<'_> {
                 kind: FaultKind::NotInAccounts,
                 severity: Severity::Notice,
                 session: None,
-                text: "accounts.xml does not know it: a restore by name needs the accounts.xml of an earlier snapshot"
+                text: "accounts.xml does not know it: a restore must name the full session (-lb), or needs an earlier snapshot's accounts.xml"
                     .to_owned(),
             });
         }

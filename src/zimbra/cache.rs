@@ -103,6 +103,19 @@ pub(super) fn save(store: &Path, newest_snapshot: &str, mut kept: Kept) {
     }
 }
 
+/// Reads a file of this layout in the store's `cache/`, whatever snapshot it is of; the default if there is none.
+pub(super) fn read_note<T: DeserializeOwned + Default>(store: &Path, name: &str, magic: &[u8; 8]) -> T {
+    let bytes = fs::read(store.join("cache").join(name)).ok();
+    bytes.and_then(|bytes| unseal(magic, &bytes, |_| true)).unwrap_or_default()
+}
+
+/// Writes such a file. That it cannot be written is no error.
+pub(super) fn write_note<T: Serialize>(store: &Path, name: &str, magic: &[u8; 8], snapshot: &str, value: &T) {
+    if let Some(bytes) = seal(magic, snapshot, value) {
+        let _ = write_durably(&store.join("cache").join(name), &bytes);
+    }
+}
+
 /// Returns a key as text.
 pub(super) fn key_text(key: &[u8; 16]) -> String {
     to_hex(key)

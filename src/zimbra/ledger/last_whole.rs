@@ -4,8 +4,6 @@
 //! be had from the snapshots of the time before only, of which the last has its newest state.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -13,10 +11,9 @@ use jiff::tz::TimeZone;
 use super::Ledger;
 use super::page::{AccountEntry, Page};
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::replica::write_durably;
 use crate::retention::Within;
 use crate::zimbra::account::AccountState;
-use crate::zimbra::cache::{seal, unseal};
+use crate::zimbra::cache::{read_note, write_note};
 
 /// Accounts that a reason names.
 const NAMED: usize = 3;
@@ -70,7 +67,7 @@ pub fn protections<E>(
     for one in records {
         by_source.entry(&one.1.source).or_default().push(one);
     }
-    let noted = load(ledger.store());
+    let noted: Vanished = read_note(ledger.store(), NAME, MAGIC);
     let mut vanished = noted.clone();
     // Of a source without snapshots there is nothing to keep.
     vanished.retain(|source, _| by_source.contains_key(source.as_str()));
@@ -104,7 +101,7 @@ pub fn protections<E>(
     if vanished != noted
         && let Some((_, newest)) = records.last()
     {
-        save(ledger.store(), &newest.id, &vanished);
+        write_note(ledger.store(), NAME, MAGIC, &newest.id, &vanished);
     }
     Ok(reasons)
 }
@@ -117,20 +114,8 @@ type Vanished = BTreeMap<String, VanishedOf>;
 
 const MAGIC: &[u8; 8] = b"ZMRGONE1";
 
-fn path(store: &Path) -> PathBuf {
-    store.join("cache").join("zimbra-vanished")
-}
-
-/// Reads what is noted. Without the file an account counts as vanished since the oldest snapshot that is left without it, so its last whole one stays longer, not shorter.
-fn load(store: &Path) -> Vanished {
-    fs::read(path(store)).ok().and_then(|bytes| unseal(MAGIC, &bytes, |_| true)).unwrap_or_default()
-}
-
-fn save(store: &Path, newest_snapshot: &str, vanished: &Vanished) {
-    if let Some(bytes) = seal(MAGIC, newest_snapshot, vanished) {
-        let _ = write_durably(&path(store), &bytes);
-    }
-}
+/// Without this file an account counts as vanished since the oldest snapshot that is left without it, so its last whole one stays longer, not shorter.
+const NAME: &str = "zimbra-vanished";
 
 fn live(lives: &mut HashMap<String, Life>, at: usize, page: Page) {
     // A page that says too little says nothing good: that snapshot stays for itself, and the one before as well.
