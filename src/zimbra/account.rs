@@ -234,9 +234,14 @@ impl Account {
 
     /// Returns whether the text names the account: an address that it has or had, or its identifier, in any case.
     pub fn is_named(&self, text: &str) -> bool {
-        let text = text.to_lowercase();
-        self.id == text || self.email.to_lowercase() == text || self.other_emails.contains(&text)
+        is_named(text, &self.id, &self.email, &self.other_emails)
     }
+}
+
+/// Returns whether a text is one of an account's names, in any case. Identifiers and other addresses are lower-cased.
+pub(super) fn is_named(text: &str, id: &str, email: &str, other_emails: &[String]) -> bool {
+    let text = text.to_lowercase();
+    id == text || email.to_lowercase() == text || other_emails.contains(&text)
 }
 
 /// Joins the times of usable fulls where they touch.

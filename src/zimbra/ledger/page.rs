@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::super::account::{Account, AccountState, Fault, StateCounts};
+use super::super::account::{Account, AccountState, Fault, StateCounts, is_named};
 use super::super::analysis::Analysis;
 use super::super::cache::{seal, unseal};
 use super::super::input::StoreError;
@@ -72,8 +72,7 @@ impl AccountEntry {
 
     /// Returns whether the text names the account: an address that it has or had, or its identifier, in any case.
     pub fn is_named(&self, text: &str) -> bool {
-        let text = text.to_lowercase();
-        self.id == text || self.email.to_lowercase() == text || self.other_emails.contains(&text)
+        is_named(text, &self.id, &self.email, &self.other_emails)
     }
 }
 
