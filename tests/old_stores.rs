@@ -1,0 +1,179 @@
+//! Stores are for ever: what every format ever landed wrote is opened, checked, restored, mounted, carried on with, pruned and repaired by this
+//! version, and compared with manifests that were made from the sources of that time.
+//!
+//! `tests/old_stores/make` made the archives, each with the program of its time. They are never made anew.
+
+#[path = "support/mounted.rs"]
+mod mounted;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use mounted::{Scene, out};
+
+/// Everything under `tests/old_stores`.
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/old_stores")
+}
+
+/// One store of an archive, unpacked into a scene of its own.
+struct Old {
+    scene: Scene,
+    /// What each snapshot must hold, by its identifier.
+    manifests: BTreeMap<String, String>,
+}
+
+impl Old {
+    fn unpack(archive: &str, store: &str) -> Old {
+        let scene = Scene::new();
+        fs::remove_dir_all(scene.store()).unwrap();
+        let unpacked = scene.path("unpacked");
+        fs::create_dir(&unpacked).unwrap();
+        let mut tar = Command::new("tar");
+        tar.arg("-C").arg(&unpacked).arg("-xJf").arg(folder().join(format!("{archive}.tar.xz")));
+        assert!(tar.status().unwrap().success());
+        fs::rename(unpacked.join("stores").join(store), scene.store()).unwrap();
+        let listing = fs::read_dir(unpacked.join("manifests").join(store)).unwrap();
+        let manifests = listing.map(|entry| {
+            let entry = entry.unwrap();
+            (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap())
+        });
+        let manifests: BTreeMap<String, String> = manifests.collect();
+        assert!(manifests.len() >= 3, "{manifests:?}");
+        Old { scene, manifests }
+    }
+
+    fn listed(&self) -> Vec<Value> {
+        let listed = self.scene.ok(&["--json", "snapshots"]);
+        listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.listed().iter().map(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Checks that the store is whole, and that a restore of each of these snapshots, and a mount, hold what their sources held.
+    fn assert_holds(&self, ids: &[String]) {
+        self.scene.ok(&["check", "--read-data"]);
+        for id in ids {
+            let manifest = &self.manifests[id];
+            let restored = self.scene.path("restored");
+            self.scene.ok(&["restore", "--numeric-ids", id, "restored"]);
+            assert_same(&restored, manifest, id);
+            fs::remove_dir_all(&restored).unwrap();
+            self.scene.mount_with(&[id, "mnt"]);
+            assert_same(&self.scene.mnt(), manifest, id);
+            self.scene.umount();
+        }
+    }
+
+    fn prune(&self, arguments: &[&str]) -> Value {
+        let mut all = vec!["--json", "prune"];
+        all.extend(arguments);
+        serde_json::from_str(self.scene.ok(&all).lines().last().unwrap()).unwrap()
+    }
+}
+
+fn assert_same(tree: &Path, manifest: &str, id: &str) {
+    let output = Command::new(folder().join("manifest")).arg(tree).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let found = out(&output);
+    for (found, expected) in found.lines().zip(manifest.lines()) {
+        assert_eq!(found, expected, "snapshot {id}");
+    }
+    assert_eq!(found.lines().count(), manifest.lines().count(), "snapshot {id}");
+}
+
+/// What every store must stand: reading, a new night, a prune, a repair.
+fn goes_on(old: &Old) {
+    let before: Vec<String> = old.manifests.keys().cloned().collect();
+    let mut ids = old.ids();
+    let newest = ids.last().unwrap().clone();
+    ids.sort();
+    assert_eq!(ids, before, "what is listed is what was taken");
+    old.assert_holds(&before);
+
+    // Another night, with files that the store has and some that it has not.
+    old.scene.ok(&["restore", "--numeric-ids", &newest, "source"]);
+    fs::write(old.scene.source().join("news"), "of this version").unwrap();
+    let new = old.scene.snapshot();
+    old.assert_holds(&before);
+    assert_eq!(old.scene.ok(&["cat", &format!("{new}:news")]), "of this version");
+
+    old.prune(&["--keep-last", "1", "--max-unused", "0"]);
+    let left: Vec<String> = old.ids().into_iter().filter(|id| *id != new).collect();
+    assert!(!left.is_empty() && left.len() < before.len(), "{left:?}");
+    old.assert_holds(&left);
+    assert_eq!(old.scene.ok(&["cat", &format!("{new}:news")]), "of this version");
+
+    fs::remove_file(old.scene.store().join("catalog.redb")).unwrap();
+    old.scene.ok(&["repair"]);
+    assert_eq!(old.ids().into_iter().filter(|id| *id != new).collect::<Vec<_>>(), left);
+    old.assert_holds(&left);
+}
+
+#[test]
+fn nights_of_format_1() {
+    let old = Old::unpack("format-1", "nights");
+    let states: Vec<String> = old.listed().iter().map(|snapshot| snapshot.to_string()).collect();
+    assert_eq!(states.iter().filter(|text| text.contains("\"the first of its kind\"")).count(), 1, "{states:?}");
+    assert_eq!(states.iter().filter(|text| text.contains("\"known\"")).count(), 1, "{states:?}");
+    goes_on(&old);
+}
+
+#[test]
+fn a_hold_of_format_1() {
+    let old = Old::unpack("format-1", "held");
+    fs::write(old.scene.source().join("news"), "later").unwrap();
+    old.scene.code(6, &["snapshot", "source"]);
+    old.scene.code(6, &["prune", "--keep-last", "1"]);
+    old.scene.ok(&["release"]);
+    goes_on(&old);
+}
+
+#[test]
+fn a_killed_run_of_format_1() {
+    let old = Old::unpack("format-1", "killed");
+    goes_on(&old);
+}
+
+#[test]
+fn a_killed_prune_of_format_1() {
+    let old = Old::unpack("format-1", "pruning");
+    goes_on(&old);
+}
+
+#[test]
+fn a_damaged_catalogue_and_a_damaged_pack_of_format_1() {
+    let old = Old::unpack("format-1", "nights");
+    let packs = old.scene.store().join("packs");
+    let mut files: Vec<PathBuf> = Vec::new();
+    for folder in fs::read_dir(&packs).unwrap() {
+        files.extend(fs::read_dir(folder.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
+    }
+    let largest = files.iter().max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
+    let mut bytes = fs::read(largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    fs::remove_file(largest).unwrap();
+    fs::write(largest, bytes).unwrap();
+    fs::write(old.scene.store().join("catalog.redb"), "no catalogue").unwrap();
+    // Bytes are lost, so repair says so and check finds what it affects; every other snapshot is whole.
+    old.scene.code(7, &["repair", "--read-data"]);
+    old.scene.code(7, &["check", "--read-data"]);
+    let whole = old.ids().into_iter().filter(|id| {
+        let restored = old.scene.path("restored");
+        let ended = old.scene.command().args(["restore", "--numeric-ids", id, "restored"]).output().unwrap();
+        let whole = ended.status.success();
+        if whole {
+            assert_same(&restored, &old.manifests[id], id);
+        }
+        fs::remove_dir_all(&restored).unwrap();
+        whole
+    });
+    assert!(whole.count() >= 5, "the five snapshots of the other source");
+}
