@@ -5,7 +5,8 @@
 //! memory is bounded by that many x `PARTS_AHEAD` x `PART_BYTES`: some 16 MB with two threads.
 //!
 //! A file that changes while it is read is read again, up to [`ATTEMPTS`] times. One that disappears or is exchanged under its name is looked
-//! for again: `accounts.xml` is replaced by two renames, between which there is none.
+//! for again: `accounts.xml` is replaced by two renames, between which there is none. A directory that took the name, and a name that leads to
+//! another inode in every attempt, count as vanished: the next run sees what is there.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -344,6 +345,8 @@ impl InodeReader {
                         Some(code) if is_vanished(code) => ReadResult::Vanished,
                         code => ReadResult::Failed(code.unwrap_or(Errno::IO.raw_os_error())),
                     };
+                    // What is at the name now is nothing that was asked for.
+                    (outcome.stat, outcome.xattrs) = (request.stat, Vec::new());
                     if !matches!(outcome.result, ReadResult::Vanished) {
                         return Ok(outcome);
                     }
@@ -361,15 +364,17 @@ impl InodeReader {
     ) -> Result<io::Result<()>, SinkClosed> {
         for attempt in 1..=ATTEMPTS {
             match self.attempt(request, sink, outcome) {
-                Ok(true) => {
+                Ok(Attempt::Same) => {
                     outcome.result = ReadResult::Read;
                     return Ok(Ok(()));
                 }
-                Ok(false) if attempt < ATTEMPTS => sink.event(ReadEvent::Restart, 0)?,
-                Ok(false) => {
+                Ok(_) if attempt < ATTEMPTS => sink.event(ReadEvent::Restart, 0)?,
+                Ok(Attempt::Changed) => {
                     outcome.result = ReadResult::Changed;
                     return Ok(Ok(()));
                 }
+                // What was seen of it belongs to no single inode.
+                Ok(Attempt::Exchanged) => return Ok(Err(Errno::NOENT.into())),
                 Err(CutError::SinkClosed) => return Err(SinkClosed),
                 Err(CutError::Read(error)) => return Ok(Err(error)),
             }
@@ -377,61 +382,66 @@ impl InodeReader {
         Ok(Ok(()))
     }
 
-    /// Reads once; returns whether the inode stayed as it was meanwhile.
+    /// Reads once.
     fn attempt(
         &mut self,
         request: &ReadRequest,
         sink: &mut dyn EventSink,
         outcome: &mut ReadOutcome,
-    ) -> Result<bool, CutError> {
+    ) -> Result<Attempt, CutError> {
         let (parent, name) = self.open_parent(&request.path).map_err(CutError::Read)?;
         let before = stat_at(parent, name).map_err(CutError::Read)?;
         outcome.stat = before;
-        let same_inode =
-            (before.dev, before.ino, before.kind) == (request.stat.dev, request.stat.ino, request.stat.kind);
-        let same_content = same_inode && (before.size, before.mtime) == (request.stat.size, request.stat.mtime);
-        if request.want == Want::Attributes && same_content {
+        if request.want == Want::Attributes && is_as_scanned(&before, &request.stat) {
             outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
-            return Ok(true);
+            return still_there(parent, name, &before);
         }
         match before.kind {
             Kind::File => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = openat(parent, name, flags | OFlags::NOATIME, Mode::empty())
-                    .or_else(|error| match error {
-                        // Only the owner may leave the access time alone.
-                        Errno::PERM => openat(parent, name, flags, Mode::empty()),
-                        other => Err(other),
-                    })
-                    .map_err(|error| CutError::Read(error.into()))?;
-                let file = File::from(file);
+                let file = openat(parent, name, flags | OFlags::NOATIME, Mode::empty()).or_else(|error| match error {
+                    // Only the owner may leave the access time alone.
+                    Errno::PERM => openat(parent, name, flags, Mode::empty()),
+                    other => Err(other),
+                });
+                let file = match file {
+                    Ok(file) => File::from(file),
+                    // Only a symbolic link, a socket and a device answer so: it was exchanged since the look at it.
+                    Err(Errno::LOOP | Errno::NXIO | Errno::NODEV) => return Ok(Attempt::Exchanged),
+                    Err(error) => return Err(CutError::Read(error.into())),
+                };
                 let opened = stat_at(file.as_fd(), b"").map_err(CutError::Read)?;
-                outcome.stat = opened;
                 if opened.kind != Kind::File {
-                    return Ok(false);
+                    return Ok(Attempt::Exchanged);
                 }
+                outcome.stat = opened;
                 outcome.xattrs = xattrs::of_fd(file.as_fd()).map_err(CutError::Read)?;
                 let delivered = self.cutter.cut(&file, &opened, &mut Hashing { sink })?;
                 outcome.read_bytes += delivered;
                 let after = stat_at(file.as_fd(), b"").map_err(CutError::Read)?;
                 outcome.stat = Stat { size: delivered, ..after };
-                Ok(delivered == opened.size && (opened.size, opened.mtime) == (after.size, after.mtime))
+                let same = delivered == opened.size && (opened.size, opened.mtime) == (after.size, after.mtime);
+                Ok(if same { Attempt::Same } else { Attempt::Changed })
             }
             Kind::Symlink => {
-                let target = readlinkat(parent, name, Vec::new()).map_err(|error| CutError::Read(error.into()))?;
-                let target = target.into_bytes();
+                let target = match readlinkat(parent, name, Vec::new()) {
+                    Ok(target) => target.into_bytes(),
+                    // It is no link any more.
+                    Err(Errno::INVAL) => return Ok(Attempt::Exchanged),
+                    Err(error) => return Err(CutError::Read(error.into())),
+                };
                 outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
                 outcome.stat.size = target.len() as u64;
                 outcome.read_bytes += target.len() as u64;
                 let length = target.len();
                 sink.event(ReadEvent::Literal(target), length).map_err(|_| CutError::SinkClosed)?;
-                Ok(true)
+                still_there(parent, name, &before)
             }
             // The scan saw something else there, and will see the directory the next time.
             Kind::Directory => Err(CutError::Read(Errno::NOENT.into())),
             Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
                 outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
-                Ok(true)
+                still_there(parent, name, &before)
             }
         }
     }
@@ -441,6 +451,10 @@ impl InodeReader {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&path[..0], path),
         };
+        if matches!(name, b"" | b"." | b"..") {
+            // Names of directories, one of them above the root.
+            return Err(Errno::INVAL.into());
+        }
         if parent.is_empty() {
             return Ok((self.root.as_fd(), name));
         }
@@ -454,6 +468,31 @@ impl InodeReader {
             None => Err(Errno::NOENT.into()),
         }
     }
+}
+
+/// How one attempt to read an inode ended.
+#[derive(Clone, Copy)]
+enum Attempt {
+    /// It was read, and stayed as it was.
+    Same,
+    /// It was read, and changed meanwhile.
+    Changed,
+    /// The name led to another inode from one call to the next.
+    Exchanged,
+}
+
+/// Returns whether content that is known of the inode that the scan saw still holds. The birth time counts: an inode number is used again at once, and
+/// whoever replaces a file may give it the time of the old one.
+fn is_as_scanned(now: &Stat, scanned: &Stat) -> bool {
+    (now.dev, now.ino, now.kind, now.btime) == (scanned.dev, scanned.ino, scanned.kind, scanned.btime)
+        && (now.size, now.mtime) == (scanned.size, scanned.mtime)
+}
+
+/// Looks again behind calls that go by name.
+fn still_there(parent: BorrowedFd<'_>, name: &[u8], before: &Stat) -> Result<Attempt, CutError> {
+    let after = stat_at(parent, name).map_err(CutError::Read)?;
+    let same = (after.dev, after.ino, after.kind, after.btime) == (before.dev, before.ino, before.kind, before.btime);
+    Ok(if same { Attempt::Same } else { Attempt::Exchanged })
 }
 
 /// Calls `statx` for a name in a directory, or with an empty name for the open file itself; symbolic links are not followed.

@@ -1,6 +1,6 @@
 //! Reading inodes in batches: a look at those whose content is known, a tar stream of the others, and `find` over them once more behind it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::Duration;
 
@@ -105,6 +105,29 @@ fn look_again<'p>(
     }
     shell.end("stat").map_err(|error| shell.failed(error))?;
     Ok(found)
+}
+
+/// Forgets what was found through a symbolic link that took the place of a directory: a shell resolves paths anew with each command, and what lies there
+/// is not of this tree. Only names that lead to another inode than the scan saw are looked at.
+fn forget_elsewhere<'r>(
+    shell: &mut Shell,
+    requests: impl Iterator<Item = &'r ReadRequest>,
+    now: &mut HashMap<Vec<u8>, Now>,
+) -> Result<(), SourceError> {
+    let above = |path: &'r [u8]| memchr::memchr_iter(b'/', path).map(move |slash| &path[..slash]);
+    let moved = requests.map(|request| (request.path.as_slice(), &request.stat)).filter(|(path, asked)| {
+        now.get(*path).is_some_and(|now| (now.stat.ino, now.stat.dev) != (asked.ino, asked.dev))
+    });
+    let moved: Vec<&[u8]> = moved.map(|(path, _)| path).collect();
+    let directories: BTreeSet<&[u8]> = moved.iter().flat_map(|path| above(path)).collect();
+    let seen = look_again(shell, directories.into_iter())?;
+    for path in moved {
+        let inside = above(path).all(|path| seen.get(path).is_some_and(|now| now.stat.kind == Kind::Directory));
+        if !inside {
+            now.remove(path);
+        }
+    }
+    Ok(())
 }
 
 /// Looks at one name.
@@ -219,15 +242,16 @@ impl Reader {
     ) -> Result<Vec<Attempt>, SourceError> {
         let single = places.len() == 1;
         let path = |place: &usize| requests[*place].path.as_slice();
-        // tar takes no sockets, and has nothing to tell of them.
-        let with_header = |place: &&usize| requests[**place].stat.kind != Kind::Socket;
+        // tar takes no sockets, and has nothing to tell of them; at a second look it may be none any more.
+        let with_header = |place: &&usize| attempt > 1 || requests[**place].stat.kind != Kind::Socket;
         let (names, count) = name_list(places.iter().filter(with_header).map(path));
         let mut taken: Vec<Option<Taken>> = places.iter().map(|_| None).collect();
         if count > 0 {
             shell.command_with("tar", names);
             self.take_members(shell, requests, places, sinks, attempt, &mut taken)?;
         }
-        let now = look_again(shell, places.iter().map(path))?;
+        let mut now = look_again(shell, places.iter().map(path))?;
+        forget_elsewhere(shell, places.iter().map(|place| &requests[*place]), &mut now)?;
         let mut ended = Vec::with_capacity(places.len());
         for (place, taken) in places.iter().zip(taken) {
             let request = &requests[*place];
