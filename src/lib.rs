@@ -12,6 +12,7 @@ pub mod model;
 pub mod mount;
 pub mod nightly;
 pub mod passwd;
+pub mod plain;
 mod prefetch;
 pub mod prune;
 pub mod remote;

@@ -85,7 +85,7 @@ fn tell(output: &Output, counts: &mut Counts, difference: &Difference) -> Result
     }
     let path: &[u8] = if difference.path.is_empty() { b"/" } else { &difference.path };
     let mut stdout = output.stdout();
-    write!(stdout, "{} ", output.styled(style, letter))?;
+    write!(stdout, "{} ", output.painted(style, letter))?;
     if output.stdout_is_terminal() {
         stdout.write_all(text::escape(path).as_bytes())?;
     } else {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use zmreplica::catalog::CatalogError;
 use zmreplica::check::CheckError;
 use zmreplica::mount::MountError;
+use zmreplica::plain::quoted;
 use zmreplica::prune::PruneError;
 use zmreplica::remote::client::restore::RemoteRestoreError;
 use zmreplica::repair::RepairError;
@@ -212,6 +213,7 @@ impl CliError {
             CliError::Mount(MountError::View(error)) => view_hint(error),
             CliError::Mount(MountError::Catalog(error)) => catalog_hint(error),
             CliError::Mount(MountError::Busy { path }) => {
+                let path = quoted(path);
                 Some(format!("`fuser -vm {path}` names the processes; `umount --lazy` does not wait for them."))
             }
             _ => None,

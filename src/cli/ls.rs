@@ -152,7 +152,7 @@ impl Lister<'_> {
         if self.output.stdout_is_terminal() {
             let name = text::escape(name);
             match style {
-                Some(style) => stdout.write_all(self.output.styled(style, &name).as_bytes())?,
+                Some(style) => stdout.write_all(self.output.painted(style, &name).as_bytes())?,
                 None => stdout.write_all(name.as_bytes())?,
             }
         } else {

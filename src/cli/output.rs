@@ -1,11 +1,19 @@
 //! stdout and stderr, and what may be written to them.
+//!
+//! This is the one place where text leaves for a terminal (a file of a log is the other, in [`log`](super::log)), and the one where it is made
+//! harmless: whatever a name, an address or an error text of another host holds, it neither acts on the terminal nor begins a line. Callers hand on
+//! texts as they are. Styles are therefore no escape sequences before they get here, but marks that nobody else can write.
 
+use std::fmt::Write as _;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
+use serde_json::ser::{CompactFormatter, Formatter};
+use zmreplica::plain::{escape_text, is_plain};
 
 /// How much is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +36,66 @@ pub(crate) const ERROR: Style = AnsiColor::Red.on_default().bold();
 pub(crate) const DIRECTORY: Style = AnsiColor::Blue.on_default().bold();
 /// Style of symbolic links.
 pub(crate) const SYMLINK: Style = AnsiColor::Cyan.on_default();
+
+const STYLES: [Style; 5] = [GOOD, WARNING, ERROR, DIRECTORY, SYMLINK];
+
+/// What begins the mark of a style: no character, and a number that is drawn anew each time the program runs. A digit follows, the place in [`STYLES`] or
+/// that behind them for the end of a style.
+static MARK: LazyLock<String> =
+    LazyLock::new(|| format!("\u{fdd0}{:016x}", RandomState::new().build_hasher().finish()));
+
+fn mark(place: usize) -> String {
+    format!("{}{place}", *MARK)
+}
+
+/// Returns a text as it may be written into one line, with its styles as escape sequences if they are wanted.
+fn rendered(text: &str, colour: bool) -> String {
+    let mut pieces = text.split(MARK.as_str());
+    let mut out = escape_text(pieces.next().unwrap_or_default()).into_owned();
+    let mut last = Style::new();
+    for piece in pieces {
+        // Only `styled` writes marks, so there is a digit.
+        let (digit, piece) = piece.split_at_checked(1).unwrap_or_default();
+        let style = digit.parse::<usize>().ok().and_then(|place| STYLES.get(place)).copied();
+        if colour {
+            let _ = match style {
+                Some(style) => write!(out, "{style}"),
+                None => write!(out, "{last:#}"),
+            };
+        }
+        last = style.unwrap_or_default();
+        out.push_str(&escape_text(piece));
+    }
+    out
+}
+
+/// Returns a text as it may be written into one line, without its styles.
+pub(crate) fn plain_line(text: &str) -> String {
+    rendered(text, false)
+}
+
+/// Writes JSON in which nothing acts on a terminal either: what is not plain is written as `\uNNNN`, which every reader of JSON understands.
+struct Harmless;
+
+impl Formatter for Harmless {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, letter)) = rest.char_indices().find(|(_, letter)| !is_plain(*letter)) {
+            CompactFormatter.write_string_fragment(writer, &rest[..at])?;
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = &rest[at + letter.len_utf8()..];
+        }
+        CompactFormatter.write_string_fragment(writer, rest)
+    }
+}
+
+/// Writes a value as one line of JSON.
+pub(crate) fn write_json(writer: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut *writer, Harmless))?;
+    writer.write_all(b"\n")
+}
 
 /// An error, as JSON.
 #[derive(Serialize)]
@@ -91,9 +159,17 @@ impl Output {
         self.colour
     }
 
-    /// Wraps text in a style, if stdout takes colours.
+    /// Wraps text in one of the styles, for a line.
     pub(crate) fn styled(&self, style: Style, text: &str) -> String {
-        if self.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
+        match STYLES.iter().position(|known| *known == style).filter(|_| self.colour) {
+            Some(place) => format!("{}{text}{}", mark(place), mark(STYLES.len())),
+            None => text.to_owned(),
+        }
+    }
+
+    /// Returns text in one of the styles as it is written to stdout, for a line with raw bytes in it.
+    pub(crate) fn painted(&self, style: Style, text: &str) -> String {
+        rendered(&self.styled(style, text), self.colour)
     }
 
     /// Locks stdout for raw bytes.
@@ -103,14 +179,17 @@ impl Output {
 
     /// Writes a line of text to stdout.
     pub(crate) fn line(&self, text: &str) -> io::Result<()> {
+        writeln!(self.stdout(), "{}", rendered(text, self.colour))
+    }
+
+    /// Writes a line of a table to stdout, whose cells are escaped and styled already.
+    pub(super) fn table_line(&self, text: &str) -> io::Result<()> {
         writeln!(self.stdout(), "{text}")
     }
 
     /// Writes one JSON object as a line to stdout.
     pub(crate) fn event(&self, event: &impl Serialize) -> io::Result<()> {
-        let mut stdout = self.stdout();
-        serde_json::to_writer(&mut *stdout, event)?;
-        stdout.write_all(b"\n")
+        write_json(&mut *self.stdout(), event)
     }
 
     /// Lets everything written so far reach the reader.
@@ -141,10 +220,36 @@ impl Output {
 
 fn anstream_line(style: Style, head: &str, text: &str) {
     // Nobody is left to be told when stderr fails.
-    let _ = writeln!(anstream::stderr().lock(), "{style}{head}{style:#}{text}");
+    let _ = writeln!(anstream::stderr().lock(), "{style}{head}{style:#}{}", plain_line(text));
 }
 
 /// Writes a line to stderr.
 pub(crate) fn stderr_line(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", plain_line(text));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_a_style_of_our_own_acts_on_a_terminal() {
+        let hostile = "a\x1b[2J\u{9b}31m\r\nerror: forged \u{202e}txt\u{fdd0}00000000000000001";
+        let line = format!("{hostile}{}{hostile}{}{hostile}", mark(1), mark(STYLES.len()));
+        let escaped = escape_text(hostile);
+        assert_eq!(rendered(&line, true), format!("{escaped}{WARNING}{escaped}{WARNING:#}{escaped}"));
+        assert_eq!(plain_line(&line), format!("{escaped}{escaped}{escaped}"));
+        assert!(plain_line(&line).chars().all(is_plain));
+        assert_eq!(plain_line("plain \u{e9}"), "plain \u{e9}");
+    }
+
+    #[test]
+    fn json_says_the_same_and_does_nothing() {
+        let hostile = "a\"\\\x1b[2J\u{9b}31m\r\n\u{7f}\u{202e}\u{e0041}\u{e9}\0";
+        let mut line = Vec::new();
+        write_json(&mut line, &[hostile]).unwrap();
+        let line = String::from_utf8(line).unwrap();
+        assert_eq!(line, "[\"a\\\"\\\\\\u001b[2J\\u009b31m\\r\\n\\u007f\\u202e\\udb40\\udc41\u{e9}\\u0000\"]\n");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&line).unwrap(), [hostile]);
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::Args;
-use comfy_table::{Cell, Color};
+use comfy_table::Color;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
@@ -15,6 +15,7 @@ use zmreplica::zimbra::{Session, SessionState, read_sessions};
 
 use super::accounts::before_and_with;
 use super::error::{CliError, Exit};
+use super::table::Cell;
 use super::{Context, table, text};
 
 /// Arguments of `sessions`.

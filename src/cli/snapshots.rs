@@ -1,7 +1,7 @@
 //! `zmreplica snapshots`: lists the snapshots, oldest first.
 
 use clap::Args;
-use comfy_table::{Cell, Color};
+use comfy_table::Color;
 use serde::Serialize;
 use zmreplica::catalog::marks::Mark;
 use zmreplica::catalog::snapshot::{SuspectReason, Totals, Work};
@@ -9,6 +9,7 @@ use zmreplica::guard::{Judged, judged};
 use zmreplica::lease::{self, LeaseInfo};
 
 use super::error::{CliError, Exit};
+use super::table::Cell;
 use super::{Context, table, text};
 
 /// Arguments of `snapshots`.

@@ -1,9 +1,9 @@
 //! Figures, times and names as people read them.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
+pub(crate) use zmreplica::plain::escape;
 
 /// Returns bytes in the largest binary unit below them: `999 B`, `1.5 KiB`, `20 GiB`.
 pub(crate) fn bytes(count: u64) -> String {
@@ -73,30 +73,6 @@ pub(crate) fn local_time(time: jiff::Timestamp) -> String {
     time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Returns a name with what a terminal would act on, and bytes that are not UTF-8, written as `\xNN`.
-pub(crate) fn escape(name: &[u8]) -> String {
-    let mut out = String::with_capacity(name.len());
-    for piece in name.utf8_chunks() {
-        for character in piece.valid().chars() {
-            if character.is_control() {
-                let mut buffer = [0; 4];
-                escape_bytes(&mut out, character.encode_utf8(&mut buffer).as_bytes());
-            } else {
-                out.push(character);
-            }
-        }
-        escape_bytes(&mut out, piece.invalid());
-    }
-    out
-}
-
-fn escape_bytes(out: &mut String, bytes: &[u8]) {
-    for byte in bytes {
-        // Writing to a String cannot fail.
-        let _ = write!(out, "\\x{byte:02x}");
-    }
-}
-
 /// A path in JSON: `path` as text, and `path_bytes` in hexadecimal when the path is not UTF-8 and `path` only shows it.
 #[derive(Serialize)]
 pub(crate) struct JsonPath {
@@ -131,9 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_act_on_a_terminal() {
-        assert_eq!(escape(b"plain \xc3\xa9"), "plain é");
-        assert_eq!(escape(b"a\x1b[31m\xff\n"), "a\\x1b[31m\\xff\\x0a");
+    fn paths_in_json_lose_nothing() {
         let json = serde_json::to_string(&JsonPath::new(b"a\xff")).unwrap();
         assert_eq!(json, r#"{"path":"a\\xff","path_bytes":"61ff"}"#);
         assert_eq!(serde_json::to_string(&JsonPath::new(b"a\n")).unwrap(), r#"{"path":"a\n"}"#);

@@ -5,6 +5,8 @@ use std::fmt;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::plain::is_plain;
+
 /// A text that shows as what it is: nothing in it is markup, and control characters are visible.
 pub(super) struct Escaped<'a>(pub(super) &'a str);
 
@@ -17,10 +19,10 @@ impl fmt::Display for Escaped<'_> {
                 '>' => f.write_str("&gt;")?,
                 '"' => f.write_str("&quot;")?,
                 '\'' => f.write_str("&#39;")?,
-                letter if letter.is_control() => write!(f, "\\x{:02x}", u32::from(letter))?,
+                letter if is_plain(letter) => write!(f, "{letter}")?,
+                letter if letter.is_ascii() => write!(f, "\\x{:02x}", u32::from(letter))?,
                 // Marks that turn the direction of writing could make an address look like another.
-                '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => write!(f, "\\u{:04x}", u32::from(letter))?,
-                letter => write!(f, "{letter}")?,
+                letter => write!(f, "\\u{:04x}", u32::from(letter))?,
             }
         }
         Ok(())

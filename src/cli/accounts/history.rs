@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use comfy_table::Cell;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::zimbra::account::AccountState;
 use zmreplica::zimbra::ledger::AccountEntry;
 
 use super::super::error::{CliError, Exit};
+use super::super::table::Cell;
 use super::super::{table, text};
 use super::Bench;
 use super::table::{colour, faults_in_short};

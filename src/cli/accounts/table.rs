@@ -1,6 +1,6 @@
 //! All accounts of a snapshot, one a line.
 
-use comfy_table::{Cell, Color};
+use comfy_table::Color;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::view::StoredSnapshot;
@@ -9,6 +9,7 @@ use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval,
 
 use super::super::error::CliError;
 use super::super::output::Output;
+use super::super::table::Cell;
 use super::super::{table, text};
 use super::{AccountEvent, Bench, Compared, is_whole, night, tell_moved, tell_remarks};
 

@@ -76,7 +76,9 @@ impl LastWords {
 
 impl std::fmt::Display for LastWords {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.code, self.stderr.trim()) {
+        // Of several lines one: it becomes part of a message.
+        let said = self.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+        match (self.code, said.as_str()) {
             (Some(code), "") => write!(f, "it ended with code {code}"),
             (Some(code), text) => write!(f, "it ended with code {code} and said: {text}"),
             (None, "") => f.write_str("the connection ended"),
