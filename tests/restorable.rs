@@ -261,7 +261,7 @@ fn an_old_tree_that_is_taken_away_is_no_alarm_and_is_still_found() {
     assert_eq!(changes["left"].as_array().unwrap().len() as u64, 2, "{second}");
     let said = err(&scene.code(1, &["accounts", "--account", old]));
     let id = first["snapshot"]["id"].as_str().unwrap();
-    let command = format!("zmreplica accounts {} --tree 8.8.15-10.0.0 --account {old}", &id[..8]);
+    let command = format!("zmreplica accounts {} --tree=8.8.15-10.0.0 --account={old}", &id[..8]);
     assert!(said.contains(&command), "{said}");
     let told = scene.ok(&["accounts", &id[..8], "--tree", "8.8.15-10.0.0", "--account", old]);
     assert!(told.contains("whole"), "{told}");

@@ -8,6 +8,7 @@ use super::analysis::Analysis;
 use super::label::stamp_in;
 use super::redo::SequenceRange;
 use super::site::Session;
+use crate::plain::{is_plain, quoted};
 
 /// Before the name of an account that is restored beside the one that is there.
 pub const RESTORED_PREFIX: &str = "restored_";
@@ -101,7 +102,13 @@ impl RestorePlan {
     /// Returns the vendor's command that restores the account from a tree mounted at `target`.
     ///
     /// It replays the redo logs of the tree only: those of the server go on from another state. The time is in `zone`, which should be the server's.
-    pub fn command(&self, target: &str, email: &str, zone: &TimeZone) -> String {
+    /// `None` when the vendor's tool would not take the account's name, or the label, for just that: both come from files that anybody may have written.
+    pub fn command(&self, target: &str, email: &str, zone: &TimeZone) -> Option<String> {
+        let is_label =
+            !self.label.starts_with('-') && self.label.chars().all(|letter| is_plain(letter) && letter != ' ');
+        if !is_address(email) || (self.is_label_needed && !is_label) {
+            return None;
+        }
         let mut command = format!("zmrestore -t {} -a {}", quoted(target), quoted(email));
         if self.is_label_needed {
             command += &format!(" -lb {}", quoted(&self.label));
@@ -110,13 +117,24 @@ impl RestorePlan {
         if self.is_time_needed {
             command += &format!(" -restoreToTime {}", stamp_in(self.time, zone));
         }
-        command
+        Some(command)
     }
 
     /// Returns the same for a new account beside the one that is there.
-    pub fn command_beside(&self, target: &str, email: &str, zone: &TimeZone) -> String {
-        format!("{} -ca -pre {RESTORED_PREFIX}", self.command(target, email, zone))
+    pub fn command_beside(&self, target: &str, email: &str, zone: &TimeZone) -> Option<String> {
+        Some(format!("{} -ca -pre {RESTORED_PREFIX}", self.command(target, email, zone)?))
     }
+}
+
+/// Returns whether the vendor's tool takes a name for the address of one account: `all` are all accounts to it, and what begins with `-` is an option.
+fn is_address(name: &str) -> bool {
+    let fits = |letter: char| letter.is_alphanumeric() || "._+-/=!#$%&'*?^`{|}~".contains(letter);
+    name.split_once('@').is_some_and(|(local, domain)| {
+        !local.is_empty()
+            && !local.starts_with('-')
+            && !domain.is_empty()
+            && (local.chars().chain(domain.chars())).all(fits)
+    })
 }
 
 /// Returns what a session gives to a restore, in words.
@@ -133,24 +151,12 @@ pub fn read_words(session: &Session, read: &SessionRead) -> String {
     format!("{}: {}", session.label, words.join(", "))
 }
 
-/// Quotes a word for a shell where it needs it.
-pub fn quoted(word: &str) -> String {
-    let is_plain = |letter: char| letter.is_alphanumeric() || "@._+-/:=,".contains(letter);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn commands_are_safe_to_paste() {
-        assert_eq!(quoted("a.b+c@example.com"), "a.b+c@example.com");
-        assert_eq!(quoted("o'hara@example.com; reboot"), "'o'\\''hara@example.com; reboot'");
-        assert_eq!(quoted(""), "''");
         let plan = RestorePlan {
             full: 0,
             label: "full-20260801.050004.118".to_owned(),
@@ -160,12 +166,35 @@ mod tests {
             reads: Vec::new(),
         };
         assert_eq!(
-            plan.command("/mnt/zimbra", "a@example.com", &TimeZone::UTC),
+            plan.command("/mnt/zimbra", "a@example.com", &TimeZone::UTC).unwrap(),
             "zmrestore -t /mnt/zimbra -a a@example.com -lb full-20260801.050004.118 -br -restoreToTime 20260801.055831.402"
         );
+        let odd = plan.command("/mnt/o'hara; reboot", "o'hara+$x@example.com", &TimeZone::UTC).unwrap();
+        assert!(odd.starts_with("zmrestore -t '/mnt/o'\\''hara; reboot' -a 'o'\\''hara+$x@example.com' -lb"), "{odd}");
+        for name in [
+            "all",
+            "",
+            "-sys",
+            "-a@example.com",
+            "@example.com",
+            "a@",
+            "a@b@c",
+            "a@example.com all",
+            "a,all@example.com",
+            "a\u{202e}@example.com",
+            "a\n@example.com",
+            "\"a\"@example.com",
+        ] {
+            assert_eq!(plan.command("/mnt", name, &TimeZone::UTC), None, "{name:?}");
+            assert_eq!(plan.command_beside("/mnt", name, &TimeZone::UTC), None, "{name:?}");
+        }
+        for label in ["-sys", "full-1 -a all"] {
+            let plan = RestorePlan { label: label.to_owned(), ..plan.clone() };
+            assert_eq!(plan.command("/mnt", "a@example.com", &TimeZone::UTC), None, "{label:?}");
+        }
         let newest = RestorePlan { is_label_needed: false, is_time_needed: false, ..plan };
         assert_eq!(
-            newest.command_beside("/mnt/zimbra", "a@example.com", &TimeZone::UTC),
+            newest.command_beside("/mnt/zimbra", "a@example.com", &TimeZone::UTC).unwrap(),
             "zmrestore -t /mnt/zimbra -a a@example.com -br -ca -pre restored_"
         );
     }

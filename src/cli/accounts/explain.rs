@@ -4,9 +4,10 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::plain::quoted;
 use zmreplica::view::StoredSnapshot;
 use zmreplica::zimbra::account::{Account, FullOfAccount};
-use zmreplica::zimbra::plan::{RestorePlan, quoted, read_words};
+use zmreplica::zimbra::plan::{RestorePlan, read_words};
 use zmreplica::zimbra::{Analysis, moved_trees};
 
 use super::super::error::{CliError, Exit};
@@ -137,9 +138,9 @@ fn moved_earlier(bench: &mut Bench<'_>, name: &str) -> Result<Option<CliError>, 
         let accounts = bench.entries(&snapshot.record)?.unwrap_or_default();
         let found = accounts.into_iter().find(|account| account.is_named(name) && account.tree.is_some());
         if let Some(tree) = found.and_then(|account| account.tree) {
-            let (name, tree) = (text::escape(name.as_bytes()), text::escape(tree.as_bytes()));
+            let (name_word, tree_word) = (quoted(name), quoted(&tree));
             return Ok(Some(CliError::Failed(format!(
-                "No tree at the root of a snapshot knows an account {name}; {tree} in the snapshot {id} does: `zmreplica accounts {id} --tree {tree} --account {name}` tells of it"
+                "No tree at the root of a snapshot knows an account {name}; {tree} in the snapshot {id} does: `zmreplica accounts {id} --tree={tree_word} --account={name_word}` tells of it"
             ))));
         }
     }
@@ -241,6 +242,9 @@ fn tell_plan(context: &Context, analysis: &Analysis, plan: &RestorePlan, command
     for read in &plan.reads {
         output.line(&format!("  {}", text::escape(read_words(&analysis.sessions[read.session], read).as_bytes())))?;
     }
+    if commands.is_empty() {
+        output.line("  # No command is offered: what the backup calls the account, or its session, is nothing that zmrestore takes for an address or a label.")?;
+    }
     let beside = format!("# or beside it, as {}...:", zmreplica::zimbra::plan::RESTORED_PREFIX);
     let words = [
         "# To restore it, show the snapshot as a backup tree,",
@@ -250,7 +254,7 @@ fn tell_plan(context: &Context, analysis: &Analysis, plan: &RestorePlan, command
     ];
     for (words, command) in words.into_iter().zip(commands) {
         output.line(&format!("  {words}"))?;
-        output.line(&format!("  {}", text::escape(command.as_bytes())))?;
+        output.line(&format!("  {command}"))?;
     }
     if plan.is_time_needed {
         output.note("zmrestore reads the time in the time zone of its server; above it is that of this host.");
@@ -258,7 +262,7 @@ fn tell_plan(context: &Context, analysis: &Analysis, plan: &RestorePlan, command
     Ok(())
 }
 
-/// Returns the commands that restore an account, to be pasted one by one.
+/// Returns the commands that restore an account, to be pasted one by one; none when its name cannot be given to the vendor's tool.
 fn commands(
     context: &Context,
     record: &SnapshotRecord,
@@ -275,10 +279,12 @@ fn commands(
     let store = context.store().map(|store| store.display().to_string()).unwrap_or_default();
     let program = format!("zmreplica --store {}", quoted(&store));
     let place = quoted(mountpoint);
+    let restore = plan.command(&target, &account.email, &zone).zip(plan.command_beside(&target, &account.email, &zone));
+    let Some((in_place, beside)) = restore else { return Vec::new() };
     vec![
         format!("{program} mount {} {place}", record.short_id()),
-        plan.command(&target, &account.email, &zone),
-        plan.command_beside(&target, &account.email, &zone),
+        in_place,
+        beside,
         format!("{program} umount {place}"),
     ]
 }
