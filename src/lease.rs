@@ -5,17 +5,23 @@
 //! while it reads the leases and commits the removal; whoever takes a lease shares it meanwhile, and looks afterwards whether what it leased is
 //! still there. So nothing that is leased is removed, and nothing that is being removed is leased.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::access;
+use crate::locks::{self, Hold};
+
 const DIRECTORY: &str = "leases";
 const GATE: &str = "gate";
 const SUFFIX: &str = ".lease";
+/// The gate is held for as long as a commit takes, or a look. Who finds it closed for longer says so instead of waiting for ever.
+const GATE_LIMIT: Duration = Duration::from_secs(60);
 /// Longer files are no leases.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -74,11 +80,11 @@ pub fn take(store: &Path, info: &LeaseInfo) -> io::Result<Lease> {
     if flock(&gate, FlockOperation::NonBlockingLockExclusive).is_ok() {
         sweep(&directory)?;
     }
-    flock(&gate, FlockOperation::LockShared)?;
+    locks::wait(&gate, &directory.join(GATE), Hold::Shared, GATE_LIMIT)?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let stamp = info.since.as_nanosecond();
     let path = directory.join(format!("{}-{stamp}-{number}{SUFFIX}", info.pid));
-    let mut file = OpenOptions::new().create_new(true).write(true).open(&path)?;
+    let mut file = access::create(&path, access::FILE_MODE)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     file.write_all(&serde_json::to_vec(info)?)?;
     Ok(Lease { path, _file: file })
@@ -94,19 +100,21 @@ pub struct ClosedGate {
 /// are removed, from reading the leases to the end of the commit.
 ///
 /// # Errors
-/// Fails when the store cannot be written to.
+/// Fails when the store cannot be written to, and with `TimedOut` when somebody else holds the gate for a minute; the text names them.
 pub fn close_gate(store: &Path) -> io::Result<ClosedGate> {
-    let file = open_gate(&store.join(DIRECTORY))?;
-    flock(&file, FlockOperation::LockExclusive)?;
+    close_gate_within(store, GATE_LIMIT)
+}
+
+fn close_gate_within(store: &Path, limit: Duration) -> io::Result<ClosedGate> {
+    let directory = store.join(DIRECTORY);
+    let file = open_gate(&directory)?;
+    locks::wait(&file, &directory.join(GATE), Hold::Alone, limit)?;
     Ok(ClosedGate { _file: file })
 }
 
 fn open_gate(directory: &Path) -> io::Result<File> {
-    match fs::create_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    OpenOptions::new().create(true).truncate(false).write(true).open(directory.join(GATE))
+    access::create_directory(directory)?;
+    access::open_or_create(&directory.join(GATE))
 }
 
 /// Returns the leases that are held now, in order of their files' names.
@@ -175,6 +183,18 @@ fn sweep(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gate_that_somebody_else_holds_is_not_waited_for_for_ever() {
+        let store = tempfile::tempdir().unwrap();
+        let gate = open_gate(&store.path().join(DIRECTORY)).unwrap();
+        flock(&gate, FlockOperation::LockShared).unwrap();
+        let error = close_gate_within(store.path(), Duration::from_millis(20)).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&format!("process {} (", std::process::id())) && text.contains("leases/gate"), "{text}");
+        drop(gate);
+        close_gate_within(store.path(), Duration::ZERO).unwrap();
+    }
 
     #[test]
     fn a_lease_lasts_as_long_as_its_holder() {

@@ -3,11 +3,13 @@
 //! The library works and never prints; the command line in `main.rs` and `cli/` owns the terminal, the hints and the exit codes.
 //! `docs/architecture.md` has the map of the layers.
 
+pub mod access;
 pub mod catalog;
 pub mod check;
 pub mod coding;
 pub mod guard;
 pub mod lease;
+mod locks;
 pub mod model;
 pub mod mount;
 pub mod nightly;

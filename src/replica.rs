@@ -10,9 +10,11 @@
 //!   cache/           known inodes of each source; may be deleted at any time
 //! ```
 //!
+//! All of it is its owner's alone (module `access`).
+//!
 //! [`Replica`] reads, beside a writer if need be; [`LockedReplica`] is the only type that writes.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,11 +22,14 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::access::{self, write_durably};
 use crate::catalog::CatalogError;
 use crate::catalog::commit;
 use crate::catalog::database::CatalogDatabase;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::{CatalogWriter, last_commit, roll_forward};
+use crate::locks;
+use crate::plain;
 use crate::store::backend::{Backend, BackendError};
 use crate::store::codec::{CodecError, DictionarySet};
 use crate::store::local::LocalBackend;
@@ -45,7 +50,10 @@ const CATALOG: &str = "catalog.redb";
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
     /// There is no store in the directory.
-    #[error("{path} is not a store: it has no {CONFIG}. Make one with `zmreplica --store {path} init`")]
+    #[error(
+        "{path} is not a store: it has no {CONFIG}. Make one with `zmreplica --store {} init`",
+        plain::quoted(path)
+    )]
     NotAStore {
         /// The directory.
         path: String,
@@ -80,6 +88,28 @@ pub enum ReplicaError {
         /// Who holds it, as far as is known.
         holder: String,
     },
+    /// The file system cannot hold a store.
+    #[error(
+        "{path} is on a file system that cannot hold a store: {reason}. Make the store on another one; nothing was left there"
+    )]
+    Unfit {
+        /// The directory.
+        path: String,
+        /// What it does not do.
+        reason: String,
+    },
+    /// The store is somebody else's, or some of its files are.
+    #[error("User {user} may not read {path}, which belongs to {owner}. {advice}")]
+    NotAllowed {
+        /// The file or directory.
+        path: String,
+        /// Whose it is.
+        owner: String,
+        /// Who the program runs as.
+        user: String,
+        /// What to do.
+        advice: String,
+    },
     /// The system refused.
     #[error("{action} {path}: {source}")]
     Io {
@@ -104,6 +134,31 @@ pub enum ReplicaError {
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaError {
     let path = path.display().to_string();
     move |source| ReplicaError::Io { action, path, source }
+}
+
+/// As [`io_error`]; tells who may, where the system refused for want of permission.
+fn refused(store: &Path, action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaError {
+    move |error| if access::is_denial(&error) { not_allowed(store, path) } else { io_error(action, path)(error) }
+}
+
+fn not_allowed(store: &Path, denied: &Path) -> ReplicaError {
+    let (user, of_store, owner) = (access::own_name(), access::owner_name(store), access::owner_name(denied));
+    let shown = store.display();
+    let advice = match (&of_store, &owner) {
+        (Some(of_store), Some(owner)) if *of_store == user && *owner != user => format!(
+            "All files of a store should belong to its owner: run as root `chown -hR {user} {}`, then run the same command again",
+            plain::quoted(&shown.to_string())
+        ),
+        (Some(of_store), _) => format!("The store {shown} is {of_store}'s: run as {of_store}, or as root"),
+        (None, _) => format!("Run as the owner of the store {shown}, or as root"),
+    };
+    let owner = owner.unwrap_or_else(|| "another user".to_owned());
+    ReplicaError::NotAllowed { path: denied.display().to_string(), owner, user, advice }
+}
+
+/// Refuses a store that the caller may not read, which would look empty or damaged otherwise.
+pub(crate) fn refuse_denied(store: &Path, depth: access::Depth) -> Result<(), ReplicaError> {
+    access::denied(store, depth).map_or(Ok(()), |path| Err(not_allowed(store, &path)))
 }
 
 /// What `config.json` holds.
@@ -133,7 +188,7 @@ fn read_config(path: &Path) -> Result<StoreConfig, ReplicaError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound || error.kind() == io::ErrorKind::NotADirectory => {
             return Err(ReplicaError::NotAStore { path: path.display().to_string() });
         }
-        Err(error) => return Err(io_error("Cannot read", &file)(error)),
+        Err(error) => return Err(refused(path, "Cannot read", &file)(error)),
     };
     let config: StoreConfig = serde_json::from_slice(&bytes)
         .map_err(|error| ReplicaError::Config { path: file.display().to_string(), reason: error.to_string() })?;
@@ -148,7 +203,7 @@ fn read_config(path: &Path) -> Result<StoreConfig, ReplicaError> {
 /// # Errors
 /// [`ReplicaError::NotEmpty`] when something is there already, a store included.
 pub fn init(path: &Path) -> Result<StoreConfig, ReplicaError> {
-    fs::create_dir_all(path).map_err(io_error("Cannot create the directory", path))?;
+    access::create_own_directory(path).map_err(io_error("Cannot create the directory", path))?;
     let mut listing = fs::read_dir(path).map_err(io_error("Cannot list", path))?;
     if listing.next().is_some() {
         return Err(ReplicaError::NotEmpty { path: path.display().to_string() });
@@ -159,11 +214,12 @@ pub fn init(path: &Path) -> Result<StoreConfig, ReplicaError> {
         .and_then(|mut random| random.read_exact(&mut seed))
         .map_err(io_error("Cannot read", Path::new("/dev/urandom")))?;
     let config = StoreConfig { format: FORMAT_VERSION, id: crate::catalog::snapshot::to_hex(&seed), created };
-    let _lock = take_lock(path)?;
+    access::narrow(path);
+    let _lock = probe(path)?;
     CatalogDatabase::open_or_create(&path.join(CATALOG))?;
-    for directory in ["commits", "packs", "cache"] {
+    for directory in ["commits", "packs", "cache", "leases"] {
         let directory = path.join(directory);
-        fs::create_dir(&directory).map_err(io_error("Cannot create the directory", &directory))?;
+        access::create_directory(&directory).map_err(io_error("Cannot create the directory", &directory))?;
     }
     // The settings come last: a directory without them is no store.
     let text = serde_json::to_vec_pretty(&config)
@@ -173,29 +229,49 @@ pub fn init(path: &Path) -> Result<StoreConfig, ReplicaError> {
     Ok(config)
 }
 
-/// Writes a file so that it is there complete or not at all, and durable on return.
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
+/// Tries whether a file system can hold a store, and returns the lock of the new one.
+fn probe(path: &Path) -> Result<File, ReplicaError> {
+    let unfit = |reason| ReplicaError::Unfit { path: path.display().to_string(), reason };
+    LocalBackend::open(path)?.probe().map_err(unfit)?;
+    let lock_path = path.join(LOCK);
+    let locked = take_lock(path).and_then(|lock| {
+        let other = File::open(&lock_path).map_err(io_error("Cannot open", &lock_path))?;
+        match flock(&other, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(lock),
+            Ok(()) => Err(unfit("two processes get the same lock (flock), so nothing keeps runs apart".to_owned())),
+            Err(error) => Err(unfit(format!("files cannot be locked (flock): {error}"))),
+        }
+    });
+    locked.map_err(|error| {
+        let _ = fs::remove_file(&lock_path);
+        match error {
+            ReplicaError::Io { action: "Cannot lock", source, .. } => {
+                unfit(format!("files cannot be locked (flock): {source}"))
+            }
+            other => other,
+        }
+    })
+}
+
+/// Puts a fresh directory in place of a cache that cannot be listed or written to, as one may be that root made in the store of another user: a cache is no
+/// reason to fail. A prune has to know all of it, so it is not enough to do without.
+fn set_cache_aside_if_denied(path: &Path) {
+    let cache = path.join("cache");
+    let listed = fs::read_dir(&cache).map(drop);
+    let tried = listed.and_then(|()| access::Replacement::in_store(&cache.join("probe")).map(drop));
+    if tried.is_err_and(|error| access::is_denial(&error)) {
+        let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        // Where that is not possible either, what needs the cache says so.
+        if fs::rename(&cache, path.join(format!("cache.unusable-{stamp}"))).is_ok() {
+            let _ = access::create_directory(&cache);
+        }
     }
 }
 
 /// Takes the writer's lock, or says who has it. The lock ends with the process, however it ends.
 fn take_lock(path: &Path) -> Result<File, ReplicaError> {
     let file_path = path.join(LOCK);
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&file_path)
-        .map_err(io_error("Cannot open", &file_path))?;
+    let mut file = access::open_or_create(&file_path).map_err(refused(path, "Cannot open", &file_path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             // Only told to people; nothing depends on it.
@@ -212,7 +288,7 @@ fn take_lock(path: &Path) -> Result<File, ReplicaError> {
 /// Keeps writers out, together with others that do the same.
 fn share_lock(path: &Path) -> Result<File, ReplicaError> {
     let file_path = path.join(LOCK);
-    let mut file = File::open(&file_path).map_err(io_error("Cannot open", &file_path))?;
+    let mut file = File::open(&file_path).map_err(refused(path, "Cannot open", &file_path))?;
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(locked(path, &mut file)),
@@ -224,8 +300,20 @@ fn locked(path: &Path, file: &mut File) -> ReplicaError {
     let mut text = String::new();
     let _ = file.rewind();
     let _ = file.read_to_string(&mut text);
-    let holder = if text.trim().is_empty() { String::new() } else { format!(" ({})", text.trim()) };
+    // The text is that of the last run, which need not be who holds it now.
+    let holders = locks::holders(file);
+    let is_run = holders.is_empty() || holders.iter().any(|process| names(&text, *process));
+    let holder = match (is_run, text.trim()) {
+        (true, "") => String::new(),
+        (true, text) => format!(" ({text})"),
+        (false, _) => format!(" ({})", locks::in_words(&holders)),
+    };
     ReplicaError::Locked { path: path.display().to_string(), holder }
+}
+
+/// Returns whether a lock's text is that of a process. One that is not visible from here is 0.
+fn names(text: &str, process: u32) -> bool {
+    process == 0 || text.starts_with(&format!("process {process},"))
 }
 
 /// Tells which process writes to the store now, as its lock says; `None` when none does, as far as this host can see.
@@ -233,19 +321,10 @@ fn locked(path: &Path, file: &mut File) -> ReplicaError {
 /// It asks the kernel's list of locks and does not try the lock, lest a run that begins right now finds it taken.
 pub fn lock_holder(path: &Path) -> Option<String> {
     let mut file = File::open(path.join(LOCK)).ok()?;
-    let inode = std::os::unix::fs::MetadataExt::ino(&file.metadata().ok()?).to_string();
     let mut text = String::new();
     file.read_to_string(&mut text).ok()?;
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    // `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`: process, then device and inode.
-    let is_held = locks.lines().any(|line| {
-        let mut words = line.split_whitespace().skip_while(|word| *word != "WRITE").skip(1);
-        // A process that is not visible from here is 0; one elsewhere may hold a file that has the same number by chance.
-        let process = words.next().unwrap_or_default();
-        let ours = process == "0" || text.starts_with(&format!("process {process},"));
-        ours && words.next().and_then(|place| place.rsplit(':').next()) == Some(&inode)
-    });
-    is_held.then(|| text.trim().to_owned())
+    // One elsewhere may hold a file that has the same number by chance.
+    locks::holders(&file).into_iter().any(|process| names(&text, process)).then(|| text.trim().to_owned())
 }
 
 /// Returns the number of the last commit in a catalogue that may be damaged or missing; `None` when that cannot be told.
@@ -276,6 +355,7 @@ impl Replica {
     /// See [`ReplicaError`].
     pub fn open(path: &Path) -> Result<Replica, ReplicaError> {
         let config = read_config(path)?;
+        refuse_denied(path, access::Depth::FirstObjects)?;
         let backend: Arc<dyn Backend> = Arc::new(LocalBackend::open(path)?);
         let database = Replica::open_database(path)?;
         Replica::assemble(path, config, backend, database)
@@ -412,7 +492,9 @@ impl LockedReplica {
     /// [`ReplicaError::Locked`] when another process writes.
     pub fn open(path: &Path) -> Result<LockedReplica, ReplicaError> {
         let config = read_config(path)?;
+        refuse_denied(path, access::Depth::FirstObjects)?;
         let lock = take_lock(path)?;
+        set_cache_aside_if_denied(path);
         let local = LocalBackend::open(path)?;
         local.clean_leftovers()?;
         LockedReplica::assemble(path, config, lock, Arc::new(local))

@@ -199,6 +199,13 @@ impl CatalogDatabase {
     /// # Errors
     /// [`CatalogError::Open`] when the file cannot be created or is no redb database.
     pub fn open_or_create(path: &Path) -> Result<CatalogDatabase, CatalogError> {
+        // Made here, for redb leaves its mode and owner to chance; an empty file is a new database to it.
+        match crate::access::create(path, crate::access::FILE_MODE) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Self::open_error(path, redb::StorageError::Io(error).into()));
+            }
+            _ => {}
+        }
         let database = Self::builder().create(path).map_err(|error| Self::open_error(path, error))?;
         let transaction = database.begin_write()?;
         let complete = transaction.list_tables()?.count() == NUMBERED.len() + 2;

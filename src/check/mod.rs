@@ -30,8 +30,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::access::Depth;
 use crate::catalog::CatalogError;
-use crate::replica::Replica;
+use crate::replica::{Replica, ReplicaError, refuse_denied};
 use crate::store::backend::BackendError;
 
 pub use ledger::{Damage, DamageKind, DamagedPath};
@@ -123,6 +124,9 @@ pub enum CheckError {
     /// The backend failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// Some of the store may not be read, and that is no damage.
+    #[error(transparent)]
+    NotAllowed(Box<ReplicaError>),
     /// A thread could not be started.
     #[error("A thread cannot be started: {0}")]
     Thread(io::Error),
@@ -236,6 +240,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 /// [`CheckError::Interrupted`], or that something beside the stored data failed. Damage is in the report.
 pub fn check(replica: &Replica, options: &CheckOptions, progress: &CheckProgress) -> Result<CheckReport, CheckError> {
     let clock = Instant::now();
+    refuse_denied(replica.path(), Depth::AllObjects).map_err(|error| CheckError::NotAllowed(Box::new(error)))?;
     let ledger = Ledger::default();
     let mut report =
         CheckReport { read_percent: options.read_data_percent.map(|it| it.min(100)), ..Default::default() };

@@ -21,6 +21,8 @@ struct Summary<'a> {
 pub(crate) fn run(context: &Context, _args: &InitArgs) -> Result<Exit, CliError> {
     let path = context.store()?;
     let config = zmreplica::replica::init(path)?;
+    // Where modes cannot be set, that is said from the beginning.
+    context.narrow(path);
     if context.output.json() {
         context.output.event(&Summary { store: path.display().to_string(), id: &config.id, format: config.format })?;
     } else {

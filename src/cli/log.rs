@@ -1,16 +1,34 @@
 //! The log of the nightly run: the system's log, or a file that never grows large.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use zmreplica::{access, plain};
 
 use super::config::LogTarget;
 use super::error::CliError;
+use super::output::plain_line;
 
 /// A log file of this size is renamed to `FILE.1`, in place of the one before, when a run begins: no logrotate is needed.
 const ROTATE_BYTES: u64 = 4 << 20;
+
+/// Mode of a new log: a group of administrators may read it.
+const MODE: u32 = 0o640;
+/// Longer lines are cut: datagrams to the system's log are limited, and a line is for people.
+const LINE_BYTES: usize = 8 << 10;
+
+/// Opens a log file to append to, with the mode that is wanted or, if it is new, the usual one.
+pub(crate) fn open_file(path: &Path, wanted: Option<u32>) -> Result<fs::File, CliError> {
+    access::open_log(path, wanted, MODE)
+        .map_err(|error| CliError::Failed(format!("Cannot open the log {}: {error}", path.display())))
+}
+
+/// Returns a message as a log takes it: one line, which nothing in it can end, of bounded length.
+pub(crate) fn fit(message: &str) -> String {
+    plain::short(&plain_line(message), LINE_BYTES)
+}
 
 /// How much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +55,8 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens a log; without a target nothing is kept.
-    pub(crate) fn open(target: Option<&LogTarget>) -> Result<Log, CliError> {
+    /// Opens a log; without a target nothing is kept. `mode` is that of a file, if one is wanted.
+    pub(crate) fn open(target: Option<&LogTarget>, mode: Option<u32>) -> Result<Log, CliError> {
         let sink = match target {
             None => Sink::Nowhere,
             Some(LogTarget::System) => {
@@ -53,16 +71,16 @@ impl Log {
                 Sink::System(Box::new(logger))
             }
             Some(LogTarget::File(path)) => {
+                let mut wanted = mode;
                 if fs::metadata(path).is_ok_and(|metadata| metadata.len() >= ROTATE_BYTES) {
                     let mut old = path.clone().into_os_string();
                     old.push(".1");
+                    // The new one is to be read by whoever read the old one.
+                    wanted = wanted.or(access::mode_of(path));
                     // A log that cannot be renamed goes on growing, which is better than none.
                     let _ = fs::rename(path, old);
                 }
-                let opened = OpenOptions::new().create(true).append(true).open(path);
-                let file = opened
-                    .map_err(|error| CliError::Failed(format!("Cannot open the log {}: {error}", path.display())))?;
-                Sink::File(file, path.clone())
+                Sink::File(open_file(path, wanted)?, path.clone())
             }
         };
         Ok(Log { sink })
@@ -70,7 +88,7 @@ impl Log {
 
     /// Writes a line; its colours are left out. Returns what kept it from being written.
     pub(crate) fn line(&mut self, level: Level, text: &str) -> Option<String> {
-        let text = anstream::adapter::strip_str(text).to_string();
+        let text = fit(text);
         match &mut self.sink {
             Sink::Nowhere => None,
             Sink::System(logger) => {

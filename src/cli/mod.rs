@@ -44,6 +44,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use zmreplica::access::{self, Width};
+use zmreplica::plain;
 use zmreplica::replica::{LockedReplica, Replica};
 
 use config::Config;
@@ -167,12 +169,30 @@ impl Context {
 
     /// Opens the store for reading.
     fn open(&self) -> Result<Replica, CliError> {
-        Ok(Replica::open(self.store()?)?)
+        let replica = Replica::open(self.store()?)?;
+        self.narrow(replica.path());
+        Ok(replica)
+    }
+
+    /// Closes the store to others than its owner, and says so if it was open to them.
+    fn narrow(&self, store: &Path) {
+        let shown = store.display();
+        match access::narrow(store) {
+            Width::Private => {}
+            Width::Narrowed(mode) => self.output.warn(&format!(
+                "Other users could get into the store {shown} (mode {mode:04o}); now only its owner can"
+            )),
+            Width::Wide(mode) => self.output.warn(&format!(
+                "Other users can get into the store {shown} (mode {mode:04o}), which holds mail, and that cannot be changed here: on a file system without modes, mount it with umask=077; else run `chmod -R go-rwx {}` as its owner",
+                plain::quoted(&shown.to_string())
+            )),
+        }
     }
 
     /// Opens the store for writing, and tells when an earlier run left something to finish.
     fn open_locked(&self) -> Result<LockedReplica, CliError> {
         let replica = LockedReplica::open(self.store()?)?;
+        self.narrow(replica.path());
         match replica.recovered_commits() {
             0 => {}
             1 => self

@@ -4,9 +4,9 @@
 //! and ends as it does. The other one tells errors itself, for it still has the same stderr then.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -21,6 +21,7 @@ use zmreplica::view::{Snapshots, StoredSnapshot};
 use zmreplica_fuse::Log;
 
 use super::error::{CliError, Exit};
+use super::log::{fit, open_file};
 use super::output::stderr_line;
 use super::{Context, text};
 
@@ -95,6 +96,7 @@ fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     let mut server = Command::new(program)
         .args(&context.arguments)
         .env(SERVER_VARIABLE, "1")
+        .env_remove(zmreplica::remote::transport::ssh::PASSPHRASE_VARIABLE)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -150,7 +152,7 @@ fn serve(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
         rustix::process::setsid()
             .map_err(|error| CliError::Failed(format!("The server cannot leave the terminal: {error}")))?;
     }
-    let log = make_log(args)?;
+    let log = make_log(context, args)?;
     let replica = context.open()?;
     let snapshot = match &args.snapshot {
         Some(spec) => Some(Snapshots::read(&replica.catalog()?)?.resolve(spec)?.clone()),
@@ -243,11 +245,11 @@ fn owners(args: &MountArgs) -> Result<Owners, CliError> {
 }
 
 /// Prepares the place for what happens while the mount is served.
-fn make_log(args: &MountArgs) -> Result<Log, CliError> {
+fn make_log(context: &Context, args: &MountArgs) -> Result<Log, CliError> {
     if let Some(path) = &args.log {
-        let file = open_log(path)?;
+        let file = open_file(path, context.config.log_mode())?;
         return Ok(Arc::new(move |message: &str| {
-            let line = format!("{} zmreplica[{}]: {message}\n", jiff::Timestamp::now(), std::process::id());
+            let line = format!("{} zmreplica[{}]: {}\n", jiff::Timestamp::now(), std::process::id(), fit(message));
             // There is nowhere left to complain.
             let _ = (&file).write_all(line.as_bytes());
         }));
@@ -267,14 +269,9 @@ fn make_log(args: &MountArgs) -> Result<Log, CliError> {
         if let Ok(mut logger) = logger.lock()
             && let Some(logger) = logger.as_mut()
         {
-            let _ = logger.warning(message);
+            let _ = logger.warning(fit(message));
         }
     }))
-}
-
-fn open_log(path: &Path) -> Result<File, CliError> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map_err(|error| CliError::Failed(format!("Cannot open the log {}: {error}", path.display())))
 }
 
 /// Returns the command line that the arguments of mount(8)'s helper stand for, `SOURCE DIR [-sfnvN] [-o OPTIONS] [-t TYPE]`, where SOURCE is

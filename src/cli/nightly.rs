@@ -143,10 +143,10 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
     }
     let started = Timestamp::now();
     let target = args.log.as_ref().or(context.config.log.as_ref().map(|log| &log.0));
-    let log = Log::open(target).or_else(|error| {
+    let log = Log::open(target, context.config.log_mode()).or_else(|error| {
         // A night without a log is better than none.
         context.output.warn(&error.to_string());
-        Log::open(None)
+        Log::open(None, None)
     })?;
     let nothing = Duration::ZERO;
     let mut night = Night {
@@ -408,7 +408,8 @@ impl Night<'_> {
         };
         let mut problems: Vec<String> = hook_problem.into_iter().collect();
         if let Some(file) = self.args.metrics.as_ref().or(context.config.metrics.as_ref())
-            && let Err(error) = metrics::write(file, &metrics::render(&figures, status.as_ref()))
+            && let Err(error) =
+                metrics::write(file, &metrics::render(&figures, status.as_ref()), context.config.metrics_mode())
         {
             problems.push(format!("The metrics cannot be written to {}: {error}", file.display()));
         }

@@ -10,14 +10,12 @@ use clap::{Args, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde::Deserialize;
 use zmreplica::remote::client::{AgentChoice, PATIENCE};
-use zmreplica::remote::transport::ssh::{Passphrase, SshOptions};
+use zmreplica::remote::transport::ssh::{PASSPHRASE_VARIABLE, Passphrase, SshOptions};
 use zmreplica::snapshot::pull::{CompressAt, PullOptions, Way};
 
 use super::error::CliError;
 use super::text;
 
-/// Environment variable that holds the passphrase of an encrypted key.
-const PASSPHRASE_VARIABLE: &str = "ZMREPLICA_SSH_PASSPHRASE";
 /// Attempts in a row that may bring nothing, unless told otherwise.
 const RETRIES: u32 = 5;
 

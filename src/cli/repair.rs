@@ -34,6 +34,7 @@ pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError
     let output = &context.output;
     let options = RepairOptions { read_data: args.read_data };
     let store = context.store()?;
+    context.narrow(store);
     let interrupt = signals::interrupt_flag()
         .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
     let progress = PruneProgress::default();

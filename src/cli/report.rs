@@ -1,8 +1,6 @@
 //! `zmreplica report`: one self-contained HTML page about a store.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -57,7 +55,7 @@ pub(crate) fn run(context: &Context, args: &ReportArgs) -> Result<Exit, CliError
         report::write(&report, &mut *stdout)?;
         return Ok(exit);
     }
-    let bytes = write_file(&report, &args.file).map_err(|error| {
+    let bytes = report::write_file(&report, &args.file, context.config.report_mode()).map_err(|error| {
         CliError::Failed(format!("Cannot write {}: {error}", text::escape(args.file.as_os_str().as_encoded_bytes())))
     })?;
     let file = args.file.display().to_string();
@@ -74,26 +72,6 @@ pub(crate) fn run(context: &Context, args: &ReportArgs) -> Result<Exit, CliError
         ));
     }
     Ok(exit)
-}
-
-/// Writes the page beside its place and moves it there, so that a viewer never sees half a page. Returns its size.
-fn write_file(report: &Report, path: &Path) -> std::io::Result<u64> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = (|| {
-        let mut out = BufWriter::new(File::create(&temporary)?);
-        report::write(report, &mut out)?;
-        out.flush()?;
-        let bytes = out.get_ref().metadata()?.len();
-        std::fs::rename(&temporary, path)?;
-        Ok(bytes)
-    })();
-    if written.is_err() {
-        // The error that is told is the first one.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
 }
 
 fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliError> {

@@ -20,6 +20,7 @@ use zmreplica_fuse::{Log, Mount, MountOptions, UnmountMode, mount_overlay, mount
 pub use all::{SnapshotsTree, directory_name};
 pub use place::{KIND, MOUNT_KIND, OVERLAY_KIND, absolute, check_place, wait_for_server};
 
+use crate::access;
 use crate::catalog::CatalogError;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::lease::{self, Lease, LeaseInfo};
@@ -347,7 +348,8 @@ impl Upper {
         let Some(snapshot) = snapshot else {
             return Err(refuse("name a snapshot: the directory of all snapshots changes by itself"));
         };
-        fs::create_dir_all(directory).map_err(system("Cannot create", directory))?;
+        // What is changed in the mount is as private as the mail in the store.
+        access::create_own_directory(directory).map_err(system("Cannot create", directory))?;
         let directory = fs::canonicalize(directory).map_err(system("Cannot open", directory))?;
         let store = fs::canonicalize(replica.path()).map_err(system("Cannot open", replica.path()))?;
         if directory.starts_with(&store) {
@@ -364,7 +366,7 @@ impl Upper {
                     return Err(refuse("it is not empty"));
                 }
                 let text = wanted.to_string();
-                crate::replica::write_durably(&record, text.as_bytes()).map_err(system("Cannot write", &record))?;
+                access::write_durably(&record, text.as_bytes()).map_err(system("Cannot write", &record))?;
             }
             Err(error) => return Err(system("Cannot read", &record)(error)),
         }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
+use crate::remote::transport::ssh::PASSPHRASE_VARIABLE;
+
 /// A hook that takes longer is ended.
 pub const HOOK_LIMIT: Duration = Duration::from_secs(300);
 const TICK: Duration = Duration::from_millis(20);
@@ -89,6 +91,7 @@ impl HookCommand {
         let mut command = self.command().ok_or(HookError::Empty)?;
         let failed = |source| HookError::Run { command: self.shown(), source };
         let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
+        command.env_remove(PASSPHRASE_VARIABLE);
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         // A group of its own, so that all of it can be ended.
         command.process_group(0);

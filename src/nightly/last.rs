@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::replica::write_durably;
+use crate::access::write_durably;
 
 /// How a nightly run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,14 +1,13 @@
 //! Metrics of a night in the text format of Prometheus, for the textfile collector of its node exporter.
 
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use jiff::Timestamp;
 
 use super::status::Status;
+use crate::access::Replacement;
 use crate::zimbra::ledger::Summary;
 
 /// What is told of one run.
@@ -169,28 +168,15 @@ fn restorable(page: &mut Page, status: &Status) {
     }
 }
 
-/// Writes a page so that a reader sees the old one or the new one, never a part.
+/// Mode of a new file: the collector is another user.
+const MODE: u32 = 0o644;
+
+/// Writes a page so that a reader sees the old one or the new one, never a part. The file that it replaces hands on its mode unless one is `wanted`.
 ///
 /// # Errors
 /// Fails when the directory cannot be written to.
-pub fn write(path: &Path, page: &str) -> io::Result<()> {
-    let name = path.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
-    // The collector reads files that end with .prom, so this one must not.
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".tmp-{}", std::process::id()));
-    let temporary = path.with_file_name(temporary);
-    let write = || {
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&temporary)?;
-        // The collector is another user.
-        file.set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.write_all(page.as_bytes())?;
-        drop(file);
-        fs::rename(&temporary, path)
-    };
-    let written = write();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+pub fn write(path: &Path, page: &str, wanted: Option<u32>) -> io::Result<()> {
+    let mut new = Replacement::beside_store(path, wanted, MODE)?;
+    new.write_all(page.as_bytes())?;
+    new.finish()
 }

@@ -9,9 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::PruneError;
+use crate::access::write_durably;
 use crate::catalog::commit::CommitId;
 use crate::catalog::writer::commit_id;
-use crate::replica::{Replica, write_durably};
+use crate::replica::Replica;
 use crate::snapshot::known::{KnownInode, KnownInodes};
 
 /// What is known of the inodes of one source.

@@ -23,9 +23,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::access::Depth;
 use crate::catalog::CatalogError;
 use crate::prune::{Phase, PruneError, PruneProgress};
-use crate::replica::{LockedReplica, ReplicaError};
+use crate::replica::{LockedReplica, ReplicaError, refuse_denied};
 use crate::store::backend::Backend;
 use crate::store::local::LocalBackend;
 
@@ -147,6 +148,8 @@ impl From<CatalogError> for RepairError {
 /// # Errors
 /// See [`RepairError`]. Damage is not an error: it is in the report.
 pub fn repair(path: &Path, options: RepairOptions, progress: &PruneProgress) -> Result<RepairReport, RepairError> {
+    // What may not be read is not lost.
+    refuse_denied(path, Depth::AllObjects)?;
     let backend: Arc<dyn Backend> = Arc::new(LocalBackend::open(path).map_err(ReplicaError::from)?);
     repair_over(path, backend, options, progress)
 }

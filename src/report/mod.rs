@@ -6,11 +6,13 @@
 mod charts;
 mod html;
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::access::Replacement;
 use crate::zimbra::account::AccountState;
 use html::{Escaped, bytes, count, day_and_time};
 
@@ -141,6 +143,23 @@ const SCRIPT: &str = include_str!("page.js");
 /// The page may use what is in it and nothing else.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+
+/// Mode of a new page: it has addresses in it.
+const MODE: u32 = 0o640;
+
+/// Writes the page beside its place and moves it there, so that a viewer never sees half a page. The file that it replaces hands on its mode unless one is
+/// `wanted`. Returns its size.
+///
+/// # Errors
+/// Fails when it cannot be written; the old page stays then.
+pub fn write_file(report: &Report, path: &Path, wanted: Option<u32>) -> io::Result<u64> {
+    let mut out = BufWriter::new(Replacement::beside_store(path, wanted, MODE)?);
+    write(report, &mut out)?;
+    let new = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let bytes = new.length()?;
+    new.finish()?;
+    Ok(bytes)
+}
 
 /// Writes the page.
 ///

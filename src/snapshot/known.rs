@@ -18,9 +18,10 @@
 //! unchanged. *State* covers mode, owner, device number and ctime: while it stays too, nothing is. An identity of 0 is never matched.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
+use crate::access::Replacement;
 use crate::catalog::commit::CommitId;
 use crate::coding::{DecodeError, Decoder};
 use crate::model::Stat;
@@ -216,9 +217,9 @@ impl KnownInodes {
     /// # Errors
     /// Fails when the file cannot be written.
     pub fn save(&self, path: &Path, commit: u64, commit_id: &CommitId) -> io::Result<()> {
-        let temporary = path.with_extension("tmp");
-        fs::write(&temporary, self.encode(commit, commit_id))?;
-        fs::rename(&temporary, path)
+        let mut new = Replacement::in_store(path)?;
+        new.write_all(&self.encode(commit, commit_id))?;
+        new.finish()
     }
 }
 

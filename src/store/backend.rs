@@ -10,8 +10,8 @@ use thiserror::Error;
 /// The longest key, in bytes.
 pub const KEY_MAX_BYTES: usize = 200;
 
-/// The mark of a file that is being written; no key contains it.
-pub(crate) const TEMPORARY_MARK: &str = ".tmp-";
+// No key contains it.
+pub(crate) use crate::access::TEMPORARY_MARK;
 
 /// Tells why a backend could not do what was asked.
 #[derive(Debug, Error)]

@@ -1,7 +1,8 @@
 //! Objects as files below one directory.
 //!
 //! [`Backend::put`] writes `<key>.tmp-<pid>-<number>`, makes its data durable with fdatasync and gives it its name
-//! with a rename that refuses to replace. Data before name: so even after a loss of power a key never leads to half an
+//! with a rename that refuses to replace. Where the file system has no such rename, a hard link does the same; where it has neither, the name is looked
+//! up before an ordinary rename, which is as good while only the holder of the store's lock puts objects. Data before name: so even after a loss of power a key never leads to half an
 //! object. [`Backend::sync`] then has only the directories to fsync. One fdatasync for a pack of tens of megabytes
 //! costs little more than the disk needs for the bytes anyway, and spares a list of open files to flush later.
 //!
@@ -9,9 +10,9 @@
 //! removes it. A crash between rename and sync leaves a whole object or none.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,9 +21,14 @@ use rustix::fs::{AtFlags, CWD, RenameFlags};
 use rustix::io::Errno;
 
 use super::backend::{Backend, BackendError, TEMPORARY_MARK, check_key};
+use crate::access;
 
 /// Most files kept open for reading.
 const OPEN_FILES: usize = 64;
+
+const CACHE: &str = "cache";
+/// What directories of a store begin with that hold no objects; one of them may be a cache that was set aside.
+const BESIDE_OBJECTS: [&str; 2] = ["cache", "leases"];
 
 /// Keeps objects as files below a directory, readable by their owner only: they hold mail.
 pub struct LocalBackend {
@@ -71,11 +77,14 @@ impl LocalBackend {
     /// [`BackendError::Io`] if a directory cannot be read or a file cannot be removed.
     pub fn clean_leftovers(&self) -> Result<(u64, u64), BackendError> {
         let mut found = Vec::new();
-        self.visit(&self.root, "", &|_| true, &mut |path, name, length| {
+        let mut find = |path: &Path, name: &str, length| {
             if name.contains(TEMPORARY_MARK) {
                 found.push((path.to_owned(), length));
             }
-        })?;
+        };
+        self.visit(&self.root, "", &|below| !BESIDE_OBJECTS.iter().any(|beside| below.starts_with(beside)), &mut find)?;
+        // A cache that cannot be read is no reason to fail, and leases are swept by whoever takes one.
+        let _ = self.visit(&self.root.join(CACHE), &format!("{CACHE}/"), &|_| true, &mut find);
         let (mut files, mut bytes) = (0, 0);
         for (path, length) in found {
             fs::remove_file(&path).map_err(|e| BackendError::io("remove", path.display().to_string(), e))?;
@@ -83,6 +92,30 @@ impl LocalBackend {
             bytes += length;
         }
         Ok((files, bytes))
+    }
+
+    /// Tries whether the file system does all that objects need, and leaves nothing behind.
+    ///
+    /// # Errors
+    /// Says what it does not do.
+    pub(crate) fn probe(&self) -> Result<(), String> {
+        let key = format!("probe-{}", std::process::id());
+        let failed = |what: &'static str| move |error: BackendError| format!("{what}: {error}");
+        self.put(&key, &[b"probe"]).map_err(failed("a file cannot be written and named"))?;
+        let tried = (|| {
+            match self.put(&key, &[b"other"]) {
+                Err(BackendError::Exists { .. }) => {}
+                Err(error) => return Err(failed("a name that is taken gives another error than that")(error)),
+                Ok(()) => return Err("a file can be put in place of another unnoticed".to_owned()),
+            }
+            let bytes = self.read_at(&key, 0, 5).map_err(failed("a file cannot be read back"))?;
+            if bytes != b"probe" {
+                return Err("a file reads back as something else".to_owned());
+            }
+            self.sync().map_err(failed("a directory cannot be synced"))
+        })();
+        let deleted = self.delete(&key).map_err(failed("a file cannot be deleted"));
+        tried.and(deleted)
     }
 
     fn path(&self, key: &str) -> Result<PathBuf, BackendError> {
@@ -107,8 +140,7 @@ impl LocalBackend {
         if directory == self.root {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }
-        match fs::DirBuilder::new().mode(0o700).create(directory) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        match access::create_directory(directory) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if !self.parent(directory).is_dir() {
                     self.create_directory(self.parent(directory))?;
@@ -126,7 +158,7 @@ impl LocalBackend {
             let mut name = path.as_os_str().to_owned();
             name.push(format!("{TEMPORARY_MARK}{}-{number}", std::process::id()));
             let temporary = PathBuf::from(name);
-            match OpenOptions::new().write(true).create_new(true).mode(0o400).open(&temporary) {
+            match access::create(&temporary, access::OBJECT_MODE) {
                 Ok(file) => return Ok((temporary, file)),
                 // Left over from a dead process that had our number.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -299,10 +331,25 @@ fn publish(temporary: &Path, path: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE) {
         // Network file systems often lack this rename; a hard link refuses to replace as well.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            rustix::fs::linkat(CWD, temporary, CWD, path, AtFlags::empty())?;
-            fs::remove_file(temporary)
+            match rustix::fs::linkat(CWD, temporary, CWD, path, AtFlags::empty()) {
+                Ok(()) => fs::remove_file(temporary),
+                // Others, such as exFAT, lack both.
+                Err(Errno::PERM | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    rename_unless_taken(temporary, path)
+                }
+                Err(error) => Err(error.into()),
+            }
         }
         other => Ok(other?),
+    }
+}
+
+/// Renames a file unless the name is taken. Between look and rename nobody takes it who keeps to the store's lock.
+fn rename_unless_taken(temporary: &Path, path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Err(io::Error::from(io::ErrorKind::AlreadyExists)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(temporary, path),
+        Err(error) => Err(error),
     }
 }
 

@@ -20,8 +20,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
+use crate::access::write_durably;
 use crate::catalog::snapshot::{from_hex, to_hex};
-use crate::replica::write_durably;
 
 const MAGIC: &[u8; 8] = b"ZMRFACT2";
 /// Length of a snapshot's identifier.

@@ -38,7 +38,7 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
     Setting { key, meaning, default }
 }
 
-const SETTINGS: [Setting; 36] = [
+const SETTINGS: [Setting; 39] = [
     setting("store", "none", "directory of the store"),
     setting("source", "none", "what `snapshot` and `nightly` take"),
     setting("exclude", "[]", "patterns of what is left out, besides lost+found and sessions under deletion"),
@@ -62,6 +62,9 @@ const SETTINGS: [Setting; 36] = [
     setting("settle-quiet", "\"5min\"", "how long nothing in tmp/ must have changed for zmbackup to count as finished"),
     setting("metrics", "none", "file that `nightly` writes metrics to, for Prometheus"),
     setting("log", "none", "where `nightly` logs to, besides stdout and stderr: \"journal\", \"syslog\" or a file"),
+    setting("metrics-mode", "\"0644\", or as it is", "who may read the metrics, in octal; they hold no address"),
+    setting("log-mode", "\"0640\", or as it is", "who may read a log file, in octal"),
+    setting("report-mode", "\"0640\", or as it is", "who may read the page that `report` writes, in octal"),
     setting("max-age", "\"36h\"", "age of the newest snapshot from which on `status` complains"),
     setting("retention.keep-last", "0", "keep the newest so many snapshots"),
     setting("retention.keep-hourly", "0", "keep the newest of each of the last so many hours that have one"),
@@ -113,7 +116,7 @@ pub(crate) fn run(output: &Output, global: &GlobalArgs, args: &ConfigArgs) -> Re
     };
     let mut mistakes = Vec::new();
     let given: toml::Table = text.parse().unwrap_or_else(|error: toml::de::Error| {
-        mistakes.push(error.to_string().trim_end().to_owned());
+        mistakes.push(super::mistake(&text, &error));
         toml::Table::new()
     });
     let values = flatten(&given);

@@ -14,7 +14,7 @@ use super::error::CliError;
 use super::remote::RemoteConfig;
 
 pub(crate) use check::{ConfigArgs, run};
-pub(crate) use values::{LogTarget, Share, Span, Text};
+pub(crate) use values::{FileMode, LogTarget, Share, Span, Text};
 
 /// Read when no other file is named and this one is there.
 const DEFAULT_PATH: &str = "/etc/zmreplica.toml";
@@ -44,6 +44,12 @@ pub(crate) struct Config {
     pub(crate) metrics: Option<PathBuf>,
     /// Where `nightly` logs to.
     pub(crate) log: Option<Text<LogTarget>>,
+    /// Mode of the file of metrics.
+    metrics_mode: Option<Text<FileMode>>,
+    /// Mode of a log file.
+    log_mode: Option<Text<FileMode>>,
+    /// Mode of the page that `report` writes.
+    report_mode: Option<Text<FileMode>>,
     /// Age of the newest snapshot from which on `status` complains.
     pub(crate) max_age: Option<Text<Span>>,
     /// How a source on another host is reached.
@@ -112,6 +118,21 @@ pub(crate) struct Hooks {
 }
 
 impl Config {
+    /// Returns the mode of the file of metrics, if one is wanted.
+    pub(crate) fn metrics_mode(&self) -> Option<u32> {
+        self.metrics_mode.map(|mode| mode.0.0)
+    }
+
+    /// Returns the mode of a log file, if one is wanted.
+    pub(crate) fn log_mode(&self) -> Option<u32> {
+        self.log_mode.map(|mode| mode.0.0)
+    }
+
+    /// Returns the mode of the page that `report` writes, if one is wanted.
+    pub(crate) fn report_mode(&self) -> Option<u32> {
+        self.report_mode.map(|mode| mode.0.0)
+    }
+
     /// Returns what the guard goes by.
     pub(crate) fn guard(&self) -> GuardOptions {
         let default = GuardOptions::default();
@@ -153,8 +174,20 @@ pub(crate) fn load(given: Option<&Path>) -> Result<Config, CliError> {
     })
 }
 
+/// Says in a line what a file's text does not say well.
+fn mistake(text: &str, error: &toml::de::Error) -> String {
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => {
+            let number = before.matches('\n').count() + 1;
+            let line = text.lines().nth(number - 1).unwrap_or_default();
+            format!("line {number}, `{}`: {}", line.trim(), error.message())
+        }
+        None => error.message().to_owned(),
+    }
+}
+
 fn parse(text: &str) -> Result<Config, String> {
-    let config: Config = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    let config: Config = toml::from_str(text).map_err(|error| mistake(text, &error))?;
     match range_mistake(&config) {
         Some(mistake) => Err(mistake),
         None => Ok(config),

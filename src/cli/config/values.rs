@@ -75,6 +75,21 @@ impl<'de> Deserialize<'de> for Share {
     }
 }
 
+/// Permission bits of a file, in octal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileMode(pub(crate) u32);
+
+impl FromStr for FileMode {
+    type Err = String;
+
+    fn from_str(given: &str) -> Result<FileMode, String> {
+        let mode = u32::from_str_radix(given, 8).ok().filter(|mode| mode & 0o600 == 0o600 && *mode <= 0o777);
+        mode.map(FileMode).ok_or_else(|| {
+            format!("{given:?} is no mode of a file: give it in octal, such as \"0640\"; its owner reads and writes it")
+        })
+    }
+}
+
 /// Where the nightly run logs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LogTarget {
@@ -99,6 +114,17 @@ impl FromStr for LogTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modes_are_octal_and_leave_the_file_to_its_owner() {
+        assert_eq!(
+            ["0640", "644", "600"].map(|text| text.parse().map(|mode: FileMode| mode.0)),
+            [Ok(0o640), Ok(0o644), Ok(0o600)]
+        );
+        for other in ["", "0040", "4755", "rw", "-640", "0888"] {
+            assert!(other.parse::<FileMode>().is_err(), "{other}");
+        }
+    }
 
     #[test]
     fn spans_are_by_the_clock() {

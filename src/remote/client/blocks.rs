@@ -4,11 +4,12 @@
 //! compared with its hash before it is believed, so a damaged file costs bytes on the wire and nothing else; it may be deleted at any time.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::access::Replacement;
 use crate::remote::protocol::frame::unpack;
 use crate::remote::protocol::listing::BLOCK_LIMIT_BYTES;
 
@@ -28,7 +29,7 @@ pub(super) struct BlockCache {
     /// So many blocks of this scan are those of the last one, in order from its first.
     same: usize,
     /// Written from the first difference on.
-    new: Option<BufWriter<File>>,
+    new: Option<BufWriter<Replacement>>,
     used: HashSet<Hash>,
     /// A cache that cannot be written is no reason to fail; it is given up.
     broken: bool,
@@ -100,16 +101,12 @@ impl BlockCache {
         self.broken |= written.is_err();
     }
 
-    fn temporary(&self) -> PathBuf {
-        self.path.with_extension("tmp")
-    }
-
     /// Starts a new file with the blocks that are the same.
     fn begin(&mut self) -> io::Result<()> {
         if self.new.is_some() || self.broken {
             return Ok(());
         }
-        let mut new = BufWriter::new(File::create(self.temporary())?);
+        let mut new = BufWriter::new(Replacement::in_store(&self.path)?);
         new.write_all(MAGIC)?;
         if let (Some(old), Some(last)) = (&mut self.old, self.same.checked_sub(1)) {
             let start = MAGIC.len() as u64;
@@ -133,8 +130,9 @@ impl BlockCache {
     /// Puts the blocks of this scan in place of the last one's. With `complete` unset, what is left of the last one stays behind them.
     pub(super) fn keep(&mut self, complete: bool) {
         let changed = self.new.is_some() || (complete && self.same < self.order.len());
-        if changed && self.keep_changed(complete).is_err() {
-            let _ = fs::remove_file(self.temporary());
+        if changed {
+            // A cache that cannot be written costs the next night bytes on the wire, and nothing else.
+            let _ = self.keep_changed(complete);
         }
         self.new = None;
         self.broken = true;
@@ -154,9 +152,8 @@ impl BlockCache {
         if self.broken {
             return Err(io::Error::other("a block could not be written"));
         }
-        if let Some(mut new) = self.new.take() {
-            new.flush()?;
-            fs::rename(self.temporary(), &self.path)?;
+        if let Some(new) = self.new.take() {
+            new.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?;
         }
         Ok(())
     }
@@ -164,6 +161,8 @@ impl BlockCache {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn packed(text: &str) -> (Hash, Vec<u8>) {

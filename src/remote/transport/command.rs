@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::spec::RemoteSpec;
+use super::ssh::PASSPHRASE_VARIABLE;
 use super::{Connection, Control, LastWords, SILENCE, Transport, TransportError, keep_end, quoted};
 
 /// How long a program may take to end after its stdout has.
@@ -58,6 +59,7 @@ impl Transport for CommandTransport {
             program.args(["-p", &port.to_string()]);
         }
         program.arg(&self.spec.host).arg(command);
+        program.env_remove(PASSPHRASE_VARIABLE);
         program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child =
             program.spawn().map_err(|error| self.error(format!("{} cannot be started: {error}", self.program)))?;

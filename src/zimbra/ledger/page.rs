@@ -14,7 +14,7 @@ use super::super::input::StoreError;
 use super::super::label::SessionKind;
 use super::super::site::{Session, SessionState};
 use super::changes::Changes;
-use crate::replica::write_durably;
+use crate::access::{self, write_durably};
 
 /// Changes whenever the same snapshot would be judged in another way: pages of other editions are made anew.
 const MAGIC: &[u8; 8] = b"ZMRLEDG1";
@@ -195,7 +195,7 @@ pub(super) fn load(store: &Path, snapshot: &str) -> Option<Page> {
 /// Keeps a page. It can be made again, so a store that cannot be written to is no error.
 pub(super) fn save(store: &Path, snapshot: &str, page: &Page) {
     if let Some(bytes) = seal(MAGIC, snapshot, page)
-        && fs::create_dir_all(directory(store)).is_ok()
+        && access::create_directory(&directory(store)).is_ok()
     {
         let _ = write_durably(&path(store, snapshot), &bytes);
     }

@@ -28,6 +28,9 @@ const DEFAULT_PORT: u16 = 22;
 const CIPHERS: &str =
     "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes192-ctr,aes256-ctr";
 
+/// Environment variable that holds the passphrase of an encrypted key. It is for this program alone: what it starts does not inherit it.
+pub const PASSPHRASE_VARIABLE: &str = "ZMREPLICA_SSH_PASSPHRASE";
+
 /// How to connect.
 #[derive(Clone, Default)]
 pub struct SshOptions {
