@@ -27,4 +27,5 @@ pub mod snapshot;
 pub mod source;
 pub mod store;
 pub mod view;
+pub mod wall;
 pub mod zimbra;

@@ -1,7 +1,7 @@
 //! `zmreplica agent`: the far end of a pull. Started on the source's host by the run on the replica's, through SSH; not by people.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,6 +11,7 @@ use clap::Args;
 use zmreplica::remote::agent::{AgentError, AgentOptions, serve};
 use zmreplica::remote::transport::SILENCE;
 use zmreplica::remote::transport::command::TimedReader;
+use zmreplica::wall::{Share, limit_memory};
 
 use super::error::{CliError, Exit};
 use super::output::stderr_line;
@@ -19,6 +20,9 @@ use super::output::stderr_line;
 const NICE: i32 = 10;
 /// An agent waits longer than a run before it takes the other side for lost: the run is the one to tell.
 const PATIENCE: Duration = Duration::from_secs(2 * SILENCE.as_secs());
+
+/// How long the agent may take to end once its input has.
+const END_TIME: Duration = Duration::from_secs(5);
 
 /// Arguments of `agent`.
 #[derive(Args)]
@@ -36,6 +40,7 @@ pub(crate) struct AgentArgs {
 
 pub(crate) fn run(args: &AgentArgs) -> Result<Exit, CliError> {
     lower_priority(args.nice);
+    limit_memory(Share::Agent);
     let input = std::io::stdin().as_fd().try_clone_to_owned();
     let output = std::io::stdout().as_fd().try_clone_to_owned();
     let (input, output) = match (input, output) {
@@ -45,7 +50,8 @@ pub(crate) fn run(args: &AgentArgs) -> Result<Exit, CliError> {
     let options = AgentOptions { root: args.root.clone(), writable: args.writable };
     // No buffer of std's own: frames are written whole.
     let mut output = File::from(output);
-    let served = serve(TimedReader::new(input, PATIENCE), &mut output, &options);
+    let input = Ending { input: TimedReader::new(input, PATIENCE) };
+    let served = serve(input, &mut output, &options);
     let _ = output.flush();
     match served {
         Ok(()) => Ok(Exit::Done),
@@ -56,6 +62,27 @@ pub(crate) fn run(args: &AgentArgs) -> Result<Exit, CliError> {
             stderr_line(&format!("zmreplica agent: {error}"));
             Ok(Exit::Failed)
         }
+    }
+}
+
+/// The input. When it has ended there is nothing more to do, and the process ends, also if the other side keeps the connection and reads nothing of what is being written.
+struct Ending {
+    input: TimedReader,
+}
+
+impl Read for Ending {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.input.read(buffer)
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // Without a thread it is the connection's end that ends the process.
+        let _ = std::thread::Builder::new().name("end".to_owned()).spawn(|| {
+            std::thread::sleep(END_TIME);
+            std::process::exit(i32::from(Exit::Failed as u8));
+        });
     }
 }
 

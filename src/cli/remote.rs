@@ -9,9 +9,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde::Deserialize;
-use zmreplica::remote::client::{AgentChoice, PATIENCE};
+use zmreplica::remote::client::{AgentChoice, HANDSHAKE, PATIENCE};
 use zmreplica::remote::transport::ssh::{PASSPHRASE_VARIABLE, Passphrase, SshOptions};
 use zmreplica::snapshot::pull::{CompressAt, PullOptions, Way};
+use zmreplica::wall::{Share, limit_memory};
 
 use super::error::CliError;
 use super::text;
@@ -46,7 +47,7 @@ pub(crate) struct RemoteArgs {
     /// Run no agent there, only its find and tar: slower, for everything new travels as it is
     #[arg(long, help_heading = "Another host", conflicts_with_all = ["agent_path", "no_upload", "agent_binary"])]
     agentless: bool,
-    /// Take the connection for lost when the other host has not answered for so many seconds [default: 600]
+    /// Take the connection for lost when the other host has not answered for so many seconds, or has sent next to nothing in six times as many [default: 600]
     #[arg(long, value_name = "SECONDS", help_heading = "Another host", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Connect again so many times in a row without success before giving up [default: 5]
@@ -126,6 +127,7 @@ pub(crate) fn options(
             "Nothing can be compressed at the source without an agent: leave out --agentless or --compress-at";
         return Err(CliError::Usage(message.to_owned()));
     }
+    let patience = args.timeout.or(config.timeout).map_or(PATIENCE, |seconds| Duration::from_secs(seconds.max(1)));
     let agent_named = args.agent_path.is_some() || args.agent_binary.is_some();
     let configured = config.bwlimit.as_deref().map(parse_rate).transpose().map_err(CliError::Usage)?;
     Ok(PullOptions {
@@ -134,6 +136,7 @@ pub(crate) fn options(
             path: args.agent_path.clone().or_else(|| config.agent_path.clone()),
             upload: !args.no_upload && config.upload.unwrap_or(true),
             binary: args.agent_binary.clone().or_else(|| config.agent_binary.clone()),
+            handshake: patience.min(HANDSHAKE),
         },
         // An agent that is named on the command line is meant.
         agentless: args.agentless || (config.agentless.unwrap_or(false) && !agent_named),
@@ -142,9 +145,14 @@ pub(crate) fn options(
             Some(CompressAtArg::Source) | None => CompressAt::Source,
         },
         bytes_per_second: args.bwlimit.or(configured).unwrap_or(0),
-        patience: args.timeout.or(config.timeout).map_or(PATIENCE, |seconds| Duration::from_secs(seconds.max(1))),
+        patience,
         retries: args.retries.or(config.retries).unwrap_or(RETRIES),
     })
+}
+
+/// Bounds the memory that another host can make this process take, whatever else fails.
+pub(crate) fn limit() {
+    limit_memory(Share::Run);
 }
 
 /// Returns what asks for a passphrase: the environment, else the terminal, once for each key.

@@ -129,6 +129,7 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
             subtree: &subtree,
             agent: &reaching.agent,
             options: &options,
+            patience: reaching.patience,
         };
         Ok(restore_to(&mut *reaching.way.transport(spec), &spec.path, &what, progress)?)
     })?;

@@ -17,6 +17,7 @@ use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::pull::{dry_pull, pull};
 use zmreplica::snapshot::run::run as take_snapshot;
 
+use super::config::Span;
 use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
 use super::remote::{CompressAtArg, RemoteArgs};
@@ -43,6 +44,9 @@ pub(crate) struct SnapshotArgs {
     /// Read everything again, whatever is known from the last snapshot
     #[arg(long)]
     rescan: bool,
+    /// End the run after so long (20h, 90min); what it has stored is kept, and the next run goes on [default: `max-duration` in the configuration file, else no limit]
+    #[arg(long, value_name = "DURATION")]
+    max_duration: Option<Span>,
     /// Only scan, and tell what would be read
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -95,7 +99,11 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
         let replica = context.open()?;
         let remote = path::remote(source.as_os_str())?;
         let pulling = remote::options(&args.remote, &context.config.remote, args.compress_at)?;
-        let report = followed(context, |progress| match &remote {
+        if remote.is_some() {
+            remote::limit();
+        }
+        let limit = limit(context, args);
+        let report = followed(context, limit, |progress| match &remote {
             Some(spec) => dry_pull(&replica, spec, &pulling, &options, progress),
             None => dry_run(&replica, source, &options, progress),
         })?;
@@ -129,7 +137,10 @@ pub(crate) fn take(context: &Context, args: &SnapshotArgs) -> Result<(LockedRepl
     let pulling = remote::options(&args.remote, &context.config.remote, args.compress_at)?;
     let mut replica = context.open_locked()?;
     refuse_if_held(context, args, &replica)?;
-    let report = followed(context, |progress| match &remote {
+    if remote.is_some() {
+        remote::limit();
+    }
+    let report = followed(context, limit(context, args), |progress| match &remote {
         Some(spec) => pull(&replica, spec, &pulling, &options, progress),
         None => take_snapshot(&replica, source, &options, progress),
     })?;
@@ -167,14 +178,21 @@ fn options(context: &Context, args: &SnapshotArgs) -> SnapshotOptions {
     options
 }
 
+/// Returns how long the run may take.
+fn limit(context: &Context, args: &SnapshotArgs) -> Option<Duration> {
+    args.max_duration.or(context.config.max_duration.map(|span| span.0)).map(|span| span.0)
+}
+
 /// Does `work` while another thread tells how it goes and waits for signals.
 fn followed<T>(
     context: &Context,
+    limit: Option<Duration>,
     work: impl FnOnce(&Arc<Progress>) -> Result<T, SnapshotError>,
 ) -> Result<T, CliError> {
     let interrupt = signals::interrupt_flag()
         .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
     let progress = Arc::new(Progress::default());
+    limit.into_iter().for_each(|span| progress.end_after(span));
     std::thread::scope(|scope| {
         // Closed when this closure ends, a panic of `work` included.
         let (_running, stop) = mpsc::channel();

@@ -47,7 +47,7 @@ pub(super) fn dry_run_over(
     let mut report = DryRun::default();
     while let Some(listing) = tree.next_listing()? {
         if progress.interrupted() {
-            return Err(SnapshotError::Interrupted);
+            return Err(progress.interruption());
         }
         report.names += listing.entries.len() as u64;
         Progress::add(&progress.names, listing.entries.len() as u64);

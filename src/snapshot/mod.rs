@@ -99,6 +99,15 @@ pub enum SnapshotError {
     /// The user interrupted the run.
     #[error("Interrupted. What was stored so far is kept, and the next run goes on from there")]
     Interrupted,
+    /// The run took as long as it may.
+    #[error(
+        "The run was ended after {} s, as long as --max-duration or `max-duration` lets it take. What was stored so far is kept, and the next run goes on from there",
+        .span.as_secs()
+    )]
+    TooLong {
+        /// How long it may take.
+        span: std::time::Duration,
+    },
 }
 
 impl SnapshotError {

@@ -8,6 +8,9 @@ use crate::model::Xattr;
 /// Names of the extended attributes that hold POSIX access control lists begin so.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
+/// Most users, and most groups, that are noted; the others have no names. A hostile source may have another owner for every file.
+const OWNERS_MAX: usize = 1_000_000;
+
 /// Whether a snapshot has access control lists. Those of unchanged inodes are not read again, so the answer builds on what is known of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Acls(pub Option<bool>);
@@ -44,8 +47,11 @@ impl Owners {
     pub fn note(&mut self, uid: u32, gid: u32) {
         if self.last != Some((uid, gid)) {
             self.last = Some((uid, gid));
-            self.users.insert(uid);
-            self.groups.insert(gid);
+            for (known, number) in [(&mut self.users, uid), (&mut self.groups, gid)] {
+                if known.len() < OWNERS_MAX {
+                    known.insert(number);
+                }
+            }
         }
     }
 

@@ -1,8 +1,10 @@
 //! What a run tells while it works: counters that any thread may read.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
+use super::SnapshotError;
 use super::ingest::IngestCounters;
 use crate::remote::client::WireCounters;
 
@@ -35,6 +37,8 @@ pub struct Progress {
     pub wire: Arc<WireCounters>,
     /// What people should hear while the run goes on.
     messages: Mutex<Vec<String>>,
+    /// When the run has to end at the latest, and the span that it was given.
+    limit: OnceLock<(Instant, Duration)>,
     /// Files and bytes read by earlier attempts of this run.
     earlier_reads: Mutex<(u64, u64)>,
 }
@@ -67,8 +71,21 @@ impl Progress {
         *self.earlier_reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether the run was asked to end.
+    /// Ends the run at the next chance after `span`, from now on. The first call counts.
+    pub fn end_after(&self, span: Duration) {
+        let _ = self.limit.set((Instant::now() + span, span));
+    }
+
+    /// Returns whether the run was asked to end, or its time is over.
     pub fn interrupted(&self) -> bool {
-        self.interrupt.load(Ordering::Relaxed)
+        self.interrupt.load(Ordering::Relaxed) || self.limit.get().is_some_and(|(end, _)| Instant::now() >= *end)
+    }
+
+    /// Returns the error that tells why a run was interrupted.
+    pub(crate) fn interruption(&self) -> SnapshotError {
+        match self.limit.get() {
+            Some((_, span)) if !self.interrupt.load(Ordering::Relaxed) => SnapshotError::TooLong { span: *span },
+            _ => SnapshotError::Interrupted,
+        }
     }
 }

@@ -27,6 +27,10 @@ use crate::source::tree::{SourceError, SourceTree};
 const PAUSE: Duration = Duration::from_secs(1);
 /// ... up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// An attempt that broke counts as a failed one unless it brought so many bytes that are new ...
+const WORTH_BYTES: u64 = 4 << 10;
+/// ... and so many for each second: a host could break off for ever, each time with a byte more.
+const WORTH_BYTES_PER_SECOND: u64 = 16;
 /// How often a pause looks whether the user wants to end.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -74,7 +78,7 @@ pub struct PullOptions {
     pub bytes_per_second: u64,
     /// How long the agent may say nothing but that it is alive before the connection counts as lost.
     pub patience: Duration,
-    /// Attempts in a row that may fail without having brought anything before the run gives up.
+    /// Attempts in a row that may fail without having brought anything worth it before the run gives up.
     pub retries: u32,
 }
 
@@ -211,7 +215,9 @@ fn open(
         progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
     }
     let (wire, blocks) = (Arc::clone(&progress.wire), block_cache(replica, spec));
-    Ok(Box::new(RemoteTree::start(opened.connection, wire, &blocks, pull.patience)?))
+    let stop = Arc::clone(progress);
+    let tree = RemoteTree::start(opened.connection, wire, &blocks, pull.patience)?;
+    Ok(Box::new(tree.stopped_by(Arc::new(move || stop.interrupted()))))
 }
 
 /// Connects to a host where no agent may run.
@@ -259,13 +265,14 @@ fn with_attempts<T>(
 ) -> Result<T, SnapshotError> {
     let (mut failed, mut pause) = (0, PAUSE);
     loop {
-        let before = progress.ingest.new_bytes.load(Ordering::Relaxed);
+        let (began, before) = (Instant::now(), progress.ingest.new_bytes.load(Ordering::Relaxed));
         let error = match attempt() {
-            Err(error) if may_pass(&error) && progress.interrupted() => return Err(SnapshotError::Interrupted),
+            Err(error) if may_pass(&error) && progress.interrupted() => return Err(progress.interruption()),
             Err(error) if may_pass(&error) => error,
             other => return other,
         };
-        if progress.ingest.new_bytes.load(Ordering::Relaxed) > before {
+        let brought = progress.ingest.new_bytes.load(Ordering::Relaxed) - before;
+        if brought >= WORTH_BYTES.max(began.elapsed().as_secs() * WORTH_BYTES_PER_SECOND) {
             (failed, pause) = (0, PAUSE);
         }
         failed += 1;
@@ -276,7 +283,7 @@ fn with_attempts<T>(
         let until = Instant::now() + pause;
         while Instant::now() < until {
             if progress.interrupted() {
-                return Err(SnapshotError::Interrupted);
+                return Err(progress.interruption());
             }
             std::thread::sleep(TICK);
         }

@@ -50,12 +50,24 @@ pub(super) struct PendingListing {
     pub(super) entries: Vec<(Box<[u8]>, Pending)>,
     /// Requests that the listing waits for.
     pub(super) asked: usize,
+    /// What it counts for, in names.
+    names: usize,
 }
 
+/// Bytes of a name that waits, roughly: longer paths and extended attributes count as further names.
+const NAME_BYTES: usize = 270;
+
 impl PendingListing {
-    /// Returns how many names it is, its own included.
+    /// Returns how many names it is, its own included, or how many small ones take as much memory.
     pub(super) fn names(&self) -> usize {
-        self.entries.len() + 1
+        self.names
+    }
+
+    /// Counts what it holds, once all of it is there.
+    pub(super) fn weigh(&mut self) {
+        let xattrs = self.attributes.iter().flat_map(|attributes| &attributes.xattrs);
+        let xattr_bytes: usize = xattrs.map(|xattr| xattr.name.len() + xattr.value.len() + 64).sum();
+        self.names = self.entries.len() + 1 + (self.prefix.len() + xattr_bytes) / NAME_BYTES;
     }
 
     pub(super) fn new(listing: &Listing, owners: &mut Owners) -> PendingListing {
@@ -72,6 +84,7 @@ impl PendingListing {
             attributes,
             entries: Vec::with_capacity(listing.entries.len()),
             asked: 0,
+            names: 1,
         }
     }
 }
@@ -162,6 +175,9 @@ impl Run<'_> {
                 ReadEvent::Done(outcome) => break *outcome,
                 event => take_event(event, &mut self.writer, &mut self.ingest, self.progress, &mut builder)?,
             }
+            // One file may be most of a tree.
+            self.check_interrupt()?;
+            self.commit_if_large()?;
         };
         self.settle(&[prefix, name].concat(), asked, outcome, builder)
     }

@@ -36,8 +36,10 @@ const WINDOW_REQUESTS: usize = 8192;
 const PENDING_NAMES: usize = 1 << 17;
 /// Pending changes of the catalogue that make the run commit its progress, in bytes.
 const PROGRESS_PENDING_BYTES: usize = 48 << 20;
-/// Problems that are kept by name; further ones are counted.
+/// Problems that are kept by name ...
 const PROBLEMS_KEPT: usize = 100_000;
+/// ... unless their paths and texts are so long together; further ones are counted.
+const PROBLEMS_KEPT_BYTES: usize = 32 << 20;
 
 /// Takes a snapshot of a local tree and commits it.
 ///
@@ -140,6 +142,7 @@ pub(super) struct Run<'a> {
     pub(super) inodes: RunInodes,
     pub(super) problems: Vec<RunProblem>,
     pub(super) problem_count: u64,
+    problem_bytes: usize,
     pub(super) totals: Totals,
     pub(super) work: Work,
     pub(super) owners: Owners,
@@ -201,6 +204,7 @@ impl<'a> Run<'a> {
             inodes: RunInodes::new(known, options.rescan, begun.started),
             problems: Vec::new(),
             problem_count: 0,
+            problem_bytes: 0,
             totals: Totals::default(),
             work: Work::default(),
             owners: Owners::default(),
@@ -223,7 +227,7 @@ impl<'a> Run<'a> {
     fn work(mut self) -> Result<SnapshotReport, SnapshotError> {
         match self.take() {
             Ok(()) => self.finish(),
-            Err(error @ (SnapshotError::Interrupted | SnapshotError::Source(_))) => {
+            Err(error @ (SnapshotError::Interrupted | SnapshotError::TooLong { .. } | SnapshotError::Source(_))) => {
                 self.keep_what_came()?;
                 Err(error)
             }
@@ -276,13 +280,14 @@ impl<'a> Run<'a> {
         self.commit_progress()
     }
 
-    fn check_interrupt(&mut self) -> Result<(), SnapshotError> {
-        if self.progress.interrupted() { Err(SnapshotError::Interrupted) } else { Ok(()) }
+    pub(super) fn check_interrupt(&mut self) -> Result<(), SnapshotError> {
+        if self.progress.interrupted() { Err(self.progress.interruption()) } else { Ok(()) }
     }
 
     pub(super) fn problem(&mut self, path: Vec<u8>, message: String) {
         self.problem_count += 1;
-        if self.problems.len() < PROBLEMS_KEPT {
+        self.problem_bytes += path.len() + message.len();
+        if self.problems.len() < PROBLEMS_KEPT && self.problem_bytes <= PROBLEMS_KEPT_BYTES {
             self.problems.push(RunProblem { path, message });
         }
     }
@@ -336,6 +341,7 @@ impl<'a> Run<'a> {
             pending.entries.push((entry.name, state));
         }
         pending.prefix = prefix;
+        pending.weigh();
         self.asked += pending.asked;
         Ok(pending)
     }
@@ -426,6 +432,11 @@ impl<'a> Run<'a> {
     fn commit_if_due(&mut self) -> Result<(), SnapshotError> {
         let due = self.last_commit.elapsed() >= self.options.progress_interval;
         if due || self.writer.pending_bytes() >= PROGRESS_PENDING_BYTES { self.commit_progress() } else { Ok(()) }
+    }
+
+    /// Commits within a file of which the catalogue has got much already.
+    pub(super) fn commit_if_large(&mut self) -> Result<(), SnapshotError> {
+        if self.writer.pending_bytes() >= PROGRESS_PENDING_BYTES { self.commit_progress() } else { Ok(()) }
     }
 
     /// Resolves a further name of an inode; reads the inode by this name if its first one failed.

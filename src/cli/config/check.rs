@@ -38,7 +38,7 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
     Setting { key, meaning, default }
 }
 
-const SETTINGS: [Setting; 39] = [
+const SETTINGS: [Setting; 40] = [
     setting("store", "none", "directory of the store"),
     setting("source", "none", "what `snapshot` and `nightly` take"),
     setting("exclude", "[]", "patterns of what is left out, besides lost+found and sessions under deletion"),
@@ -58,6 +58,11 @@ const SETTINGS: [Setting; 39] = [
     setting("remote.compress-at", "\"source\"", "where chunks are compressed: \"source\" or \"replica\""),
     setting("remote.timeout", "600", "seconds without an answer after which the connection counts as lost"),
     setting("remote.retries", "5", "attempts in a row that may bring nothing before a run gives up"),
+    setting(
+        "max-duration",
+        "none",
+        "how long `snapshot` and `nightly` may take for a snapshot before they end and leave the rest to the next run",
+    ),
     setting("settle", "\"0s\"", "how long `nightly` waits for a running zmbackup at most"),
     setting("settle-quiet", "\"5min\"", "how long nothing in tmp/ must have changed for zmbackup to count as finished"),
     setting("metrics", "none", "file that `nightly` writes metrics to, for Prometheus"),

@@ -40,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) settle: Option<Text<Span>>,
     /// How long nothing must have changed for zmbackup to count as finished.
     pub(crate) settle_quiet: Option<Text<Span>>,
+    /// How long a run may take.
+    pub(crate) max_duration: Option<Text<Span>>,
     /// File that `nightly` writes metrics to.
     pub(crate) metrics: Option<PathBuf>,
     /// Where `nightly` logs to.

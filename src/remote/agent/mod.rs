@@ -10,7 +10,8 @@
 //! [`crate::source`], which resolves each path below an open directory and follows no symbolic link.
 //!
 //! Memory: 24 MiB of chunks offered, 2 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's look-ahead
-//! of 20,000 names (some 7 MB), and 16 to 40 bytes for each inode of several names.
+//! of 20,000 names (some 7 MB), and 16 to 40 bytes for each inode of several names. A run that keeps to the protocol has 8 MiB of requests waiting; one that does not is cut off at
+//! 64 MiB (see [`waiting`]).
 
 mod devices;
 mod outbox;
@@ -18,6 +19,7 @@ mod read;
 mod restore;
 
 mod scan;
+mod waiting;
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,7 +31,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 
 use super::protocol::frame::{self, Frame, Kind};
 use super::protocol::messages::{
-    Figures, decode_bits, decode_owners, decode_requests, encode_owner_names, encode_root_stat,
+    Figures, decode_owners, decode_requests, encode_owner_names, encode_root_stat, request_bytes,
 };
 use super::protocol::{Hello, MAGIC, PREAMBLE_BYTES, Start, Task, VERSION};
 use crate::coding::{DecodeError, Decoder};
@@ -41,7 +43,13 @@ use crate::store::codec::Dictionary;
 use devices::Devices;
 use outbox::Outbox;
 use read::{Answers, COMPRESS_AHEAD, Control, CurrentDictionary, ReadCounters, answer_apart, compress};
+use waiting::Waiting;
 
+/// Most threads of each sort. Each compressing one takes some 12 MB at the highest level.
+const THREADS_MAX: usize = 16;
+/// Most exclude patterns, and most bytes of them together.
+const EXCLUDES_MAX: usize = 1000;
+const EXCLUDES_MAX_BYTES: usize = 64 << 10;
 /// Names that the agent's scan may be ahead of what is sent: fewer than in a run on one host, for memory there belongs to the mail server.
 const AHEAD_ENTRIES: usize = 20_000;
 
@@ -196,13 +204,17 @@ struct Session {
 
 impl Session {
     fn start(root: &Path, start: &Start) -> Result<Session, AgentError> {
+        let bytes: usize = start.excludes.iter().map(String::len).sum();
+        if start.excludes.len() > EXCLUDES_MAX || bytes > EXCLUDES_MAX_BYTES {
+            return Err(AgentError::Protocol(format!("{} exclude patterns of {bytes} bytes", start.excludes.len())));
+        }
         let excludes = Excludes::new(&start.excludes, false).map_err(|error| AgentError::Refused(error.to_string()))?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let threads = if start.threads == 0 { cores.min(4) } else { start.threads.min(64) };
+        let threads = if start.threads == 0 { cores.min(4) } else { start.threads.min(THREADS_MAX) };
         let options = ScanOptions {
             excludes,
             cross_file_systems: start.cross_file_systems,
-            threads: start.threads.min(64),
+            threads: start.threads.min(THREADS_MAX),
             ahead_entries: AHEAD_ENTRIES,
         };
         let scan = Scan::start(root, options).map_err(|error| AgentError::Refused(error.to_string()))?;
@@ -215,8 +227,9 @@ impl Session {
         Ok(Session { scan, pool, root, level, threads, bytes_per_second: start.bytes_per_second })
     }
 
-    fn serve(self, mut input: impl Read, mut output: impl Write + Send) -> Result<(), AgentError> {
+    fn serve(self, input: impl Read, mut output: impl Write + Send) -> Result<(), AgentError> {
         let (devices, outbox, counters) = (Devices::default(), Outbox::default(), ReadCounters::default());
+        let waiting = Waiting::default();
         let dictionary = CurrentDictionary::default();
         let scan_counters = self.scan.counters();
         let (block_answers, blocks_wanted) = unbounded();
@@ -225,6 +238,7 @@ impl Session {
         let (to_compress, compress_queue) = bounded(COMPRESS_AHEAD * self.threads);
         std::thread::scope(|scope| {
             let (devices, outbox, counters, dictionary) = (&devices, &outbox, &counters, &dictionary);
+            let waiting = &waiting;
             // What ends early is told to the other side, unless that is what went away.
             let end = move |part: &str, ended: Result<(), outbox::Closed>| {
                 if ended.is_err() {
@@ -246,22 +260,24 @@ impl Session {
                     })
                 });
             });
-            scope.spawn(move || end("scan", scan::send(self.scan, devices, outbox, &blocks_wanted)));
+            scope.spawn(move || end("scan", scan::send(self.scan, devices, outbox, waiting, &blocks_wanted)));
             if let Some(pool) = self.pool {
                 for _ in 0..self.threads {
                     let queue = compress_queue.clone();
                     let level = self.level;
                     scope.spawn(move || end("compression", compress(level, dictionary, outbox, &queue)));
                 }
-                let answers = Answers { pool, devices, outbox, control: controls, compress: to_compress, counters };
+                let (control, compress) = (controls, to_compress);
+                let answers = Answers { pool, devices, outbox, waiting, control, compress, counters };
                 scope.spawn(move || end("reading", answers.run()));
                 let root = Arc::clone(&self.root);
-                scope.spawn(move || end("reading", answer_apart(root, devices, outbox, &apart_requests)));
+                scope.spawn(move || end("reading", answer_apart(root, devices, outbox, waiting, &apart_requests)));
             }
             // The threads' own are the last: when these end, whoever hands them chunks hears of it.
             drop(compress_queue);
-            let inbox = Inbox { root: &self.root, devices, outbox, dictionary, block_answers, control, apart };
-            let ended = inbox.take_all(&mut input);
+            let inbox = Inbox { root: &self.root, devices, outbox, dictionary, waiting, block_answers, control, apart };
+            // Drops the input at its end: whoever gave it hears of that, also where a thread waits for the other side to read.
+            let ended = inbox.take_all(input);
             outbox.break_off();
             ended
         })
@@ -274,15 +290,16 @@ struct Inbox<'a> {
     devices: &'a Devices,
     outbox: &'a Outbox,
     dictionary: &'a CurrentDictionary,
+    waiting: &'a Waiting,
     block_answers: Sender<Vec<bool>>,
     control: Sender<Control>,
     apart: Sender<ReadRequest>,
 }
 
 impl Inbox<'_> {
-    fn take_all(self, input: &mut dyn Read) -> Result<(), AgentError> {
+    fn take_all(self, mut input: impl Read) -> Result<(), AgentError> {
         loop {
-            match frame::read(input) {
+            match frame::read(&mut input) {
                 Ok(frame) => self.take(frame)?,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -294,12 +311,33 @@ impl Inbox<'_> {
         // A receiver that is gone has told why, or is not there in a scan.
         match frame.kind {
             Kind::Alive => {}
-            Kind::BlocksWanted => drop(self.block_answers.send(decode_bits(&frame.payload)?)),
-            Kind::Reads => drop(self.control.send(Control::Reads(decode_requests(&frame.payload)?))),
-            Kind::ChunksWanted => drop(self.control.send(Control::Wanted(decode_bits(&frame.payload)?))),
-            Kind::Taken => drop(self.control.send(Control::Taken(Decoder::new(&frame.payload).varint()?))),
+            Kind::BlocksWanted => {
+                let bits = self.waiting.blocks.answers(&frame.payload)?;
+                if !bits.is_empty() {
+                    drop(self.block_answers.send(bits));
+                }
+            }
+            Kind::Reads => {
+                let requests = decode_requests(&frame.payload)?;
+                self.waiting.ask(requests.iter().map(request_bytes).sum())?;
+                if !requests.is_empty() {
+                    drop(self.control.send(Control::Reads(requests)));
+                }
+            }
+            Kind::ChunksWanted => {
+                let bits = self.waiting.chunks.answers(&frame.payload)?;
+                if !bits.is_empty() {
+                    drop(self.control.send(Control::Wanted(bits)));
+                }
+            }
+            Kind::Taken => {
+                if self.waiting.add_taken(Decoder::new(&frame.payload).varint()?) {
+                    drop(self.control.send(Control::Taken));
+                }
+            }
             Kind::ReadApart => {
                 for request in decode_requests(&frame.payload)? {
+                    self.waiting.ask(request_bytes(&request))?;
                     drop(self.apart.send(request));
                 }
             }

@@ -12,8 +12,9 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use super::devices::Devices;
 use super::outbox::{Closed, Outbox};
+use super::waiting::Waiting;
 use crate::remote::protocol::frame::Kind;
-use crate::remote::protocol::messages::{ChunkFrame, Event, StatCoder, put_event};
+use crate::remote::protocol::messages::{ChunkFrame, Event, StatCoder, put_event, request_bytes};
 use crate::remote::protocol::{EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
 use crate::source::cut::SinkClosed;
 use crate::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadPool, ReadRequest};
@@ -30,8 +31,8 @@ pub(super) enum Control {
     Reads(Vec<ReadRequest>),
     /// Answers to offers, in order.
     Wanted(Vec<bool>),
-    /// So many bytes of events were taken.
-    Taken(u64),
+    /// Bytes of events were taken: [`Waiting`] knows how many.
+    Taken,
 }
 
 /// A chunk on its way to a compressing thread, and its place among the offers.
@@ -52,6 +53,7 @@ pub(super) struct Answers<'a> {
     pub(super) pool: ReadPool,
     pub(super) devices: &'a Devices,
     pub(super) outbox: &'a Outbox,
+    pub(super) waiting: &'a Waiting,
     pub(super) control: Receiver<Control>,
     pub(super) compress: Sender<WantedChunk>,
     pub(super) counters: &'a ReadCounters,
@@ -99,9 +101,11 @@ impl Answers<'_> {
     pub(super) fn run(mut self) -> Result<(), Closed> {
         let mut frame = EventFrame::default();
         let mut offered: VecDeque<Vec<u8>> = VecDeque::new();
-        let (mut offered_bytes, mut next_offer, mut due, mut untaken) = (0, 0u64, 0usize, 0usize);
+        let (mut offered_bytes, mut next_offer, mut untaken) = (0, 0u64, 0usize);
+        // Of each request that is not answered, the bytes that it takes.
+        let mut due: VecDeque<usize> = VecDeque::new();
         loop {
-            let may_read = due > 0 && offered_bytes < OFFERED_AHEAD_BYTES && untaken < EVENTS_AHEAD_BYTES;
+            let may_read = !due.is_empty() && offered_bytes < OFFERED_AHEAD_BYTES && untaken < EVENTS_AHEAD_BYTES;
             let message = if may_read {
                 match self.control.try_recv() {
                     Ok(message) => Some(message),
@@ -114,7 +118,7 @@ impl Answers<'_> {
             };
             match message {
                 Some(Control::Reads(requests)) => {
-                    due += requests.len();
+                    due.extend(requests.iter().map(request_bytes));
                     for request in requests {
                         let stat = self.devices.to_host(&request.stat);
                         self.pool.submit(ReadRequest { stat, ..request });
@@ -131,15 +135,14 @@ impl Answers<'_> {
                         next_offer += 1;
                     }
                 }
-                Some(Control::Taken(bytes)) => {
-                    untaken = untaken.saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
-                }
+                Some(Control::Taken) => untaken = untaken.saturating_sub(self.waiting.take_taken()),
                 None => {
                     match self.pool.receive().map_err(|_| Closed)? {
                         ReadEvent::Literal(bytes) => frame.put(&Event::Literal(bytes)),
                         ReadEvent::Zeros(length) => frame.put(&Event::Zeros(length)),
                         ReadEvent::Chunk(hash, plain) => {
                             self.counters.bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
+                            self.waiting.chunks.add();
                             frame.put(&Event::Offer(hash, plain.len() as u32));
                             offered_bytes += plain.len();
                             offered.push_back(plain);
@@ -149,7 +152,7 @@ impl Answers<'_> {
                         ReadEvent::Restart => frame.put(&Event::Restart),
                         ReadEvent::Done(outcome) => {
                             self.counters.files.fetch_add(1, Ordering::Relaxed);
-                            due -= 1;
+                            self.waiting.answered(due.pop_front().unwrap_or(0));
                             frame.end(self.devices, *outcome, |frame| {
                                 untaken += self.flush(frame)?;
                                 Ok(())
@@ -216,16 +219,19 @@ pub(super) fn answer_apart(
     root: Arc<OwnedFd>,
     devices: &Devices,
     outbox: &Outbox,
+    waiting: &Waiting,
     requests: &Receiver<ReadRequest>,
 ) -> Result<(), Closed> {
     let mut reader = InodeReader::new(root);
     for request in requests {
+        let bytes = request_bytes(&request);
         let request = ReadRequest { stat: devices.to_host(&request.stat), ..request };
         let mut sink = ApartSink { frame: EventFrame::default(), outbox };
         let outcome = reader.read(&request, &mut sink).map_err(|_| Closed)?;
         let mut frame = std::mem::take(&mut sink.frame);
         let send = |frame: &mut EventFrame| outbox.send_compressed(Kind::ApartEvents, &frame.take());
         frame.end(devices, outcome, send)?;
+        waiting.answered(bytes);
         send(&mut frame)?;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The agent as the far end of a restore: writes below one directory what a snapshot elsewhere holds, by the same code as a restore on one host.
 //!
-//! Rows that came ahead of their question are kept up to twice [`ROWS_AHEAD_BYTES`], the oldest thrown away first.
+//! Rows that came ahead of their question are kept up to [`AHEAD_MAX_BYTES`], the oldest thrown away first.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
@@ -29,6 +29,13 @@ use crate::view::{SnapshotView, ViewOptions};
 
 /// The agent keeps less than a restore on the replica would: the mail server's memory is not its own.
 const VIEW: ViewOptions = ViewOptions { cache_bytes: 8 << 20 };
+
+/// Most bytes of rows that came ahead of their question, as they count in memory: the run's window, of which small rows take several times their length.
+const AHEAD_MAX_BYTES: usize = 6 * ROWS_AHEAD_BYTES;
+/// What such a row takes beside its bytes.
+const ROW_BYTES: usize = 128;
+/// Most bytes of dictionaries. A store has one of 112 KiB, as a rule.
+const DICTIONARIES_MAX_BYTES: usize = 64 << 20;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -75,7 +82,7 @@ impl Exchange {
         let payload = {
             let mut ahead = lock(&self.ahead);
             let payload = ahead.rows.remove(&(table, key))?;
-            ahead.bytes -= payload.len();
+            ahead.bytes -= payload.len() + ROW_BYTES;
             payload
         };
         self.taken(payload.len());
@@ -95,16 +102,16 @@ impl Exchange {
         let mut thrown = 0;
         {
             let mut ahead = lock(&self.ahead);
-            ahead.bytes += row.len();
+            ahead.bytes += row.len() + ROW_BYTES;
             if let Some(before) = ahead.rows.insert(place, row) {
-                ahead.bytes -= before.len();
+                ahead.bytes -= before.len() + ROW_BYTES;
                 thrown += before.len();
             }
             ahead.order.push_back(place);
-            while ahead.bytes > 2 * ROWS_AHEAD_BYTES || ahead.order.len() > 1 << 20 {
+            while ahead.bytes > AHEAD_MAX_BYTES || ahead.order.len() > 1 << 20 {
                 let Some(oldest) = ahead.order.pop_front() else { break };
                 if let Some(row) = ahead.rows.remove(&oldest) {
-                    ahead.bytes -= row.len();
+                    ahead.bytes -= row.len() + ROW_BYTES;
                     thrown += row.len();
                 }
             }
@@ -247,6 +254,7 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
 fn read_wish(input: &mut dyn Read) -> Result<(Wish, DictionarySet), AgentError> {
     let dictionaries = DictionarySet::new();
     let protocol = |error: String| AgentError::Protocol(error);
+    let mut dictionary_bytes = 0;
     loop {
         let Frame { kind, payload } = frame::read(input)?;
         match kind {
@@ -255,6 +263,10 @@ fn read_wish(input: &mut dyn Read) -> Result<(Wish, DictionarySet), AgentError> 
                 let mut decoder = Decoder::new(&payload);
                 let id = decoder.varint32()?;
                 let bytes = decoder.take(decoder.remaining())?.to_vec();
+                dictionary_bytes += bytes.len() + ROW_BYTES;
+                if dictionary_bytes > DICTIONARIES_MAX_BYTES {
+                    return Err(protocol("more dictionaries than a store has".to_owned()));
+                }
                 let made = Dictionary::new(id, bytes).map_err(|error| protocol(error.to_string()))?;
                 dictionaries.insert(Arc::new(made)).map_err(|error| protocol(error.to_string()))?;
             }

@@ -7,6 +7,7 @@ use crossbeam_channel::Receiver;
 
 use super::devices::Devices;
 use super::outbox::{Closed, Outbox};
+use super::waiting::Waiting;
 use crate::coding::put_varint;
 use crate::remote::protocol::BLOCKS_AHEAD;
 use crate::remote::protocol::frame::Kind;
@@ -21,9 +22,10 @@ pub(super) fn send(
     mut scan: Scan,
     devices: &Devices,
     outbox: &Outbox,
+    waiting: &Waiting,
     wanted: &Receiver<Vec<bool>>,
 ) -> Result<(), Closed> {
-    let mut sender = BlockSender { outbox, wanted, offered: VecDeque::new() };
+    let mut sender = BlockSender { outbox, waiting, wanted, offered: VecDeque::new() };
     let mut writer = BlockWriter::default();
     while let Some(listing) = scan.next() {
         devices.note(&listing);
@@ -51,6 +53,7 @@ pub(super) fn send(
 
 struct BlockSender<'a> {
     outbox: &'a Outbox,
+    waiting: &'a Waiting,
     wanted: &'a Receiver<Vec<bool>>,
     offered: VecDeque<Vec<u8>>,
 }
@@ -63,6 +66,7 @@ impl BlockSender<'_> {
         let mut offer = blake3::hash(&block).as_bytes().to_vec();
         put_varint(&mut offer, block.len() as u64);
         self.offered.push_back(block);
+        self.waiting.blocks.add();
         self.outbox.send(Kind::BlocksOffered, &offer)
     }
 

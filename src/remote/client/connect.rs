@@ -7,10 +7,12 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::remote::agent::preamble;
 use crate::remote::protocol::frame::{self, Kind};
 use crate::remote::protocol::{Hello, MAGIC, NOISE_BYTES, PREAMBLE_BYTES, Start, VERSION};
+use crate::remote::transport::deadline::Deadline;
 use crate::remote::transport::{Connection, LastWords, Transport, TransportError, quoted};
 
 /// Where uploaded agents are, below the home directory there.
@@ -18,6 +20,8 @@ const UPLOAD_DIRECTORY: &str = ".cache/zmreplica";
 /// The name of the agent to upload, beside this program or in [`LIBRARY_DIRECTORY`].
 const BINARY_NAME: &str = "zmreplica-agent";
 const LIBRARY_DIRECTORY: &str = "/usr/local/lib/zmreplica";
+/// A handshake takes no longer: the agent reads its own program once, and its root.
+pub const HANDSHAKE: Duration = Duration::from_secs(120);
 /// Larger files are no agents.
 const BINARY_MAX_BYTES: u64 = 256 << 20;
 
@@ -30,11 +34,13 @@ pub struct AgentChoice {
     pub upload: bool,
     /// The program to upload; `None` looks beside this one.
     pub binary: Option<PathBuf>,
+    /// How long the handshake with it may take.
+    pub handshake: Duration,
 }
 
 impl Default for AgentChoice {
     fn default() -> AgentChoice {
-        AgentChoice { path: None, upload: true, binary: None }
+        AgentChoice { path: None, upload: true, binary: None, handshake: HANDSHAKE }
     }
 }
 
@@ -105,7 +111,7 @@ pub fn connect(
 ) -> Result<Opened, ConnectError> {
     let host = transport.host().to_owned();
     let first = choice.path.as_deref().unwrap_or("zmreplica");
-    let why = match attempt(transport, &quoted(first), start, writable) {
+    let why = match attempt(transport, &quoted(first), start, (writable, choice.handshake)) {
         Ok((connection, hello)) => return Ok(Opened { connection, hello, uploaded: false }),
         Err(NotThis::Error(error)) => return Err(error),
         Err(NotThis::Version(version)) => {
@@ -129,13 +135,13 @@ pub fn connect(
     let name = format!("agent-{}-{}", env!("CARGO_PKG_VERSION"), &hash[..16]);
     let program = format!("\"$HOME\"/{UPLOAD_DIRECTORY}/{name}");
     // There from an earlier run, as a rule.
-    match attempt(transport, &program, start, writable) {
+    match attempt(transport, &program, start, (writable, choice.handshake)) {
         Ok((connection, hello)) if hello.binary == hash => return Ok(Opened { connection, hello, uploaded: false }),
         Err(NotThis::Error(error)) => return Err(error),
         Ok(_) | Err(NotThis::Absent(_) | NotThis::Version(_)) => {}
     }
     transport.upload(UPLOAD_DIRECTORY, &name, &binary)?;
-    match attempt(transport, &program, start, writable) {
+    match attempt(transport, &program, start, (writable, choice.handshake)) {
         Ok((connection, hello)) if hello.binary == hash => Ok(Opened { connection, hello, uploaded: true }),
         Ok(_) => Err(ConnectError::NoAgent {
             message: format!("{why}, and the one that was uploaded is not what runs there"),
@@ -156,7 +162,7 @@ fn attempt(
     transport: &mut dyn Transport,
     program: &str,
     start: &Start,
-    writable: bool,
+    (writable, handshake): (bool, Duration),
 ) -> Result<(Connection, Hello), NotThis> {
     let host = transport.host().to_owned();
     let broken = |reason: String| NotThis::Error(ConnectError::Broken { host: host.clone(), reason });
@@ -164,10 +170,16 @@ fn attempt(
     let writable = if writable { " --writable" } else { "" };
     let command = format!("exec {program} agent --root {root}{writable}");
     let mut connection = transport.run(&command).map_err(|error| NotThis::Error(error.into()))?;
-    match read_preamble(&mut connection.input) {
+    let deadline = Deadline::start(std::sync::Arc::clone(&connection.control), handshake)
+        .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
+    let mut input = deadline.watch(&mut *connection.input);
+    match read_preamble(&mut input) {
         Ok(VERSION) => {}
         Ok(version) => return Err(NotThis::Version(version)),
         Err(error) => {
+            if let Some(reason) = deadline.passed("the handshake") {
+                return Err(broken(reason));
+            }
             let words = connection.control.last_words();
             // A shell that ends with 126 or 127 has not found the program; one that ends with anything else has found another. A connection that just ends has broken.
             return Err(match words.code {
@@ -182,15 +194,23 @@ fn attempt(
     let mut exchange = || -> io::Result<(frame::Frame, frame::Frame)> {
         connection.output.write_all(&greeting)?;
         connection.output.flush()?;
-        Ok((frame::read(&mut connection.input)?, frame::read(&mut connection.input)?))
+        Ok((frame::read(&mut input)?, frame::read(&mut input)?))
     };
     let (hello, answer) = match exchange() {
         Ok(frames) => frames,
         Err(error) => {
+            if let Some(reason) = deadline.passed("the handshake") {
+                return Err(broken(reason));
+            }
             let words = connection.control.last_words();
             return Err(broken(format!("{error}; {words}")));
         }
     };
+    drop(input);
+    if let Some(reason) = deadline.passed("the handshake") {
+        return Err(broken(reason));
+    }
+    drop(deadline);
     let hello: Hello = match hello.kind {
         Kind::Hello => serde_json::from_slice(&hello.payload).map_err(|error| broken(error.to_string()))?,
         other => return Err(broken(format!("it began with {other:?}"))),

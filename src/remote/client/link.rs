@@ -1,7 +1,10 @@
 //! A running connection to an agent: two threads that carry frames, queues for each kind of answer, and what was counted.
 //!
-//! The reading thread never waits for whoever takes the frames: the queues are unbounded, and what may be in them is bounded by the protocol's windows. An agent that
-//! exceeds these is cut off.
+//! The reading thread never waits for whoever takes the frames, and the run never for the writing thread: the queues have no bound of their own, and what may be in them, counted
+//! as it lies in memory, is bounded by the protocol's windows. An agent that exceeds these is cut off, and so is one that reads nothing of what it is sent.
+//!
+//! Time: an agent that says nothing but that it is alive for as long as the user's patience is given up, and so is one that brings next to nothing over [`PATIENCE_AT_MOST`] times as
+//! long (see [`super::pace`]). What it says of its own progress counts for the first, and not for the second.
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -11,18 +14,27 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 
+use super::pace::Pace;
 use crate::remote::protocol::frame::{self, Frame, HEADER_BYTES, Kind};
 use crate::remote::protocol::messages::Figures;
 use crate::remote::protocol::{ALIVE_SECONDS, EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
 use crate::remote::transport::{Connection, Control};
 use crate::source::tree::SourceError;
 
-/// Payload bytes that an agent which keeps to the windows can have under way; above that it is cut off.
-const UNDER_WAY_MAX_BYTES: usize = 2 * (OFFERED_AHEAD_BYTES + EVENTS_AHEAD_BYTES) + (32 << 20);
+/// Bytes of frames that an agent which keeps to the windows can have under way; above that it is cut off.
+pub(super) const UNDER_WAY_MAX_BYTES: usize = 2 * (OFFERED_AHEAD_BYTES + EVENTS_AHEAD_BYTES) + (32 << 20);
 /// How long a call waits, unless told otherwise, while the agent says nothing but that it is alive: a scan of a directory on a sick disk may take minutes.
 pub const PATIENCE: Duration = Duration::from_secs(600);
-/// A call waits so many times as long for one answer, whatever else the agent says meanwhile.
+/// Over so many times that long of waiting, however many answers it is for, something must have come.
 const PATIENCE_AT_MOST: u32 = 6;
+/// What a frame takes in a queue beside its payload.
+const FRAME_BYTES: usize = 96;
+/// Bytes that may wait to be sent. Requests and answers to offers that may be under way, and a dictionary, are far less.
+const OUTGOING_MAX_BYTES: usize = 64 << 20;
+/// So many bytes of a frame that is not complete are a sign of life, as a complete one is.
+const PIECE_BYTES: u64 = 64;
+/// Frames are written together up to so many bytes.
+const WRITE_BYTES: usize = 1 << 20;
 /// How often a waiting call looks whether to go on.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -61,6 +73,14 @@ struct Shared {
     /// What the agent said before it ended.
     refused: Mutex<Option<String>>,
     under_way: AtomicUsize,
+    /// Bytes that wait to be sent.
+    outgoing: AtomicUsize,
+    /// Bytes that came on this connection.
+    came: AtomicU64,
+    /// Of these, signs of life and figures: they bring nothing.
+    idle: AtomicU64,
+    /// Bytes that need not come, for they are known.
+    credit: AtomicU64,
     /// Milliseconds after the start when the agent last said more than that it is alive.
     heard: AtomicU64,
     started: Instant,
@@ -69,11 +89,25 @@ struct Shared {
 }
 
 impl Shared {
+    /// Returns the bytes that brought something.
+    fn useful(&self) -> u64 {
+        let came = self.came.load(Ordering::Relaxed).saturating_sub(self.idle.load(Ordering::Relaxed));
+        came + self.credit.load(Ordering::Relaxed)
+    }
+
     fn fail(&self, reason: String) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.ended.store(true, Ordering::Relaxed);
         self.control.abort();
     }
+}
+
+/// Tells whether the run is to end.
+pub type Stop = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Returns the bytes that a frame takes in a queue.
+pub(super) fn held_bytes(frame: &Frame) -> usize {
+    frame.payload.capacity() + FRAME_BYTES
 }
 
 /// Which queue a call waits for.
@@ -90,6 +124,8 @@ pub(super) enum Queue {
 /// The connection.
 pub(super) struct Link {
     patience: Duration,
+    pace: Mutex<Pace>,
+    stop: Stop,
     shared: Arc<Shared>,
     out: Option<Sender<Vec<u8>>>,
     offers: Receiver<Frame>,
@@ -109,6 +145,10 @@ impl Link {
             failure: Mutex::default(),
             refused: Mutex::default(),
             under_way: AtomicUsize::new(0),
+            outgoing: AtomicUsize::new(0),
+            came: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
+            credit: AtomicU64::new(0),
             heard: AtomicU64::new(0),
             started: Instant::now(),
             ended: AtomicBool::new(false),
@@ -122,8 +162,10 @@ impl Link {
         let (out, outgoing) = unbounded();
         let senders =
             Senders { offers: to_offers, blocks: to_blocks, reads: to_reads, apart: to_apart, answers: to_answers };
-        let mut link =
-            Link { patience, shared, out: Some(out), offers, blocks, reads, apart, answers, threads: Vec::new() };
+        let pace = Mutex::new(Pace::new(patience * PATIENCE_AT_MOST));
+        let stop: Stop = Arc::new(|| false);
+        let (out, threads) = (Some(out), Vec::new());
+        let mut link = Link { patience, pace, stop, shared, out, offers, blocks, reads, apart, answers, threads };
         let (reader, writer) = (Arc::clone(&link.shared), Arc::clone(&link.shared));
         let spawn =
             |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(work);
@@ -132,10 +174,24 @@ impl Link {
         Ok(link)
     }
 
+    /// Asks `stop` now and then whether to go on.
+    pub(super) fn stop_when(&mut self, stop: Stop) {
+        self.stop = stop;
+    }
+
+    /// Counts bytes that need not come as if they had: they are what the agent has found.
+    pub(super) fn credit(&self, bytes: usize) {
+        self.shared.credit.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Sends a frame; that it cannot be sent shows at the next wait.
     pub(super) fn send(&self, kind: Kind, payload: &[u8]) {
         let mut bytes = Vec::new();
         frame::put_compressed(&mut bytes, kind, payload);
+        let held = bytes.capacity() + FRAME_BYTES;
+        if self.shared.outgoing.fetch_add(held, Ordering::Relaxed) > OUTGOING_MAX_BYTES {
+            return self.shared.fail("the agent does not read what it is sent".to_owned());
+        }
         if let Some(out) = &self.out {
             let _ = out.send(bytes);
         }
@@ -171,20 +227,33 @@ impl Link {
             Err(TryRecvError::Empty) => {}
         }
         self.shared.counters.waits.fetch_add(1, Ordering::Relaxed);
-        let began = Instant::now();
+        let (mut moved, mut piece) = (Instant::now(), self.shared.useful());
         loop {
-            match receiver.recv_timeout(TICK) {
+            let asked = Instant::now();
+            let answer = receiver.recv_timeout(TICK);
+            let useful = self.shared.useful();
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(reason) = pace.add(asked.elapsed(), useful) {
+                self.shared.fail(reason);
+            }
+            drop(pace);
+            match answer {
                 Ok(frame) => {
                     self.taken(&frame);
                     return Ok(frame);
                 }
                 Err(RecvTimeoutError::Disconnected) => return Err(self.failure()),
                 Err(RecvTimeoutError::Timeout) => {
+                    if useful >= piece + PIECE_BYTES {
+                        (moved, piece) = (Instant::now(), useful);
+                    }
                     let heard = Duration::from_millis(self.shared.heard.load(Ordering::Relaxed));
-                    let silent = self.shared.started.elapsed().saturating_sub(heard).min(began.elapsed());
-                    if silent > self.patience || began.elapsed() > self.patience * PATIENCE_AT_MOST {
-                        let seconds = began.elapsed().as_secs();
-                        self.shared.fail(format!("the agent has not answered for {seconds} s"));
+                    let silent = self.shared.started.elapsed().saturating_sub(heard).min(moved.elapsed());
+                    if silent > self.patience {
+                        self.shared.fail(format!("the agent has not answered for {} s", silent.as_secs()));
+                    }
+                    if (self.stop)() {
+                        return Err(SourceError::Lost { reason: "the run is to end".to_owned() });
                     }
                 }
             }
@@ -192,7 +261,7 @@ impl Link {
     }
 
     fn taken(&self, frame: &Frame) {
-        self.shared.under_way.fetch_sub(frame.payload.len() + HEADER_BYTES, Ordering::Relaxed);
+        self.shared.under_way.fetch_sub(held_bytes(frame), Ordering::Relaxed);
     }
 
     /// Returns why nothing more comes.
@@ -222,23 +291,27 @@ impl Drop for Link {
     }
 }
 
-struct Counted<R> {
+struct Counted<'s, R> {
     inner: R,
-    counters: Arc<WireCounters>,
+    shared: &'s Shared,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.counters.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
+        // Programs behind the one that was broken off may go on to write byte by byte.
+        if self.shared.ended.load(Ordering::Relaxed) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was broken off"));
+        }
+        self.shared.counters.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
+        self.shared.came.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }
 }
 
 /// Carries frames in: the life of a thread. Its end closes the queues.
 fn take_in(shared: &Shared, input: Box<dyn Read + Send>, senders: &Senders) {
-    let counted = Counted { inner: input, counters: Arc::clone(&shared.counters) };
-    let mut input = io::BufReader::with_capacity(256 << 10, counted);
+    let mut input = io::BufReader::with_capacity(256 << 10, Counted { inner: input, shared });
     loop {
         let frame = match frame::read(&mut input) {
             Ok(frame) => frame,
@@ -256,6 +329,9 @@ fn take_in(shared: &Shared, input: Box<dyn Read + Send>, senders: &Senders) {
         if frame.kind != Kind::Alive {
             let now = shared.started.elapsed().as_millis() as u64;
             shared.heard.store(now, Ordering::Relaxed);
+        }
+        if matches!(frame.kind, Kind::Alive | Kind::Figures) {
+            shared.idle.fetch_add((frame.payload.len() + HEADER_BYTES) as u64, Ordering::Relaxed);
         }
         let sender = match frame.kind {
             Kind::BlocksOffered | Kind::ScanEnds => &senders.offers,
@@ -279,7 +355,7 @@ fn take_in(shared: &Shared, input: Box<dyn Read + Send>, senders: &Senders) {
             }
             other => return shared.fail(format!("the agent sent {other:?}, which it never should")),
         };
-        let bytes = frame.payload.len() + HEADER_BYTES;
+        let bytes = held_bytes(&frame);
         if shared.under_way.fetch_add(bytes, Ordering::Relaxed) > UNDER_WAY_MAX_BYTES {
             return shared.fail("the agent sent more than was asked for".to_owned());
         }
@@ -292,8 +368,12 @@ fn take_in(shared: &Shared, input: Box<dyn Read + Send>, senders: &Senders) {
 /// Carries frames out: the life of a thread.
 fn send_out(shared: &Shared, mut output: Box<dyn Write + Send>, outgoing: &Receiver<Vec<u8>>) {
     loop {
+        let mut held = 0;
         let mut bytes = match outgoing.recv_timeout(Duration::from_secs(ALIVE_SECONDS)) {
-            Ok(bytes) => bytes,
+            Ok(bytes) => {
+                held += bytes.capacity() + FRAME_BYTES;
+                bytes
+            }
             Err(RecvTimeoutError::Timeout) => {
                 let mut alive = Vec::new();
                 frame::put(&mut alive, Kind::Alive, &[]);
@@ -301,7 +381,10 @@ fn send_out(shared: &Shared, mut output: Box<dyn Write + Send>, outgoing: &Recei
             }
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        while let Ok(more) = outgoing.try_recv() {
+        while bytes.len() < WRITE_BYTES
+            && let Ok(more) = outgoing.try_recv()
+        {
+            held += more.capacity() + FRAME_BYTES;
             bytes.extend_from_slice(&more);
         }
         shared.counters.sent_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -313,5 +396,6 @@ fn send_out(shared: &Shared, mut output: Box<dyn Write + Send>, outgoing: &Recei
             }
             return;
         }
+        shared.outgoing.fetch_sub(held, Ordering::Relaxed);
     }
 }

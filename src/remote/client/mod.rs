@@ -1,12 +1,14 @@
 //! The run's end of a connection: finding or bringing an agent, the handshake, and the tree behind it.
 
+mod answer;
 mod blocks;
 pub mod connect;
 mod link;
+mod pace;
 pub mod restore;
-
+mod served;
 mod tree;
 
-pub use connect::{AgentChoice, ConnectError, connect};
-pub use link::{PATIENCE, WireCounters};
+pub use connect::{AgentChoice, ConnectError, HANDSHAKE, connect};
+pub use link::{PATIENCE, Stop, WireCounters};
 pub use tree::RemoteTree;

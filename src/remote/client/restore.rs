@@ -1,15 +1,21 @@
 //! The run's end of a restore on another host: answers the agent's questions, and sends rows ahead of them.
+//!
+//! The agent may read what is restored and no more: see [`super::served`].
+//!
+//! Memory: what the agent asks for and does not read is bounded by [`OUTGOING_BYTES`], what it sends by [`FRAMES_AHEAD`]; its questions wait meanwhile. An agent that takes nothing, or
+//! says nothing but that it is alive, for as long as the user's patience is given up.
 
-use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::connect::{AgentChoice, ConnectError, connect};
+use super::served::{Refused, Served};
 use crate::catalog::CatalogError;
-use crate::catalog::database::{DatabaseReader, Table};
+use crate::catalog::database::Table;
 use crate::catalog::reader::{CatalogReader, RowSource};
 use crate::catalog::snapshot::to_hex;
 use crate::coding::{Decoder, put_varint};
@@ -24,6 +30,12 @@ use crate::view::{Node, SnapshotView, ViewOptions};
 
 /// How often the interrupt is looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// Bytes that may wait to be written before no further question is answered. What was sent ahead is bounded apart.
+const OUTGOING_BYTES: usize = 16 << 20;
+/// Frames of the agent that may wait: questions of some bytes, and a report of 1 MiB.
+const FRAMES_AHEAD: usize = 16;
+/// What a frame takes in a queue beside its bytes.
+const FRAME_BYTES: usize = 64;
 
 /// What can end a restore on another host early. What was restored until then is complete, file by file.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +82,8 @@ pub struct RemoteRestore<'a> {
     pub agent: &'a AgentChoice,
     /// Choices; threads and protected directories have no meaning there.
     pub options: &'a RestoreOptions,
+    /// How long the agent may say nothing but that it is alive, and read nothing.
+    pub patience: Duration,
 }
 
 /// Restores into a directory on another host, as [`crate::restore::restore`] does on this one.
@@ -82,7 +96,7 @@ pub fn restore_to(
     what: &RemoteRestore<'_>,
     progress: &RestoreProgress,
 ) -> Result<RestoreReport, RemoteRestoreError> {
-    let RemoteRestore { replica, view, subtree, agent, options } = *what;
+    let RemoteRestore { replica, view, subtree, agent, options, patience } = *what;
     let host = transport.host().to_owned();
     let start = Start {
         task: Task::Restore,
@@ -93,6 +107,10 @@ pub fn restore_to(
         threads: 0,
         bytes_per_second: 0,
     };
+    let rows = Arc::new(replica.database().read()?);
+    // Before the agent waits for it.
+    let served = Served::of(&rows, view, subtree, &progress.interrupt).ok_or(RemoteRestoreError::Interrupted)?;
+    let served = Arc::new(served);
     let opened = connect(transport, agent, &start, true)?;
     let Connection { mut input, mut output, control } = opened.connection;
     let lost = |reason: String| RemoteRestoreError::Lost { host: host.clone(), reason };
@@ -107,26 +125,14 @@ pub fn restore_to(
     frame::put_compressed(&mut greeting, Kind::Wish, &wish);
     output.write_all(&greeting).and_then(|()| output.flush()).map_err(|error| lost(error.to_string()))?;
 
-    let rows = Arc::new(replica.database().read()?);
     let window = Window::default();
-    let (out, outgoing) = unbounded::<Vec<u8>>();
-    let (frames, incoming) = unbounded();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
-            loop {
-                match frame::read(&mut input) {
-                    Ok(frame) => {
-                        let last = matches!(frame.kind, Kind::Report | Kind::Failed);
-                        if frames.send(Ok(frame)).is_err() || last {
-                            return;
-                        }
-                    }
-                    Err(error) => return drop(frames.send(Err(error.to_string()))),
-                }
-            }
-        });
-        scope.spawn(move || write_all(&mut output, &outgoing));
-        let ahead = Arc::new(AheadRows { rows: Arc::clone(&rows), out: out.clone(), window: window.clone() });
+        let (frames, incoming) = bounded(FRAMES_AHEAD);
+        let (out, outgoing) = unbounded::<Vec<u8>>();
+        scope.spawn(move || read_all(&mut *input, &frames));
+        let written = window.clone();
+        scope.spawn(move || write_all(&mut output, &outgoing, &written));
+        let ahead = Arc::new(AheadRows { served: Arc::clone(&served), out: out.clone(), window: window.clone() });
         let (record, chunks) = (view.record().clone(), Arc::clone(view.chunks()));
         scope.spawn(move || {
             let catalog = Arc::new(CatalogReader::asking(ahead));
@@ -135,30 +141,38 @@ pub fn restore_to(
                 let _ = walk_ahead(&view, subtree);
             }
         });
+        let mut desk = Desk { replica, served: &served, out, window: &window, progress, patience };
         let ended = loop {
-            if progress.interrupt.load(Ordering::Relaxed) {
-                break Err(RemoteRestoreError::Interrupted);
-            }
-            match incoming.recv_timeout(TICK) {
-                Ok(Ok(frame)) => match take(replica, &rows, frame, &out, &window, progress) {
-                    Ok(None) => {}
-                    Ok(Some(Ended::Report(report))) => break Ok(*report),
-                    Ok(Some(Ended::Failed(message))) => {
-                        break Err(RemoteRestoreError::Failed { host: host.clone(), message });
-                    }
-                    Err(reason) => break Err(lost(reason)),
-                },
-                Ok(Err(reason)) => break Err(lost(format!("{reason}; {}", control.last_words()))),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break Err(lost("it ended".to_owned())),
+            match desk.next(&incoming) {
+                Ok(None) => {}
+                Ok(Some(Ended::Report(report))) => break Ok(*report),
+                Ok(Some(Ended::Failed(message))) => {
+                    break Err(RemoteRestoreError::Failed { host: host.clone(), message });
+                }
+                Ok(Some(Ended::Interrupted)) => break Err(RemoteRestoreError::Interrupted),
+                Ok(Some(Ended::Broken(reason))) => {
+                    break Err(lost(format!("{reason}; {}", control.last_words())));
+                }
+                Err(reason) => break Err(lost(reason)),
             }
         };
         window.close();
-        drop(out);
         // Ends the threads: the reader sees its end, the writer a channel without senders.
+        drop((desk, incoming));
         control.abort();
         ended
     })
+}
+
+/// Reads frames to the last one: the life of a thread.
+fn read_all(input: &mut dyn Read, frames: &Sender<Result<Frame, String>>) {
+    loop {
+        let frame = frame::read(input).map_err(|error| error.to_string());
+        let last = !matches!(&frame, Ok(frame) if !matches!(frame.kind, Kind::Report | Kind::Failed));
+        if frames.send(frame).is_err() || last {
+            return;
+        }
+    }
 }
 
 fn wish(view: &SnapshotView, subtree: &[u8], options: &RestoreOptions) -> Result<Vec<u8>, serde_json::Error> {
@@ -178,7 +192,7 @@ fn wish(view: &SnapshotView, subtree: &[u8], options: &RestoreOptions) -> Result
 }
 
 /// Writes frames as they come, and a sign of life when none do.
-fn write_all(output: &mut dyn Write, outgoing: &crossbeam_channel::Receiver<Vec<u8>>) {
+fn write_all(output: &mut dyn Write, outgoing: &Receiver<Vec<u8>>, window: &Window) {
     loop {
         let bytes = match outgoing.recv_timeout(Duration::from_secs(ALIVE_SECONDS)) {
             Ok(bytes) => bytes,
@@ -189,7 +203,10 @@ fn write_all(output: &mut dyn Write, outgoing: &crossbeam_channel::Receiver<Vec<
             }
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        if output.write_all(&bytes).and_then(|()| output.flush()).is_err() {
+        let written = output.write_all(&bytes).and_then(|()| output.flush());
+        // Also what cannot be written takes no room any more.
+        window.written(bytes.capacity() + FRAME_BYTES);
+        if written.is_err() {
             return;
         }
     }
@@ -198,62 +215,115 @@ fn write_all(output: &mut dyn Write, outgoing: &crossbeam_channel::Receiver<Vec<
 enum Ended {
     Report(Box<RestoreReport>),
     Failed(String),
+    Broken(String),
+    Interrupted,
 }
 
-/// Takes one frame of the agent.
-fn take(
-    replica: &Replica,
-    rows: &DatabaseReader,
-    frame: Frame,
-    out: &crossbeam_channel::Sender<Vec<u8>>,
-    window: &Window,
-    progress: &RestoreProgress,
-) -> Result<Option<Ended>, String> {
-    match frame.kind {
-        Kind::Alive => {}
-        Kind::Ask => {
-            let (number, question) = Question::decode(&frame.payload).map_err(|error| error.to_string())?;
-            let mut bytes = Vec::new();
-            frame::put(&mut bytes, Kind::Answer, &answer(replica, rows, question).encode(number));
-            // A writer that is gone shows at the next read.
-            let _ = out.send(bytes);
-        }
-        Kind::Taken => window.taken(Decoder::new(&frame.payload).varint().map_err(|error| error.to_string())?),
-        Kind::Figures => {
-            let figures = Figures::decode(&frame.payload).map_err(|error| error.to_string())?;
-            progress.entries.store(figures.names, Ordering::Relaxed);
-            progress.files.store(figures.files, Ordering::Relaxed);
-            progress.written_bytes.store(figures.bytes, Ordering::Relaxed);
-        }
-        Kind::Report => {
-            let report = serde_json::from_slice(&frame.payload).map_err(|error| error.to_string())?;
-            return Ok(Some(Ended::Report(Box::new(report))));
-        }
-        Kind::Failed => return Ok(Some(Ended::Failed(String::from_utf8_lossy(&frame.payload).into_owned()))),
-        other => return Err(format!("the agent sent {other:?} in a restore")),
-    }
-    Ok(None)
+/// Where the agent's frames are answered.
+struct Desk<'a> {
+    replica: &'a Replica,
+    served: &'a Served,
+    out: Sender<Vec<u8>>,
+    window: &'a Window,
+    progress: &'a RestoreProgress,
+    patience: Duration,
 }
 
-fn answer(replica: &Replica, rows: &DatabaseReader, question: Question) -> Reply {
-    match question {
-        Question::Row(table, key) => match readable(table) {
-            None => Reply::Failed("that table is not for agents".to_owned()),
-            Some(table) => match rows.get(table, key, |payload| Ok(payload.to_vec())) {
-                Ok(Some(bytes)) if bytes.len() <= ANSWER_MAX_BYTES => Reply::Bytes(bytes),
-                Ok(Some(_)) => Reply::Failed("the row is too long to travel".to_owned()),
-                Ok(None) => Reply::None,
-                Err(error) => Reply::Failed(error.to_string()),
-            },
-        },
-        Question::Pack(pack, offset, length) => {
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            if length > ANSWER_MAX_BYTES {
-                return Reply::Failed("that is too much at once".to_owned());
+impl Desk<'_> {
+    /// Waits for a frame and takes it; returns how the restore ended, if it did.
+    fn next(&mut self, incoming: &Receiver<Result<Frame, String>>) -> Result<Option<Ended>, String> {
+        let mut heard = Instant::now();
+        loop {
+            if self.progress.interrupt.load(Ordering::Relaxed) {
+                return Ok(Some(Ended::Interrupted));
             }
-            match replica.backend().read_at(&pack.key(), offset, length) {
-                Ok(bytes) => Reply::Bytes(bytes),
-                Err(error) => Reply::Failed(error.to_string()),
+            match incoming.recv_timeout(TICK) {
+                // Says nothing of what it does.
+                Ok(Ok(frame)) if frame.kind == Kind::Alive => {}
+                Ok(Ok(frame)) => return self.take(frame),
+                Ok(Err(reason)) => return Ok(Some(Ended::Broken(reason))),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err("it ended".to_owned()),
+            }
+            // What it was sent and has not read yet it cannot answer.
+            heard = heard.max(self.window.moved());
+            if heard.elapsed() > self.patience {
+                return Err(format!("the agent has said nothing of its work for {} s", heard.elapsed().as_secs()));
+            }
+        }
+    }
+
+    /// Takes one frame of the agent.
+    fn take(&mut self, frame: Frame) -> Result<Option<Ended>, String> {
+        match frame.kind {
+            Kind::Ask => {
+                let (number, question) = Question::decode(&frame.payload).map_err(|error| error.to_string())?;
+                if !self.wait_for_room()? {
+                    return Ok(Some(Ended::Interrupted));
+                }
+                let mut bytes = Vec::new();
+                frame::put(&mut bytes, Kind::Answer, &self.answer(question).encode(number));
+                self.window.waits(bytes.capacity() + FRAME_BYTES);
+                // A writer that is gone shows at the next read.
+                let _ = self.out.send(bytes);
+            }
+            Kind::Taken => {
+                self.window.taken(Decoder::new(&frame.payload).varint().map_err(|error| error.to_string())?);
+            }
+            Kind::Figures => {
+                let figures = Figures::decode(&frame.payload).map_err(|error| error.to_string())?;
+                self.progress.entries.store(figures.names, Ordering::Relaxed);
+                self.progress.files.store(figures.files, Ordering::Relaxed);
+                self.progress.written_bytes.store(figures.bytes, Ordering::Relaxed);
+            }
+            Kind::Report => {
+                let report = serde_json::from_slice(&frame.payload).map_err(|error| error.to_string())?;
+                return Ok(Some(Ended::Report(Box::new(report))));
+            }
+            Kind::Failed => return Ok(Some(Ended::Failed(String::from_utf8_lossy(&frame.payload).into_owned()))),
+            other => return Err(format!("the agent sent {other:?} in a restore")),
+        }
+        Ok(None)
+    }
+
+    /// Waits until the agent has read enough of what it asked for; `false` if the restore is interrupted.
+    fn wait_for_room(&self) -> Result<bool, String> {
+        let began = Instant::now();
+        while self.window.is_full() {
+            if self.progress.interrupt.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            let silent = began.max(self.window.moved()).elapsed();
+            if silent > self.patience {
+                return Err(format!("the agent has read nothing of what it asked for in {} s", silent.as_secs()));
+            }
+            self.window.pause();
+        }
+        Ok(true)
+    }
+
+    fn answer(&self, question: Question) -> Reply {
+        match question {
+            Question::Row(table, key) => match readable(table) {
+                None => Reply::Failed("that table is not for agents".to_owned()),
+                Some(table) => match self.served.row(table, key) {
+                    Ok(Some(bytes)) if bytes.len() <= ANSWER_MAX_BYTES => Reply::Bytes(bytes),
+                    Ok(Some(_)) => Reply::Failed("the row is too long to travel".to_owned()),
+                    Ok(None) => Reply::None,
+                    Err(error) => Reply::Failed(error.to_string()),
+                },
+            },
+            Question::Pack(pack, offset, length) => {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                if length > ANSWER_MAX_BYTES || offset > i64::MAX as u64 {
+                    return Reply::Failed("that is too much at once".to_owned());
+                }
+                let read = self.replica.backend().read_at(&pack.key(), offset, length);
+                match read.map(|mut bytes| self.served.blank(&pack, offset, &mut bytes).map(|()| bytes)) {
+                    Ok(Ok(bytes)) => Reply::Bytes(bytes),
+                    Ok(Err(refused)) => Reply::Failed(refused.to_string()),
+                    Err(error) => Reply::Failed(error.to_string()),
+                }
             }
         }
     }
@@ -265,58 +335,106 @@ fn readable(number: u8) -> Option<Table> {
     matches!(table, Table::Chunks | Table::Packs | Table::Groups | Table::Objects).then_some(table)
 }
 
-/// How many bytes are sent ahead and not taken.
-#[derive(Clone, Default)]
-struct Window(Arc<(AtomicUsize, AtomicBool, Mutex<()>, Condvar)>);
+/// How many bytes are sent ahead and not taken, and how many wait to be written.
+#[derive(Clone)]
+struct Window(Arc<(Mutex<Flow>, Condvar)>);
+
+struct Flow {
+    ahead: usize,
+    unwritten: usize,
+    closed: bool,
+    /// When something was written last.
+    moved: Instant,
+}
+
+impl Default for Window {
+    fn default() -> Window {
+        let flow = Flow { ahead: 0, unwritten: 0, closed: false, moved: Instant::now() };
+        Window(Arc::new((Mutex::new(flow), Condvar::new())))
+    }
+}
 
 impl Window {
+    fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Flow)) {
+        change(&mut self.flow());
+        self.0.1.notify_all();
+    }
+
     fn taken(&self, bytes: u64) {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let _ = self
-            .0
-            .0
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |under_way| Some(under_way.saturating_sub(bytes)));
-        self.0.3.notify_all();
+        self.change(|flow| flow.ahead = flow.ahead.saturating_sub(bytes));
     }
 
     fn close(&self) {
-        self.0.1.store(true, Ordering::SeqCst);
-        self.0.3.notify_all();
+        self.change(|flow| flow.closed = true);
     }
 
-    /// Waits for room; returns whether there will be any.
+    fn waits(&self, bytes: usize) {
+        self.change(|flow| flow.unwritten += bytes);
+    }
+
+    fn written(&self, bytes: usize) {
+        self.change(|flow| {
+            flow.unwritten = flow.unwritten.saturating_sub(bytes);
+            flow.moved = Instant::now();
+        });
+    }
+
+    fn moved(&self) -> Instant {
+        self.flow().moved
+    }
+
+    fn is_full(&self) -> bool {
+        self.flow().unwritten > OUTGOING_BYTES
+    }
+
+    /// Waits a moment for a change.
+    fn pause(&self) {
+        drop(self.0.1.wait_timeout(self.flow(), TICK));
+    }
+
+    /// Waits for room ahead; returns whether there will be any.
     fn enter(&self, bytes: usize) -> bool {
-        let mut guard = self.0.2.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.0.0.load(Ordering::SeqCst) > ROWS_AHEAD_BYTES {
-            if self.0.1.load(Ordering::SeqCst) {
+        let mut flow = self.flow();
+        while flow.ahead > ROWS_AHEAD_BYTES || flow.unwritten > OUTGOING_BYTES {
+            if flow.closed {
                 return false;
             }
-            guard = self.0.3.wait_timeout(guard, TICK).unwrap_or_else(PoisonError::into_inner).0;
+            flow = self.0.1.wait_timeout(flow, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
-        self.0.0.fetch_add(bytes, Ordering::SeqCst);
-        !self.0.1.load(Ordering::SeqCst)
+        flow.ahead += bytes;
+        !flow.closed
     }
 }
 
 /// Reads rows, and sends each to the agent on the way.
 struct AheadRows {
-    rows: Arc<DatabaseReader>,
-    out: crossbeam_channel::Sender<Vec<u8>>,
+    served: Arc<Served>,
+    out: Sender<Vec<u8>>,
     window: Window,
 }
 
 impl RowSource for AheadRows {
     fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError> {
-        let row = self.rows.get(table, key, |payload| Ok(payload.to_vec()))?;
+        let unwanted = || CatalogError::Missing { what: "need for row", number: key };
+        let row = self.served.row(table, key).map_err(|refused| match refused {
+            Refused::Catalog(error) => error,
+            Refused::Elsewhere => unwanted(),
+        })?;
         if let Some(row) = row.as_ref().filter(|row| row.len() <= ANSWER_MAX_BYTES) {
             if !self.window.enter(row.len()) {
-                return Err(CatalogError::Missing { what: "need for row", number: key });
+                return Err(unwanted());
             }
             let mut payload = vec![table as u8];
             put_varint(&mut payload, key);
             payload.extend_from_slice(row);
             let mut bytes = Vec::new();
             frame::put(&mut bytes, Kind::Ahead, &payload);
+            self.window.waits(bytes.capacity() + FRAME_BYTES);
             let _ = self.out.send(bytes);
         }
         Ok(row)

@@ -8,31 +8,36 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::answer::{AnswerCheck, Expected, breach};
 use super::blocks::BlockCache;
-use super::link::{Link, Queue, WireCounters};
+use super::link::{Link, Queue, Stop, UNDER_WAY_MAX_BYTES, WireCounters, held_bytes};
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::model::{ChunkHash, Kind, Stat, Xattr};
+use crate::model::{ChunkHash, Stat};
 use crate::remote::protocol::frame::{Frame, Kind as FrameKind, unpack};
 use crate::remote::protocol::listing::{BLOCK_LIMIT_BYTES, ListingReader};
 use crate::remote::protocol::messages::{
-    ChunkFrame, Event, StatCoder, XATTRS_MAX_BYTES, decode_owner_names, decode_root_stat, encode_bits, encode_owners,
-    encode_requests, event,
+    ChunkFrame, Event, StatCoder, decode_owner_names, decode_root_stat, encode_bits, encode_owners, encode_requests,
+    event, request_bytes,
 };
-use crate::remote::protocol::{BLOCKS_AHEAD, EVENTS_AHEAD_BYTES};
+use crate::remote::protocol::{BLOCKS_AHEAD, EVENTS_AHEAD_BYTES, OWNERS_ASKED, REQUESTS_AHEAD_BYTES};
 use crate::remote::transport::Connection;
-use crate::source::cut::MAX_CHUNK_BYTES;
-use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
+use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest};
 use crate::source::scan::Listing;
 use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed, OwnerNames, ScanEnd, SourceError, SourceTree};
 
 /// Blocks that may wait to be decoded.
 const BLOCKS_WAITING: usize = 2 * BLOCKS_AHEAD;
+/// Bytes of those that were at hand; what a frame offers comes on top, 64 MiB at most.
+const BLOCKS_WAITING_BYTES: usize = 32 << 20;
+/// Most bytes of events that were decoded and wait for their turn, as they count in memory. An agent that keeps to its window sends offers of 34 bytes, and holes between them, and
+/// extended attributes of one inode: less than half.
+const EVENTS_HELD_MAX_BYTES: usize = 64 << 20;
+/// Most owners of a tree whose names are asked for, of users and of groups each; the others keep their numbers.
+const OWNERS_MAX: usize = 100_000;
 /// Requests gathered for one frame.
 const REQUESTS_GATHERED: usize = 128;
 /// Bytes of paths gathered for one frame.
 const REQUEST_BYTES: usize = 256 << 10;
-/// The longest literal that an agent may send: the target of a symbolic link.
-const LITERAL_MAX_BYTES: usize = 4096;
 /// Tell the agent what was taken when it is so much.
 const TAKEN_STEP_BYTES: u64 = EVENTS_AHEAD_BYTES as u64 / 8;
 /// Most inodes of one tree. A run keeps 48 bytes for each, and a hostile agent could go on for ever.
@@ -40,10 +45,6 @@ const INODES_MAX: u64 = 250_000_000;
 
 fn broken(error: DecodeError) -> SourceError {
     SourceError::Protocol { reason: error.to_string() }
-}
-
-fn breach(reason: &str) -> SourceError {
-    SourceError::Protocol { reason: reason.to_owned() }
 }
 
 impl From<IntakeFailed> for SourceError {
@@ -59,12 +60,6 @@ struct PendingBlock {
     known: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-/// A request that is under way.
-struct Expected {
-    stat: Stat,
-    want: Want,
-}
-
 /// An event on its way to the run.
 struct Slot {
     event: ReadEvent,
@@ -72,6 +67,21 @@ struct Slot {
     chunk: Option<u64>,
     /// Bytes of its frame that are taken with it.
     frame_bytes: u64,
+    /// Bytes that it takes in memory.
+    held: usize,
+}
+
+/// Returns the bytes that an event takes in memory while it waits.
+fn event_bytes(event: &ReadEvent) -> usize {
+    let beside = match event {
+        ReadEvent::Literal(bytes) => bytes.capacity() + 16,
+        ReadEvent::Done(outcome) => {
+            let xattrs = outcome.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 96);
+            size_of::<ReadOutcome>() + 16 + xattrs.sum::<usize>()
+        }
+        _ => 0,
+    };
+    size_of::<Slot>() + beside
 }
 
 /// A chunk that was wanted.
@@ -81,96 +91,30 @@ struct Wanted {
     length: u32,
 }
 
-/// Checks the events of one answer as they come.
-#[derive(Default)]
-struct AnswerCheck {
-    delivered: u64,
-    xattrs: Vec<Xattr>,
-    xattr_bytes: usize,
-}
-
-impl AnswerCheck {
-    fn add(&mut self, length: usize) -> Result<(), SourceError> {
-        self.delivered = self
-            .delivered
-            .checked_add(length as u64)
-            .filter(|total| *total <= i64::MAX as u64)
-            .ok_or_else(|| breach("a file that is longer than any can be"))?;
-        Ok(())
-    }
-
-    fn literal(&mut self, bytes: &[u8]) -> Result<(), SourceError> {
-        if bytes.is_empty() || bytes.len() > LITERAL_MAX_BYTES {
-            return Err(breach("a literal that is empty or long"));
-        }
-        self.add(bytes.len())
-    }
-
-    fn zeros(&mut self, length: u64) -> Result<(), SourceError> {
-        match usize::try_from(length) {
-            Ok(length @ 1..) => self.add(length),
-            _ => Err(breach("a hole of no or endless length")),
-        }
-    }
-
-    fn chunk(&mut self, length: usize) -> Result<(), SourceError> {
-        if length == 0 || length > MAX_CHUNK_BYTES {
-            return Err(breach("a chunk that is empty or too long"));
-        }
-        self.add(length)
-    }
-
-    fn xattr(&mut self, xattr: Xattr) -> Result<(), SourceError> {
-        self.xattr_bytes += xattr.name.len() + xattr.value.len() + 64;
-        if self.xattr_bytes > XATTRS_MAX_BYTES || self.xattrs.last().is_some_and(|last| last.name >= xattr.name) {
-            return Err(breach("extended attributes out of order, or more than an inode can have"));
-        }
-        self.xattrs.push(xattr);
-        Ok(())
-    }
-
-    /// Ends the answer to a request, if its content is as long as it says.
-    fn end(
-        &mut self,
-        expected: &Expected,
-        stat: Stat,
-        result: ReadResult,
-        read_bytes: u64,
-    ) -> Result<ReadOutcome, SourceError> {
-        let AnswerCheck { delivered, xattrs, .. } = std::mem::take(self);
-        if matches!(result, ReadResult::Read | ReadResult::Changed) {
-            if stat.kind == Kind::Directory {
-                return Err(breach("an answer that is a directory"));
-            }
-            let asked = &expected.stat;
-            let as_scanned = (stat.kind, stat.ino, stat.btime, stat.size, stat.mtime)
-                == (asked.kind, asked.ino, asked.btime, asked.size, asked.mtime);
-            let nothing_due = expected.want == Want::Attributes && as_scanned && delivered == 0;
-            let length = if matches!(stat.kind, Kind::File | Kind::Symlink) { stat.size } else { 0 };
-            if !nothing_due && delivered != length {
-                return Err(breach("a content of another length than its file"));
-            }
-        }
-        Ok(ReadOutcome { stat, xattrs, result, read_bytes })
-    }
-}
-
 /// A tree on another host.
 pub struct RemoteTree {
     link: Link,
     cache: BlockCache,
     reader: ListingReader,
     pending: VecDeque<PendingBlock>,
+    /// Bytes of the blocks at hand in `pending`.
+    pending_bytes: usize,
     listings: VecDeque<Listing>,
     inodes: u64,
     end: Option<ScanEnd>,
-    gathered: Vec<ReadRequest>,
-    gathered_bytes: usize,
+    /// Requests that were not sent yet.
+    gathered: VecDeque<ReadRequest>,
+    /// Bytes that the requests sent take at the agent.
+    asked_bytes: usize,
     expected: VecDeque<Expected>,
     check: AnswerCheck,
     slots: VecDeque<Slot>,
+    /// Bytes of those in memory.
+    slots_bytes: usize,
     /// Frames of events that came while only chunks were waited for.
     postponed: VecDeque<Frame>,
+    /// Bytes of those in memory.
+    postponed_bytes: usize,
     next_offer: u64,
     answers: Vec<bool>,
     wanted: HashMap<u64, Wanted>,
@@ -198,15 +142,18 @@ impl RemoteTree {
             cache: BlockCache::open(block_cache),
             reader: ListingReader::default(),
             pending: VecDeque::new(),
+            pending_bytes: 0,
             listings: VecDeque::new(),
             inodes: 0,
             end: None,
-            gathered: Vec::new(),
-            gathered_bytes: 0,
+            gathered: VecDeque::new(),
+            asked_bytes: 0,
             expected: VecDeque::new(),
             check: AnswerCheck::default(),
             slots: VecDeque::new(),
+            slots_bytes: 0,
             postponed: VecDeque::new(),
+            postponed_bytes: 0,
             next_offer: 0,
             answers: Vec::new(),
             wanted: HashMap::new(),
@@ -216,12 +163,18 @@ impl RemoteTree {
         })
     }
 
+    /// Has calls that wait ask `stop` now and then whether the run is to end.
+    pub fn stopped_by(mut self, stop: Stop) -> RemoteTree {
+        self.link.stop_when(stop);
+        self
+    }
+
     // --- Listings
 
     /// Takes offers that are there, up to what may wait; waits for one frame if none is pending.
     fn take_offers(&mut self) -> Result<(), SourceError> {
         let mut answers = Vec::new();
-        while self.pending.len() < BLOCKS_WAITING && self.end.is_none() {
+        while self.pending.len() < BLOCKS_WAITING && self.pending_bytes < BLOCKS_WAITING_BYTES && self.end.is_none() {
             let frame = match self.link.ready(Queue::Offers) {
                 Some(frame) => frame,
                 None if self.pending.is_empty() => self.link.wait(Queue::Offers)?,
@@ -230,12 +183,20 @@ impl RemoteTree {
             match frame.kind {
                 FrameKind::BlocksOffered => {
                     let mut decoder = Decoder::new(&frame.payload);
+                    let before = self.pending.len();
                     while !decoder.is_empty() {
+                        if self.pending.len() - before >= BLOCKS_AHEAD {
+                            return Err(breach("more listing blocks at once than may be offered"));
+                        }
                         let hash: [u8; 32] = decoder.array().map_err(broken)?;
                         if decoder.varint().map_err(broken)? > BLOCK_LIMIT_BYTES as u64 {
                             return Err(breach("a listing block that is too long"));
                         }
                         let known = self.cache.get(&hash);
+                        if let Some((plain, packed)) = &known {
+                            self.pending_bytes += plain.len() + packed.len();
+                            self.link.credit(plain.len());
+                        }
                         answers.push(known.is_none());
                         self.pending.push_back(PendingBlock { hash, known });
                     }
@@ -258,7 +219,10 @@ impl RemoteTree {
         self.take_offers()?;
         let Some(block) = self.pending.pop_front() else { return Ok(None) };
         let (plain, packed) = match block.known {
-            Some(known) => known,
+            Some(known) => {
+                self.pending_bytes -= known.0.len() + known.1.len();
+                known
+            }
             None => {
                 let frame = self.link.wait(Queue::Blocks)?;
                 let plain = unpack(&frame.payload, BLOCK_LIMIT_BYTES)
@@ -275,11 +239,20 @@ impl RemoteTree {
 
     // --- Answers
 
+    /// Sends requests, as many as the agent may have waiting.
     fn send_gathered(&mut self) {
-        if !self.gathered.is_empty() {
-            self.link.send(FrameKind::Reads, &encode_requests(&self.gathered));
-            self.gathered.clear();
-            self.gathered_bytes = 0;
+        while !self.gathered.is_empty() && self.asked_bytes < REQUESTS_AHEAD_BYTES {
+            let (mut count, mut path_bytes) = (0, 0);
+            for request in self.gathered.iter().take(REQUESTS_GATHERED) {
+                count += 1;
+                path_bytes += request.path.len();
+                self.asked_bytes += request_bytes(request);
+                if path_bytes >= REQUEST_BYTES {
+                    break;
+                }
+            }
+            let requests: Vec<ReadRequest> = self.gathered.drain(..count).collect();
+            self.link.send(FrameKind::Reads, &encode_requests(&requests));
         }
     }
 
@@ -327,6 +300,9 @@ impl RemoteTree {
             if self.expected.is_empty() {
                 return Err(breach("an answer that was not asked for"));
             }
+            if self.slots_bytes + self.check.held_bytes() > EVENTS_HELD_MAX_BYTES {
+                return Err(breach("more parts of answers than may wait"));
+            }
             let mut chunk = None;
             let event = match event(&mut decoder, &mut coder).map_err(broken)? {
                 Event::Literal(bytes) => {
@@ -351,7 +327,7 @@ impl RemoteTree {
                 }
                 Event::Chunk(_) => return Err(breach("a chunk that was not offered")),
                 Event::Restart => {
-                    self.check.delivered = 0;
+                    self.check.restart()?;
                     ReadEvent::Restart
                 }
                 Event::Xattr(xattr) => {
@@ -360,10 +336,13 @@ impl RemoteTree {
                 }
                 Event::Done { stat, result, read_bytes } => {
                     let expected = self.expected.pop_front().ok_or_else(|| breach("an answer too many"))?;
+                    self.asked_bytes = self.asked_bytes.saturating_sub(expected.bytes);
                     ReadEvent::Done(Box::new(self.check.end(&expected, stat, result.into(), read_bytes)?))
                 }
             };
-            self.slots.push_back(Slot { event, chunk, frame_bytes: 0 });
+            let held = event_bytes(&event);
+            self.slots_bytes += held;
+            self.slots.push_back(Slot { event, chunk, frame_bytes: 0, held });
         }
         match self.slots.back_mut() {
             Some(last) => last.frame_bytes += payload.len() as u64,
@@ -371,6 +350,12 @@ impl RemoteTree {
             None => self.taken += payload.len() as u64,
         }
         Ok(())
+    }
+
+    /// Returns a frame that is there already.
+    fn next_frame(&mut self) -> Option<Frame> {
+        let postponed = self.postponed.pop_front().inspect(|frame| self.postponed_bytes -= held_bytes(frame));
+        postponed.or_else(|| self.link.ready(Queue::Reads))
     }
 
     /// Returns the next event if nothing is missing for it.
@@ -381,6 +366,7 @@ impl RemoteTree {
         }
         let slot = self.slots.pop_front()?;
         self.taken += slot.frame_bytes;
+        self.slots_bytes -= slot.held;
         Some(slot.event)
     }
 }
@@ -425,10 +411,9 @@ impl SourceTree for RemoteTree {
     }
 
     fn submit(&mut self, request: ReadRequest) -> Result<(), SourceError> {
-        self.expected.push_back(Expected { stat: request.stat, want: request.want });
-        self.gathered_bytes += request.path.len();
-        self.gathered.push(request);
-        if self.gathered.len() >= REQUESTS_GATHERED || self.gathered_bytes >= REQUEST_BYTES {
+        self.expected.push_back(Expected::of(&request));
+        self.gathered.push_back(request);
+        if self.gathered.len() >= REQUESTS_GATHERED {
             self.send_gathered();
         }
         Ok(())
@@ -443,11 +428,12 @@ impl SourceTree for RemoteTree {
         self.send_gathered();
         loop {
             // Offers are answered as soon as they are here, not when their turn comes.
-            while let Some(frame) = self.postponed.pop_front().or_else(|| self.link.ready(Queue::Reads)) {
+            while let Some(frame) = self.next_frame() {
                 self.take_frame(&frame, intake)?;
             }
             let ready = self.ready();
             self.send_answers(intake);
+            self.send_gathered();
             if let Some(event) = ready {
                 return Ok(event);
             }
@@ -458,7 +444,7 @@ impl SourceTree for RemoteTree {
 
     fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError> {
         self.link.send(FrameKind::ReadApart, &encode_requests(std::slice::from_ref(request)));
-        let expected = Expected { stat: request.stat, want: request.want };
+        let expected = Expected::of(request);
         let mut check = AnswerCheck::default();
         loop {
             let frame = self.link.wait(Queue::Apart)?;
@@ -481,7 +467,7 @@ impl SourceTree for RemoteTree {
                     }
                     Event::Offer(..) => return Err(breach("an offer where none is made")),
                     Event::Restart => {
-                        check.delivered = 0;
+                        check.restart()?;
                         (ReadEvent::Restart, 0)
                     }
                     Event::Xattr(xattr) => {
@@ -509,6 +495,7 @@ impl SourceTree for RemoteTree {
         }
         self.missing.clear();
         self.postponed.clear();
+        self.postponed_bytes = 0;
         self.cache.keep(false);
     }
 
@@ -520,6 +507,10 @@ impl SourceTree for RemoteTree {
                 self.take_chunk(&frame.payload, intake)?;
             } else {
                 // It would bring more offers, without end.
+                self.postponed_bytes += held_bytes(&frame);
+                if self.postponed_bytes > UNDER_WAY_MAX_BYTES {
+                    return Err(breach("more than was asked for, and not the chunks that were"));
+                }
                 self.postponed.push_back(frame);
             }
         }
@@ -527,15 +518,25 @@ impl SourceTree for RemoteTree {
     }
 
     fn owner_names(&mut self, users: &BTreeSet<u32>, groups: &BTreeSet<u32>) -> Result<OwnerNames, SourceError> {
-        self.link.send(FrameKind::Owners, &encode_owners(users.iter(), groups.iter()));
-        let frame = self.link.wait(Queue::Answers)?;
-        if frame.kind != FrameKind::OwnerNames {
-            return Err(breach("an answer to something else"));
+        let users: Vec<u32> = users.iter().copied().take(OWNERS_MAX).collect();
+        let groups: Vec<u32> = groups.iter().copied().take(OWNERS_MAX).collect();
+        let mut all = OwnerNames::default();
+        let batches = users.len().max(groups.len()).div_ceil(OWNERS_ASKED).max(1);
+        let batch = |numbers: &[u32], at: usize| -> Vec<u32> {
+            numbers.iter().copied().skip(at * OWNERS_ASKED).take(OWNERS_ASKED).collect()
+        };
+        for at in 0..batches {
+            let (users, groups) = (batch(&users, at), batch(&groups, at));
+            self.link.send(FrameKind::Owners, &encode_owners(users.iter(), groups.iter()));
+            let frame = self.link.wait(Queue::Answers)?;
+            if frame.kind != FrameKind::OwnerNames {
+                return Err(breach("an answer to something else"));
+            }
+            let names = decode_owner_names(&frame.payload).map_err(broken)?;
+            // Only what was asked for.
+            all.users.extend(names.users.into_iter().filter(|(number, _)| users.binary_search(number).is_ok()));
+            all.groups.extend(names.groups.into_iter().filter(|(number, _)| groups.binary_search(number).is_ok()));
         }
-        let mut names = decode_owner_names(&frame.payload).map_err(broken)?;
-        // Only what was asked for.
-        names.users.retain(|number, _| users.contains(number));
-        names.groups.retain(|number, _| groups.contains(number));
-        Ok(names)
+        Ok(all)
     }
 }

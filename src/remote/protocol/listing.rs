@@ -20,6 +20,8 @@
 //!
 //! A block ends behind a name whose mark (a hash of directory and name) is a multiple of 256, once it has [`BLOCK_MIN_BYTES`], and at [`BLOCK_MAX_BYTES`].
 
+use std::collections::HashSet;
+
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint};
 use crate::model::{Stat, Xattr};
 use crate::source::scan::{Entry, Found, Listing, Problem};
@@ -37,12 +39,18 @@ const MARK: u32 = 256;
 
 /// The longest path that is taken, in bytes.
 pub const PATH_MAX_BYTES: usize = 128 << 10;
-/// Most file systems of one tree.
+/// Most file systems of one tree ...
 const FILE_SYSTEMS_MAX: usize = 1 << 16;
-/// Most memory, roughly and in bytes, of the names of one directory; a name takes some 200.
+/// ... and most bytes of the paths at which they begin.
+const FILE_SYSTEMS_MAX_BYTES: usize = 4 << 20;
+/// Most memory, roughly and in bytes, of the names of one directory and of those above it, which a run holds together; a name takes some 200.
 const LISTING_MAX_BYTES: usize = 1 << 30;
 /// Most memory, in bytes, of the paths of directories whose records are still to come.
 const PENDING_MAX_BYTES: usize = 256 << 20;
+/// Most memory, in bytes, of problems that belong to no directory; further ones are only counted.
+const PROBLEMS_MAX_BYTES: usize = 32 << 20;
+/// What a name, a path or a problem takes beside its bytes.
+const ITEM_BYTES: usize = 64;
 
 /// Encodes listings into blocks.
 #[derive(Default)]
@@ -171,20 +179,31 @@ pub struct ListingReader {
     xattr_bytes: usize,
     subdirectories: Vec<Vec<u8>>,
     file_systems: Vec<Vec<u8>>,
+    file_systems_known: HashSet<Vec<u8>>,
+    file_systems_bytes: usize,
     problems: Vec<Problem>,
+    problems_bytes: usize,
+    /// Depth of each directory above the current one, and what its names take.
+    above: Vec<(usize, usize)>,
+    above_bytes: usize,
 }
 
 impl Default for ListingReader {
     fn default() -> ListingReader {
         ListingReader {
             pending: vec![Vec::new()],
-            pending_bytes: 0,
+            pending_bytes: ITEM_BYTES,
             current: None,
             current_bytes: 0,
             xattr_bytes: 0,
             subdirectories: Vec::new(),
             file_systems: Vec::new(),
+            file_systems_known: HashSet::new(),
+            file_systems_bytes: 0,
             problems: Vec::new(),
+            problems_bytes: 0,
+            above: Vec::new(),
+            above_bytes: 0,
         }
     }
 }
@@ -204,8 +223,12 @@ impl ListingReader {
         while !decoder.is_empty() {
             match decoder.byte()? {
                 0 => {
-                    let path = checked_path(decoder.bytes()?)?;
-                    if self.file_systems.len() >= FILE_SYSTEMS_MAX || self.file_systems.contains(&path) {
+                    let path = checked_path(decoder.bytes()?.to_vec())?;
+                    self.file_systems_bytes += path.len() + ITEM_BYTES;
+                    if self.file_systems.len() >= FILE_SYSTEMS_MAX
+                        || self.file_systems_bytes > FILE_SYSTEMS_MAX_BYTES
+                        || !self.file_systems_known.insert(path.clone())
+                    {
                         return Err(DecodeError("too many file systems, or one twice"));
                     }
                     self.file_systems.push(path);
@@ -220,14 +243,16 @@ impl ListingReader {
                 9 => {
                     let listing = self.current.take().ok_or(DecodeError("the end of no directory"))?;
                     self.pending.extend(self.subdirectories.drain(..).rev());
+                    self.above.push((depth(&listing.path), self.current_bytes));
+                    self.above_bytes += self.current_bytes;
                     state.last_name.clear();
                     listings.push_back(listing);
                 }
                 10 => {
-                    if self.problems.len() < 1_000_000 {
-                        self.problems.push(problem(&mut decoder)?);
-                    } else {
-                        problem(&mut decoder)?;
+                    let problem = problem(&mut decoder)?;
+                    self.problems_bytes += problem.path.len() + problem.message.len() + ITEM_BYTES;
+                    if self.problems_bytes <= PROBLEMS_MAX_BYTES {
+                        self.problems.push(problem);
                     }
                 }
                 _ => return Err(DecodeError("an unknown record")),
@@ -267,10 +292,14 @@ impl ListingReader {
             return Err(DecodeError("a directory before the end of another"));
         }
         let path = self.pending.pop().ok_or(DecodeError("a directory that no other holds"))?;
-        self.pending_bytes -= path.len();
+        self.pending_bytes -= path.len() + ITEM_BYTES;
+        let own = depth(&path);
+        while let Some((_, bytes)) = self.above.pop_if(|(depth, _)| *depth >= own) {
+            self.above_bytes -= bytes;
+        }
         let stat = state.coder.get(decoder)?;
         let file_system = self.known_file_system(stat.dev)?;
-        let unreadable = if unreadable { Some(problem(decoder)?) } else { None };
+        let unreadable = if unreadable { Some(Problem { path: path.clone(), ..problem(decoder)? }) } else { None };
         self.current = Some(Listing { path, stat, xattrs: Vec::new(), file_system, entries: Vec::new(), unreadable });
         (self.current_bytes, self.xattr_bytes) = (0, 0);
         state.last_name.clear();
@@ -317,15 +346,15 @@ impl ListingReader {
                 path.push(b'/');
             }
             path.extend_from_slice(&name);
-            self.pending_bytes += path.len();
+            self.pending_bytes += path.len() + ITEM_BYTES;
             if path.len() > PATH_MAX_BYTES || self.pending_bytes > PENDING_MAX_BYTES {
                 return Err(DecodeError("paths that are longer, or more directories than are taken"));
             }
             self.subdirectories.push(path);
         }
         self.current_bytes += name.len() + 200;
-        if self.current_bytes > LISTING_MAX_BYTES {
-            return Err(DecodeError("more names in one directory than are taken"));
+        if self.above_bytes + self.current_bytes > LISTING_MAX_BYTES {
+            return Err(DecodeError("more names in one directory, or in those above it, than are taken"));
         }
         listing.entries.push(Entry { name, what });
         Ok(())
@@ -355,14 +384,20 @@ fn checked_name(name: &[u8]) -> Result<&[u8], DecodeError> {
     if bad { Err(DecodeError("a name that no file has")) } else { Ok(name) }
 }
 
-fn checked_path(path: &[u8]) -> Result<Vec<u8>, DecodeError> {
+/// Refuses paths that are too long or could lead elsewhere; the empty one is the root.
+pub(super) fn checked_path(path: Vec<u8>) -> Result<Vec<u8>, DecodeError> {
     if path.len() > PATH_MAX_BYTES {
         return Err(DecodeError("a path that is longer than is taken"));
     }
     if !path.is_empty() {
         path.split(|byte| *byte == b'/').try_for_each(|name| checked_name(name).map(|_| ()))?;
     }
-    Ok(path.to_vec())
+    Ok(path)
+}
+
+/// Returns how many directories a path leads through; 0 for the root.
+fn depth(path: &[u8]) -> usize {
+    if path.is_empty() { 0 } else { memchr::memchr_iter(b'/', path).count() + 1 }
 }
 
 /// Returns whether the extended attributes of a directory can travel; more than that no file system keeps.

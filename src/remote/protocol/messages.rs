@@ -9,6 +9,8 @@
 
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint};
 use crate::model::{ChunkHash, Kind, Stat, Timestamp, Xattr};
+use crate::remote::protocol::frame::PAYLOAD_MAX;
+use crate::remote::protocol::listing::{PATH_MAX_BYTES, checked_path};
 use crate::source::read::{ReadRequest, ReadResult, Want};
 use crate::source::scan::{Problem, ProblemKind};
 use crate::source::tree::OwnerNames;
@@ -18,6 +20,13 @@ pub const NO_FILE_SYSTEM: u64 = u64::MAX >> 1;
 
 /// Most bytes of all extended attributes of one inode that are taken. Linux allows 64 KiB each, and file systems far less together.
 pub const XATTRS_MAX_BYTES: usize = 16 << 20;
+
+/// Most bytes of the requests of one frame, as they count in memory: 128 of them with paths of 256 KiB together, and one path of any length, are far less.
+pub const REQUESTS_FRAME_MAX_BYTES: usize = 2 << 20;
+/// Most numbers of owners in one frame.
+const OWNERS_MAX: usize = 1 << 16;
+/// The longest text of a problem that is taken; what is longer is cut.
+const PROBLEM_TEXT_MAX_BYTES: usize = 1024;
 
 /// A time of day that no stat has.
 const BAD_NANOS: DecodeError = DecodeError("a time with more than a second's nanoseconds");
@@ -165,6 +174,11 @@ pub fn xattr(decoder: &mut Decoder<'_>, xattrs: &mut Vec<Xattr>, total: &mut usi
     Ok(())
 }
 
+/// Returns the bytes that a request takes in memory while it waits, roughly.
+pub fn request_bytes(request: &ReadRequest) -> usize {
+    request.path.len() + size_of::<ReadRequest>() + 64
+}
+
 /// Encodes read requests.
 pub fn encode_requests(requests: &[ReadRequest]) -> Vec<u8> {
     let (mut out, mut coder, mut last) = (Vec::new(), StatCoder::default(), &[][..]);
@@ -179,13 +193,14 @@ pub fn encode_requests(requests: &[ReadRequest]) -> Vec<u8> {
     out
 }
 
-/// Decodes read requests.
+/// Decodes read requests. Paths share beginnings, so what they take is bounded, not what they came in.
 ///
 /// # Errors
-/// For bytes that no side writes.
+/// For bytes that no side writes: paths of no file, and more than [`REQUESTS_FRAME_MAX_BYTES`].
 pub fn decode_requests(payload: &[u8]) -> Result<Vec<ReadRequest>, DecodeError> {
     let (mut decoder, mut coder) = (Decoder::new(payload), StatCoder::default());
     let mut requests: Vec<ReadRequest> = Vec::new();
+    let mut held = 0;
     while !decoder.is_empty() {
         let want = match decoder.byte()? {
             0 => Want::Attributes,
@@ -194,9 +209,18 @@ pub fn decode_requests(payload: &[u8]) -> Result<Vec<ReadRequest>, DecodeError> 
         };
         let shared = usize::try_from(decoder.varint()?).unwrap_or(usize::MAX);
         let last = requests.last().map_or(&[][..], |request| &request.path);
-        let mut path = last.get(..shared).ok_or(DecodeError("a path that goes on where none is"))?.to_vec();
-        path.extend_from_slice(decoder.bytes()?);
-        requests.push(ReadRequest { path, stat: coder.get(&mut decoder)?, want });
+        let (begin, end) =
+            (last.get(..shared).ok_or(DecodeError("a path that goes on where none is"))?, decoder.bytes()?);
+        let path = checked_path([begin, end].concat())?;
+        if path.is_empty() {
+            return Err(DecodeError("a request for no name"));
+        }
+        let request = ReadRequest { path, stat: coder.get(&mut decoder)?, want };
+        held += request_bytes(&request);
+        if held > REQUESTS_FRAME_MAX_BYTES {
+            return Err(DecodeError("more requests than one frame may hold"));
+        }
+        requests.push(request);
     }
     Ok(requests)
 }
@@ -385,13 +409,16 @@ pub fn encode_bits(bits: &[bool]) -> Vec<u8> {
     out
 }
 
-/// Decodes the bits of a run of offers.
+/// Decodes the bits of a run of offers, of which `most` are due.
 ///
 /// # Errors
-/// For bytes that no side writes.
-pub fn decode_bits(payload: &[u8]) -> Result<Vec<bool>, DecodeError> {
+/// For bytes that no side writes, and for more bits than are due.
+pub fn decode_bits(payload: &[u8], most: usize) -> Result<Vec<bool>, DecodeError> {
     let mut decoder = Decoder::new(payload);
     let count = decoder.varint()?;
+    if count > most as u64 {
+        return Err(DecodeError("an answer to what was not offered"));
+    }
     if count.div_ceil(8) != decoder.remaining() as u64 {
         return Err(DecodeError("a count that does not fit its bits"));
     }
@@ -418,7 +445,8 @@ pub fn put_problem(out: &mut Vec<u8>, problem: &Problem) {
 /// # Errors
 /// For bytes that no side writes.
 pub fn problem(decoder: &mut Decoder<'_>) -> Result<Problem, DecodeError> {
-    let path = decoder.bytes()?.to_vec();
+    let path = decoder.bytes()?;
+    let path = path[..path.len().min(PATH_MAX_BYTES)].to_vec();
     let kind = match decoder.byte()? {
         0 => ProblemKind::Unreadable,
         1 => ProblemKind::Vanished,
@@ -427,7 +455,8 @@ pub fn problem(decoder: &mut Decoder<'_>) -> Result<Problem, DecodeError> {
         4 => ProblemKind::TooManyOpenFiles,
         _ => return Err(DecodeError("an unknown kind of problem")),
     };
-    let message = String::from_utf8_lossy(decoder.bytes()?).into_owned();
+    let text = decoder.bytes()?;
+    let message = String::from_utf8_lossy(&text[..text.len().min(PROBLEM_TEXT_MAX_BYTES)]).into_owned();
     let errno = i32::try_from(decoder.signed()?).map_err(|_| DecodeError("an error number out of range"))?;
     Ok(Problem { path, kind, message, errno })
 }
@@ -471,6 +500,9 @@ pub fn encode_owners<'a>(
 /// # Errors
 /// For bytes that no side writes.
 pub fn decode_owners(payload: &[u8]) -> Result<(Vec<u32>, Vec<u32>), DecodeError> {
+    if payload.len() > 5 * OWNERS_MAX {
+        return Err(DecodeError("more owners than are asked for at once"));
+    }
     let mut decoder = Decoder::new(payload);
     let users = (0..decoder.count()?).map(|_| decoder.varint32()).collect::<Result<_, _>>()?;
     let mut groups = Vec::new();
@@ -480,11 +512,18 @@ pub fn decode_owners(payload: &[u8]) -> Result<(Vec<u32>, Vec<u32>), DecodeError
     Ok((users, groups))
 }
 
-/// Encodes names of owners.
+/// Encodes names of owners; those for which a frame has no room are left out, and their numbers stay without names.
 pub fn encode_owner_names(names: &OwnerNames) -> Vec<u8> {
+    let mut room = PAYLOAD_MAX - 64;
+    let mut fits = |name: &str| {
+        room = room.saturating_sub(name.len() + 15);
+        room > 0
+    };
+    let users: Vec<_> = names.users.iter().take_while(|(_, name)| fits(name)).collect();
+    let groups: Vec<_> = names.groups.iter().take_while(|(_, name)| fits(name)).collect();
     let mut out = Vec::new();
-    put_varint(&mut out, names.users.len() as u64);
-    for (number, name) in names.users.iter().chain(&names.groups) {
+    put_varint(&mut out, users.len() as u64);
+    for (number, name) in users.into_iter().chain(groups) {
         put_varint(&mut out, u64::from(*number));
         put_bytes(&mut out, name.as_bytes());
     }

@@ -29,6 +29,9 @@
 //!
 //! Blocks and chunks are never sent before the other side asked for them, and only so many are offered and not answered ([`BLOCKS_AHEAD`], [`OFFERED_AHEAD_BYTES`]): this bounds the
 //! memory of both sides, and neither ever stops reading its stream, so they cannot wait for each other.
+//!
+//! Neither side believes that the other one keeps to this. Whatever is decoded and kept is counted by the bytes that it takes in memory, not by the bytes in which it came (a frame
+//! of some bytes may unpack to a million events), and a side that sends more than the windows allow is cut off.
 
 pub mod frame;
 pub mod listing;
@@ -52,6 +55,12 @@ pub const BLOCKS_AHEAD: usize = 64;
 pub const OFFERED_AHEAD_BYTES: usize = 24 << 20;
 /// Bytes of Events payloads that may be sent and not taken.
 pub const EVENTS_AHEAD_BYTES: usize = 4 << 20;
+/// Bytes of read requests, as they count in memory ([`messages::request_bytes`]), that a run has with the agent and not answered.
+pub const REQUESTS_AHEAD_BYTES: usize = 8 << 20;
+/// So many of them an agent takes before it cuts the run off. Runs of earlier versions ask for all new files of one directory at once.
+pub const REQUESTS_WAITING_MAX_BYTES: usize = 64 << 20;
+/// Owners that are asked for in one frame.
+pub const OWNERS_ASKED: usize = 10_000;
 /// Both sides send something at least so often.
 pub const ALIVE_SECONDS: u64 = 10;
 /// A side that heard nothing for so long takes the connection for lost.

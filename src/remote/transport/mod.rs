@@ -4,6 +4,7 @@
 //! `-e` does. Neither has a call that can wait for ever: each read ends after [`SILENCE`] without a byte, and each can be broken off.
 
 pub mod command;
+pub(crate) mod deadline;
 pub mod spec;
 pub mod ssh;
 
