@@ -174,3 +174,29 @@ fn sessions_are_listed_with_their_states_sizes_and_lives() {
     let table = scene.ok(&["sessions", &first]);
     assert_eq!(table.lines().count(), 1 + generator.labels().len() + 1, "{table}");
 }
+
+/// `all` are all accounts to zmrestore, and what begins with a dash is an option; a file that says so is damaged, or forged.
+#[test]
+fn what_is_no_address_gets_no_command_to_paste() {
+    let (scene, _generator) = scene(small(BlobMode::Files));
+    scene.snapshot();
+    let listed = events(&scene.ok(&["--json", "accounts"]));
+    let mut email = listed[0]["email"].as_str().unwrap().to_owned();
+    let told = |name: &str, json: &[&str]| {
+        let name = format!("--account={name}");
+        out(&scene.command().args(json).args(["accounts", &name]).output().unwrap())
+    };
+    assert_eq!(told(&email, &[]).matches("zmrestore -t").count(), 2);
+    for name in ["all", "-sys", "-a@example.com", "b@example.com all"] {
+        let replaced = format!("s|email=\"{email}\"|email=\"{name}\"|g");
+        shell(r#"find "$1" -name '*.xml' -exec sed -i "$2" {} +"#, &[&scene.source(), Path::new(&replaced)]);
+        scene.snapshot();
+        let text = told(name, &[]);
+        assert!(text.contains(": whole") && text.contains("No command is offered"), "{name}: {text}");
+        assert!(!text.contains("zmrestore -"), "{name}: {text}");
+        let event = &events(&told(name, &["--json"]))[0];
+        assert_eq!(event["email"], name);
+        assert_eq!(event["restore"]["commands"].as_array().map(Vec::len), Some(0), "{event}");
+        email = name.to_owned();
+    }
+}
