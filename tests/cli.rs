@@ -527,3 +527,70 @@ fn a_prune_says_what_goes_and_why_and_does_it() {
     bench.ok(&["snapshot", "source"]);
     bench.ok(&["check", "--read-data"]);
 }
+
+/// Whatever a source is called, it neither acts on a terminal nor forges a line, in any of the commands that tell of it.
+#[test]
+fn what_leaves_only_shows_itself() {
+    let hostile = "s\u{1b}[2J\u{1b}]0;t\u{7}\r\nerror: forged \u{9b}31m\u{202e}gpj\u{2066}\u{200f}\u{2028}'$(x)";
+    let bench = Bench::with_store();
+    let source = bench.path(hostile);
+    fs::rename(bench.source(), &source).unwrap();
+    let (place, home) = (source.to_str().unwrap(), bench.path("home"));
+    fs::create_dir(&home).unwrap();
+    let report = bench.path("page.html");
+    let restored = home.join(hostile);
+    let restored = restored.to_str().unwrap();
+    let missing = format!("latest:{hostile}");
+    let commands: [(i32, &[&str]); 23] = [
+        (0, &["-v", "snapshot", place]),
+        (0, &["snapshot", "--dry-run", place]),
+        (1, &["snapshot", &format!("{place}-not-there")]),
+        (2, &["snapshot", "--tag", hostile, place]),
+        (0, &["snapshots"]),
+        (0, &["status"]),
+        (0, &["accounts"]),
+        (1, &["accounts", "--account", hostile]),
+        (0, &["sessions"]),
+        (0, &["prune", "--keep-last", "1", "--dry-run"]),
+        (0, &["pin", "--reason", hostile, "latest"]),
+        (0, &["snapshots"]),
+        (0, &["restore", "latest", restored]),
+        (0, &["restore", "-v", "latest", restored]),
+        (1, &["cat", &missing]),
+        (1, &["ls", &missing]),
+        (1, &["snapshots", "--store", hostile]),
+        (2, &["snapshots", "--config", hostile]),
+        (0, &["report", report.to_str().unwrap()]),
+        (0, &["hold", "--reason", hostile]),
+        (6, &["snapshot", place]),
+        (6, &["status"]),
+        (0, &["release"]),
+    ];
+    for json in [false, true] {
+        for (code, arguments) in commands {
+            let mut command = bench.bare();
+            command.env("ZMREPLICA_STORE", bench.path("store"));
+            if json {
+                command.arg("--json");
+            }
+            let output = command.args(arguments).output().unwrap();
+            let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}: {out}{err}");
+            for text in [&out, &err] {
+                assert!(
+                    text.chars().all(|letter| letter == '\n' || zmreplica::plain::is_plain(letter)),
+                    "{arguments:?}: {text:?}"
+                );
+                assert!(!text.lines().any(|line| line.starts_with("error: forged")), "{arguments:?}: {text}");
+            }
+            if json {
+                for line in out.lines() {
+                    serde_json::from_str::<Value>(line).unwrap();
+                }
+            }
+        }
+        fs::remove_dir_all(&restored).unwrap();
+    }
+    let page = fs::read_to_string(report).unwrap();
+    assert!(page.chars().all(|letter| letter == '\n' || zmreplica::plain::is_plain(letter)), "{page:?}");
+}

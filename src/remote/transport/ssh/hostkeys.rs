@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ssh2::{CheckResult, HashType, KnownHostFileKind, Session};
 
 use super::super::TransportError;
+use crate::plain::quoted;
 
 /// All algorithms, in order of preference where nothing is known.
 const ALGORITHMS: [&str; 7] = [
@@ -95,17 +96,19 @@ impl KnownKeys {
         }
         let print = fingerprint(session);
         let name = if port == super::DEFAULT_PORT { host.to_owned() } else { format!("[{host}]:{port}") };
+        let name = quoted(&name);
         let file = self.files.first().map(|file| file.display().to_string()).unwrap_or_default();
-        let scan = if port == super::DEFAULT_PORT { host.to_owned() } else { format!("-p {port} {host}") };
+        let (host_word, file_word) = (quoted(host), quoted(&file));
+        let scan = if port == super::DEFAULT_PORT { host_word } else { format!("-p {port} {host_word}") };
         Err(refused(if changed {
             format!(
                 "The key of the host {host} has CHANGED: it shows {kind:?} {print}, and {file} has another. Somebody may be listening, or the host was \
-                 set up anew. If its administrator confirms the new key: `ssh-keygen -f {file} -R '{name}'`, then `ssh-keyscan {scan} >> {file}`"
+                 set up anew. If its administrator confirms the new key: `ssh-keygen -f {file_word} -R {name}`, then `ssh-keyscan {scan} >> {file_word}`"
             )
         } else {
             format!(
                 "The key of the host {host} is not known: it shows {kind:?} {print}. Compare that with what the host's administrator tells \
-                 (`ssh-keygen -lf` on its key file), then `ssh-keyscan {scan} >> {file}`"
+                 (`ssh-keygen -lf` on its key file), then `ssh-keyscan {scan} >> {file_word}`"
             )
         }))
     }
