@@ -178,7 +178,7 @@ fn the_example_hook_mails() {
     let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/mail-hook");
     let line = format!("{} postmaster@example.com", hook.display());
     fs::write(scene.path("config.toml"), format!("{head}[hooks]\non-failure = {line:?}\n")).unwrap();
-    fs::write(scene.path("sendmail"), "#!/bin/sh\ncat > mail\n").unwrap();
+    fs::write(scene.path("sendmail"), "#!/bin/sh\necho \"$*\" > arguments\ncat > mail\n").unwrap();
     fs::set_permissions(scene.path("sendmail"), fs::Permissions::from_mode(0o755)).unwrap();
     configured(&scene, 0, &["nightly"]);
     fs::remove_file(scene.source().join("file")).unwrap();
@@ -193,6 +193,62 @@ fn the_example_hook_mails() {
         body.contains("is empty") && body.contains("The last nightly run failed") && body.contains("\"exit_code\":1"),
         "{mail}"
     );
+    assert_eq!(fs::read_to_string(scene.path("arguments")).unwrap(), "-i -t\n");
+}
+
+/// What comes from the source ends up in the message of a night that failed; the alarm must get through all the same.
+#[test]
+fn a_source_cannot_silence_its_own_alarm() {
+    let scene = scene();
+    let settings = fs::read_to_string(scene.path("config.toml")).unwrap();
+    let (head, _) = settings.split_once("source =").unwrap();
+    let log = scene.path("night.log");
+    let rsh = scene.path("rsh");
+    let forged = "\u{1b}]0;x\u{7}\u{9b}2J\\n2026-11-27T02:00:00Z [1] All went well\u{202e}";
+    // A host that says what no variable of an environment can hold.
+    fs::write(
+        &rsh,
+        format!("#!/bin/sh\necho \"rsh: ${{ZMREPLICA_SSH_PASSPHRASE-unset}}\" >> {}\nprintf 'a\\0b{forged}\\n' >&2\nexit 255\n", scene.path("inherited").display()),
+    )
+    .unwrap();
+    fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).unwrap();
+    let hook = format!(
+        "cat > {0}; printf %s \"$ZMREPLICA_MESSAGE\" > {1}; echo \"hook: ${{ZMREPLICA_SSH_PASSPHRASE-unset}}\" >> {2}",
+        scene.path("details").display(),
+        scene.path("message").display(),
+        scene.path("inherited").display()
+    );
+    let long = "x".repeat(300_000);
+    for source in ["host:/opt/zimbra/backup".to_owned(), format!("/{long}"), format!("/\u{1b}[2J\n{long}")] {
+        let _ = fs::remove_file(&log);
+        let _ = fs::remove_file(scene.path("message"));
+        let rest = format!(
+            "log = {:?}\nsource = {}\nmetrics = {:?}\n[remote]\nrsh = {:?}\nretries = 0\n[hooks]\non-failure = {hook:?}\n",
+            log,
+            toml::Value::String(source),
+            scene.path("zmreplica.prom"),
+            rsh
+        );
+        fs::write(scene.path("config.toml"), format!("{}{rest}", head)).unwrap();
+        let mut command = scene.command();
+        command.env("ZMREPLICA_SSH_PASSPHRASE", "secret");
+        let output = command.args(["--config", "config.toml", "nightly"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+        assert_eq!(metrics(&scene)["zmreplica_hook_failed"], 0.0, "{}", err(&output));
+        let message = fs::read_to_string(scene.path("message")).unwrap();
+        assert!(!message.is_empty() && message.len() <= 4096, "{} bytes", message.len());
+        let details: Value = serde_json::from_slice(&fs::read(scene.path("details")).unwrap()).unwrap();
+        assert_eq!(details["message"].as_str(), Some(message.as_str()));
+        let log = fs::read_to_string(&log).unwrap();
+        for text in [&message, &log, &err(&output)] {
+            assert!(text.chars().all(|letter| letter == '\n' || zmreplica::plain::is_plain(letter)), "{text:?}");
+        }
+        assert!(log.lines().all(|line| line.len() < 9000 && !line.starts_with("2026-11-27T02:00:00Z [1]")), "{log}");
+        assert!(log.lines().any(|line| line.contains("] error: ")), "{log}");
+    }
+    let inherited = fs::read_to_string(scene.path("inherited")).unwrap();
+    assert!(inherited.contains("rsh: unset") && inherited.contains("hook: unset"), "{inherited}");
+    assert!(!inherited.contains("secret"), "{inherited}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use zmreplica::nightly::last::LastNight;
 use zmreplica::nightly::metrics::{self, RunFigures};
 use zmreplica::nightly::settle::{Settled, WORKING, change_since, wait};
 use zmreplica::nightly::status::Status;
+use zmreplica::plain;
 use zmreplica::replica::Replica;
 use zmreplica::snapshot::options::{RunProblem, SnapshotReport};
 use zmreplica::snapshot::pull;
@@ -26,7 +27,7 @@ use super::accounts::night as restorable;
 use super::config::{LogTarget, Span};
 use super::error::{CliError, Exit};
 use super::log::{Level, Log};
-use super::output::Verbosity;
+use super::output::{Verbosity, write_json};
 use super::snapshot::SnapshotArgs;
 use super::snapshots::SnapshotEvent;
 use super::{Context, hold, path, prune, remote, signals, snapshot, text};
@@ -35,6 +36,9 @@ use super::{Context, hold, path, prune, remote, signals, snapshot, text};
 const QUIET: Duration = Duration::from_secs(300);
 /// Problems that a hook and the log are told by name.
 const PROBLEMS_TOLD: usize = 20;
+/// What a text that hooks are told is cut to, in bytes: much of it comes from the source, and a variable of an environment that is too long, or has a NUL in
+/// it, keeps a hook from being started at all.
+const TEXT_BYTES: usize = 4 << 10;
 
 /// Arguments of `nightly`.
 #[derive(Args)]
@@ -343,6 +347,7 @@ impl Night<'_> {
             },
             Err(error) => (error.exit(), error.to_string(), error.hint()),
         };
+        let (message, hint) = (plain::short(&message, TEXT_BYTES), hint.map(|hint| plain::short(&hint, TEXT_BYTES)));
         let outcome = Outcome::of(exit);
         let level = match outcome {
             Outcome::Success => Level::Info,
@@ -359,7 +364,8 @@ impl Night<'_> {
         let gather = || Status::gather(&context.open().ok()?, finished).ok();
         let status = gather();
         let judged = self.report.as_ref().map(|report| Judged::fresh(report.number, &report.record));
-        let problems = self.report.as_ref().map_or(&[][..], |report| &report.problems);
+        let problems = self.report.iter().flat_map(|report| &report.problems).take(PROBLEMS_TOLD);
+        let problems: Vec<RunProblem> = problems.map(cut).collect();
         let event = NightEvent {
             event: "nightly",
             outcome,
@@ -379,7 +385,7 @@ impl Night<'_> {
                 quiet: settled.quiet,
             }),
             snapshot: judged.as_ref().map(|judged| SnapshotEvent::new("snapshot", judged)),
-            problems: &problems[..problems.len().min(PROBLEMS_TOLD)],
+            problems: &problems,
             restorable: self.restorable.as_ref(),
             removed_snapshots: self.removed,
             suspects: status.as_ref().map(|status| status.suspects.len()),
@@ -420,13 +426,18 @@ impl Night<'_> {
     }
 }
 
+/// Returns a problem of bounded length.
+fn cut(problem: &RunProblem) -> RunProblem {
+    let path = problem.path.get(..TEXT_BYTES).unwrap_or(&problem.path).to_vec();
+    RunProblem { path, message: plain::short(&problem.message, TEXT_BYTES) }
+}
+
 /// Runs a hook and returns what went wrong.
 fn run_hook(hook: &HookCommand, event: &NightEvent<'_>) -> Option<String> {
-    let mut input = match serde_json::to_vec(event) {
-        Ok(input) => input,
-        Err(error) => return Some(format!("The hook cannot be told: {error}")),
-    };
-    input.push(b'\n');
+    let mut input = Vec::new();
+    if let Err(error) = write_json(&mut input, event) {
+        return Some(format!("The hook cannot be told: {error}"));
+    }
     let mut variables = vec![
         ("ZMREPLICA_OUTCOME", event.outcome.word().to_owned()),
         ("ZMREPLICA_EXIT_CODE", event.exit_code.to_string()),

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::status::Status;
 use crate::access::Replacement;
+use crate::plain::escape_text;
 use crate::zimbra::ledger::Summary;
 
 /// What is told of one run.
@@ -43,7 +44,7 @@ impl Page {
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         let _ = write!(self.0, "zmreplica_{name}");
         for (at, (label, text)) in labels.iter().enumerate() {
-            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let text = escape_text(text).replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
             let _ = write!(self.0, "{}{label}=\"{text}\"", if at == 0 { '{' } else { ',' });
         }
         if !labels.is_empty() {

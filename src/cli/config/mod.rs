@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use zmreplica::guard::GuardOptions;
 use zmreplica::nightly::hooks::HookCommand;
+use zmreplica::plain::short;
 use zmreplica::retention::{Policy, Within};
 
 use super::error::CliError;
@@ -18,6 +19,8 @@ pub(crate) use values::{FileMode, LogTarget, Share, Span, Text};
 
 /// Read when no other file is named and this one is there.
 const DEFAULT_PATH: &str = "/etc/zmreplica.toml";
+/// A line of the file is shown up to this length, in bytes.
+const LINE_BYTES: usize = 200;
 /// Environment variable that names the configuration file.
 const CONFIG_VARIABLE: &str = "ZMREPLICA_CONFIG";
 
@@ -182,7 +185,7 @@ fn mistake(text: &str, error: &toml::de::Error) -> String {
         Some(before) => {
             let number = before.matches('\n').count() + 1;
             let line = text.lines().nth(number - 1).unwrap_or_default();
-            format!("line {number}, `{}`: {}", line.trim(), error.message())
+            format!("line {number}, `{}`: {}", short(line.trim(), LINE_BYTES), error.message())
         }
         None => error.message().to_owned(),
     }
