@@ -589,7 +589,7 @@ fn what_leaves_only_shows_itself() {
                 }
             }
         }
-        fs::remove_dir_all(&restored).unwrap();
+        fs::remove_dir_all(restored).unwrap();
     }
     let page = fs::read_to_string(report).unwrap();
     assert!(page.chars().all(|letter| letter == '\n' || zmreplica::plain::is_plain(letter)), "{page:?}");
