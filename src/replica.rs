@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STORE/
-//!   config.json      format version and identifier, written once by `init`
+//!   config.json      what the store says of itself: format, features, identifier; see `config`
 //!   lock             flock'ed by the one process that writes
 //!   catalog.redb     the catalogue; can be rebuilt from commits/
 //!   commits/         commit files
@@ -14,163 +14,40 @@
 //!
 //! [`Replica`] reads, beside a writer if need be; [`LockedReplica`] is the only type that writes.
 
+mod config;
+mod error;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
 
-use crate::access::{self, write_durably};
+use crate::access;
 use crate::catalog::CatalogError;
 use crate::catalog::commit;
 use crate::catalog::database::CatalogDatabase;
 use crate::catalog::reader::CatalogReader;
-use crate::catalog::writer::{CatalogWriter, last_commit, roll_forward};
+use crate::catalog::writer::{CatalogWriter, STORE, last_commit, roll_forward};
 use crate::locks;
-use crate::plain;
-use crate::store::backend::{Backend, BackendError};
-use crate::store::codec::{CodecError, DictionarySet};
+use crate::store::backend::Backend;
+use crate::store::codec::DictionarySet;
 use crate::store::local::LocalBackend;
 use crate::store::pack::PACK_PREFIX;
 use crate::store::reader::ChunkReader;
 
-/// Version of the store's format that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub(crate) use config::{CONFIG, Unusable, is_id, is_like_store, oldest_object};
+pub use config::{FEATURES, FORMAT_VERSION, StoreConfig};
+pub use error::ReplicaError;
+pub(crate) use error::refuse_denied;
+use error::{io_error, refused};
 
 /// A catalogue up to this size is compacted after a run that stored something: some hundredths of a second.
 const COMPACT_UP_TO_BYTES: u64 = 32 << 20;
 
-const CONFIG: &str = "config.json";
 const LOCK: &str = "lock";
-const CATALOG: &str = "catalog.redb";
-
-/// What can go wrong when a store is made or opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplicaError {
-    /// There is no store in the directory.
-    #[error(
-        "{path} is not a store: it has no {CONFIG}. Make one with `zmreplica --store {} init`",
-        plain::quoted(path)
-    )]
-    NotAStore {
-        /// The directory.
-        path: String,
-    },
-    /// The directory to make a store in holds something.
-    #[error("{path} is not empty; a store wants a directory of its own")]
-    NotEmpty {
-        /// The directory.
-        path: String,
-    },
-    /// The store is of another version.
-    #[error("The store {path} has format {found}, and this program knows {FORMAT_VERSION} only; use a newer zmreplica")]
-    Version {
-        /// The directory.
-        path: String,
-        /// The version that it states.
-        found: u32,
-    },
-    /// The settings cannot be understood.
-    #[error("The file {path} is damaged: {reason}")]
-    Config {
-        /// The file.
-        path: String,
-        /// What does not fit.
-        reason: String,
-    },
-    /// Another process writes to the store.
-    #[error("Another run holds the store {path}{holder}. Wait for it to end; nothing was changed")]
-    Locked {
-        /// The directory.
-        path: String,
-        /// Who holds it, as far as is known.
-        holder: String,
-    },
-    /// The file system cannot hold a store.
-    #[error(
-        "{path} is on a file system that cannot hold a store: {reason}. Make the store on another one; nothing was left there"
-    )]
-    Unfit {
-        /// The directory.
-        path: String,
-        /// What it does not do.
-        reason: String,
-    },
-    /// The store is somebody else's, or some of its files are.
-    #[error("User {user} may not read {path}, which belongs to {owner}. {advice}")]
-    NotAllowed {
-        /// The file or directory.
-        path: String,
-        /// Whose it is.
-        owner: String,
-        /// Who the program runs as.
-        user: String,
-        /// What to do.
-        advice: String,
-    },
-    /// The system refused.
-    #[error("{action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The file or directory.
-        path: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The backend failed.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// A dictionary is damaged.
-    #[error(transparent)]
-    Dictionary(#[from] CodecError),
-    /// The catalogue failed.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaError {
-    let path = path.display().to_string();
-    move |source| ReplicaError::Io { action, path, source }
-}
-
-/// As [`io_error`]; tells who may, where the system refused for want of permission.
-fn refused(store: &Path, action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaError {
-    move |error| if access::is_denial(&error) { not_allowed(store, path) } else { io_error(action, path)(error) }
-}
-
-fn not_allowed(store: &Path, denied: &Path) -> ReplicaError {
-    let (user, of_store, owner) = (access::own_name(), access::owner_name(store), access::owner_name(denied));
-    let shown = store.display();
-    let advice = match (&of_store, &owner) {
-        (Some(of_store), Some(owner)) if *of_store == user && *owner != user => format!(
-            "All files of a store should belong to its owner: run as root `chown -hR {user} {}`, then run the same command again",
-            plain::quoted(&shown.to_string())
-        ),
-        (Some(of_store), _) => format!("The store {shown} is {of_store}'s: run as {of_store}, or as root"),
-        (None, _) => format!("Run as the owner of the store {shown}, or as root"),
-    };
-    let owner = owner.unwrap_or_else(|| "another user".to_owned());
-    ReplicaError::NotAllowed { path: denied.display().to_string(), owner, user, advice }
-}
-
-/// Refuses a store that the caller may not read, which would look empty or damaged otherwise.
-pub(crate) fn refuse_denied(store: &Path, depth: access::Depth) -> Result<(), ReplicaError> {
-    access::denied(store, depth).map_or(Ok(()), |path| Err(not_allowed(store, &path)))
-}
-
-/// What `config.json` holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreConfig {
-    /// Format version.
-    pub format: u32,
-    /// Identifier of the store: 32 hexadecimal digits.
-    pub id: String,
-    /// When the store was made.
-    pub created: jiff::Timestamp,
-}
+pub(crate) const CATALOG: &str = "catalog.redb";
 
 /// An open store that can be read.
 pub struct Replica {
@@ -179,23 +56,6 @@ pub struct Replica {
     backend: Arc<dyn Backend>,
     database: Arc<CatalogDatabase>,
     dictionaries: Arc<DictionarySet>,
-}
-
-fn read_config(path: &Path) -> Result<StoreConfig, ReplicaError> {
-    let file = path.join(CONFIG);
-    let bytes = match fs::read(&file) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.kind() == io::ErrorKind::NotADirectory => {
-            return Err(ReplicaError::NotAStore { path: path.display().to_string() });
-        }
-        Err(error) => return Err(refused(path, "Cannot read", &file)(error)),
-    };
-    let config: StoreConfig = serde_json::from_slice(&bytes)
-        .map_err(|error| ReplicaError::Config { path: file.display().to_string(), reason: error.to_string() })?;
-    if config.format != FORMAT_VERSION {
-        return Err(ReplicaError::Version { path: path.display().to_string(), found: config.format });
-    }
-    Ok(config)
 }
 
 /// Makes a new store in a directory that does not exist or is empty.
@@ -208,12 +68,7 @@ pub fn init(path: &Path) -> Result<StoreConfig, ReplicaError> {
     if listing.next().is_some() {
         return Err(ReplicaError::NotEmpty { path: path.display().to_string() });
     }
-    let created = jiff::Timestamp::now();
-    let mut seed = [0u8; 16];
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut seed))
-        .map_err(io_error("Cannot read", Path::new("/dev/urandom")))?;
-    let config = StoreConfig { format: FORMAT_VERSION, id: crate::catalog::snapshot::to_hex(&seed), created };
+    let config = StoreConfig::new(jiff::Timestamp::now())?;
     access::narrow(path);
     let _lock = probe(path)?;
     CatalogDatabase::open_or_create(&path.join(CATALOG))?;
@@ -222,10 +77,7 @@ pub fn init(path: &Path) -> Result<StoreConfig, ReplicaError> {
         access::create_directory(&directory).map_err(io_error("Cannot create the directory", &directory))?;
     }
     // The settings come last: a directory without them is no store.
-    let text = serde_json::to_vec_pretty(&config)
-        .map_err(|error| ReplicaError::Config { path: CONFIG.to_owned(), reason: error.to_string() })?;
-    let file = path.join(CONFIG);
-    write_durably(&file, &text).map_err(io_error("Cannot write", &file))?;
+    config.write(path)?;
     Ok(config)
 }
 
@@ -269,7 +121,7 @@ fn set_cache_aside_if_denied(path: &Path) {
 }
 
 /// Takes the writer's lock, or says who has it. The lock ends with the process, however it ends.
-fn take_lock(path: &Path) -> Result<File, ReplicaError> {
+pub(crate) fn take_lock(path: &Path) -> Result<File, ReplicaError> {
     let file_path = path.join(LOCK);
     let mut file = access::open_or_create(&file_path).map_err(refused(path, "Cannot open", &file_path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -354,7 +206,7 @@ impl Replica {
     /// # Errors
     /// See [`ReplicaError`].
     pub fn open(path: &Path) -> Result<Replica, ReplicaError> {
-        let config = read_config(path)?;
+        let config = StoreConfig::read(path)?;
         refuse_denied(path, access::Depth::FirstObjects)?;
         let backend: Arc<dyn Backend> = Arc::new(LocalBackend::open(path)?);
         let database = Replica::open_database(path)?;
@@ -366,7 +218,7 @@ impl Replica {
     /// # Errors
     /// As [`open`](Replica::open).
     pub fn open_over(path: &Path, backend: Arc<dyn Backend>) -> Result<Replica, ReplicaError> {
-        let config = read_config(path)?;
+        let config = StoreConfig::read(path)?;
         let database = Replica::open_database(path)?;
         Replica::assemble(path, config, backend, database)
     }
@@ -477,11 +329,20 @@ impl Replica {
     }
 }
 
+/// The lock of a store and its settings, which are those of this version.
+struct Raised {
+    lock: File,
+    config: StoreConfig,
+    /// What they were, if they were different.
+    before: Option<StoreConfig>,
+}
+
 /// An open store that this process alone may write to, until it is dropped.
 pub struct LockedReplica {
     replica: Replica,
     _lock: File,
     recovered_commits: u64,
+    before: Option<StoreConfig>,
 }
 
 impl LockedReplica {
@@ -491,13 +352,13 @@ impl LockedReplica {
     /// # Errors
     /// [`ReplicaError::Locked`] when another process writes.
     pub fn open(path: &Path) -> Result<LockedReplica, ReplicaError> {
-        let config = read_config(path)?;
+        StoreConfig::read(path)?;
         refuse_denied(path, access::Depth::FirstObjects)?;
-        let lock = take_lock(path)?;
+        let raised = LockedReplica::lock_and_raise(path)?;
         set_cache_aside_if_denied(path);
         let local = LocalBackend::open(path)?;
         local.clean_leftovers()?;
-        LockedReplica::assemble(path, config, lock, Arc::new(local))
+        LockedReplica::assemble(path, raised, Arc::new(local))
     }
 
     /// Opens a store for writing whose objects another backend holds than the files below its directory.
@@ -505,21 +366,30 @@ impl LockedReplica {
     /// # Errors
     /// As [`open`](LockedReplica::open).
     pub fn open_over(path: &Path, backend: Arc<dyn Backend>) -> Result<LockedReplica, ReplicaError> {
-        let config = read_config(path)?;
-        let lock = take_lock(path)?;
-        LockedReplica::assemble(path, config, lock, backend)
+        let raised = LockedReplica::lock_and_raise(path)?;
+        LockedReplica::assemble(path, raised, backend)
     }
 
-    fn assemble(
-        path: &Path,
-        config: StoreConfig,
-        lock: File,
-        backend: Arc<dyn Backend>,
-    ) -> Result<LockedReplica, ReplicaError> {
+    /// Takes the lock and brings the settings to this version, before anything else is written.
+    fn lock_and_raise(path: &Path) -> Result<Raised, ReplicaError> {
+        // Where there is no store, no lock is made.
+        StoreConfig::read(path)?;
+        let lock = take_lock(path)?;
+        let found = StoreConfig::read(path)?;
+        let config = found.raised();
+        if config == found {
+            return Ok(Raised { lock, config, before: None });
+        }
+        config.write(path)?;
+        Ok(Raised { lock, config, before: Some(found) })
+    }
+
+    fn assemble(path: &Path, raised: Raised, backend: Arc<dyn Backend>) -> Result<LockedReplica, ReplicaError> {
+        let Raised { lock, config, before } = raised;
         let database = CatalogDatabase::open(&path.join(CATALOG))?;
         let recovered_commits = roll_forward(&database, backend.as_ref())?;
         let replica = Replica::assemble(path, config, backend, database)?;
-        Ok(LockedReplica { replica, _lock: lock, recovered_commits })
+        Ok(LockedReplica { replica, _lock: lock, recovered_commits, before })
     }
 
     /// Rebuilds the catalogue from the newest checkpoint and the commit files after it, beside the old one, which is kept as
@@ -558,7 +428,7 @@ impl LockedReplica {
         path: &Path,
         fill: impl FnOnce(&CatalogDatabase, &Path) -> Result<T, CatalogError>,
     ) -> Result<T, ReplicaError> {
-        read_config(path)?;
+        StoreConfig::read(path)?;
         let _lock = take_lock(path)?;
         let (current, fresh) = (path.join(CATALOG), path.join("catalog.redb.rebuild"));
         match fs::remove_file(&fresh) {
@@ -577,6 +447,19 @@ impl LockedReplica {
     /// Returns how many commits were found complete but not applied, and were applied at opening.
     pub fn recovered_commits(&self) -> u64 {
         self.recovered_commits
+    }
+
+    /// Returns the format that the store had, when it was of an earlier one, or had fewer features, and was raised at opening. Versions that do not know what it
+    /// has now refuse it.
+    pub fn raised_from(&self) -> Option<u32> {
+        self.before.as_ref().map(|before| before.format)
+    }
+
+    /// Returns the features that the store has since it was opened.
+    pub fn added_features(&self) -> Vec<String> {
+        let before = self.before.as_ref().map(|before| &before.features);
+        let added = before.map(|before| self.config().features.difference(before).cloned().collect());
+        added.unwrap_or_default()
     }
 
     /// Cuts the free pages off the catalogue if they are a third of it, or a tenth of a small one. Returns its length before and after, in bytes, or `None`
@@ -608,7 +491,13 @@ impl LockedReplica {
     /// # Errors
     /// Fails when the catalogue cannot be read.
     pub fn writer(&self) -> Result<CatalogWriter, CatalogError> {
-        CatalogWriter::new(Arc::clone(&self.replica.database), Arc::clone(&self.replica.backend))
+        let mut writer = CatalogWriter::new(Arc::clone(&self.replica.database), Arc::clone(&self.replica.backend))?;
+        writer.describe_store(self.replica.config.to_row().map_err(|error| CatalogError::Damaged {
+            what: "meta row",
+            number: STORE,
+            reason: error.to_string(),
+        })?)?;
+        Ok(writer)
     }
 }
 

@@ -352,7 +352,7 @@ fn each_file_of_the_store_may_be_lost() {
             assert!(run_check(&replica).is_clean(), "{shown}");
             assert_eq!(read_all(&replica, &shown), Ok(2));
         } else if shown == "config.json" {
-            assert!(matches!(Replica::open(store.path()), Err(ReplicaError::NotAStore { .. })));
+            assert!(matches!(Replica::open(store.path()), Err(ReplicaError::Config { .. })));
         } else if shown == "catalog.redb" {
             assert!(Replica::open(store.path()).is_err());
             assert!(LockedReplica::open(store.path()).is_err(), "a lost catalogue must not come back empty");

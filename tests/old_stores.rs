@@ -13,7 +13,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use mounted::{Scene, out};
+use mounted::{Scene, err, out};
 
 /// Everything under `tests/old_stores`.
 fn folder() -> PathBuf {
@@ -88,9 +88,26 @@ fn assert_same(tree: &Path, manifest: &str, id: &str) {
     assert_eq!(found.lines().count(), manifest.lines().count(), "snapshot {id}");
 }
 
+/// Takes the first snapshot that this version takes. Programs that do not know what it writes refuse the store from then on, and that is said once.
+fn first_night(old: &Old, settings: &[u8]) -> String {
+    let before: Value = serde_json::from_slice(settings).unwrap();
+    let first = old.scene.code(0, &["snapshot", "source"]);
+    let said =
+        "The store was of format 1 and is of format 2 now; versions of zmreplica that know format 1 only refuse it.";
+    assert_eq!(err(&first).contains(said), before["format"] == 1, "{}", err(&first));
+    let after: Value = serde_json::from_slice(&fs::read(old.scene.store().join("config.json")).unwrap()).unwrap();
+    assert_eq!((&after["id"], &after["created"]), (&before["id"], &before["created"]));
+    // What a program that knows format 1 only looks at; it refuses every other number.
+    assert_eq!((&after["format"], after["features"].is_array()), (&Value::from(2), true), "{after}");
+    let second = old.scene.code(0, &["accept", "latest"]);
+    assert!(!err(&second).contains("format"), "{}", err(&second));
+    old.ids().pop().unwrap()
+}
+
 /// What every store must stand: reading, a new night, a prune, a repair.
 fn goes_on(old: &Old) {
     let before: Vec<String> = old.manifests.keys().cloned().collect();
+    let settings = fs::read(old.scene.store().join("config.json")).unwrap();
     let mut ids = old.ids();
     let newest = ids.last().unwrap().clone();
     ids.sort();
@@ -100,7 +117,14 @@ fn goes_on(old: &Old) {
     // Another night, with files that the store has and some that it has not.
     old.scene.ok(&["restore", "--numeric-ids", &newest, "source"]);
     fs::write(old.scene.source().join("news"), "of this version").unwrap();
-    let new = old.scene.snapshot();
+    old.scene.ok(&["snapshot", "--dry-run", "source"]);
+    old.scene.ok(&["prune", "--dry-run", "--keep-last", "1"]);
+    assert_eq!(
+        fs::read(old.scene.store().join("config.json")).unwrap(),
+        settings,
+        "who reads leaves the store as it is"
+    );
+    let new = first_night(old, &settings);
     old.assert_holds(&before);
     assert_eq!(old.scene.ok(&["cat", &format!("{new}:news")]), "of this version");
 
@@ -145,6 +169,66 @@ fn a_killed_run_of_format_1() {
 fn a_killed_prune_of_format_1() {
     let old = Old::unpack("format-1", "pruning");
     goes_on(&old);
+}
+
+/// No commit of format 1 holds what config.json says. The identifier is found in what is left of the file, and the snapshots tell the true one.
+#[test]
+fn damaged_settings_of_format_1() {
+    let old = Old::unpack("format-1", "nights");
+    let file = old.scene.store().join("config.json");
+    let good = fs::read(&file).unwrap();
+    let id = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap()["id"].as_str().unwrap().to_owned();
+    let first = good.windows(32).position(|window| window == id(&good).as_bytes()).unwrap();
+    let mut damaged: Vec<Vec<u8>> = vec![good[first..].to_vec(), good[..first + 32].to_vec()];
+    // A flip in the identifier that leaves a digit, and one that does not, and one in front of it.
+    for (at, bit) in [(first + 3, 0), (first + 31, 6), (first - 1, 2), (0, 1)] {
+        let mut flipped = good.clone();
+        flipped[at] ^= 1 << bit;
+        damaged.push(flipped);
+    }
+    for bytes in damaged {
+        fs::write(&file, &bytes).unwrap();
+        let report: Value = serde_json::from_str(&old.scene.ok(&["--json", "repair"])).unwrap();
+        let shown = String::from_utf8_lossy(&bytes).into_owned();
+        assert_eq!(
+            (&report["config"]["from"], &report["config"]["new_id"]),
+            (&"objects".into(), &false.into()),
+            "{shown}"
+        );
+        assert_eq!(report["raised_from"], 1);
+        assert_eq!(id(&fs::read(&file).unwrap()), id(&good), "{shown}");
+        old.scene.ok(&["check"]);
+    }
+}
+
+/// Without the file nothing tells the identifier: the store gets a new one, and its snapshots keep theirs.
+#[test]
+fn lost_settings_of_format_1() {
+    let old = Old::unpack("format-1", "nights");
+    let file = old.scene.store().join("config.json");
+    let before: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    fs::remove_file(&file).unwrap();
+    old.scene.code(7, &["snapshots"]);
+    let report: Value = serde_json::from_str(&old.scene.ok(&["--json", "repair"])).unwrap();
+    assert_eq!((&report["config"]["from"], &report["config"]["new_id"]), (&"objects".into(), &true.into()), "{report}");
+    let after: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_ne!(after["id"], before["id"]);
+    let numbers = old.listed().len() as u64;
+    assert!(after["id_since_snapshot"].as_u64().unwrap() >= numbers, "{after}");
+    let ids: Vec<String> = old.manifests.keys().cloned().collect();
+    old.assert_holds(&ids);
+    let new = {
+        fs::write(old.scene.source().join("news"), "of this version").unwrap();
+        old.scene.snapshot()
+    };
+    old.assert_holds(&ids);
+    // And it is in the catalogue now: lost once more, it comes back as it was.
+    let settings = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    old.scene.ok(&["repair"]);
+    assert_eq!(fs::read(&file).unwrap(), settings);
+    old.scene.ok(&["check"]);
+    assert!(old.ids().contains(&new));
 }
 
 #[test]

@@ -152,7 +152,7 @@ impl Checkpoint {
         if frame.id != *id || frame.number != self.number || frame.named != self.commit {
             return Err(damaged("it is a part of another checkpoint"));
         }
-        commit::decode_changes(&frame.body).map_err(|error| damaged(&error.to_string()))
+        commit::decode_changes(&key, &frame.body)
     }
 }
 
@@ -209,10 +209,11 @@ pub fn write(
     expected: Option<&RowHashes>,
 ) -> Result<Checkpoint, CatalogError> {
     let (number, commit) = last_commit(database)?;
-    if let Ok(found) = read_head(backend, number)
-        && found.commit == commit
-    {
-        return Ok(found);
+    match read_head(backend, number) {
+        Ok(found) if found.commit == commit => return Ok(found),
+        // It is whole, and this version could not write it again.
+        Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
+        _ => {}
     }
     // What an interrupted fold left under the same names.
     let left = format!("{PREFIX}{number:016x}");

@@ -5,7 +5,7 @@
 //! | offset | bytes | what |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic `ZMRCMMT1` |
-//! | 8 | 1 | flags; bit 0 is kept for encryption; unknown bits are refused |
+//! | 8 | 1 | flags; bit 0 is kept for encryption; unknown bits are refused, as written by a later version |
 //! | 9 | 7 | zero |
 //! | 16 | 8 | number, little endian |
 //! | 24 | 16 | identifier of the commit before, zero for the first |
@@ -128,7 +128,7 @@ pub fn decode(key: &str, file: &[u8]) -> Result<Commit, CatalogError> {
     if number_of_key(key) != Some(number) {
         return Err(damaged("its number is not that of its name".to_owned()));
     }
-    let changes = decode_changes(&body).map_err(|error| damaged(error.to_string()))?;
+    let changes = decode_changes(key, &body)?;
     Ok(Commit { number, previous: named, id, changes })
 }
 
@@ -155,11 +155,16 @@ pub(super) fn unframe(magic: &[u8; 8], key: &str, file: &[u8]) -> Result<Frame, 
     }
     let inner = |error: DecodeError| damaged(&error.to_string());
     let mut header = Decoder::new(&covered[..HEADER_BYTES]);
-    if &header.array::<8>().map_err(inner)? != magic {
-        return Err(damaged("it is no such file of this version"));
+    let found = header.array::<8>().map_err(inner)?;
+    if found[..7] != magic[..7] {
+        return Err(damaged("it is no such file"));
+    }
+    // The checksum fits: what is unknown here is no damage.
+    if found != *magic {
+        return Err(unsupported(key, "another version"));
     }
     if header.array::<8>().map_err(inner)? != [0; 8] {
-        return Err(damaged("it has flags that this version does not know"));
+        return Err(unsupported(key, "flags"));
     }
     let number = u64::from_le_bytes(header.array().map_err(inner)?);
     let named = header.array().map_err(inner)?;
@@ -175,12 +180,28 @@ pub(super) fn unframe(magic: &[u8; 8], key: &str, file: &[u8]) -> Result<Frame, 
     Ok(Frame { number, named, id: id_of(hash.as_bytes()), body })
 }
 
-pub(super) fn decode_changes(body: &[u8]) -> Result<Vec<Change>, DecodeError> {
+fn unsupported(key: &str, what: &str) -> CatalogError {
+    CatalogError::Unsupported { what: format!("The file {key} has {what}") }
+}
+
+/// Decodes the changes in the body of a file whose checksum fits. A table that is unknown then is one of a later version.
+pub(super) fn decode_changes(key: &str, body: &[u8]) -> Result<Vec<Change>, CatalogError> {
+    let mut unknown = None;
+    changes_of(body, &mut unknown).map_err(|error| match unknown {
+        Some(table) => unsupported(key, &format!("rows of table {table}")),
+        None => CatalogError::CommitFile { key: key.to_owned(), reason: error.to_string() },
+    })
+}
+
+fn changes_of(body: &[u8], unknown: &mut Option<u8>) -> Result<Vec<Change>, DecodeError> {
     let mut decoder = Decoder::new(body);
     let mut changes = Vec::new();
     while !decoder.is_empty() {
         let tag = decoder.byte()?;
-        let table = Table::from_number(tag >> 1).ok_or(DecodeError("an unknown table"))?;
+        let Some(table) = Table::from_number(tag >> 1) else {
+            *unknown = Some(tag >> 1);
+            return Err(DecodeError("an unknown table"));
+        };
         changes.push(match (table.is_index(), tag & 1 == 1) {
             (false, false) => Change::Put(table, decoder.varint()?, decoder.bytes()?.to_vec()),
             (false, true) => Change::Delete(table, decoder.varint()?),

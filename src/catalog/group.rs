@@ -291,7 +291,7 @@ pub fn decode_page(bytes: &[u8]) -> Result<Vec<Option<LinkGroup>>, DecodeError> 
                 .map_err(|_| DecodeError("a page cannot be decompressed"))?;
             unpacked.as_slice()
         }
-        _ => return Err(DecodeError("an unknown coding of a page")),
+        _ => return Err(super::UNKNOWN_CODING),
     };
     let mut decoder = Decoder::new(plain);
     let count = decoder.count()?;

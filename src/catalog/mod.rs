@@ -29,6 +29,9 @@ use std::io;
 use crate::coding::DecodeError;
 use crate::store::backend::BackendError;
 
+/// A row or an object is coded in a way that a later version may know. The check value around it fits, so it is no damage.
+const UNKNOWN_CODING: DecodeError = DecodeError("an unknown coding");
+
 /// What can go wrong in the catalogue.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
@@ -77,6 +80,12 @@ pub enum CatalogError {
         /// What does not fit.
         reason: String,
     },
+    /// A later version wrote it; it is not damaged. Nothing is deleted, rebuilt or replaced because of it.
+    #[error("{what}, which this version does not know: it was written by a newer zmreplica. Use that one")]
+    Unsupported {
+        /// What it is.
+        what: String,
+    },
     /// The backend below failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -101,6 +110,9 @@ impl CatalogError {
 
     /// Wraps a decoding error with the row it struck.
     pub(crate) fn damaged(what: &'static str, number: u64, error: DecodeError) -> CatalogError {
+        if error == UNKNOWN_CODING {
+            return CatalogError::Unsupported { what: format!("The catalogue's {what} {number} has a coding") };
+        }
         CatalogError::Damaged { what, number, reason: error.to_string() }
     }
 }

@@ -127,7 +127,7 @@ pub fn decode(kind: ObjectKind, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
             }
             plain
         }
-        _ => return Err(DecodeError("an unknown coding of an object")),
+        _ => return Err(super::UNKNOWN_CODING),
     };
     if hash(kind, &plain)[..8] != prefix {
         return Err(DecodeError("an object's hash does not fit its bytes"));

@@ -5,7 +5,7 @@
 //! applies. Packs that a change refers to must be durable before `commit` is called.
 //!
 //! Rows of the table `meta`: 0 the counters (next chunk, object, group, pack, snapshot number, as varints), 1 the sources (a JSON list of names; a
-//! source's number is its place), 2 the hold, if there is one (JSON).
+//! source's number is its place), 2 the hold, if there is one (JSON), 3 what `config.json` says, without its checksum (JSON).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -28,6 +28,8 @@ use crate::store::backend::Backend;
 pub(crate) const COUNTERS: u64 = 0;
 const SOURCES: u64 = 1;
 pub(super) const HOLD: u64 = 2;
+/// Number of the row of `meta` that holds what `config.json` says.
+pub(crate) const STORE: u64 = 3;
 
 /// The numbers that the next rows get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -201,6 +203,8 @@ pub struct CatalogWriter {
     objects: HashMap<[u8; 32], u64>,
     first_pending_group: u64,
     groups: Vec<LinkGroup>,
+    /// What the store's row of `meta` is to be, if it is not that yet.
+    store: Option<Vec<u8>>,
 }
 
 impl CatalogWriter {
@@ -230,7 +234,21 @@ impl CatalogWriter {
             objects: HashMap::new(),
             first_pending_group: counters.group,
             groups: Vec::new(),
+            store: None,
         })
+    }
+
+    /// Says what `config.json` holds. Where the catalogue does not say the same, it will with the next commit; there is none for this alone.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be read.
+    pub(crate) fn describe_store(&mut self, row: Vec<u8>) -> Result<(), CatalogError> {
+        let is_same = match self.reader.database()?.get(Table::Meta, STORE, |found| Ok(found == row)) {
+            Err(error) if error.is_damage() => None,
+            found => found?,
+        };
+        self.store = (is_same != Some(true)).then_some(row);
+        Ok(())
     }
 
     /// Returns a reader of the last commit.
@@ -433,6 +451,9 @@ impl CatalogWriter {
             return Ok(());
         }
         self.changes.push(Change::Put(Table::Meta, COUNTERS, self.counters.encode()));
+        if let Some(row) = self.store.take() {
+            self.changes.push(Change::Put(Table::Meta, STORE, row));
+        }
         let number = self.last.0 + 1;
         let key = commit::key(number);
         let (file, id) = commit::encode(number, &self.last.1, &self.changes)

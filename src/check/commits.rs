@@ -93,6 +93,7 @@ impl Chain<'_> {
                     return Ok(number);
                 }
                 Err(CatalogError::CommitFile { key, reason }) => (key, reason),
+                Err(error @ CatalogError::Unsupported { .. }) => return Err(error.into()),
                 Err(error) => (key, format!("it cannot be read: {error}")),
             };
             self.intact = false;
@@ -125,6 +126,7 @@ impl Chain<'_> {
                 self.compare_row(number, None)?;
                 return Ok(backend.size(&key)?.is_some());
             }
+            Err(error @ CatalogError::Unsupported { .. }) => return Err(error.into()),
             Err(error) => {
                 self.damage(number, format!("it cannot be read: {error}"));
                 self.compare_row(number, None)?;

@@ -82,6 +82,7 @@ impl Contents<'_> {
     fn page(&mut self, page: u64) -> Result<(), CheckError> {
         let rows = match self.checker.catalog.group_rows(page) {
             Ok(rows) => rows,
+            Err(error @ CatalogError::Unsupported { .. }) => return Err(error.into()),
             Err(error) => {
                 let what = format!("Page of link groups {page}");
                 let key = Key::Row(Table::Groups, page);

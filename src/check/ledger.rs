@@ -27,6 +27,8 @@ pub enum DamageKind {
     Pack,
     /// A snapshot as a whole.
     Snapshot,
+    /// config.json.
+    Config,
 }
 
 /// A path that damage affects.
@@ -74,6 +76,8 @@ pub(super) enum Key {
     Group(u64),
     /// A snapshot.
     Snapshot(u64, &'static str),
+    /// config.json.
+    Config,
     /// A step that could not be completed.
     Step(&'static str),
     /// Whatever else there is.

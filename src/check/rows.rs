@@ -11,8 +11,9 @@ use crate::catalog::database::{NUMBERED, Table};
 use crate::catalog::object::{self, ObjectKind};
 use crate::catalog::replay::payload_hash;
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::catalog::writer::{Counters, sources};
+use crate::catalog::writer::{Counters, STORE, sources};
 use crate::catalog::{CatalogError, directory, group};
+use crate::replica::{CONFIG, StoreConfig, Unusable};
 
 /// Where a chunk lies: what the steps that follow need of its row.
 #[derive(Clone, Copy, Debug)]
@@ -242,17 +243,44 @@ impl TableScan<'_, '_> {
                     number,
                     reason: error.to_string(),
                 })?;
-                if record.compute_id(&self.checker.replica.config().id) != record.id {
+                if !self.checker.replica.config().is_of(number, &record) {
                     self.damage(number, "its identifier does not follow from its time, source and digest".to_owned());
                 }
                 self.rows.snapshots.push((number, record));
             }
+            Table::Meta if number == STORE => self.compare_config(payload)?,
             Table::Marks => {
                 crate::catalog::marks::decode(number, payload)?;
             }
             // Link groups have a step of their own; the others are read by whoever opens the store.
             _ => {}
         }
+        Ok(())
+    }
+}
+
+impl TableScan<'_, '_> {
+    /// Compares config.json with what the catalogue says it holds.
+    fn compare_config(&self, payload: &[u8]) -> Result<(), CheckError> {
+        let row = match StoreConfig::from_row(payload) {
+            Ok(row) => row,
+            Err(Unusable::Format(format)) => {
+                let what = format!("The catalogue's meta row {STORE} has format {format}");
+                return Err(CatalogError::Unsupported { what }.into());
+            }
+            Err(Unusable::Damaged(reason)) => {
+                let what = Table::Meta.row_name();
+                return Err(CatalogError::Damaged { what, number: STORE, reason }.into());
+            }
+        };
+        let replica = self.checker.replica;
+        let fits = |config: &StoreConfig| config.merged(&row) == *config;
+        // A run that began since the store was opened may have raised both.
+        if fits(replica.config()) || StoreConfig::read(replica.path()).is_ok_and(|config| fits(&config)) {
+            return Ok(());
+        }
+        let reason = "it does not say what the catalogue says of it; `zmreplica repair` makes it again".to_owned();
+        self.checker.ledger.note(DamageKind::Config, Key::Config, format!("The file {CONFIG}"), reason);
         Ok(())
     }
 }

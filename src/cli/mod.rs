@@ -193,6 +193,9 @@ impl Context {
     fn open_locked(&self) -> Result<LockedReplica, CliError> {
         let replica = LockedReplica::open(self.store()?)?;
         self.narrow(replica.path());
+        if let Some(from) = replica.raised_from() {
+            self.output.warn(&text::raised(from, replica.config().format, &replica.added_features()));
+        }
         match replica.recovered_commits() {
             0 => {}
             1 => self

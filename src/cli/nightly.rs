@@ -18,7 +18,7 @@ use zmreplica::nightly::metrics::{self, RunFigures};
 use zmreplica::nightly::settle::{Settled, WORKING, change_since, wait};
 use zmreplica::nightly::status::Status;
 use zmreplica::plain;
-use zmreplica::replica::Replica;
+use zmreplica::replica::{Replica, StoreConfig};
 use zmreplica::snapshot::options::{RunProblem, SnapshotReport};
 use zmreplica::snapshot::pull;
 use zmreplica::zimbra::ledger::Summary;
@@ -356,8 +356,11 @@ impl Night<'_> {
         };
         self.log(level, &message);
         let finished = Timestamp::now();
-        if let Ok(store) = context.store() {
-            // Where a store is, and only there; that it cannot be noted is no news on a full disk.
+        let is_newer = |store: &Path| StoreConfig::read(store).is_err_and(|error| error.is_newer());
+        if let Ok(store) = context.store()
+            && !is_newer(store)
+        {
+            // Where a store is that this version knows, and only there; that it cannot be noted is no news on a full disk.
             LastNight { finished, exit_code: exit as u8, message: message.clone() }.save(store);
         }
         // A store that cannot be opened is part of what is told, by what is missing.

@@ -3,7 +3,8 @@
 use clap::Args;
 use serde::Serialize;
 use zmreplica::prune::PruneProgress;
-use zmreplica::repair::{CatalogOutcome, RepairOptions, RepairReport, repair};
+use zmreplica::repair::{CatalogOutcome, ConfigRepair, ConfigSource, RepairOptions, RepairReport, repair};
+use zmreplica::replica::{FORMAT_VERSION, ReplicaError, StoreConfig};
 use zmreplica::zimbra::ledger;
 
 use super::error::{CliError, Exit};
@@ -38,6 +39,10 @@ pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError
     let interrupt = signals::interrupt_flag()
         .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
     let progress = PruneProgress::default();
+    // Nothing of a store of a later version is touched.
+    if let Some(error) = StoreConfig::read(store).err().filter(ReplicaError::is_newer) {
+        return Err(error.into());
+    }
     // What was found out before may not hold any more, also if the repair is interrupted; and a reader beside it may find out something else halfway.
     ledger::forget(store);
     let report = followed(output, &progress, &interrupt, || repair(store, options, &progress));
@@ -55,7 +60,28 @@ pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError
     Ok(if report.is_whole() { Exit::Done } else { Exit::Damage })
 }
 
+fn tell_of_config(output: &Output, config: &ConfigRepair) {
+    let from = match config.from {
+        ConfigSource::Catalog => "the catalogue",
+        ConfigSource::CommitFiles => "the commit files",
+        ConfigSource::Objects => "what the store holds",
+    };
+    let kept =
+        config.kept_as.as_ref().map(|name| format!(" The old one is kept beside it as {name}.")).unwrap_or_default();
+    let reason = &config.reason;
+    output.note(&format!("config.json could not be used: {reason}. It was made again from {from}.{kept}"));
+    if config.new_id {
+        output.note("Nothing tells the store's identifier any more, so it has a new one. The snapshots keep theirs.");
+    }
+}
+
 fn tell(output: &Output, report: &RepairReport) -> Result<(), CliError> {
+    if let Some(config) = &report.config {
+        tell_of_config(output, config);
+    }
+    if let Some(from) = report.raised_from {
+        output.warn(&text::raised(from, FORMAT_VERSION, &[]));
+    }
     let snapshots = text::plural(report.snapshots, "snapshot", "snapshots");
     match &report.catalog {
         CatalogOutcome::Rebuilt { commit_files } => output.note(&format!(

@@ -5,6 +5,19 @@ use std::time::Duration;
 use serde::Serialize;
 pub(crate) use zmreplica::plain::escape;
 
+/// Tells that a store was raised to the format and the features of this version when it was opened for writing.
+pub(crate) fn raised(from_format: u32, format: u32, added_features: &[String]) -> String {
+    if from_format < format {
+        return format!(
+            "The store was of format {from_format} and is of format {format} now; versions of zmreplica that know format {from_format} only refuse it."
+        );
+    }
+    format!(
+        "The store has features now that it did not have before: {}; versions of zmreplica that do not know them refuse it.",
+        added_features.join(", ")
+    )
+}
+
 /// Returns bytes in the largest binary unit below them: `999 B`, `1.5 KiB`, `20 GiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

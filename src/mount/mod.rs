@@ -334,6 +334,11 @@ pub fn unmount_all(mount_point: &Path, lazily: bool) -> Result<Option<PathBuf>, 
     Ok(store)
 }
 
+/// Returns whether a record of what an upper directory belongs to names a snapshot.
+fn is_of(record: &[u8], snapshot: &str) -> bool {
+    serde_json::from_slice::<serde_json::Value>(record).is_ok_and(|found| found["snapshot"] == snapshot)
+}
+
 /// The two directories that an overlay wants.
 struct Upper {
     changes: PathBuf,
@@ -358,7 +363,8 @@ impl Upper {
         let wanted = serde_json::json!({ "store": replica.config().id, "snapshot": snapshot.record.id });
         let record = directory.join(UPPER_RECORD);
         match fs::read(&record) {
-            Ok(bytes) if serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|found| found == wanted) => {}
+            // The snapshot's identifier alone tells, for the store's is part of it; and a repair may have given the store a new one.
+            Ok(bytes) if is_of(&bytes, &snapshot.record.id) => {}
             Ok(_) => return Err(refuse("it holds the changes to another snapshot; name an empty directory")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut listing = fs::read_dir(&directory).map_err(system("Cannot list", &directory))?;

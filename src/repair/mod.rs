@@ -1,6 +1,7 @@
 //! Repair: a catalogue from commit files, chunks from damaged packs, and a clear word on what is lost.
 //!
 //! ```text
+//! config    config.json: made again from the catalogue, else from checkpoints and commit files, else from what the objects show
 //! rebuild   the catalogue: from commit files; else kept where it is intact; else put together from what is left of both
 //! salvage   packs: what a damaged one still has is copied, what other packs have is found there, the rest is given up
 //! ```
@@ -9,11 +10,14 @@
 //! it are forgotten, so the next snapshot reads them again, and if the source still has the same bytes they are stored under the old number: older
 //! snapshots are whole again too. `check` tells which files need lost chunks.
 //!
+//! What a later version wrote ends the repair, and nothing is changed: it is not damaged, and this version could not write it again.
+//!
 //! Order of writes: new packs durable, files of known inodes durable, commit, damaged packs deleted. A crash leaves work for the next repair.
 //!
 //! Memory: 100 bytes for each pack, some 80 for each chunk of damaged packs, a pack being filled; for a catalogue that has to be put together also
 //! the bitmaps of a prune.
 
+mod config;
 mod rebuild;
 mod salvage;
 
@@ -26,9 +30,11 @@ use serde::Serialize;
 use crate::access::Depth;
 use crate::catalog::CatalogError;
 use crate::prune::{Phase, PruneError, PruneProgress};
-use crate::replica::{LockedReplica, ReplicaError, refuse_denied};
+use crate::replica::{LockedReplica, ReplicaError, StoreConfig, refuse_denied};
 use crate::store::backend::Backend;
 use crate::store::local::LocalBackend;
+
+pub use config::{ConfigRepair, ConfigSource};
 
 /// How to repair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +93,10 @@ pub struct DamagedPack {
 /// What a repair did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RepairReport {
+    /// What became of config.json; `None` when it was intact.
+    pub config: Option<ConfigRepair>,
+    /// The format that the store was of, when it was raised to that of this version.
+    pub raised_from: Option<u32>,
     /// What became of the catalogue.
     pub catalog: CatalogOutcome,
     /// Snapshots in it.
@@ -166,8 +176,12 @@ pub fn repair_over(
 ) -> Result<RepairReport, RepairError> {
     let clock = Instant::now();
     progress.enter(Phase::Rebuild, 0);
+    let config = config::ensure(path, backend.as_ref())?;
+    let format = StoreConfig::read(path)?.format;
     let catalog = rebuild::catalog(path, &backend)?;
     let mut report = RepairReport {
+        config,
+        raised_from: None,
         catalog,
         snapshots: 0,
         lost_snapshots: Vec::new(),
@@ -181,6 +195,7 @@ pub fn repair_over(
         elapsed_ms: 0,
     };
     let replica = LockedReplica::open_over(path, Arc::clone(&backend))?;
+    report.raised_from = (replica.config().format != format).then_some(format);
     if !matches!(report.catalog, CatalogOutcome::Rebuilt { .. }) {
         rebuild::complete(&replica, &mut report, progress)?;
     }

@@ -13,7 +13,7 @@ use crate::catalog::database::{CatalogDatabase, Change, NUMBERED, Table};
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, read_whole};
 use crate::catalog::{CatalogError, object};
-use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
+use crate::check::{CheckError, CheckOptions, CheckProgress, DamageKind, check};
 use crate::prune::mark::Marks;
 use crate::prune::{PruneError, PruneProgress, caches, for_each_chunk};
 use crate::replica::{LockedReplica, Replica, ReplicaError};
@@ -30,13 +30,16 @@ pub(super) fn catalog(path: &Path, backend: &Arc<dyn Backend>) -> Result<Catalog
         Err(ReplicaError::Catalog(error @ CatalogError::CommitFile { .. })) => error.to_string(),
         Err(error) => return Err(error.into()),
     };
-    if is_intact(path, backend) {
+    if is_intact(path, backend)? {
         return Ok(CatalogOutcome::Kept { reason });
     }
     let (mut lost_files, mut rows) = (Vec::new(), 0);
     let put_together = LockedReplica::replace_catalog_with(path, |fresh, old| {
         put_together(fresh, old, backend.as_ref(), &reason, &mut lost_files, &mut rows)
     });
+    if let Err(ReplicaError::Catalog(error @ CatalogError::Unsupported { .. })) = put_together {
+        return Err(error.into());
+    }
     if put_together.is_err() && rows == 0 {
         return Err(RepairError::NothingLeft { reason });
     }
@@ -45,19 +48,26 @@ pub(super) fn catalog(path: &Path, backend: &Arc<dyn Backend>) -> Result<Catalog
 }
 
 /// Returns whether the catalogue opens, for writing too, and nothing but commit files, and packs, is damaged.
-fn is_intact(path: &Path, backend: &Arc<dyn Backend>) -> bool {
+///
+/// # Errors
+/// When a later version wrote something of it.
+fn is_intact(path: &Path, backend: &Arc<dyn Backend>) -> Result<bool, CatalogError> {
     // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.
     let checked = catch_unwind(AssertUnwindSafe(|| {
-        let replica = Replica::open_over(path, Arc::clone(backend)).ok()?;
-        let report = check(&replica, &CheckOptions::default(), &CheckProgress::default()).ok()?;
+        let Ok(replica) = Replica::open_over(path, Arc::clone(backend)) else { return Ok(false) };
+        let report = match check(&replica, &CheckOptions::default(), &CheckProgress::default()) {
+            Err(CheckError::Catalog(error @ CatalogError::Unsupported { .. })) => return Err(error),
+            Err(_) => return Ok(false),
+            Ok(report) => report,
+        };
         let is_whole =
             report.damages.iter().all(|damage| matches!(damage.kind, DamageKind::CommitFile | DamageKind::Pack));
         drop(replica);
         // redb has pages that only a writer reads. A damaged one stops it before it writes anything.
         let opens = || LockedReplica::open_over(path, Arc::clone(backend)).is_ok();
-        Some(is_whole && report.waiting_commits == 0 && opens())
+        Ok(is_whole && report.waiting_commits == 0 && opens())
     }));
-    checked.ok().flatten().unwrap_or(false)
+    checked.unwrap_or(Ok(false))
 }
 
 /// Fills a fresh catalogue with all rows that commit files and the old catalogue still have. Rows of the old catalogue count more than those of commit files
@@ -86,6 +96,7 @@ fn put_together(
     };
     for number in checkpoint::heads(backend)?.into_iter().rev() {
         match checkpoint::read_head(backend, number) {
+            Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
             Err(_) => lost_files.push(checkpoint::key(number)),
             Ok(head) => {
                 last = last.max(number);
@@ -97,6 +108,7 @@ fn put_together(
                             changes.into_iter().filter(|one| !matches!(one, Change::Put(Table::Commits, ..))).collect();
                         result = take(changes);
                     }
+                    Err(error @ CatalogError::Unsupported { .. }) if result.is_ok() => result = Err(error),
                     Ok(_) => {}
                     Err(error) => lost_files.push(error.to_string()),
                 });
@@ -114,6 +126,7 @@ fn put_together(
     for number in first..=known.min(newest) {
         match read(number) {
             Ok(commit) => take(commit.changes)?,
+            Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
             Err(_) => lost_files.push(commit::key(number)),
         }
     }
@@ -121,6 +134,7 @@ fn put_together(
     for number in first.max(known + 1)..=newest {
         match read(number) {
             Ok(commit) => take(commit.changes)?,
+            Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
             Err(_) => lost_files.push(commit::key(number)),
         }
     }
