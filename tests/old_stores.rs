@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use zmreplica::replica::LockedReplica;
 
 use mounted::{Scene, err, out};
 
@@ -171,6 +172,42 @@ fn a_killed_prune_of_format_1() {
     goes_on(&old);
 }
 
+/// Programs of format 1 must refuse the store before anything is in it that they do not know; so where that cannot be said, nothing is written.
+#[test]
+fn a_store_that_cannot_be_raised_is_not_written_to() {
+    let old = Old::unpack("format-1", "nights");
+    let store = old.scene.store();
+    let file = store.join("config.json");
+    let settings = fs::read(&file).unwrap();
+    let objects = || {
+        let mut found = Vec::new();
+        let mut waiting = ["packs", "commits", "checkpoints"].map(|name| store.join(name)).to_vec();
+        while let Some(at) = waiting.pop() {
+            let below = fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().path());
+            below.for_each(|path| if path.is_dir() { waiting.push(path) } else { found.push(path) });
+        }
+        found.sort();
+        found
+    };
+    let before = objects();
+    fs::write(old.scene.source().join("news"), "of this version").unwrap();
+    // What something is mounted on cannot be replaced.
+    assert!(Command::new("mount").arg("--bind").args([&file, &file]).status().unwrap().success());
+    let refused = old.scene.command().args(["snapshot", "source"]).output().unwrap();
+    let read = old.scene.command().arg("snapshots").output().unwrap();
+    assert!(Command::new("umount").arg(&file).status().unwrap().success());
+    assert_eq!(refused.status.code(), Some(1), "{}", err(&refused));
+    assert!(err(&refused).contains("Cannot write") && err(&refused).contains("config.json"), "{}", err(&refused));
+    assert!(read.status.success(), "{}", err(&read));
+    assert_eq!((fs::read(&file).unwrap(), objects()), (settings.clone(), before.clone()));
+
+    // It is raised by opening it alone, before there is anything new.
+    drop(LockedReplica::open(&store).unwrap());
+    assert_ne!(fs::read(&file).unwrap(), settings);
+    assert_eq!(objects(), before);
+    old.scene.ok(&["check"]);
+}
+
 /// No commit of format 1 holds what config.json says. The identifier is found in what is left of the file, and the snapshots tell the true one.
 #[test]
 fn damaged_settings_of_format_1() {
@@ -207,12 +244,22 @@ fn lost_settings_of_format_1() {
     let old = Old::unpack("format-1", "nights");
     let file = old.scene.store().join("config.json");
     let before: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    // Changes to a snapshot still belong to it afterwards.
+    let newest = old.ids().pop().unwrap();
+    let changed = old.scene.mnt().join("changed");
+    old.scene.mount_with(&["--writable", "upper", &newest, "mnt"]);
+    fs::write(&changed, "kept").unwrap();
+    old.scene.umount();
+
     fs::remove_file(&file).unwrap();
     old.scene.code(7, &["snapshots"]);
     let report: Value = serde_json::from_str(&old.scene.ok(&["--json", "repair"])).unwrap();
     assert_eq!((&report["config"]["from"], &report["config"]["new_id"]), (&"objects".into(), &true.into()), "{report}");
     let after: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     assert_ne!(after["id"], before["id"]);
+    old.scene.mount_with(&["--writable", "upper", &newest, "mnt"]);
+    assert_eq!(fs::read_to_string(&changed).unwrap(), "kept");
+    old.scene.umount();
     let numbers = old.listed().len() as u64;
     assert!(after["id_since_snapshot"].as_u64().unwrap() >= numbers, "{after}");
     let ids: Vec<String> = old.manifests.keys().cloned().collect();
