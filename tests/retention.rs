@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan};
+use jiff::{SignedDuration, Timestamp, ToSpan};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use zmreplica::catalog::snapshot::{SnapshotRecord, Totals, Work};
+use zmreplica::catalog::dates::{CLOCK_SLACK, Dates};
+use zmreplica::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Totals, Verdict, Work};
 use zmreplica::retention::{Policy, Protections, Within, WithinUnit, plan};
 
 /// Zones with summer time of an hour and of half an hour, with odd offsets, with a day that never was, and with none of it.
@@ -176,6 +177,17 @@ fn oracle(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &TimeZone) -
     kept
 }
 
+/// The dates of a history, as a clock sees them that is right and later than all.
+fn sane(records: &[(u64, SnapshotRecord)]) -> Dates {
+    Dates::of(records, &BTreeSet::new(), "2100-01-01T00:00:00Z".parse().unwrap())
+}
+
+/// Moments of a wrong clock, in seconds from the right one.
+fn error() -> impl Strategy<Value = i64> {
+    let years: i64 = 86_400 * 365;
+    prop_oneof![-40 * years..-years, years..40 * years, -40 * 86_400i64..40 * 86_400, -7200i64..7200]
+}
+
 fn count() -> impl Strategy<Value = u32> {
     prop_oneof![3 => Just(0u32), 4 => 1..5u32, 1 => 5..400u32]
 }
@@ -209,8 +221,6 @@ fn history() -> impl Strategy<Value = Vec<(u64, SnapshotRecord)>> {
         4 => 80_000..90_000i64,
         2 => 500_000..700_000i64,
         1 => 2_000_000..3_000_000i64,
-        // The clock of the store was set back.
-        1 => -100_000..0i64,
         1 => Just(0i64),
     ];
     // Nights and weeks around the moment, or minutes within some hours of it.
@@ -235,7 +245,7 @@ proptest! {
     #[test]
     fn rules_keep_what_the_oracle_keeps(records in history(), policy in policy(), zone in 0..ZONES.len()) {
         let zone = TimeZone::get(ZONES[zone]).unwrap();
-        let plan = plan(&records, &policy, &Protections::default(), &zone);
+        let plan = plan(&records, &sane(&records), &policy, &Protections::default(), &zone);
         let kept: BTreeSet<u64> = plan.kept().map(|decision| decision.number).collect();
         prop_assert_eq!(&kept, &oracle(&records, &policy, &zone), "{:?} in {:?}", policy, zone);
         prop_assert!(plan.decisions.iter().all(|decision| !decision.reasons.is_empty()));
@@ -251,12 +261,89 @@ proptest! {
             protections.add(&format!("{number:032x}"), "pinned");
         }
         let without: BTreeSet<u64> =
-            plan(&records, &policy, &Protections::default(), &zone).kept().map(|one| one.number).collect();
-        let with = plan(&records, &policy, &protections, &zone);
+            plan(&records, &sane(&records), &policy, &Protections::default(), &zone).kept().map(|one| one.number).collect();
+        let with = plan(&records, &sane(&records), &policy, &protections, &zone);
         for decision in &with.decisions {
             let is_protected = protected.contains(&decision.number);
             prop_assert_eq!(decision.keep, is_protected || without.contains(&decision.number));
             prop_assert_eq!(decision.reasons.iter().any(|reason| reason == "pinned"), is_protected);
+        }
+    }
+
+    /// docs/semantics.md: "A night with a wrong clock lets no other snapshot go": whenever the night with the wrong clock was, whatever the clock showed, whether it was noticed, and whether
+    /// somebody said that it is in order.
+    #[test]
+    fn a_wrong_date_lets_no_other_snapshot_go(
+        history in history(),
+        policy in policy(),
+        place in 0..60usize,
+        error in error(),
+        is_noticed in any::<bool>(),
+        is_accepted in any::<bool>(),
+        later in 0..100_000i64,
+    ) {
+        let zone = TimeZone::get("Europe/Berlin").unwrap();
+        let good: Vec<(u64, SnapshotRecord)> =
+            history.into_iter().map(|(number, record)| (2 * number, record)).collect();
+        let place = place % (good.len() + 1);
+        let right = good[place.saturating_sub(1)].1.time;
+        let (_, mut wrong) = record(place as u64 * 2, right, "/opt/zimbra/backup", &[]);
+        let number = (2 * place as u64).saturating_sub(1);
+        wrong.time = Timestamp::from_second(right.as_second() + error).unwrap();
+        if is_noticed && error > 0 {
+            let reasons = vec![SuspectReason { kind: ReasonKind::Clock, text: "it jumped".to_owned() }];
+            wrong.guard = Some(Verdict { compared_with: None, reasons });
+        }
+        if place == 0 || good.len() < 2 {
+            // Before anything is known no date is wrong.
+            return Ok(());
+        }
+        let now = Timestamp::from_second(good.last().unwrap().1.time.as_second() + later).unwrap();
+        let mut all = good.clone();
+        all.insert(place, (number, wrong.clone()));
+        let accepted = if is_accepted { BTreeSet::from([number]) } else { BTreeSet::new() };
+        let dates = Dates::of(&all, &accepted, now);
+        let all_good: BTreeSet<u64> = good.iter().map(|(number, _)| *number).collect();
+        if !dates.plausible_sets().contains(&all_good) {
+            // Its neighbours bear it out.
+            let next = good.get(place).map_or(now, |(_, record)| record.time);
+            let fits = wrong.time >= right - CLOCK_SLACK && wrong.time <= next + CLOCK_SLACK + CLOCK_SLACK;
+            prop_assert!(fits, "{} after {right} and before {next}", wrong.time);
+            return Ok(());
+        }
+        let kept = |records: &[(u64, SnapshotRecord)], dates: &Dates| -> BTreeSet<u64> {
+            plan(records, dates, &policy, &Protections::default(), &zone).kept().map(|one| one.number).collect()
+        };
+        let (without, with) = (kept(&good, &Dates::of(&good, &accepted, now)), kept(&all, &dates));
+        prop_assert!(without.is_subset(&with), "{:?} without, {:?} with {number}", without, with);
+    }
+
+    /// Whatever the dates are, the moments follow the order of commits, and none lies after now.
+    #[test]
+    fn moments_follow_the_order_of_commits(
+        errors in vec(prop_oneof![4 => Just(0), 1 => error()], 1..40),
+        noticed in vec(any::<bool>(), 40),
+        accepted in proptest::collection::btree_set(0..40u64, 0..10),
+    ) {
+        let first: Timestamp = "2026-01-01T03:00:00Z".parse().unwrap();
+        let mut records = Vec::new();
+        for (number, error) in (0..).zip(&errors) {
+            let mut one = record(number, first + SignedDuration::from_secs(86_400 * number as i64 + error), "/s", &[]);
+            if *error > 86_400 * 8 && noticed[number as usize] {
+                let reasons = vec![SuspectReason { kind: ReasonKind::Clock, text: "it jumped".to_owned() }];
+                one.1.guard = Some(Verdict { compared_with: None, reasons });
+            }
+            records.push(one);
+        }
+        let now = first + SignedDuration::from_hours(24 * errors.len() as i64);
+        let dates = Dates::of(&records, &accepted, now);
+        let moments: Vec<Timestamp> = records.iter().map(|(number, _)| dates.moment(*number).unwrap()).collect();
+        for pair in moments.windows(2) {
+            prop_assert!(pair[0] <= pair[1] + CLOCK_SLACK, "{:?}", moments);
+        }
+        prop_assert!(moments.iter().all(|moment| *moment <= now + CLOCK_SLACK));
+        for (number, record) in &records {
+            prop_assert!(!dates.is_plausible(*number) || dates.moment(*number) == Some(record.time));
         }
     }
 }
@@ -267,7 +354,10 @@ fn at(times: &[&str]) -> Vec<(u64, SnapshotRecord)> {
 
 fn kept(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &str) -> Vec<u64> {
     let zone = TimeZone::get(zone).unwrap();
-    plan(records, policy, &Protections::default(), &zone).kept().map(|decision| decision.number).collect()
+    plan(records, &sane(records), policy, &Protections::default(), &zone)
+        .kept()
+        .map(|decision| decision.number)
+        .collect()
 }
 
 /// docs/semantics.md: "The hour that comes twice when summer time ends is two hours."
@@ -293,7 +383,7 @@ fn days_are_those_of_the_zone() {
 #[test]
 fn the_newest_of_each_source_stays() {
     let mut records = at(&["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z"]);
-    records.push(record(2, "2020-01-01T00:00:00Z".parse().unwrap(), "/gone", &[]));
+    records.push(record(2, "2026-11-21T02:00:00Z".parse().unwrap(), "/gone", &[]));
     let tagged = Policy { keep_tags: vec!["none has it".to_owned()], ..Policy::default() };
     assert_eq!(kept(&records, &tagged, "UTC"), [1, 2]);
     // What was taken last stays, whatever the clock said.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CatalogError;
 use super::database::Table;
+use super::dates::Dates;
 use super::reader::CatalogReader;
 use super::writer::HOLD;
 
@@ -79,7 +80,8 @@ pub fn all(catalog: &CatalogReader) -> Result<BTreeMap<u64, SnapshotMarks>, Cata
     Ok(marks)
 }
 
-/// Returns the hold that is in force at a time.
+/// Returns the hold that is in force at a time. One that would be over stays in force while the clock is in doubt: a clock that is ahead for a night must
+/// not end it.
 ///
 /// # Errors
 /// Fails when the catalogue cannot be read.
@@ -91,5 +93,10 @@ pub fn hold(catalog: &CatalogReader, now: jiff::Timestamp) -> Result<Option<Hold
             reason: error.to_string(),
         })
     })?;
-    Ok(hold.filter(|hold| hold.until.is_none_or(|until| now < until)))
+    let Some(hold) = hold else { return Ok(None) };
+    let in_force = match hold.until {
+        None => true,
+        Some(until) => now < until || Dates::read(catalog, now)?.is_clock_in_doubt(until),
+    };
+    Ok(in_force.then_some(hold))
 }

@@ -3,12 +3,13 @@
 //! Storeys, from the bottom: [`database`] (redb tables of sealed values), [`commit`] (commit files, from which the
 //! database can be rebuilt), then one module per kind of row: [`chunk`] rows and pack rows, [`group`] (link groups and their content),
 //! [`directory`] (directory objects), [`links`] (link counts), [`snapshot`] (snapshot records), [`marks`] (what was said of them since); on top [`reader`] and
-//! [`writer`], which every other part of the program uses. [`checkpoint`] folds commit files; [`references`] tells what a directory page refers to.
+//! [`writer`], which every other part of the program uses. [`dates`] tells when snapshots were taken, whatever their clocks said. [`checkpoint`] folds commit files; [`references`] tells what a directory page refers to.
 
 pub mod checkpoint;
 pub mod chunk;
 pub mod commit;
 pub mod database;
+pub mod dates;
 pub mod directory;
 mod following;
 pub mod group;

@@ -84,6 +84,8 @@ pub enum ReasonKind {
     FilesChanged,
     /// Too many names are gone.
     NamesGone,
+    /// The clock had jumped since the snapshot before.
+    Clock,
     /// The guard could not do its work.
     NotExamined,
     /// A kind that a later version knows.

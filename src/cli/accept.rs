@@ -3,6 +3,7 @@
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
+use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::marks::Mark;
 use zmreplica::guard::{Judged, judged};
 use zmreplica::view::Snapshots;
@@ -13,7 +14,7 @@ use super::{Context, text};
 /// Arguments of `accept`.
 #[derive(Args)]
 #[command(after_help = "\
-Accepts SNAP and every suspect snapshot of its source before it. The next snapshot is compared with the newest accepted or good one, and the \
+Accepts SNAP and every suspect snapshot of its source before it, and those that are later than the clock. The next snapshot is compared with the newest accepted or good one, and the \
 retention policy decides again what is removed.")]
 pub(crate) struct AcceptArgs {
     /// The snapshot up to which all is as it should be
@@ -46,7 +47,11 @@ pub(crate) fn run(context: &Context, args: &AcceptArgs) -> Result<Exit, CliError
     let snapshots = Snapshots::read(&catalog)?;
     let meant = snapshots.resolve(&args.snapshot)?;
     let all = judged(&catalog)?;
-    let of_source = |snapshot: &&Judged| snapshot.record.source == meant.record.source && snapshot.is_suspect();
+    let dates = Dates::read(&catalog, Timestamp::now())?;
+    let of_source = |snapshot: &&Judged| {
+        snapshot.record.source == meant.record.source
+            && (snapshot.is_suspect() || dates.is_later_than_clock(snapshot.number))
+    };
     let (accepted, newer): (Vec<&Judged>, Vec<&Judged>) =
         all.iter().filter(of_source).partition(|snapshot| snapshot.number <= meant.number);
     let mut writer = replica.writer()?;
@@ -57,7 +62,8 @@ pub(crate) fn run(context: &Context, args: &AcceptArgs) -> Result<Exit, CliError
     }
     writer.commit()?;
     for snapshot in &accepted {
-        let reasons = snapshot.record.suspect_reasons().iter().map(|reason| reason.text.as_str());
+        let later = dates.is_later_than_clock(snapshot.number).then_some("It is later than the clock");
+        let reasons = snapshot.record.suspect_reasons().iter().map(|reason| reason.text.as_str()).chain(later);
         if output.json() {
             output.event(&AcceptEvent { id: &snapshot.record.id, reasons: reasons.collect() })?;
             continue;

@@ -55,6 +55,11 @@ pub(crate) fn sentence(hold: &Hold) -> String {
     let mut text = format!("The store is held since {}", text::local_time(hold.since));
     if let Some(until) = hold.until {
         text.push_str(&format!(", until {}", text::local_time(until)));
+        if until <= Timestamp::now() {
+            text.push_str(
+                ", which is over by a clock that has jumped since anything was last taken; if the clock is right, `zmreplica release` ends it",
+            );
+        }
     }
     if let Some(reason) = &hold.reason {
         text.push_str(&format!(": {}", text::escape(reason.as_bytes())));

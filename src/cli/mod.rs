@@ -7,6 +7,7 @@ mod accounts;
 mod agent;
 mod cat;
 mod check;
+mod clock;
 mod completions;
 mod config;
 mod diff;

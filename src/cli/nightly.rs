@@ -30,7 +30,7 @@ use super::log::{Level, Log};
 use super::output::{Verbosity, write_json};
 use super::snapshot::SnapshotArgs;
 use super::snapshots::SnapshotEvent;
-use super::{Context, hold, path, prune, remote, signals, snapshot, text};
+use super::{Context, clock, hold, path, prune, remote, signals, snapshot, text};
 
 /// Nothing in `tmp/` must have changed for this long, unless told otherwise: the longest that zmbackup was seen to write nothing is a minute or so.
 const QUIET: Duration = Duration::from_secs(300);
@@ -194,6 +194,7 @@ impl Night<'_> {
         let found = self.find_out(&replica, &report);
         self.accounts_time = clock.elapsed();
         self.report = Some(report);
+        let found = worse(found, self.doubt_clock(&replica));
         let clock = Instant::now();
         let pruned = prune::by_configuration(context, &mut replica, args.snapshot.ignore_hold);
         self.prune_time = clock.elapsed();
@@ -246,6 +247,16 @@ impl Night<'_> {
         }
     }
 
+    /// Warns of a clock in doubt: then the prune removes nothing.
+    fn doubt_clock(&mut self, replica: &Replica) -> Exit {
+        let doubts = clock::doubts(replica)
+            .unwrap_or_else(|error| vec![format!("Whether the clock is plausible could not be found out: {error}")]);
+        for doubt in &doubts {
+            self.warn(doubt);
+        }
+        if doubts.is_empty() { Exit::Done } else { Exit::Attention }
+    }
+
     /// Adds to "all went well" what does not look so, though it is no news.
     fn not_whole(&self) -> String {
         let Some(counts) = self.restorable.as_ref().map(|found| found.counts) else { return String::new() };
@@ -257,7 +268,7 @@ impl Night<'_> {
 
     /// Logs what was removed; stdout has it already.
     fn log_pruned(&mut self, pruned: Option<prune::Pruned>) -> Exit {
-        if let Some(prune::Pruned { removed, deleted_bytes }) = pruned {
+        if let Some(prune::Pruned { removed, deleted_bytes, .. }) = pruned {
             for line in &removed {
                 self.log(Level::Info, &format!("Removed the snapshot {line}"));
             }

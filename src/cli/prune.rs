@@ -6,8 +6,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use clap::Args;
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
+use zmreplica::catalog::dates::Dates;
 use zmreplica::prune::{
     MAX_UNUSED_PERCENT, PruneError, PruneFigures, PruneOptions, PrunePlan, PruneProgress, PruneReport, carry_out, plan,
 };
@@ -19,7 +21,7 @@ use zmreplica::zimbra::ledger::{self, Ledger};
 use super::error::{CliError, Exit};
 use super::output::{Output, Verbosity, WARNING};
 use super::progress::{ONE_LINE, live_line};
-use super::{Context, hold, signals, text};
+use super::{Context, clock, hold, signals, text};
 
 /// How often the counters are looked at.
 const TICK: Duration = Duration::from_millis(120);
@@ -123,18 +125,18 @@ pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError>
     let max_unused_percent = args.max_unused.or(retention.max_unused).unwrap_or(MAX_UNUSED_PERCENT);
     let options = PruneOptions { max_unused_percent };
     let policy = args.policy.policy(&retention.policy());
-    let bench = Bench::new(&context.output, &policy, &options)?;
+    let bench = Bench::new(&context.output, &policy, &options, Telling::Plan)?;
     if args.dry_run {
         let plan = bench.plan(&context.open()?)?;
-        tell_plan(&context.output, &policy, &plan, true)?;
-        return Ok(Exit::Done);
+        bench.tell_plan(&plan, true)?;
+        return Ok(tell_doubts(&context.output, &plan));
     }
     let mut replica = context.open_locked()?;
     if !args.ignore_hold {
         hold::refuse(&replica)?;
     }
-    prune(&bench, &mut replica)?;
-    Ok(Exit::Done)
+    let pruned = prune(&bench, &mut replica)?;
+    Ok(pruned.exit)
 }
 
 /// Prunes by the rules of the configuration file, if it has any.
@@ -153,7 +155,7 @@ pub(crate) fn by_configuration(
     if !ignore_hold {
         hold::refuse(replica)?;
     }
-    Ok(Some(prune(&Bench::new(&context.output, &policy, &options)?, replica)?))
+    Ok(Some(prune(&Bench::new(&context.output, &policy, &options, Telling::Removals)?, replica)?))
 }
 
 /// What a prune did.
@@ -162,6 +164,17 @@ pub(crate) struct Pruned {
     pub(crate) removed: Vec<String>,
     /// Bytes of the packs that were deleted.
     pub(crate) deleted_bytes: u64,
+    /// How the prune ends.
+    exit: Exit,
+}
+
+/// How much of the plan is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Telling {
+    /// All of it.
+    Plan,
+    /// What goes, and what came of it if anything did: a night has other news, and `prune --dry-run` or -v tells the rest.
+    Removals,
 }
 
 /// What a prune goes by.
@@ -169,33 +182,52 @@ struct Bench<'a> {
     output: &'a Output,
     policy: &'a Policy,
     options: &'a PruneOptions,
+    telling: Telling,
     zone: TimeZone,
     interrupt: Arc<AtomicBool>,
     progress: PruneProgress,
 }
 
 impl<'a> Bench<'a> {
-    fn new(output: &'a Output, policy: &'a Policy, options: &'a PruneOptions) -> Result<Bench<'a>, CliError> {
+    fn new(
+        output: &'a Output,
+        policy: &'a Policy,
+        options: &'a PruneOptions,
+        telling: Telling,
+    ) -> Result<Bench<'a>, CliError> {
         let interrupt = signals::interrupt_flag()
             .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
         let (zone, progress) = (TimeZone::system(), PruneProgress::default());
-        Ok(Bench { output, policy, options, zone, interrupt, progress })
+        Ok(Bench { output, policy, options, telling, zone, interrupt, progress })
     }
 
     fn plan(&self, replica: &Replica) -> Result<PrunePlan, CliError> {
         let protections = account_protections(self, replica)?;
-        let Bench { output, policy, options, zone, interrupt, progress } = self;
+        let Bench { output, policy, options, zone, interrupt, progress, .. } = self;
         Ok(followed(output, progress, interrupt, || plan(replica, policy, protections, zone, options, progress))?)
+    }
+}
+
+impl Bench<'_> {
+    /// Returns whether what stays is told, too.
+    fn tells_all(&self) -> bool {
+        self.telling == Telling::Plan || self.output.json() || self.output.verbosity() == Verbosity::Verbose
+    }
+
+    fn tell_plan(&self, plan: &PrunePlan, dry_run: bool) -> Result<(), CliError> {
+        tell_plan(self.output, self.policy, plan, dry_run, self.tells_all())
     }
 }
 
 /// Prunes by rules, and tells what it does.
 fn prune(bench: &Bench<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliError> {
-    let Bench { output, policy, interrupt, progress, .. } = bench;
+    let Bench { output, interrupt, progress, .. } = bench;
     let mut attempt = 1;
     loop {
         let plan = bench.plan(replica)?;
-        tell_plan(output, policy, &plan, false)?;
+        bench.tell_plan(&plan, false)?;
+        // A night tells of all doubts itself.
+        let exit = if bench.telling == Telling::Plan { tell_doubts(output, &plan) } else { Exit::Done };
         output.flush()?;
         match followed(output, progress, interrupt, || carry_out(replica, &plan, progress)) {
             Ok(report) => {
@@ -203,12 +235,14 @@ fn prune(bench: &Bench<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliEr
                 if let Ok(snapshots) = replica.catalog().and_then(|catalog| Snapshots::read(&catalog)) {
                     ledger::tidy(replica.path(), &snapshots);
                 }
-                tell_report(output, &report)?;
+                if bench.tells_all() || !plan.is_empty() {
+                    tell_report(output, &report)?;
+                }
                 let removed = plan.retention.removed().map(|one| {
                     let id = one.id.get(..8).unwrap_or(&one.id);
                     format!("{id} of {}: {}", text::local_time(one.time), one.reasons.join(", "))
                 });
-                return Ok(Pruned { removed: removed.collect(), deleted_bytes: report.deleted_bytes });
+                return Ok(Pruned { removed: removed.collect(), deleted_bytes: report.deleted_bytes, exit });
             }
             Err(PruneError::Leased { id }) if attempt < ATTEMPTS => {
                 attempt += 1;
@@ -236,7 +270,8 @@ fn account_protections(bench: &Bench<'_>, replica: &Replica) -> Result<Protectio
         bench.output.note(&format!("The accounts of {unknown} looked at first; that is done once."));
     }
     let mut ledger = Ledger::open(replica, readers, &snapshots);
-    let reasons = ledger::protections(&mut ledger, &records, within, &bench.zone, || {
+    let dates = Dates::read(&replica.catalog()?, Timestamp::now())?;
+    let reasons = ledger::protections(&mut ledger, &records, &dates, within, &bench.zone, || {
         if bench.interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }
     });
     ledger.close();
@@ -273,7 +308,21 @@ fn follow(output: &Output, progress: &PruneProgress, interrupt: &AtomicBool, sto
     bar.finish_and_clear();
 }
 
-fn tell_plan(output: &Output, policy: &Policy, plan: &PrunePlan, dry_run: bool) -> Result<(), CliError> {
+/// Says of which sources nothing goes because a clock is in doubt; returns how the command ends.
+fn tell_doubts(output: &Output, plan: &PrunePlan) -> Exit {
+    for (source, doubt) in &plan.doubts {
+        output.warn(&clock::sentence(source, doubt));
+    }
+    if plan.doubts.is_empty() { Exit::Done } else { Exit::Attention }
+}
+
+fn tell_plan(
+    output: &Output,
+    policy: &Policy,
+    plan: &PrunePlan,
+    dry_run: bool,
+    tells_all: bool,
+) -> Result<(), CliError> {
     let figures = &plan.figures;
     if output.json() {
         for decision in &plan.retention.decisions {
@@ -283,12 +332,12 @@ fn tell_plan(output: &Output, policy: &Policy, plan: &PrunePlan, dry_run: bool) 
         output.event(&PlanEvent { event: "plan", dry_run, policy, figures })?;
     } else {
         for decision in &plan.retention.decisions {
-            if output.verbosity() == Verbosity::Quiet {
+            if output.verbosity() == Verbosity::Quiet || decision.keep && !tells_all {
                 continue;
             }
             output.line(&decision_line(output, decision, plan))?;
         }
-        if output.verbosity() > Verbosity::Quiet {
+        if output.verbosity() > Verbosity::Quiet && tells_all {
             for line in figure_lines(figures, dry_run) {
                 output.line(&line)?;
             }

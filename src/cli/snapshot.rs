@@ -22,7 +22,7 @@ use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
 use super::remote::{CompressAtArg, RemoteArgs};
 use super::snapshots::SnapshotEvent;
-use super::{Context, hold, path, progress, remote, signals, text};
+use super::{Context, clock, hold, path, progress, remote, signals, text};
 
 /// Problems listed by name unless everything is to be told.
 const PROBLEMS_LISTED: usize = 20;
@@ -110,8 +110,13 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
         return tell_dry_run(&context.output, &report, started.elapsed());
     }
     let (replica, report) = take(context, args)?;
+    let later = clock::later(&replica, &report.record.source)?;
     drop(replica);
-    tell(&context.output, &report)
+    let exit = tell(&context.output, &report)?;
+    Ok(later.map_or(exit, |later| {
+        context.output.warn(&later);
+        Exit::Attention
+    }))
 }
 
 /// Returns the source that is meant, and refuses arguments that make no sense.

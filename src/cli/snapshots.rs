@@ -3,6 +3,7 @@
 use clap::Args;
 use comfy_table::Color;
 use serde::Serialize;
+use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::marks::Mark;
 use zmreplica::catalog::snapshot::{SuspectReason, Totals, Work};
 use zmreplica::guard::{Judged, judged};
@@ -143,7 +144,9 @@ fn holders(leases: &[LeaseInfo], id: &str) -> String {
 pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliError> {
     let output = &context.output;
     let replica = context.open()?;
-    let all = judged(&replica.catalog()?)?;
+    let catalog = replica.catalog()?;
+    let all = judged(&catalog)?;
+    let dates = Dates::read(&catalog, jiff::Timestamp::now())?;
     let leases = lease::list(replica.path()).unwrap_or_else(|error| {
         output.warn(&format!("Who has snapshots mounted cannot be told: {error}"));
         Vec::new()
@@ -191,6 +194,14 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
         for reason in snapshot.record.suspect_reasons() {
             output.note(&format!("{} is suspect: {}", snapshot.record.short_id(), reason.text));
         }
+    }
+    for snapshot in all.iter().filter(|snapshot| !dates.is_plausible(snapshot.number)) {
+        let moment = dates.moment(snapshot.number).unwrap_or(snapshot.record.time);
+        output.note(&format!(
+            "{}: its date is not plausible; it counts as taken at {}",
+            snapshot.record.short_id(),
+            text::local_time(moment)
+        ));
     }
     Ok(Exit::Done)
 }

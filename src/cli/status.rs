@@ -1,4 +1,4 @@
-//! `zmreplica status`: tells in ten lines whether the replica is fine.
+//! `zmreplica status`: tells in ten lines, and some for each further source, whether the replica is fine.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use super::accounts::night;
 use super::config::Span;
 use super::error::{CliError, Exit};
 use super::output::{GOOD, WARNING};
-use super::{Context, hold, text};
+use super::{Context, clock, hold, text};
 
-/// Suspect snapshots and sources that are told one by one.
+/// Suspect snapshots that are told one by one.
 const TOLD: usize = 3;
 
 /// Arguments of `status`.
@@ -77,6 +77,7 @@ fn sentence(finding: &Finding, max_age: Duration) -> String {
             age(*age_seconds),
             age(i64::try_from(max_age.as_secs()).unwrap_or(i64::MAX)),
         ),
+        Finding::Clock { source, doubt } => clock::sentence(source, doubt),
         Finding::Suspect { count } => format!(
             "{} and not accepted; `zmreplica snapshots` tells why",
             text::plural(*count, "snapshot is suspect", "snapshots are suspect")
@@ -121,7 +122,7 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
         ),
     )];
     lines.push(("Snapshots", format!("{}, {} pinned", text::count(status.snapshots), text::count(status.pinned))));
-    for SourceStatus { source, newest, age_seconds, last_good, restorable, .. } in status.sources.iter().take(TOLD) {
+    for SourceStatus { source, newest, age_seconds, last_good, restorable, .. } in &status.sources {
         let state = match newest.problem_count {
             0 => newest.state.to_owned(),
             count => format!("{}, {}", newest.state, text::plural(count, "problem", "problems")),
@@ -152,6 +153,10 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
     for suspect in status.suspects.iter().rev().take(TOLD) {
         let reasons = suspect.reasons.join("; ");
         lines.push(("Suspect", format!("{}: {reasons}", suspect.id.get(..8).unwrap_or(&suspect.id))));
+    }
+    if status.suspects.len() > TOLD {
+        let more = text::count((status.suspects.len() - TOLD) as u64);
+        lines.push(("Suspect", format!("{more} more; `zmreplica snapshots` lists them")));
     }
     lines.push(("Held", status.hold.as_ref().map_or("no".to_owned(), hold::sentence)));
     let mounts: Vec<String> = status

@@ -2,7 +2,7 @@
 //!
 //! A replica is there for the day on which something went wrong at the source, and that day is often noticed weeks later. So what looks like an
 //! accident makes the snapshot *suspect*: it is kept like any other, and nothing since the last good one is removed until somebody has accepted it.
-//! The rules are in `sessions.rs`, `accounts.rs` and `changes.rs`; `docs/semantics.md` tells them.
+//! The rules are in `sessions.rs`, `accounts.rs`, `changes.rs` and `clock.rs`; `docs/semantics.md` tells them.
 //!
 //! The guard never fails a run: what keeps it from its work is a reason to look, too.
 //!
@@ -11,6 +11,7 @@
 
 mod accounts;
 mod changes;
+mod clock;
 mod label;
 mod sessions;
 
@@ -42,6 +43,8 @@ const LISTED: usize = 4;
 pub struct GuardOptions {
     /// How old sessions usually get before `zmbackup -del` removes them; `None` learns it from the snapshots.
     pub expect_retention: Option<Within>,
+    /// How long after the snapshot before one may be taken before the clock counts as wrong; `None` learns it from the snapshots.
+    pub clock_jump: Option<Within>,
     /// Share of files that may change in place between two snapshots, 0 to 1.
     pub changed_share: f64,
     /// Share of names that may go between two snapshots of a tree that is not Zimbra's, 0 to 1.
@@ -50,7 +53,7 @@ pub struct GuardOptions {
 
 impl Default for GuardOptions {
     fn default() -> GuardOptions {
-        GuardOptions { expect_retention: None, changed_share: 0.2, lost_share: 0.5 }
+        GuardOptions { expect_retention: None, clock_jump: None, changed_share: 0.2, lost_share: 0.5 }
     }
 }
 
@@ -158,6 +161,8 @@ fn try_examine(
     verdict: &mut Verdict,
 ) -> Result<(), ViewError> {
     let mut earlier = judged(catalog)?;
+    // First, and without the trees: it must be found whatever else fails.
+    verdict.reasons.extend(clock::judge(&earlier, record, options));
     earlier.retain(|snapshot| snapshot.record.source == record.source);
     let baseline = earlier.iter().rev().find(|snapshot| !snapshot.is_suspect());
     verdict.compared_with = baseline.map(|snapshot| snapshot.record.id.clone());
@@ -226,9 +231,7 @@ impl Side {
 
     /// Returns whether a path, or a directory above it, was left out by the user's wish.
     fn leaves_out(&self, path: &[u8], is_directory: bool) -> bool {
-        let above = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at]);
-        above.into_iter().any(|directory| self.excludes.excluded(directory, true))
-            || self.excludes.excluded(path, is_directory)
+        self.excludes.leaves_out(path, is_directory)
     }
 
     /// Returns whether the tree has sessions as Zimbra names them.

@@ -130,8 +130,8 @@ struct Learned {
     incremental: Option<i64>,
 }
 
-/// Returns the median of the last ages, each with the time at which the session was last seen.
-fn usual(mut gone: Vec<(Timestamp, i64)>) -> Option<i64> {
+/// Returns the median of the last ages, each with the place of the snapshot in which the session was last seen: dates may be wrong.
+fn usual(mut gone: Vec<(usize, i64)>) -> Option<i64> {
     gone.sort_unstable();
     let mut ages: Vec<i64> = gone.iter().rev().take(LAST_GONE).map(|(_, age)| *age).collect();
     ages.sort_unstable();
@@ -142,14 +142,13 @@ impl Learned {
     /// Looks at the last good snapshots of the source. A session went some time after it was last seen; one that came back did not go.
     fn from_history(readers: &Readers, earlier: &[Judged]) -> Result<Learned, ViewError> {
         /// When a session was last seen: in which snapshot, and how old it was then, in seconds.
-        type Seen = (Timestamp, i64);
+        type Seen = (usize, i64);
         let mut last_seen: BTreeMap<Label, Seen> = BTreeMap::new();
         let mut newest_snapshot = None;
         // Missed first in a night that is suspect and not accepted: an accident, perhaps, which must not become the usual.
         let mut missed: BTreeSet<Label> = BTreeSet::new();
         let first = earlier.len().saturating_sub(HISTORY);
-        for snapshot in &earlier[first..] {
-            let time = snapshot.record.time;
+        for (place, snapshot) in earlier.iter().enumerate().skip(first) {
             let labels = Side::open(readers, &snapshot.record)?.labels;
             if snapshot.is_suspect() {
                 let seen_last_night = last_seen.iter().filter(|(_, (seen, _))| Some(*seen) == newest_snapshot);
@@ -160,13 +159,13 @@ impl Learned {
             let now = newest(&labels).map_or(0, |time| time.as_second());
             last_seen.extend(labels.into_iter().map(|label| {
                 let age = now - label.started.as_second();
-                (label, (time, age))
+                (label, (place, age))
             }));
-            newest_snapshot = Some(time);
+            newest_snapshot = Some(place);
         }
         let gone = |kind: LabelKind| {
             let gone =
-                last_seen.iter().filter(|(label, (time, _))| label.kind == kind && Some(*time) != newest_snapshot);
+                last_seen.iter().filter(|(label, (place, _))| label.kind == kind && Some(*place) != newest_snapshot);
             usual(gone.filter(|(label, _)| !missed.contains(label)).map(|(_, seen)| *seen).collect())
         };
         Ok(Learned { full: gone(LabelKind::Full), incremental: gone(LabelKind::Incremental) })
@@ -259,12 +258,11 @@ mod tests {
 
     #[test]
     fn the_last_that_went_count_and_one_is_outvoted() {
-        let at = |day: i64| Timestamp::from_second(day * DAY_SECONDS).unwrap();
         assert_eq!(usual(Vec::new()), None);
-        assert_eq!(usual(vec![(at(1), 30), (at(2), 9), (at(3), 31)]), Some(30));
+        assert_eq!(usual(vec![(1, 30), (2, 9), (3, 31)]), Some(30));
         // 90 days once, 31 of late.
-        let mut gone: Vec<(Timestamp, i64)> = (0..100).map(|day| (at(day), 90)).collect();
-        gone.extend((100..108).map(|day| (at(day), 31)));
+        let mut gone: Vec<(usize, i64)> = (0..100).map(|night| (night, 90)).collect();
+        gone.extend((100..108).map(|night| (night, 31)));
         assert_eq!(usual(gone), Some(31));
     }
 

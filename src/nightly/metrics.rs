@@ -100,7 +100,7 @@ pub fn render(run: &RunFigures, status: Option<&Status>) -> String {
     type Figure = fn(&super::status::SourceStatus) -> f64;
     let of_sources: [(&str, &str, Figure); 11] = [
         ("last_success_timestamp_seconds", "When the newest snapshot was complete.", |source| {
-            seconds(source.newest.finished)
+            seconds(source.finished())
         }),
         (
             "last_good_timestamp_seconds",

@@ -10,6 +10,7 @@ use super::last::LastNight;
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PackRow;
 use crate::catalog::database::Table;
+use crate::catalog::dates::{ClockDoubt, Dates};
 use crate::catalog::reader::CatalogReader;
 use crate::guard::{Hold, Judged, hold, judged};
 use crate::lease::{self, LeaseInfo};
@@ -78,12 +79,23 @@ pub struct SourceStatus {
     pub snapshots: u64,
     /// The newest one.
     pub newest: Brief,
-    /// Seconds since it began.
+    /// Whether its date can be right. If not, `moment` lies between those of its neighbours.
+    pub is_plausible: bool,
+    /// When it began, as far as dates can be right.
+    pub moment: Timestamp,
+    /// Seconds since then.
     pub age_seconds: i64,
     /// The newest one that is not suspect.
     pub last_good: Option<Brief>,
     /// What can be restored from the newest one; `None` when it holds nothing of a mail server, or nobody has looked yet: a nightly run does.
     pub restorable: Option<Summary>,
+}
+
+impl SourceStatus {
+    /// Returns when the newest snapshot was complete; of one whose date cannot be right, when it was begun as far as that is known.
+    pub fn finished(&self) -> Timestamp {
+        if self.is_plausible { self.newest.finished } else { self.moment }
+    }
 }
 
 /// The state of the replica.
@@ -95,6 +107,9 @@ pub struct Status {
     pub store: String,
     /// The sources.
     pub sources: Vec<SourceStatus>,
+    /// The sources of which nothing is removed because a clock is in doubt, and why.
+    #[serde(skip)]
+    pub doubts: Vec<(String, ClockDoubt)>,
     /// How many snapshots there are.
     pub snapshots: u64,
     /// Suspect snapshots that nobody has accepted, oldest first.
@@ -128,6 +143,13 @@ pub enum Finding {
         source: String,
         /// Its age in seconds.
         age_seconds: i64,
+    },
+    /// Snapshots of a source are later than the clock.
+    Clock {
+        /// The source.
+        source: String,
+        /// What was found.
+        doubt: ClockDoubt,
     },
     /// Snapshots are suspect.
     Suspect {
@@ -167,15 +189,19 @@ impl Status {
         for snapshot in &all {
             by_source.entry(&snapshot.record.source).or_default().push(snapshot);
         }
+        let dates = Dates::read(&catalog, now)?;
         let mut sources = Vec::new();
         for (source, own) in by_source {
             let Some(newest) = own.last() else { continue };
             let good = own.iter().rev().find(|snapshot| !snapshot.is_suspect());
+            let moment = dates.moment(newest.number).unwrap_or(newest.record.time);
             sources.push(SourceStatus {
                 source: source.to_owned(),
                 snapshots: own.len() as u64,
                 newest: Brief::of(newest),
-                age_seconds: now.as_second() - newest.record.time.as_second(),
+                is_plausible: dates.is_plausible(newest.number),
+                moment,
+                age_seconds: now.as_second() - moment.as_second(),
                 last_good: good.map(|snapshot| Brief::of(snapshot)),
                 restorable: restorable(replica, &own),
             });
@@ -185,6 +211,7 @@ impl Status {
             at: now,
             store: replica.path().display().to_string(),
             sources,
+            doubts: dates.doubts(),
             snapshots: all.len() as u64,
             suspects: all.iter().filter(|snapshot| snapshot.is_suspect()).map(Brief::of).collect(),
             pinned: all.iter().filter(|snapshot| snapshot.marks.pinned.is_some()).count() as u64,
@@ -205,13 +232,19 @@ impl Status {
         if self.snapshots == 0 {
             findings.push(Finding::NoSnapshot);
         }
-        let newest = self.sources.iter().map(|source| source.newest.finished).max();
+        let newest = self.sources.iter().map(SourceStatus::finished).max();
         if let Some(night) = self.last_night.as_ref().filter(|night| night.has_failed())
             && newest.is_none_or(|newest| newest < night.finished)
             // A hold is told by itself.
             && self.hold.is_none()
         {
             findings.push(Finding::NightFailed { night: night.clone() });
+        }
+        for (source, doubt) in &self.doubts {
+            // A jump makes snapshots suspect, which is told below.
+            if matches!(doubt, ClockDoubt::Later { .. }) {
+                findings.push(Finding::Clock { source: source.clone(), doubt: doubt.clone() });
+            }
         }
         if !self.suspects.is_empty() {
             findings.push(Finding::Suspect { count: self.suspects.len() as u64 });
@@ -286,6 +319,8 @@ mod tests {
             source: name.to_owned(),
             snapshots: 1,
             newest: brief(problem_count),
+            is_plausible: true,
+            moment: Timestamp::UNIX_EPOCH,
             age_seconds,
             last_good: None,
             restorable: None,
@@ -299,6 +334,7 @@ mod tests {
             at: Timestamp::UNIX_EPOCH,
             store: "/s".to_owned(),
             sources: vec![source("young", 0, 35 * hour), source("old", 3, 37 * hour), source("ahead", 0, -5)],
+            doubts: Vec::new(),
             snapshots: 3,
             suspects: Vec::new(),
             pinned: 0,

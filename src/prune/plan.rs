@@ -12,6 +12,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::chunk::{self, PAGE_ROWS, PackRow};
 use crate::catalog::commit::CommitId;
 use crate::catalog::database::Table;
+use crate::catalog::dates::{ClockDoubt, Dates};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::{Counters, last_commit};
@@ -93,6 +94,8 @@ pub struct PrunePlan {
     pub retention: RetentionPlan,
     /// For each snapshot that goes, by number, the bytes in packs that its going frees: when they go one after the other, oldest first.
     pub freed: BTreeMap<u64, u64>,
+    /// The sources of which nothing goes because a clock is in doubt, and why.
+    pub doubts: Vec<(String, ClockDoubt)>,
     /// The sums.
     pub figures: PruneFigures,
     pub(super) commit: (u64, CommitId),
@@ -138,7 +141,14 @@ pub fn plan(
         reasons.into_iter().for_each(|reason| protections.add(&id, reason));
     }
     let records = catalog.snapshots()?;
-    let retention = retention::plan(&records, policy, &protections, zone);
+    let dates = Dates::read(&catalog, jiff::Timestamp::now())?;
+    let doubts = dates.doubts();
+    for (_, record) in &records {
+        if doubts.iter().any(|(source, _)| *source == record.source) {
+            protections.add(&record.id, "a clock is in doubt");
+        }
+    }
+    let retention = retention::plan(&records, &dates, policy, &protections, zone);
     let going: BTreeSet<u64> = retention.removed().map(|decision| decision.number).collect();
 
     let mut marks = Marks::new(&counters);
@@ -174,7 +184,7 @@ pub fn plan(
         figures.orphan_bytes += bytes;
     }
     sum_up(&packs, &mut figures);
-    Ok(PrunePlan { retention, freed, figures, commit, marks, packs })
+    Ok(PrunePlan { retention, freed, doubts, figures, commit, marks, packs })
 }
 
 fn lease_error(replica: &Replica, source: std::io::Error) -> PruneError {

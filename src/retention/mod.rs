@@ -1,9 +1,11 @@
 //! Retention: which snapshots stay, by rules and by protection. Pure: nothing here reads a store or a clock.
 //!
 //! [`Policy`] holds the rules, [`Protections`] what other parts of the program ask to be kept, and [`plan`] makes of both a [`RetentionPlan`]: for
-//! each snapshot whether it stays, and why.
+//! each snapshot whether it stays, and why. When snapshots were taken it is told by [`Dates`](crate::catalog::dates::Dates).
 //!
-//! Architecture invariant: without a rule nothing goes, and the newest snapshot of a source, by time or by the order of commits, never does.
+//! Architecture invariant: without a rule nothing goes, and the newest snapshot of a source, by plausible dates or by the order of commits, never does.
+//!
+//! Architecture invariant: a snapshot whose date cannot be right never makes a rule let go of another.
 
 mod plan;
 mod policy;

@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::policy::Policy;
+use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
 
 /// What other parts of the program ask to be kept whatever the rules say: pins, leases, everything since the last good snapshot.
@@ -37,7 +38,7 @@ pub struct Decision {
     pub number: u64,
     /// Its identifier.
     pub id: String,
-    /// When it was begun.
+    /// When it was begun, as its record says.
     pub time: jiff::Timestamp,
     /// Its source.
     pub source: String,
@@ -93,10 +94,14 @@ fn calendars(policy: &Policy) -> [Calendar; 5] {
 /// source, so that a source that is not taken any more does not fade away.
 ///
 /// - Without a rule everything stays.
-/// - The newest snapshot of each source stays, and the one that was taken last, if a clock that was set back makes that another.
+/// - The newest snapshot of each source stays, by plausible dates and by the order of commits.
 /// - Each rule keeps what it names, and so does each protection; what none keeps goes.
+///
+/// Rules are applied several times where dates cannot be right: to the snapshots with plausible dates alone, and to all, each with its moment. What any keeps
+/// stays. So a wrong date takes no other snapshot's place, and the snapshot that bears it is kept as one of its neighbours would be.
 pub fn plan(
     records: &[(u64, SnapshotRecord)],
+    dates: &Dates,
     policy: &Policy,
     protections: &Protections,
     zone: &TimeZone,
@@ -106,11 +111,33 @@ pub fn plan(
     for (at, (_, record)) in records.iter().enumerate() {
         by_source.entry(record.source.as_str()).or_default().push(at);
     }
-    for places in by_source.values_mut() {
-        places.sort_by_key(|at| std::cmp::Reverse((records[*at].1.time, records[*at].0)));
-        let newest_first: Vec<(usize, Zoned)> =
-            places.iter().map(|at| (*at, records[*at].1.time.to_zoned(zone.clone()))).collect();
-        one_source(records, &newest_first, policy, &mut reasons);
+    let sets = dates.plausible_sets();
+    let no_reasons = || -> Vec<Vec<String>> { records.iter().map(|_| Vec::new()).collect() };
+    let zoned = |time: jiff::Timestamp| time.to_zoned(zone.clone());
+    // In a set of plausible dates each counts with its own.
+    let dated = |at: usize| records[at].1.time;
+    let moment = |at: usize| dates.moment(records[at].0).unwrap_or(records[at].1.time);
+    for mut places in by_source.into_values() {
+        places.sort_by_key(|at| std::cmp::Reverse((moment(*at), records[*at].0)));
+        for (pass, set) in sets.iter().enumerate() {
+            let mut plausible: Vec<(usize, Zoned)> =
+                places.iter().filter(|at| set.contains(&records[**at].0)).map(|at| (*at, zoned(dated(*at)))).collect();
+            plausible.sort_by_key(|(at, time)| std::cmp::Reverse((time.timestamp(), records[*at].0)));
+            let mut found = no_reasons();
+            one_source(records, &plausible, policy, &mut found);
+            add(&mut reasons, found, pass > 0);
+        }
+        if places.iter().any(|at| !dates.is_plausible(records[*at].0)) {
+            let all: Vec<(usize, Zoned)> = places.iter().map(|at| (*at, zoned(moment(*at)))).collect();
+            let mut found = no_reasons();
+            one_source(records, &all, policy, &mut found);
+            add(&mut reasons, found, true);
+            for at in places.into_iter().filter(|at| !dates.is_plausible(records[*at].0)) {
+                if !reasons[at].is_empty() {
+                    reasons[at].push(format!("counted as of {}", zoned(moment(at)).strftime("%Y-%m-%d %H:%M")));
+                }
+            }
+        }
     }
     let no_rule = policy.is_empty();
     let decisions = records.iter().zip(reasons).map(|((number, record), mut reasons)| {
@@ -128,6 +155,15 @@ pub fn plan(
     RetentionPlan { decisions: decisions.collect() }
 }
 
+/// Adds reasons that were found; those of a later pass only where there are none yet.
+fn add(reasons: &mut [Vec<String>], found: Vec<Vec<String>>, is_later: bool) {
+    for (reasons, mut found) in reasons.iter_mut().zip(found) {
+        if !is_later || reasons.is_empty() {
+            reasons.append(&mut found);
+        }
+    }
+}
+
 /// Notes what the rules keep of one source's snapshots, which come newest first.
 fn one_source(
     records: &[(u64, SnapshotRecord)],
@@ -137,9 +173,9 @@ fn one_source(
 ) {
     let Some((newest, newest_time)) = newest_first.first() else { return };
     reasons[*newest].push("newest".to_owned());
-    // A clock that was wrong once must not cost what was taken since.
+    // Clocks may disagree by a little.
     if let Some((last, _)) = newest_first.iter().max_by_key(|(at, _)| records[*at].0).filter(|(at, _)| at != newest) {
-        reasons[*last].push("taken last, by a clock that says otherwise".to_owned());
+        reasons[*last].push("taken last".to_owned());
     }
     for (place, (at, _)) in newest_first.iter().enumerate().take(policy.keep_last as usize) {
         reasons[*at].push(format!("last {} of {}", place + 1, policy.keep_last));

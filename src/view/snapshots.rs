@@ -1,6 +1,7 @@
 //! Finding the snapshot that a person means.
 //!
-//! A snapshot is named by `latest`, by its identifier or the beginning of it, or by a time: the newest snapshot begun at or before it. A time
+//! A snapshot is named by `latest` (the one that was committed last), by its identifier or the beginning of it, or by a time: the newest snapshot begun at or
+//! before it, where one whose date cannot be right counts as taken between its neighbours ([`dates`](crate::catalog::dates)). A time
 //! stands for the whole of the unit it is given in, so `2026-11-22` includes that day to its end and `2026-11-22T03:00` that minute.
 //! Times without `Z` or an offset are local.
 
@@ -12,6 +13,7 @@ use jiff::{Span, Timestamp, Zoned, civil};
 
 use super::display_path;
 use crate::catalog::CatalogError;
+use crate::catalog::dates::Dates;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 
@@ -65,6 +67,8 @@ pub struct StoredSnapshot {
     pub number: u64,
     /// Its record.
     pub record: SnapshotRecord,
+    /// When it was taken: its record's time, unless that cannot be right.
+    pub moment: Timestamp,
 }
 
 /// All snapshots of a store, as of one commit.
@@ -79,8 +83,12 @@ impl Snapshots {
     /// # Errors
     /// Fails when a record is damaged.
     pub fn read(catalog: &CatalogReader) -> Result<Snapshots, CatalogError> {
-        let all = catalog.snapshots()?.into_iter().map(|(number, record)| StoredSnapshot { number, record }).collect();
-        Ok(Snapshots { all })
+        let dates = Dates::read(catalog, Timestamp::now())?;
+        let all = catalog.snapshots()?.into_iter().map(|(number, record)| {
+            let moment = dates.moment(number).unwrap_or(record.time);
+            StoredSnapshot { number, record, moment }
+        });
+        Ok(Snapshots { all: all.collect() })
     }
 
     /// Returns all snapshots, in order of commits, which is oldest first.
@@ -88,12 +96,12 @@ impl Snapshots {
         &self.all
     }
 
-    /// Returns the newest snapshot.
+    /// Returns the newest snapshot: the one that was committed last, whatever clocks said.
     ///
     /// # Errors
     /// [`ResolveError::Empty`] when there is none.
     pub fn newest(&self) -> Result<&StoredSnapshot, ResolveError> {
-        self.all.iter().max_by_key(|snapshot| (snapshot.record.time, snapshot.number)).ok_or(ResolveError::Empty)
+        self.all.iter().max_by_key(|snapshot| snapshot.number).ok_or(ResolveError::Empty)
     }
 
     /// Finds the snapshot that a name stands for, times read in the system's time zone.
@@ -124,9 +132,9 @@ impl Snapshots {
         }
         let shown = || display_path(spec.as_bytes());
         let end = end_of(spec, zone).ok_or_else(|| ResolveError::Malformed { spec: shown() })?;
-        let at_or_before = self.all.iter().filter(|snapshot| snapshot.record.time <= end);
-        at_or_before.max_by_key(|snapshot| (snapshot.record.time, snapshot.number)).ok_or_else(|| {
-            let oldest = self.all.iter().min_by_key(|snapshot| snapshot.record.time);
+        let at_or_before = self.all.iter().filter(|snapshot| snapshot.moment <= end);
+        at_or_before.max_by_key(|snapshot| (snapshot.moment, snapshot.number)).ok_or_else(|| {
+            let oldest = self.all.iter().min_by_key(|snapshot| snapshot.moment);
             ResolveError::TooOld { spec: shown(), oldest: oldest.map(describe).unwrap_or_default() }
         })
     }

@@ -6,7 +6,8 @@ fn snapshot(number: u64, id: &str, time: &str) -> StoredSnapshot {
         "totals": crate::catalog::snapshot::Totals::default(), "work": crate::catalog::snapshot::Work::default(),
         "digest": "", "version": "0",
     });
-    StoredSnapshot { number, record: serde_json::from_value(record).unwrap() }
+    let record: SnapshotRecord = serde_json::from_value(record).unwrap();
+    StoredSnapshot { number, moment: record.time, record }
 }
 
 fn three() -> Snapshots {
@@ -48,6 +49,17 @@ fn names_are_found() {
     ] {
         assert_eq!(number(spec), expected, "{spec}");
     }
+}
+
+#[test]
+fn latest_is_what_was_committed_last_whatever_its_date() {
+    let mut snapshots = three();
+    snapshots.all.push(snapshot(4, "cc", "1970-01-01T00:00:10Z"));
+    // What a wrong clock dated counts as taken between its neighbours.
+    snapshots.all[3].moment = snapshots.all[2].moment;
+    let found = |spec: &str| snapshots.resolve_in(spec, &TimeZone::UTC).unwrap().number;
+    assert_eq!((found("latest"), found("2026-11-22"), found("2026-11-21")), (4, 4, 2));
+    assert!(snapshots.resolve_in("1970-01-02", &TimeZone::UTC).is_err());
 }
 
 #[test]

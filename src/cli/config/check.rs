@@ -38,7 +38,7 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
     Setting { key, meaning, default }
 }
 
-const SETTINGS: [Setting; 40] = [
+const SETTINGS: [Setting; 41] = [
     setting("store", "none", "directory of the store"),
     setting("source", "none", "what `snapshot` and `nightly` take"),
     setting("exclude", "[]", "patterns of what is left out, besides lost+found and sessions under deletion"),
@@ -82,6 +82,11 @@ const SETTINGS: [Setting; 40] = [
     setting("retention.keep-tags", "[]", "keep all that have one of these tags"),
     setting("retention.max-unused", "10", "how much of the packs may be unused after a prune, in per cent"),
     setting("guard.expect-retention", "learned", "age at which zmbackup -del removes sessions; earlier is suspect"),
+    setting(
+        "guard.clock-jump",
+        "learned",
+        "time after the last snapshot from which on a clock counts as wrong: 8d, 2w, 3m",
+    ),
     setting("guard.changed-share", "0.2", "share of files that may change in place from one snapshot to the next"),
     setting("guard.lost-share", "0.5", "share of names that may go, in a tree that is not Zimbra's"),
     setting("hooks.on-success", "none", "command that is run after a night in which all went well"),

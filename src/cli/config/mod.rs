@@ -109,6 +109,7 @@ impl Retention {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct Guard {
     expect_retention: Option<Within>,
+    clock_jump: Option<Within>,
     changed_share: Option<Share>,
     lost_share: Option<Share>,
 }
@@ -144,6 +145,7 @@ impl Config {
         let share = |share: Option<Share>, default: f64| share.map_or(default, |share| share.0);
         GuardOptions {
             expect_retention: self.guard.expect_retention,
+            clock_jump: self.guard.clock_jump,
             changed_share: share(self.guard.changed_share, default.changed_share),
             lost_share: share(self.guard.lost_share, default.lost_share),
         }
@@ -258,7 +260,7 @@ mod tests {
     fn the_tables_of_the_night_are_read() {
         let config = parse(
             "settle = '2h'\nlog = 'journal'\nmetrics = '/m'\n[retention]\nkeep-daily = 30\nkeep-within = '3m'\nmax-unused = 5\n\
-             [guard]\nexpect-retention = '1m'\nchanged-share = '10%'\nlost-share = 0.25\n[hooks]\non-failure = ['mail', 'root']\n",
+             [guard]\nexpect-retention = '1m'\nclock-jump = '2m'\nchanged-share = '10%'\nlost-share = 0.25\n[hooks]\non-failure = ['mail', 'root']\n",
         );
         let config = config.unwrap();
         assert_eq!(config.settle, Some(Text(Span(Duration::from_secs(7200)))));
@@ -266,6 +268,7 @@ mod tests {
         assert_eq!((config.retention.keep_daily, config.retention.policy().is_empty()), (30, false));
         let guard = config.guard();
         assert_eq!(guard.expect_retention.unwrap().to_string(), "1m");
+        assert_eq!(guard.clock_jump.unwrap().to_string(), "2m");
         assert_eq!((guard.changed_share, guard.lost_share), (0.1, 0.25));
         assert_eq!(config.hooks.on_failure.unwrap().shown(), "mail root");
         assert!(parse("[retention]\nmax-unused = 5").unwrap().retention.policy().is_empty());

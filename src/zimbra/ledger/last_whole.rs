@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 
 use super::Ledger;
 use super::page::{AccountEntry, Page};
+use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::retention::Within;
 use crate::zimbra::account::AccountState;
@@ -59,6 +60,7 @@ struct Stays {
 pub fn protections<E>(
     ledger: &mut Ledger<'_>,
     records: &[(u64, SnapshotRecord)],
+    dates: &Dates,
     within: Within,
     zone: &TimeZone,
     mut step: impl FnMut() -> Result<(), E>,
@@ -75,6 +77,8 @@ pub fn protections<E>(
     for mut own in by_source.into_values() {
         // In the order in which they were taken: a clock may be wrong.
         own.sort_by_key(|(number, _)| *number);
+        let moments: Vec<Timestamp> =
+            own.iter().map(|(number, record)| dates.moment(*number).unwrap_or(record.time)).collect();
         let own: Vec<&SnapshotRecord> = own.into_iter().map(|(_, record)| record).collect();
         let mut lives: HashMap<String, Life> = HashMap::new();
         for (at, record) in own.iter().enumerate() {
@@ -93,7 +97,7 @@ pub fn protections<E>(
             step()?;
         }
         let Some(source) = own.last().map(|newest| newest.source.clone()) else { continue };
-        for (at, stays) in stays(&own, lives, vanished.entry(source).or_default(), within, zone) {
+        for (at, stays) in stays(&moments, lives, vanished.entry(source).or_default(), within, zone) {
             reasons.entry(own[at].id.clone()).or_default().push(reason(stays, zone));
         }
     }
@@ -132,16 +136,16 @@ fn live(lives: &mut HashMap<String, Life>, at: usize, page: Page) {
     }
 }
 
-/// Tells by place which snapshots of a source stay.
+/// Tells by place which snapshots of a source stay, given when they were taken.
 fn stays(
-    own: &[&SnapshotRecord],
+    own: &[Timestamp],
     lives: HashMap<String, Life>,
     vanished: &mut VanishedOf,
     within: Within,
     zone: &TimeZone,
 ) -> BTreeMap<usize, Stays> {
     let Some(newest) = own.len().checked_sub(1) else { return BTreeMap::new() };
-    let start = within.before(&own[newest].time.to_zoned(zone.clone()));
+    let start = within.before(&own[newest].to_zoned(zone.clone()));
     let noted = std::mem::take(vanished);
     let mut found: BTreeMap<usize, Stays> = BTreeMap::new();
     for (id, life) in lives {
@@ -159,9 +163,9 @@ fn stays(
             stays.is_broken_one = true;
             continue;
         }
-        let first_without = own[life.last_known + 1].time;
+        let first_without = own[life.last_known + 1];
         // A note was made when more snapshots were there. An older one is of an earlier vanishing: the account came back after it.
-        let noted = noted.get(&id).filter(|time| **time > own[life.last_known].time);
+        let noted = noted.get(&id).filter(|time| **time > own[life.last_known]);
         let since = noted.copied().unwrap_or(first_without);
         vanished.insert(id, since);
         if since >= start {

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use super::*;
+use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::replica::{Replica, init};
 use crate::retention::{Within, WithinUnit};
@@ -163,8 +164,9 @@ impl Nights {
         );
         let snapshots = Snapshots::default();
         let mut ledger = Ledger::open(&self.replica, readers, &snapshots);
+        let dates = Dates::of(&self.there, &BTreeSet::new(), night(10_000));
         let reasons =
-            protections(&mut ledger, &self.there, within, &TimeZone::UTC, || Ok::<(), Infallible>(())).unwrap();
+            protections(&mut ledger, &self.there, &dates, within, &TimeZone::UTC, || Ok::<(), Infallible>(())).unwrap();
         let from = self.there.len().saturating_sub(keep);
         let newest: BTreeSet<String> = self.there[from..].iter().map(|(_, record)| record.id.clone()).collect();
         self.there.retain(|(_, record)| newest.contains(&record.id) || reasons.contains_key(&record.id));

@@ -1,0 +1,42 @@
+//! What is said of a clock in doubt.
+
+use jiff::Timestamp;
+use zmreplica::catalog::dates::{ClockDoubt, Dates};
+use zmreplica::replica::Replica;
+
+use super::error::CliError;
+use super::text;
+
+/// Says why nothing of a source is removed for now, and what to do.
+pub(crate) fn sentence(source: &str, doubt: &ClockDoubt) -> String {
+    let source = text::escape(source.as_bytes());
+    let short = |id: &str| id.get(..8).unwrap_or(id).to_owned();
+    match doubt {
+        ClockDoubt::Later { count, last, date } => format!(
+            "{} of {source} later than the clock of this host: it shows {}, and the latest is dated {}. Nothing of this source is removed. If the clock is wrong now, set it; if it is right, \
+             and was wrong when they were taken: `zmreplica accept {}`",
+            text::plural(*count, "snapshot is", "snapshots are"),
+            text::local_time(Timestamp::now()),
+            text::local_time(*date),
+            short(last),
+        ),
+        ClockDoubt::Jump { last, date } => format!(
+            "Snapshot {0} of {source} is dated {1}, too long after what was taken before. Nothing of this source is removed until `zmreplica accept {0}` says that the clock was right",
+            short(last),
+            text::local_time(*date),
+        ),
+    }
+}
+
+/// Says of which sources nothing is removed for now, and why: a sentence each.
+pub(crate) fn doubts(replica: &Replica) -> Result<Vec<String>, CliError> {
+    let dates = Dates::read(&replica.catalog()?, Timestamp::now())?;
+    Ok(dates.doubts().iter().map(|(source, doubt)| sentence(source, doubt)).collect())
+}
+
+/// Says that snapshots of a source are later than the clock.
+pub(crate) fn later(replica: &Replica, source: &str) -> Result<Option<String>, CliError> {
+    let dates = Dates::read(&replica.catalog()?, Timestamp::now())?;
+    let doubt = dates.doubt(source).filter(|doubt| matches!(doubt, ClockDoubt::Later { .. }));
+    Ok(doubt.map(|doubt| sentence(source, &doubt)))
+}
