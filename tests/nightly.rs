@@ -468,3 +468,64 @@ fn config_check_tells_what_is_wrong_all_at_once() {
     assert_eq!(event(&output, "summary")["mistakes"], 4);
     assert!(err(&scene.code(2, &["--config", "nothing.toml", "config", "check"])).contains("nothing.toml"));
 }
+
+/// `exclude` is what the message recommends, so it must be taken.
+#[test]
+fn a_store_inside_its_source_is_taken_when_it_is_left_out_as_the_message_says() {
+    let scene = Scene::new();
+    fs::write(scene.source().join("file"), "text").unwrap();
+    let store = scene.source().join("sub/rep[1]");
+    fs::create_dir(scene.source().join("sub")).unwrap();
+    let run = |arguments: &[&str], code| {
+        let output = scene.command_on(&store).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}{}", out(&output), err(&output));
+        output
+    };
+    run(&["init"], 0);
+    for dry in [&[][..], &["--dry-run"]] {
+        let all = |more: &[&str], code| {
+            let arguments = [&["snapshot", "source"], dry, more].concat();
+            run(&arguments, code)
+        };
+        let refused = err(&all(&[], 1));
+        let (_, pattern) = refused.split_once("--exclude '").expect("a pattern");
+        let (pattern, _) = pattern.split_once('\'').unwrap();
+        // A directory above it does as well, a name inside it does not.
+        all(&["--exclude", "sub"], 0);
+        all(&["--exclude", "packs"], 1);
+        all(&["--exclude", pattern], 0);
+    }
+    let listed = run(&["--json", "ls", "latest:sub"], 0);
+    assert!(!out(&listed).contains("rep"), "{}", out(&listed));
+    run(&["check"], 0);
+    // The source itself cannot be left out.
+    let itself = run(&["snapshot", store.to_str().unwrap()], 1);
+    assert!(err(&itself).contains("move it") && !err(&itself).contains("--exclude"), "{}", err(&itself));
+}
+
+#[test]
+fn status_tells_of_every_source_and_counts_the_suspects_that_it_does_not_name() {
+    let scene = Scene::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        fs::create_dir(scene.path(name)).unwrap();
+        fs::write(scene.path(name).join("file"), name).unwrap();
+        scene.ok(&["snapshot", name]);
+    }
+    let told = out(&scene.code(0, &["status"]));
+    assert_eq!(told.matches("\nNewest ").count(), 5, "{told}");
+}
+
+#[test]
+fn a_night_tells_what_its_prune_removed_and_not_the_whole_plan() {
+    let scene = scene();
+    let settings = fs::read_to_string(scene.path("config.toml")).unwrap() + "[retention]\nkeep-last = 2\n";
+    fs::write(scene.path("config.toml"), settings).unwrap();
+    for _ in 0..2 {
+        let told = out(&configured(&scene, 0, &["nightly"]));
+        assert!(!told.contains("keep ") && !told.contains("Removed"), "{told}");
+    }
+    let told = out(&configured(&scene, 0, &["nightly"]));
+    assert!(!told.contains("keep ") && told.contains("remove  ") && told.contains("Removed 1 snapshot"), "{told}");
+    let told = out(&configured(&scene, 0, &["-v", "nightly"]));
+    assert!(told.contains("keep ") && told.contains("Frees "), "{told}");
+}

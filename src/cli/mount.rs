@@ -309,14 +309,68 @@ pub(crate) fn from_mount_helper(arguments: &[OsString]) -> Result<Vec<OsString>,
 }
 
 /// Options of mount(8) that mean nothing for a mount like this, or what it does anyway.
-const IDLE_OPTIONS: [&str; 21] = [
-    "defaults", "ro", "rw", "auto", "noauto", "nofail", "user", "nouser", "users", "owner", "group", "_netdev", "dev",
-    "nodev", "suid", "nosuid", "exec", "noexec", "noatime", "relatime", "async",
+const IDLE_OPTIONS: [&str; 41] = [
+    "defaults",
+    "ro",
+    "rw",
+    "auto",
+    "noauto",
+    "nofail",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "_netdev",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "noexec",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "iversion",
+    "noiversion",
+    "async",
+    "sync",
+    "dirsync",
+    "mand",
+    "nomand",
+    "silent",
+    "loud",
+    "nosymfollow",
+    "symfollow",
+    "_rnetdev",
+    "default_permissions",
 ];
+
+/// Options that label a mount for SELinux. Where that is off they mean nothing, and mount(8) drops them itself.
+const CONTEXT_OPTIONS: [&str; 5] = ["context", "fscontext", "defcontext", "rootcontext", "seclabel"];
+/// Is there where SELinux is on.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
+
+/// Splits options at commas outside of quotation marks: a context has commas of its own.
+fn split_options(list: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    let options = list.split(move |letter| {
+        quoted ^= letter == '"';
+        letter == ',' && !quoted
+    });
+    options.filter(|option| !option.is_empty())
+}
 
 fn helper_options(list: Option<&OsString>, given: &mut Vec<OsString>) -> Result<(), String> {
     let list = list.and_then(|list| list.to_str()).ok_or("-o wants options")?;
-    for option in list.split(',').filter(|option| !option.is_empty()) {
+    for option in split_options(list) {
         let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
         match (name, value) {
             ("allow_other", None) => given.push("--allow-other".into()),
@@ -326,7 +380,15 @@ fn helper_options(list: Option<&OsString>, given: &mut Vec<OsString>) -> Result<
                 given.push(format!("--{name}={value}").into());
             }
             (name, None) if IDLE_OPTIONS.contains(&name) => {}
-            ("comment", _) => {}
+            // mount(8) adds who mounts, where any user may.
+            ("comment" | "user", _) => {}
+            (name, _) if CONTEXT_OPTIONS.contains(&name) => {
+                if Path::new(SELINUX).exists() {
+                    return Err(format!(
+                        "the option {option} cannot be given while SELinux is on: the mount has the label that the policy gives to FUSE"
+                    ));
+                }
+            }
             (name, _) if name.starts_with("x-") => {}
             _ => return Err(format!("the option {option} is not known")),
         }
@@ -361,6 +423,15 @@ mod tests {
         );
         assert_eq!(helper(&["/srv/store", "/mnt"]), Ok("--store /srv/store mount /mnt".to_owned()));
         assert_eq!(helper(&["/srv/store#all", "/mnt"]), Ok("--store /srv/store mount /mnt".to_owned()));
+        for usual in [
+            "nodiratime,lazytime,user=zimbra,default_permissions",
+            "rw,nosuid,nodev,noexec,relatime,user,sync,strictatime,silent",
+            "context=\"system_u:object_r:tmp_t:s0:c127,c456\",numeric_ids",
+        ] {
+            let numeric = if usual.contains("numeric_ids") { " --numeric-ids" } else { "" };
+            let expected = format!("--store /srv/store mount{numeric} /mnt");
+            assert_eq!(helper(&["/srv/store", "/mnt", "-o", usual]), Ok(expected), "{usual}");
+        }
         assert!(helper(&["/srv/store", "/mnt", "-o", "colour=red"]).unwrap_err().contains("colour=red"));
         assert!(helper(&["/srv/store"]).is_err());
     }

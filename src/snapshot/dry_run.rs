@@ -25,8 +25,8 @@ pub fn dry_run(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<DryRun, SnapshotError> {
-    let (source, name) = source_name(replica, source)?;
     let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    let (source, name) = source_name(replica, source, &excludes)?;
     let mut tree = LocalTree::start(&source, scan_options(options, excludes), 0)?;
     dry_run_over(replica, &mut tree, &name, options, progress)
 }

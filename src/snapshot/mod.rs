@@ -54,12 +54,14 @@ pub enum SnapshotError {
         path: String,
     },
     /// The source and the store overlap.
-    #[error("The store {store} lies inside the source {path}; exclude it or move it")]
+    #[error("The store {store} lies inside the source {path}; {remedy}")]
     StoreInSource {
         /// The source.
         path: String,
         /// The store.
         store: String,
+        /// What to do.
+        remedy: String,
     },
     /// The source's path is not UTF-8.
     #[error("The path of the source, {path}, is not UTF-8; bind-mount it at a path that is")]

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,8 +53,8 @@ pub fn run(
     progress: &Arc<Progress>,
 ) -> Result<SnapshotReport, SnapshotError> {
     let begun = Begun::now();
-    let (real, name) = source_name(replica, source)?;
     let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    let (real, name) = source_name(replica, source, &excludes)?;
     let threads = if options.threads == 0 { cores().min(4) } else { options.threads };
     let tree = LocalTree::start(&real, scan_options(options, excludes), threads)?;
     run_over(replica, Box::new(tree), &name, options, progress, &begun)
@@ -108,15 +109,34 @@ pub(super) fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> Sca
     }
 }
 
-/// Returns the path to open and the name under which the source is known.
-pub(super) fn source_name(replica: &Replica, source: &Path) -> Result<(PathBuf, String), SnapshotError> {
+/// Returns the path to open and the name under which the source is known. A store inside the source must be left out.
+pub(super) fn source_name(
+    replica: &Replica,
+    source: &Path,
+    excludes: &Excludes,
+) -> Result<(PathBuf, String), SnapshotError> {
     let shown = || source.display().to_string();
     let not_there = |error| SourceError::Scan(ScanError::Root { path: source.to_owned(), source: error });
     let real = source.canonicalize().map_err(not_there)?;
     let absolute: PathBuf = std::path::absolute(source).map_err(not_there)?.components().collect();
     let name = absolute.to_str().ok_or_else(|| SnapshotError::SourceName { path: shown() })?.to_owned();
-    if replica.path().canonicalize().is_ok_and(|store| store.starts_with(&real)) {
-        return Err(SnapshotError::StoreInSource { path: shown(), store: replica.path().display().to_string() });
+    if let Ok(store) = replica.path().canonicalize()
+        && let Ok(inside) = store.strip_prefix(&real)
+    {
+        let inside = inside.as_os_str().as_bytes();
+        if inside.is_empty() || !excludes.leaves_out(inside, true) {
+            let remedy = match std::str::from_utf8(inside) {
+                Ok(inside) if !inside.is_empty() => {
+                    format!(
+                        "leave it out with --exclude '/{}' (or `exclude` in the configuration file), or move it",
+                        globset::escape(inside)
+                    )
+                }
+                _ => "move it".to_owned(),
+            };
+            let store = replica.path().display().to_string();
+            return Err(SnapshotError::StoreInSource { path: shown(), store, remedy });
+        }
     }
     Ok((real, name))
 }

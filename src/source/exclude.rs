@@ -80,6 +80,13 @@ impl Excludes {
             })
     }
 
+    /// Tells whether the entry at `relative_path` or a directory above it is left out.
+    pub fn leaves_out(&self, relative_path: &[u8], is_directory: bool) -> bool {
+        let slashes = relative_path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        slashes.map(|(at, _)| &relative_path[..at]).any(|directory| self.excluded(directory, true))
+            || self.excluded(relative_path, is_directory)
+    }
+
     /// Returns the patterns as they were given, the defaults included.
     pub fn patterns(&self) -> impl Iterator<Item = &str> {
         self.patterns.iter().map(|pattern| pattern.given.as_str())
