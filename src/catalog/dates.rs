@@ -185,7 +185,7 @@ impl Dates {
         if let (Some(last), Some(date)) = (late.last(), late.iter().map(|one| one.date).max()) {
             return Some(ClockDoubt::Later { count: late.len() as u64, last: last.id.clone(), date });
         }
-        let jumped = own().filter(|one| one.has_jumped && !one.is_accepted).next_back();
+        let jumped = own().rfind(|one| one.has_jumped && !one.is_accepted);
         jumped.map(|last| ClockDoubt::Jump { last: last.id.clone(), date: last.date })
     }
 

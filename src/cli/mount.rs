@@ -383,7 +383,7 @@ fn helper_options(list: Option<&OsString>, given: &mut Vec<OsString>) -> Result<
             // mount(8) adds who mounts, where any user may.
             ("comment" | "user", _) => {}
             (name, _) if CONTEXT_OPTIONS.contains(&name) => {
-                if Path::new(SELINUX).exists() {
+                if std::path::Path::new(SELINUX).exists() {
                     return Err(format!(
                         "the option {option} cannot be given while SELinux is on: the mount has the label that the policy gives to FUSE"
                     ));

@@ -18,6 +18,7 @@ mod intake;
 pub mod known;
 pub mod options;
 pub mod owners;
+mod place;
 pub mod progress;
 pub mod pull;
 mod resolve;

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +14,7 @@ use super::intake::Intake;
 use super::known::KnownInodes;
 use super::options::{RunProblem, SnapshotOptions, SnapshotReport, cores};
 use super::owners::{Acls, Owners};
+use super::place::source_name;
 use super::progress::Progress;
 use super::resolve::{Asked, Pending, PendingListing};
 use super::tree::{Resolved, ResolvedListing, TreeBuilder};
@@ -28,7 +28,7 @@ use crate::model::{Kind, Stat};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
 use crate::source::read::{ReadRequest, Want};
-use crate::source::scan::{Found, Listing, ScanError, ScanOptions};
+use crate::source::scan::{Found, Listing, ScanOptions};
 use crate::source::tree::{LocalTree, SourceError, SourceTree};
 
 /// Read requests that may be unanswered before the run stops classifying and completes listings.
@@ -107,38 +107,6 @@ pub(super) fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> Sca
         threads: options.threads,
         ..ScanOptions::default()
     }
-}
-
-/// Returns the path to open and the name under which the source is known. A store inside the source must be left out.
-pub(super) fn source_name(
-    replica: &Replica,
-    source: &Path,
-    excludes: &Excludes,
-) -> Result<(PathBuf, String), SnapshotError> {
-    let shown = || source.display().to_string();
-    let not_there = |error| SourceError::Scan(ScanError::Root { path: source.to_owned(), source: error });
-    let real = source.canonicalize().map_err(not_there)?;
-    let absolute: PathBuf = std::path::absolute(source).map_err(not_there)?.components().collect();
-    let name = absolute.to_str().ok_or_else(|| SnapshotError::SourceName { path: shown() })?.to_owned();
-    if let Ok(store) = replica.path().canonicalize()
-        && let Ok(inside) = store.strip_prefix(&real)
-    {
-        let inside = inside.as_os_str().as_bytes();
-        if inside.is_empty() || !excludes.leaves_out(inside, true) {
-            let remedy = match std::str::from_utf8(inside) {
-                Ok(inside) if !inside.is_empty() => {
-                    format!(
-                        "leave it out with --exclude '/{}' (or `exclude` in the configuration file), or move it",
-                        globset::escape(inside)
-                    )
-                }
-                _ => "move it".to_owned(),
-            };
-            let store = replica.path().display().to_string();
-            return Err(SnapshotError::StoreInSource { path: shown(), store, remedy });
-        }
-    }
-    Ok((real, name))
 }
 
 fn known_path(replica: &Replica, source: u32) -> PathBuf {
