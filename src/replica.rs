@@ -84,7 +84,7 @@ pub fn init(path: &Path) -> Result<StoreConfig, ReplicaError> {
 /// Tries whether a file system can hold a store, and returns the lock of the new one.
 fn probe(path: &Path) -> Result<File, ReplicaError> {
     let unfit = |reason| ReplicaError::Unfit { path: path.display().to_string(), reason };
-    LocalBackend::open(path)?.probe().map_err(unfit)?;
+    LocalBackend::open(path)?.probe()?.map_err(unfit)?;
     let lock_path = path.join(LOCK);
     let locked = take_lock(path).and_then(|lock| {
         let other = File::open(&lock_path).map_err(io_error("Cannot open", &lock_path))?;

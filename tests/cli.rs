@@ -594,3 +594,53 @@ fn what_leaves_only_shows_itself() {
     let page = fs::read_to_string(report).unwrap();
     assert!(page.chars().all(|letter| letter == '\n' || zmreplica::plain::is_plain(letter)), "{page:?}");
 }
+
+/// On a terminal, where there are colours and a live line: names of files, too, show themselves only.
+#[test]
+fn on_a_terminal_names_only_show_themselves() {
+    let bench = Bench::with_store();
+    let said = bench.snapshot();
+    let before = said.split_whitespace().nth(1).unwrap();
+    let hostile = "n\u{1b}]0;t\u{7}\u{1b}[2J\r\nerror: forged \u{9b}31m\u{202e}gpj";
+    fs::create_dir(bench.source().join(hostile)).unwrap();
+    fs::write(bench.source().join(hostile).join(hostile), "text").unwrap();
+    symlink(hostile, bench.source().join("to")).unwrap();
+    for arguments in [
+        "snapshot source",
+        "ls -l latest",
+        "ls -R latest",
+        "find '*'",
+        "find --snapshot latest '*'",
+        &format!("diff {before} latest"),
+        "check",
+        "restore latest copy",
+    ] {
+        let line = format!("'{}' --store store {arguments}", assert_cmd::cargo::cargo_bin!("zmreplica").display());
+        let mut command = Command::new("script");
+        // A terminal of its own, which `script` makes.
+        command.args(["-qec", &line, "/dev/null"]).current_dir(bench.path("")).env_clear();
+        command
+            .env("PATH", "/usr/bin:/bin")
+            .env("TERM", "xterm-256color")
+            .env("ZMREPLICA_CONFIG", bench.path("empty.toml"));
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        // What is left without our own colours and those moves of the live line.
+        let mut rest = text.as_str();
+        let mut shown = String::new();
+        while let Some((before, after)) = rest.split_once('\u{1b}') {
+            shown.push_str(before);
+            let end = after.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(after.len() - 1);
+            let (sequence, after) = after.split_at(end + 1);
+            let is_ours = sequence.starts_with('[') && sequence.ends_with(['m', 'K', 'A', 'B', 'h', 'l']);
+            assert!(is_ours, "{arguments}: {sequence:?} in {text:?}");
+            rest = after;
+        }
+        shown.push_str(rest);
+        let is_harmless = |letter: char| matches!(letter, '\n' | '\r' | '\t') || zmreplica::plain::is_plain(letter);
+        assert!(shown.chars().all(is_harmless), "{arguments}: {text:?}");
+        let is_named = arguments != "check" && !arguments.starts_with("restore") && !arguments.starts_with("snapshot");
+        assert_eq!(shown.contains("error: forged"), is_named, "{arguments}: {text}");
+        assert!(!shown.lines().any(|line| line.starts_with("error: forged")), "{arguments}: {text}");
+    }
+}

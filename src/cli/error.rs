@@ -185,8 +185,29 @@ impl CliError {
         }
     }
 
+    /// Returns whether an object of the store may not be read or written, as one may be that an earlier release made for root in the store of another user.
+    fn is_denied_object(&self) -> bool {
+        let backend = match self {
+            CliError::Replica(ReplicaError::Backend(error)) | CliError::Check(CheckError::Backend(error)) => error,
+            CliError::Prune(PruneError::Backend(error)) => error,
+            CliError::Replica(ReplicaError::Catalog(CatalogError::Backend(error))) => error,
+            CliError::Catalog(CatalogError::Backend(error)) => error,
+            CliError::Check(CheckError::Catalog(CatalogError::Backend(error))) => error,
+            CliError::Snapshot(SnapshotError::Catalog(CatalogError::Backend(error))) => error,
+            CliError::Prune(PruneError::Catalog(CatalogError::Backend(error))) => error,
+            _ => return false,
+        };
+        matches!(backend, BackendError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Returns what to do about it, where the message does not say so itself.
     pub(crate) fn hint(&self) -> Option<String> {
+        if self.is_denied_object() {
+            return Some(
+                "All files of a store should belong to its owner: as root, `chown -hR USER STORE` makes them so."
+                    .to_owned(),
+            );
+        }
         match self {
             CliError::NoStore => Some(
                 "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml.".to_owned(),

@@ -94,14 +94,18 @@ impl LocalBackend {
         Ok((files, bytes))
     }
 
-    /// Tries whether the file system does all that objects need, and leaves nothing behind.
+    /// Tries whether the file system does all that objects need, and leaves nothing behind. Says what it does not do.
     ///
     /// # Errors
-    /// Says what it does not do.
-    pub(crate) fn probe(&self) -> Result<(), String> {
+    /// [`BackendError::NoSpace`] if there is no room to try.
+    pub(crate) fn probe(&self) -> Result<Result<(), String>, BackendError> {
         let key = format!("probe-{}", std::process::id());
         let failed = |what: &'static str| move |error: BackendError| format!("{what}: {error}");
-        self.put(&key, &[b"probe"]).map_err(failed("a file cannot be written and named"))?;
+        match self.put(&key, &[b"probe"]) {
+            Ok(()) => {}
+            Err(error @ BackendError::NoSpace { .. }) => return Err(error),
+            Err(error) => return Ok(Err(failed("a file cannot be written and named")(error))),
+        }
         let tried = (|| {
             match self.put(&key, &[b"other"]) {
                 Err(BackendError::Exists { .. }) => {}
@@ -115,7 +119,7 @@ impl LocalBackend {
             self.sync().map_err(failed("a directory cannot be synced"))
         })();
         let deleted = self.delete(&key).map_err(failed("a file cannot be deleted"));
-        tried.and(deleted)
+        Ok(tried.and(deleted))
     }
 
     fn path(&self, key: &str) -> Result<PathBuf, BackendError> {
