@@ -14,10 +14,10 @@ use crate::model::Stat;
 use crate::remote::agentless::{AgentlessOptions, AgentlessTree};
 use crate::remote::client::{AgentChoice, ConnectError, RemoteTree, connect};
 use crate::remote::protocol::{Start, Task};
-use crate::remote::transport::Transport;
 use crate::remote::transport::command::CommandTransport;
 use crate::remote::transport::spec::RemoteSpec;
 use crate::remote::transport::ssh::{SshOptions, SshTransport};
+use crate::remote::transport::{Transport, TransportError};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
 use crate::source::scan::Found;
@@ -267,8 +267,10 @@ fn with_attempts<T>(
     loop {
         let (began, before) = (Instant::now(), progress.ingest.new_bytes.load(Ordering::Relaxed));
         let error = match attempt() {
-            Err(error) if may_pass(&error) && progress.interrupted() => return Err(progress.interruption()),
-            Err(error) if may_pass(&error) => error,
+            Err(error) if may_pass(&error, progress) && progress.interrupted() => {
+                return Err(progress.interruption());
+            }
+            Err(error) if may_pass(&error, progress) => error,
             other => return other,
         };
         let brought = progress.ingest.new_bytes.load(Ordering::Relaxed) - before;
@@ -291,8 +293,12 @@ fn with_attempts<T>(
     }
 }
 
-fn may_pass(error: &SnapshotError) -> bool {
+fn may_pass(error: &SnapshotError, progress: &Progress) -> bool {
     match error {
+        // A host that was there comes back; one that never was has another name or port.
+        SnapshotError::Connect(ConnectError::Transport(TransportError::Unreachable { .. })) => {
+            progress.wire.connections.load(Ordering::Relaxed) > 0
+        }
         SnapshotError::Connect(error) => error.may_pass(),
         SnapshotError::Source(SourceError::Lost { .. }) => true,
         _ => false,

@@ -158,16 +158,26 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
             start.root
         ))
     };
+    // What the agent is confined to comes first: where that is missing, nothing else is to blame. A run asks for the root that it started the agent with.
+    let confines = options.root.as_deref().map(|root| {
+        resolve(root).map_err(|error| match root == asked {
+            true => refused(error),
+            false => AgentError::Refused(format!(
+                "The agent on {host} is confined to {}, which it cannot use: {error}. Make it there, or correct --root of the agent (command= in authorized_keys)",
+                root.display()
+            )),
+        })
+    });
+    let confines = confines.transpose()?;
     let real = resolve(asked).map_err(refused)?;
-    if let Some(root) = &options.root {
-        let root = resolve(root).map_err(refused)?;
-        if !real.starts_with(&root) {
-            let allowed = root.display();
-            return Err(AgentError::Refused(format!(
-                "The agent on {host} is confined to {allowed}, and {} is not below it",
-                start.root
-            )));
-        }
+    if let Some(root) = &confines
+        && !real.starts_with(root)
+    {
+        let allowed = root.display();
+        return Err(AgentError::Refused(format!(
+            "The agent on {host} is confined to {allowed}, and {} is not below it",
+            start.root
+        )));
     }
     if start.task == Task::Restore && !options.writable {
         return Err(AgentError::Refused(format!(

@@ -3,7 +3,9 @@
 //! 1. `zmreplica` from the user's PATH there, or the path that was named. A key may be bound to an agent by `command=` in `authorized_keys`; then the
 //!    host starts that one whatever is asked for.
 //! 2. If there is none, or it speaks another version: the one that an earlier run uploaded, found by its hash, so that it is never an old or a damaged one.
-//! 3. If that is not there: it is uploaded, once, read back and compared.
+//! 3. If that is not there: it is uploaded, once, read back, compared, and tried.
+//!
+//! What is uploaded is a static program if there is one. Else it is this very program, for a host of the same sort has the libraries that it needs; the trial tells.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -13,7 +15,8 @@ use crate::remote::agent::preamble;
 use crate::remote::protocol::frame::{self, Kind};
 use crate::remote::protocol::{Hello, MAGIC, NOISE_BYTES, PREAMBLE_BYTES, Start, VERSION};
 use crate::remote::transport::deadline::Deadline;
-use crate::remote::transport::{Connection, LastWords, Transport, TransportError, quoted};
+use crate::remote::transport::upload::{UploadError, upload};
+use crate::remote::transport::{Connection, Transport, TransportError, printed, quoted};
 
 /// Where uploaded agents are, below the home directory there.
 const UPLOAD_DIRECTORY: &str = ".cache/zmreplica";
@@ -91,8 +94,8 @@ pub struct Opened {
 
 /// Why one program is no agent.
 enum NotThis {
-    /// It is not there, or is something else.
-    Absent(LastWords),
+    /// It is not there, or is something else; how that ended.
+    Absent(String),
     /// It speaks another version.
     Version(u32),
     /// Something else is to be told.
@@ -131,7 +134,7 @@ pub fn connect(
     }
     let binary = binary_to_upload(choice.binary.as_deref())
         .map_err(|reason| ConnectError::NoAgent { message: format!("{why}, and none can be uploaded: {reason}") })?;
-    let hash = blake3::hash(&binary).to_hex().to_string();
+    let hash = blake3::hash(&binary.bytes).to_hex().to_string();
     let name = format!("agent-{}-{}", env!("CARGO_PKG_VERSION"), &hash[..16]);
     let program = format!("\"$HOME\"/{UPLOAD_DIRECTORY}/{name}");
     // There from an earlier run, as a rule.
@@ -140,7 +143,10 @@ pub fn connect(
         Err(NotThis::Error(error)) => return Err(error),
         Ok(_) | Err(NotThis::Absent(_) | NotThis::Version(_)) => {}
     }
-    transport.upload(UPLOAD_DIRECTORY, &name, &binary)?;
+    upload(transport, UPLOAD_DIRECTORY, &name, &binary.bytes).map_err(|error| match error {
+        UploadError::Transport(error) => error.into(),
+        UploadError::DoesNotRun(words) => does_not_run(&why, &words, &binary),
+    })?;
     match attempt(transport, &program, start, (writable, choice.handshake)) {
         Ok((connection, hello)) if hello.binary == hash => Ok(Opened { connection, hello, uploaded: true }),
         Ok(_) => Err(ConnectError::NoAgent {
@@ -150,11 +156,18 @@ pub fn connect(
         Err(NotThis::Version(version)) => {
             Err(ConnectError::NoAgent { message: format!("{why}; the uploaded one speaks version {version}") })
         }
-        Err(NotThis::Absent(words)) => Err(ConnectError::NoAgent {
-            message: format!(
-                "{why}, and the one that was uploaded does not run there: {words}. Use --agentless, or install zmreplica there"
-            ),
-        }),
+        Err(NotThis::Absent(words)) => Err(does_not_run(&why, &words, &binary)),
+    }
+}
+
+fn does_not_run(why: &str, words: &str, binary: &Binary) -> ConnectError {
+    let remedy = if binary.is_static {
+        "Use --agentless, or install zmreplica there".to_owned()
+    } else {
+        format!("{} needs libraries of this host; scripts/build-agent makes one that needs none", binary.path.display())
+    };
+    ConnectError::NoAgent {
+        message: format!("{why}, and the one that was uploaded does not run there: {words}. {remedy}"),
     }
 }
 
@@ -166,14 +179,17 @@ fn attempt(
 ) -> Result<(Connection, Hello), NotThis> {
     let host = transport.host().to_owned();
     let broken = |reason: String| NotThis::Error(ConnectError::Broken { host: host.clone(), reason });
-    let root = quoted(&start.root);
+    // For who looks at the processes there: what counts is the root in `start`. Some login shells read these within quotes, too.
+    let shown = !start.root.contains(['\n', '!', '\\', '\'']);
+    let root = if shown { format!(" --root {}", quoted(&start.root)) } else { String::new() };
     let writable = if writable { " --writable" } else { "" };
-    let command = format!("exec {program} agent --root {root}{writable}");
+    let command = format!("exec {program} agent{root}{writable}");
     let mut connection = transport.run(&command).map_err(|error| NotThis::Error(error.into()))?;
     let deadline = Deadline::start(std::sync::Arc::clone(&connection.control), handshake)
         .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
     let mut input = deadline.watch(&mut *connection.input);
-    match read_preamble(&mut input) {
+    let mut seen = Vec::new();
+    match read_preamble(&mut input, &mut seen) {
         Ok(VERSION) => {}
         Ok(version) => return Err(NotThis::Version(version)),
         Err(error) => {
@@ -181,10 +197,14 @@ fn attempt(
                 return Err(broken(reason));
             }
             let words = connection.control.last_words();
+            if let Some(error) = words.lasting(&host) {
+                return Err(NotThis::Error(error.into()));
+            }
+            let seen = if words.not_found() { String::new() } else { printed(&seen) };
             // A shell that ends with 126 or 127 has not found the program; one that ends with anything else has found another. A connection that just ends has broken.
             return Err(match words.code {
-                Some(255) | None => broken(format!("{error}; {words}")),
-                Some(_) => NotThis::Absent(words),
+                Some(255) | None => broken(format!("{error}; {words}{seen}")),
+                Some(_) => NotThis::Absent(format!("{words}{seen}")),
             });
         }
     }
@@ -225,9 +245,8 @@ fn attempt(
     }
 }
 
-/// Reads to the end of the preamble, over what a login shell may print before, and returns the version.
-fn read_preamble(input: &mut dyn Read) -> io::Result<u32> {
-    let mut seen = Vec::new();
+/// Reads to the end of the preamble, over what a login shell may print before, and returns the version. What was read is in `seen`.
+fn read_preamble(input: &mut dyn Read, seen: &mut Vec<u8>) -> io::Result<u32> {
     let mut byte = [0];
     while !seen.ends_with(&MAGIC) {
         if seen.len() >= NOISE_BYTES {
@@ -241,20 +260,29 @@ fn read_preamble(input: &mut dyn Read) -> io::Result<u32> {
     Ok(u32::from_le_bytes(version))
 }
 
-/// Finds a program that needs nothing from the host it is brought to.
-fn binary_to_upload(given: Option<&Path>) -> Result<Vec<u8>, String> {
+/// A program to upload.
+struct Binary {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    /// Whether it needs nothing from the host it is brought to.
+    is_static: bool,
+}
+
+/// Finds a program to upload: a static one, or else this one.
+fn binary_to_upload(given: Option<&Path>) -> Result<Binary, String> {
     let own = std::env::current_exe().ok();
     let beside = own.as_ref().and_then(|own| Some(own.parent()?.join(BINARY_NAME)));
     let library = Path::new(LIBRARY_DIRECTORY).join(BINARY_NAME);
     let candidates: Vec<PathBuf> = match given {
         Some(given) => vec![given.to_owned()],
-        None => beside.into_iter().chain([library]).chain(own).collect(),
+        None => beside.into_iter().chain([library]).chain(own.clone()).collect(),
     };
     for candidate in &candidates {
         let fits = std::fs::metadata(candidate).is_ok_and(|file| file.is_file() && file.len() <= BINARY_MAX_BYTES);
         if fits && let Ok(bytes) = std::fs::read(candidate) {
-            if is_static(&bytes) {
-                return Ok(bytes);
+            let is_static = is_static(&bytes);
+            if is_static || (given.is_none() && Some(candidate) == own.as_ref()) {
+                return Ok(Binary { path: candidate.clone(), bytes, is_static });
             }
             if given.is_some() {
                 return Err(format!("{} is not a static program", candidate.display()));
@@ -264,7 +292,7 @@ fn binary_to_upload(given: Option<&Path>) -> Result<Vec<u8>, String> {
     match given {
         Some(given) => Err(format!("{} cannot be read", given.display())),
         None => Err(format!(
-            "there is no static {BINARY_NAME} beside this program or in {LIBRARY_DIRECTORY}; scripts/build-agent makes one"
+            "there is no static {BINARY_NAME} beside this program or in {LIBRARY_DIRECTORY}, and this program cannot be read; scripts/build-agent makes one"
         )),
     }
 }
@@ -297,9 +325,10 @@ mod tests {
     fn what_a_shell_prints_is_passed_over() {
         let mut stream = b"Welcome to mail!\nZMRAGEN\n".to_vec();
         stream.extend_from_slice(&preamble());
-        assert_eq!(read_preamble(&mut stream.as_slice()).unwrap(), VERSION);
-        assert!(read_preamble(&mut b"no such command".as_slice()).is_err());
-        assert_eq!(read_preamble(&mut std::io::repeat(b'x')).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let read = |input: &mut dyn Read| read_preamble(input, &mut Vec::new());
+        assert_eq!(read(&mut stream.as_slice()).unwrap(), VERSION);
+        assert!(read(&mut b"no such command".as_slice()).is_err());
+        assert_eq!(read(&mut std::io::repeat(b'x')).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::spec::RemoteSpec;
 use super::ssh::PASSPHRASE_VARIABLE;
-use super::{Connection, Control, LastWords, SILENCE, Transport, TransportError, keep_end, quoted};
+use super::{Connection, Control, LastWords, SILENCE, Transport, TransportError, keep_end};
 
 /// How long a program may take to end after its stdout has.
 const END_TIME: Duration = Duration::from_secs(5);
@@ -29,21 +29,6 @@ impl CommandTransport {
 
     fn error(&self, reason: String) -> TransportError {
         TransportError::Connect { host: self.spec.host.clone(), reason }
-    }
-
-    /// Runs a command to its end and returns what it wrote.
-    fn output_of(&mut self, command: &str, stdin: &[u8]) -> Result<Vec<u8>, TransportError> {
-        let Connection { mut input, mut output, control } = self.run(command)?;
-        let written = output.write_all(stdin).and_then(|()| output.flush());
-        drop(output);
-        let mut bytes = Vec::new();
-        let read = input.read_to_end(&mut bytes);
-        let words = control.last_words();
-        match (written.and(read), words.code) {
-            (Ok(_), Some(0)) => Ok(bytes),
-            (Err(error), None) => Err(self.error(format!("{error}; {words}"))),
-            _ => Err(self.error(format!("`{command}`: {words}"))),
-        }
     }
 }
 
@@ -67,7 +52,11 @@ impl Transport for CommandTransport {
         else {
             return Err(self.error("its pipes are missing".to_owned()));
         };
-        let control = Arc::new(ChildControl { child: Mutex::new(child), stderr: Mutex::default() });
+        let control = Arc::new(ChildControl {
+            child: Mutex::new(child),
+            stderr: Mutex::default(),
+            program: self.program.clone(),
+        });
         let keeper = Arc::clone(&control);
         let spawned = std::thread::Builder::new().name("rsh-stderr".to_owned()).spawn(move || keeper.keep(stderr));
         spawned.map_err(|error| self.error(format!("a thread cannot be started: {error}")))?;
@@ -78,18 +67,6 @@ impl Transport for CommandTransport {
         })
     }
 
-    fn upload(&mut self, directory: &str, name: &str, bytes: &[u8]) -> Result<(), TransportError> {
-        let (directory, temporary, name) =
-            (quoted(directory), quoted(&format!("{name}.tmp-{}", std::process::id())), quoted(name));
-        let enter = format!("umask 077 && mkdir -p \"$HOME\"/{directory} && cd \"$HOME\"/{directory}");
-        self.output_of(&format!("{enter} && cat > {temporary}"), bytes)?;
-        if self.output_of(&format!("{enter} && cat {temporary}"), &[])? != bytes {
-            return Err(self.error("the uploaded agent reads back as something else".to_owned()));
-        }
-        self.output_of(&format!("{enter} && chmod 700 {temporary} && mv {temporary} {name}"), &[])?;
-        Ok(())
-    }
-
     fn host(&self) -> &str {
         &self.spec.host
     }
@@ -98,6 +75,7 @@ impl Transport for CommandTransport {
 struct ChildControl {
     child: Mutex<Child>,
     stderr: Mutex<Vec<u8>>,
+    program: String,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,6 +83,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ChildControl {
+    /// Returns whether the shell here says that it has no such program: `sh: 1: exec: NAME: not found`. The one there names another.
+    fn is_not_found(&self, stderr: &str) -> bool {
+        let name = self.program.split_whitespace().next().unwrap_or_default();
+        stderr.lines().any(|line| {
+            line.contains(&format!(" {name}: "))
+                && ["not found", "Permission denied", "No such file"].iter().any(|why| line.contains(why))
+        })
+    }
+
     fn keep(&self, mut stderr: impl Read) {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = stderr.read(&mut buffer) {
@@ -133,7 +120,9 @@ impl Control for ChildControl {
         };
         // What the thread has still in its hands.
         std::thread::sleep(Duration::from_millis(20));
-        LastWords { code, stderr: String::from_utf8_lossy(&lock(&self.stderr)).into_owned() }
+        let stderr = String::from_utf8_lossy(&lock(&self.stderr)).into_owned();
+        let carrier = matches!(code, Some(126 | 127)) && self.is_not_found(&stderr);
+        LastWords { code, stderr, carrier }
     }
 }
 

@@ -5,14 +5,16 @@
 
 pub mod command;
 pub(crate) mod deadline;
+pub mod known_hosts;
 pub mod spec;
 pub mod ssh;
+pub mod upload;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::protocol::SILENCE_SECONDS;
+use super::protocol::{NOISE_BYTES, SILENCE_SECONDS};
 
 /// A read that has waited so long for a byte fails. The far side sends a sign of life more often.
 pub const SILENCE: Duration = Duration::from_secs(SILENCE_SECONDS);
@@ -27,6 +29,14 @@ pub enum TransportError {
     /// No connection, or it broke. Another attempt may do.
     #[error("Cannot connect to {host}: {reason}")]
     Connect {
+        /// The host, as the user named it.
+        host: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Nobody listens there, or the name is not known. Worth another attempt only to one who was connected before.
+    #[error("Cannot connect to {host}: {reason}")]
+    Unreachable {
         /// The host, as the user named it.
         host: String,
         /// What happened.
@@ -66,12 +76,40 @@ pub struct LastWords {
     pub code: Option<i32>,
     /// The end of what it wrote to stderr.
     pub stderr: String,
+    /// It was not this command that ended so, but the program on this host that should have carried it.
+    pub carrier: bool,
 }
+
+/// What OpenSSH's client says when nobody listens, or the name is unknown.
+const UNREACHABLE: [&str; 3] =
+    ["Connection refused", "Name or service not known", "No address associated with hostname"];
+/// What it says when the host is not trusted, does not let the user in, or cannot be talked to.
+const REFUSED: [&str; 7] = [
+    "Host key verification failed",
+    "Permission denied (",
+    "Too many authentication failures",
+    "Unable to negotiate with",
+    "Bad configuration option",
+    "Bad owner or permissions",
+    "unknown option --",
+];
 
 impl LastWords {
     /// Returns whether the shell there says that it has no such program.
     pub fn not_found(&self) -> bool {
-        matches!(self.code, Some(126 | 127))
+        !self.carrier && matches!(self.code, Some(126 | 127))
+    }
+
+    /// Returns the error of an end that another attempt would not change.
+    pub fn lasting(&self, host: &str) -> Option<TransportError> {
+        let said =
+            |phrases: &[&str]| self.code == Some(255) && phrases.iter().any(|phrase| self.stderr.contains(phrase));
+        let host = host.to_owned();
+        if self.carrier || said(&REFUSED) {
+            let message = format!("Cannot connect to {host}: {self}");
+            return Some(TransportError::Refused { message });
+        }
+        said(&UNREACHABLE).then(|| TransportError::Unreachable { host, reason: self.to_string() })
     }
 }
 
@@ -96,12 +134,6 @@ pub trait Transport {
     /// See [`TransportError`]. That the command is not there shows in its [`LastWords`].
     fn run(&mut self, command: &str) -> Result<Connection, TransportError>;
 
-    /// Writes an executable file below the home directory there, its directories included, reads it back and compares; it gets its name only then.
-    ///
-    /// # Errors
-    /// See [`TransportError`].
-    fn upload(&mut self, directory: &str, name: &str, bytes: &[u8]) -> Result<(), TransportError>;
-
     /// Returns the host, as messages name it.
     fn host(&self) -> &str;
 }
@@ -109,6 +141,18 @@ pub trait Transport {
 /// Quotes a word for a POSIX shell.
 pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Shows the end of what a host printed where something else was due: the reason often stands there, as `nologin` has it. Empty for nothing.
+pub(crate) fn printed(seen: &[u8]) -> String {
+    const SHOWN_BYTES: usize = 500;
+    let text = seen.trim_ascii();
+    if text.is_empty() {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(SHOWN_BYTES)..]);
+    let clean = text.split_whitespace().collect::<Vec<_>>().join(" ").replace(|c: char| c.is_control(), "?");
+    format!("; it printed: {clean}")
 }
 
 /// Keeps the end of a stream of text.

@@ -1,12 +1,15 @@
-//! Host keys: known ones are asked for first, unknown and changed ones are refused with the remedy.
-//!
-//! The file's format is OpenSSH's, plain and hashed names. Wildcards, certificates and revocations are not understood: a host that is known only by those counts as unknown.
+//! Host keys: known ones are asked for first; unknown, changed and revoked ones are refused with the remedy.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use ssh2::{CheckResult, HashType, KnownHostFileKind, Session};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use sha2::{Digest, Sha256};
+use ssh2::Session;
 
 use super::super::TransportError;
+use super::super::known_hosts::{FILE_MAX_BYTES, KnownHosts, Verdict, parse};
 use crate::plain::quoted;
 
 /// All algorithms, in order of preference where nothing is known.
@@ -20,110 +23,110 @@ const ALGORITHMS: [&str; 7] = [
     "ssh-rsa",
 ];
 
-/// Lines of the files of known hosts.
+/// The files of known hosts.
 pub(super) struct KnownKeys {
-    files: Vec<PathBuf>,
-    lines: Vec<String>,
+    /// Those that are not there are empty.
+    files: Vec<(PathBuf, KnownHosts)>,
+}
+
+fn refused(message: String) -> TransportError {
+    TransportError::Refused { message }
 }
 
 impl KnownKeys {
-    /// Reads the file given, which must be there, or else the usual ones.
-    pub(super) fn load(_session: &Session, given: Option<&Path>) -> Result<KnownKeys, TransportError> {
-        let files = match given {
+    /// Reads the file given, or else the usual ones. A file that is not there knows no host.
+    pub(super) fn load(given: Option<&Path>) -> Result<KnownKeys, TransportError> {
+        let paths = match given {
             Some(file) => vec![file.to_owned()],
             None => {
                 let home = super::keys::ssh_directory().map(|directory| directory.join("known_hosts"));
                 home.into_iter().chain([PathBuf::from("/etc/ssh/ssh_known_hosts")]).collect()
             }
         };
-        let mut lines = Vec::new();
-        for file in &files {
-            match std::fs::read(file) {
-                Ok(bytes) => lines.extend(String::from_utf8_lossy(&bytes).lines().map(str::to_owned)),
-                Err(error) if given.is_some() => {
-                    let message = format!("Cannot read the known hosts in {}: {error}", file.display());
-                    return Err(TransportError::Refused { message });
-                }
-                Err(_) => {}
-            }
-        }
-        // Comments, and lines with markers such as @cert-authority.
-        lines.retain(|line| !line.trim().is_empty() && !line.starts_with(['#', '@']));
-        Ok(KnownKeys { files, lines })
-    }
-
-    /// Compares one line with a host; names may be hashed, so the library has to look.
-    fn of_line(session: &Session, line: &str, host: &str, port: u16, key: &[u8]) -> Option<CheckResult> {
-        let mut one = session.known_hosts().ok()?;
-        one.read_str(line, KnownHostFileKind::OpenSSH).ok()?;
-        Some(one.check_port(host, port, key))
+        let read = |path: PathBuf| match read_bounded(&path) {
+            Ok(bytes) => Ok((path, parse(&bytes))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((path, KnownHosts::default())),
+            // It may hold the very line that forbids this host.
+            Err(error) => Err(refused(format!("Cannot read the known hosts in {}: {error}", path.display()))),
+        };
+        Ok(KnownKeys { files: paths.into_iter().map(read).collect::<Result<_, _>>()? })
     }
 
     /// Returns the algorithms to ask the host for, those of its known keys first: else a known host that has another key too would look unknown.
-    pub(super) fn algorithms(&self, session: &Session, host: &str, port: u16) -> String {
+    pub(super) fn algorithms(&self, host: &str, port: u16) -> String {
         let mut known: Vec<&str> = Vec::new();
-        for line in &self.lines {
-            let mut words = line.split_whitespace();
-            let (Some(_), Some(kind)) = (words.next(), words.next()) else { continue };
-            // Any key: another than the line's says "mismatch" for this host and "not found" for others.
-            if matches!(
-                KnownKeys::of_line(session, line, host, port, b"none"),
-                Some(CheckResult::Match | CheckResult::Mismatch)
-            ) {
-                match kind {
-                    "ssh-rsa" => known.extend(["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"]),
-                    kind => known.extend(ALGORITHMS.iter().filter(|algorithm| **algorithm == kind)),
-                }
-            }
+        for kind in self.files.iter().flat_map(|(_, file)| file.types(host, port)) {
+            let wanted: Vec<&str> = match kind {
+                "ssh-rsa" => vec!["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"],
+                kind => ALGORITHMS.into_iter().filter(|algorithm| *algorithm == kind).collect(),
+            };
+            known.extend(wanted.into_iter().filter(|algorithm| !known.contains(algorithm)).collect::<Vec<_>>());
         }
         let rest = ALGORITHMS.into_iter().filter(|algorithm| !known.contains(algorithm)).collect::<Vec<_>>();
         known.extend(rest);
         known.join(",")
     }
 
-    /// Compares the host's key, once it has shown it.
+    /// Compares the host's key, once it has shown it. What forbids it in one file counts against what lets it in in another.
     pub(super) fn check(&self, session: &Session, host: &str, port: u16) -> Result<(), TransportError> {
-        let refused = |message: String| TransportError::Refused { message };
         let (key, kind) =
             session.host_key().ok_or_else(|| refused(format!("The host {host} shows no key; it is not trusted")))?;
-        let mut changed = false;
-        for line in &self.lines {
-            match KnownKeys::of_line(session, line, host, port, key) {
-                Some(CheckResult::Match) => return Ok(()),
-                Some(CheckResult::Mismatch) => changed = true,
-                _ => {}
-            }
+        let verdicts: Vec<(&Path, Verdict)> =
+            self.files.iter().map(|(path, file)| (path.as_path(), file.verdict(host, port, key))).collect();
+        let find = |wanted: fn(&Verdict) -> bool| verdicts.iter().find(|(_, verdict)| wanted(verdict)).copied();
+        let print = format!("{kind:?} {}", fingerprint(key));
+        let bare = port == super::DEFAULT_PORT;
+        let name = quoted(&if bare { host.to_owned() } else { format!("[{host}]:{port}") });
+        let scan = if bare { quoted(host) } else { format!("-p {port} {}", quoted(host)) };
+        if let Some((file, Verdict::Revoked(line))) = find(|verdict| matches!(verdict, Verdict::Revoked(_))) {
+            return Err(refused(format!(
+                "The key of the host {host} is REVOKED: it shows {print}, which line {line} of {} marks @revoked. Do not go on before its administrator has told why, and has set up a new one",
+                file.display()
+            )));
         }
-        let print = fingerprint(session);
-        let name = if port == super::DEFAULT_PORT { host.to_owned() } else { format!("[{host}]:{port}") };
-        let name = quoted(&name);
-        let file = self.files.first().map(|file| file.display().to_string()).unwrap_or_default();
-        let (host_word, file_word) = (quoted(host), quoted(&file));
-        let scan = if port == super::DEFAULT_PORT { host_word } else { format!("-p {port} {host_word}") };
-        Err(refused(if changed {
-            format!(
-                "The key of the host {host} has CHANGED: it shows {kind:?} {print}, and {file} has another. Somebody may be listening, or the host was \
-                 set up anew. If its administrator confirms the new key: `ssh-keygen -f {file_word} -R {name}`, then `ssh-keyscan {scan} >> {file_word}`"
-            )
-        } else {
-            format!(
-                "The key of the host {host} is not known: it shows {kind:?} {print}. Compare that with what the host's administrator tells \
-                 (`ssh-keygen -lf` on its key file), then `ssh-keyscan {scan} >> {file_word}`"
-            )
-        }))
+        if let Some((file, Verdict::Unclear(line))) = find(|verdict| matches!(verdict, Verdict::Unclear(_))) {
+            return Err(refused(format!(
+                "Line {line} of {} may forbid the key of the host {host}, {print}, and is not understood. Correct or remove that line",
+                file.display()
+            )));
+        }
+        if find(|verdict| matches!(verdict, Verdict::Known(_))).is_some() {
+            return Ok(());
+        }
+        if let Some((file, Verdict::Changed(line))) = find(|verdict| matches!(verdict, Verdict::Changed(_))) {
+            let (file, word) = (file.display(), quoted(&file.to_string_lossy()));
+            return Err(refused(format!(
+                "The key of the host {host} has CHANGED: it shows {print}, and line {line} of {file} has another. Somebody may be listening, or the host was \
+                 set up anew. If its administrator confirms the new key: `ssh-keygen -f {word} -R {name}`, then `ssh-keyscan {scan} >> {word}`"
+            )));
+        }
+        let authority = match find(|verdict| matches!(verdict, Verdict::Authority(_))) {
+            Some((file, Verdict::Authority(line))) => {
+                format!(
+                    " (line {line} of {} names an authority for it; certificates are for --rsh ssh)",
+                    file.display()
+                )
+            }
+            _ => String::new(),
+        };
+        let word = self.files.first().map(|(file, _)| quoted(&file.to_string_lossy())).unwrap_or_default();
+        Err(refused(format!(
+            "The key of the host {host} is not known{authority}: it shows {print}. Compare that with what the host's administrator tells \
+             (`ssh-keygen -lf` on its key file), then `ssh-keyscan {scan} >> {word}`"
+        )))
     }
 }
 
-/// Returns the key's fingerprint as ssh-keygen shows it.
-fn fingerprint(session: &Session) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let hash = session.host_key_hash(HashType::Sha256).unwrap_or_default();
-    let mut out = "SHA256:".to_owned();
-    for three in hash.chunks(3) {
-        let word = three.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
-        for at in 0..=three.len() {
-            out.push(char::from(DIGITS[(word >> (18 - 6 * at)) as usize & 63]));
-        }
+fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_MAX_BYTES {
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
     }
-    out
+    Ok(bytes)
+}
+
+/// Returns a key's fingerprint as ssh-keygen shows it.
+fn fingerprint(key: &[u8]) -> String {
+    format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(key)))
 }

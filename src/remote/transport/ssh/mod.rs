@@ -8,9 +8,8 @@ mod keys;
 mod line;
 mod pump;
 
-use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ssh2::{BlockDirections, MethodType, Session};
 
@@ -24,6 +23,9 @@ pub const WINDOW_BYTES: u32 = 8 << 20;
 /// Largest packet, in bytes, as OpenSSH's server sends them.
 const PACKET_BYTES: u32 = 32 << 10;
 const DEFAULT_PORT: u16 = 22;
+/// libssh2's numbers for "no common key exchange" and "no common method".
+const KEX_FAILURE: i32 = -5;
+const METHOD_NOT_SUPPORTED: i32 = -33;
 /// Ciphers in order of preference: those that processors have instructions for come first.
 const CIPHERS: &str =
     "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes192-ctr,aes256-ctr";
@@ -58,20 +60,29 @@ impl SshTransport {
         let host = &self.spec.host;
         let port = self.spec.port.unwrap_or(DEFAULT_PORT);
         let failed = |reason: String| TransportError::Connect { host: host.clone(), reason };
-        let stream = connect_tcp(host, port).map_err(|error| failed(error.to_string()))?;
+        let stream = connect_tcp(host, port).map_err(|error| no_stream(host, port, &error))?;
         let _ = stream.set_nodelay(true);
         let (line, wire) = Line::start(stream).map_err(|error| failed(error.to_string()))?;
         let mut session = Session::new().map_err(|error| failed(error.to_string()))?;
         session.set_timeout(CONNECT_TIME.as_millis() as u32);
         session.set_tcp_stream(wire);
-        let known = hostkeys::KnownKeys::load(&session, self.options.known_hosts.as_deref())?;
-        let preferred = known.algorithms(&session, host, port);
+        let known = hostkeys::KnownKeys::load(self.options.known_hosts.as_deref())?;
+        let preferred = known.algorithms(host, port);
         for (method, list) in
             [(MethodType::HostKey, preferred.as_str()), (MethodType::CryptCs, CIPHERS), (MethodType::CryptSc, CIPHERS)]
         {
             session.method_pref(method, list).map_err(|error| failed(error.to_string()))?;
         }
-        session.handshake().map_err(|error| failed(format!("the handshake failed: {error}")))?;
+        session.handshake().map_err(|error| match error.code() {
+            // Nothing that both know.
+            ssh2::ErrorCode::Session(KEX_FAILURE | METHOD_NOT_SUPPORTED) => {
+                let message = format!(
+                    "Cannot talk to {host}: {error}. Its sshd offers no way that this program knows; use --rsh ssh"
+                );
+                TransportError::Refused { message }
+            }
+            _ => failed(format!("the handshake failed: {error}. Is port {port} that of sshd?")),
+        })?;
         known.check(&session, host, port)?;
         let user = self.spec.user.clone().or_else(local_user).unwrap_or_else(|| "root".to_owned());
         keys::authenticate(&session, host, &user, self.options.key_file.as_deref(), &self.options.passphrase)?;
@@ -94,6 +105,18 @@ fn connect_tcp(host: &str, port: u16) -> std::io::Result<TcpStream> {
     Err(last.unwrap_or_else(|| std::io::Error::other("the name has no address")))
 }
 
+/// Tells a port where nobody listens, or a name that nobody has, from what may pass.
+fn no_stream(host: &str, port: u16, error: &std::io::Error) -> TransportError {
+    let (host, reason) = (host.to_owned(), error.to_string());
+    // The resolver's errors have no kind of their own.
+    let unknown = reason.contains("failed to lookup address") && !reason.contains("Temporary failure");
+    if error.kind() == std::io::ErrorKind::ConnectionRefused {
+        let reason = format!("{reason}. Does sshd listen on port {port} there?");
+        return TransportError::Unreachable { host, reason };
+    }
+    if unknown { TransportError::Unreachable { host, reason } } else { TransportError::Connect { host, reason } }
+}
+
 fn local_user() -> Option<String> {
     Some(uzers::get_current_username()?.to_string_lossy().into_owned())
 }
@@ -106,37 +129,6 @@ impl Transport for SshTransport {
             .map_err(|error| self.failed("no session", &error))?;
         channel.exec(command).map_err(|error| self.failed("the command was refused", &error))?;
         pump::start(session, channel, line).map_err(|error| self.failed("the connection cannot be used", &error))
-    }
-
-    fn upload(&mut self, directory: &str, name: &str, bytes: &[u8]) -> Result<(), TransportError> {
-        let (session, _line) = self.connect()?;
-        let sftp = session.sftp().map_err(|error| self.failed("SFTP is not to be had", &error))?;
-        // Relative paths begin at the home directory.
-        let mut path = PathBuf::new();
-        for part in Path::new(directory) {
-            path.push(part);
-            // Fails where it is already, and if not, so does what follows.
-            let _ = sftp.mkdir(&path, 0o700);
-        }
-        let temporary = path.join(format!("{name}.tmp-{}", std::process::id()));
-        let flags = ssh2::OpenFlags::WRITE | ssh2::OpenFlags::CREATE | ssh2::OpenFlags::TRUNCATE;
-        let mut file = sftp
-            .open_mode(&temporary, flags, 0o700, ssh2::OpenType::File)
-            .map_err(|error| self.failed("the agent cannot be uploaded", &error))?;
-        file.write_all(bytes).map_err(|error| self.failed("the agent cannot be uploaded", &error))?;
-        file.close().map_err(|error| self.failed("the agent cannot be uploaded", &error))?;
-        let mut found = Vec::new();
-        sftp.open(&temporary)
-            .map_err(std::io::Error::from)
-            .and_then(|mut file| file.read_to_end(&mut found))
-            .map_err(|error| self.failed("the uploaded agent cannot be read back", &error))?;
-        if found != bytes {
-            return Err(self.failed("the uploaded agent", &"it reads back as something else"));
-        }
-        let target = path.join(name);
-        let _ = sftp.unlink(&target);
-        sftp.rename(&temporary, &target, None)
-            .map_err(|error| self.failed("the uploaded agent does not get its name", &error))
     }
 
     fn host(&self) -> &str {

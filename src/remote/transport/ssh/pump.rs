@@ -341,6 +341,6 @@ impl Control for SshControl {
             }
             state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        LastWords { code: state.code, stderr: String::from_utf8_lossy(&state.stderr).into_owned() }
+        LastWords { code: state.code, stderr: String::from_utf8_lossy(&state.stderr).into_owned(), carrier: false }
     }
 }
