@@ -461,7 +461,7 @@ fn a_hostile_far_side_harms_nothing() {
     let greeting = "head -c 0; printf 'ZMRPLAIN1 ok\\n'";
     let record = |path: &str| format!("d 755 0 0 2 0 1.0 1.0 9 9 0 {path}\\0");
     let scan =
-        |records: &str| format!("{greeting}; printf '{}{records}E\\0code 0\\0ZMREND scan\\n'; sleep 0.3", record("."));
+        |records: &str| format!("{greeting}; printf '{}{records}E\\0ZMREND scan 6\\ncode 0'; sleep 0.3", record("."));
     let bad = [
         format!("{greeting}; cat /dev/urandom"),
         format!("{greeting}; cat /dev/zero"),
@@ -480,12 +480,12 @@ fn a_hostile_far_side_harms_nothing() {
         scan("x\\0"),
         // Content that is none, for a file that is said to be there.
         format!(
-            "{greeting}; printf '{}f 644 0 0 1 5 1.0 1.0 9 9 8 ./f\\0E\\0code 0\\0ZMREND scan\\nZMREND look\\n'; cat /dev/urandom",
+            "{greeting}; printf '{}f 644 0 0 1 5 1.0 1.0 9 9 8 ./f\\0E\\0ZMREND scan 6\\ncode 0ZMREND look 6\\ncode 0'; cat /dev/urandom",
             record(".")
         ),
         format!(
-            "{greeting}; printf '{}f 644 0 0 1 5 1.0 1.0 9 9 8 ./f\\0E\\0code 0\\0ZMREND scan\\nZMREND look\\n'; \
-                 cd /; tar --format=pax -b 20 -cf - ./etc/passwd; printf 'ZMREND tar\\n'; sleep 0.3",
+            "{greeting}; printf '{}f 644 0 0 1 5 1.0 1.0 9 9 8 ./f\\0E\\0ZMREND scan 6\\ncode 0ZMREND look 6\\ncode 0'; \
+                 cd /; tar --format=pax -b 20 -cf - ./etc/passwd; printf 'ZMREND tar 6\\ncode 0'; sleep 0.3",
             record(".")
         ),
     ];

@@ -100,15 +100,17 @@ pub(super) fn complaints(text: &[u8]) -> Complaints {
 }
 
 fn complaint(line: &[u8]) -> Option<(Vec<u8>, i32)> {
-    let rest = line.strip_prefix(b"find: ")?;
+    // A wrapper may have started it by its path.
+    let rest = &line[memchr::memmem::find(line, b"find: ")? + 6..];
     let at = memchr::memmem::rfind(rest, b": ")?;
     let (shown, message) = (&rest[..at], &rest[at + 2..]);
     // Older ones quote `thus'.
     let shown = shown.strip_prefix(b"'").or_else(|| shown.strip_prefix(b"`"))?.strip_suffix(b"'")?;
-    Some((relative(&unescaped(shown)?)?.to_vec(), errno(message)))
+    Some((relative(&unescaped(shown)?)?.to_vec(), errno_of(message)))
 }
 
-fn errno(message: &[u8]) -> i32 {
+/// Returns the error number behind the system's text for it in the C locale; that of an input/output error for any other text.
+pub(super) fn errno_of(message: &[u8]) -> i32 {
     let errno = match message {
         b"Permission denied" => Errno::ACCESS,
         b"Operation not permitted" => Errno::PERM,
@@ -118,6 +120,8 @@ fn errno(message: &[u8]) -> i32 {
         b"Too many levels of symbolic links" => Errno::LOOP,
         b"File name too long" => Errno::NAMETOOLONG,
         b"Too many open files" => Errno::MFILE,
+        b"Cannot allocate memory" => Errno::NOMEM,
+        b"Structure needs cleaning" => Errno::UCLEAN,
         _ => Errno::IO,
     };
     errno.raw_os_error()

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use super::find::{relative, unescaped};
 use super::read::name_list;
 use super::shell::Shell;
+use super::words::Words;
 use crate::source::tree::SourceError;
 
 /// Returns for the paths that tar could look at whether they have extended attributes. Only files and directories are looked at.
@@ -31,6 +32,9 @@ pub(super) fn look<'p>(
             return Err(shell.failed(super::shell::breach("more names than were asked for")));
         }
     }
+    let words = Words::parse(&shell.end("look").map_err(|error| shell.failed(error))?);
+    // Where the attributes could not be read, the line looks as if there were none.
+    found.retain(|path, _| words.understood() && words.of(path).is_none());
     Ok(found)
 }
 

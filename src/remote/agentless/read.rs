@@ -9,8 +9,9 @@ use rustix::io::Errno;
 use super::archive::{Archive, Member};
 use super::find::{self, RECORD_MAX_BYTES, relative};
 use super::look::look;
-use super::shell::{Shell, breach};
+use super::shell::{Shell, breach, shown};
 use super::spool::Spool;
+use super::words::{Trouble, Words};
 use crate::model::{Kind, Stat};
 use crate::source::cut::{CutError, Cutter};
 use crate::source::read::{ATTEMPTS, EventSink, Hashing, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
@@ -43,7 +44,7 @@ fn path_of(member: &Member) -> Option<&[u8]> {
     relative(name)
 }
 
-/// Brings the headers of directories and device nodes, which have no content, by path.
+/// Brings the headers of directories and device nodes, which have no content, by path. Those that could not be read whole are missing.
 pub(super) fn headers<'p>(
     shell: &mut Shell,
     paths: impl Iterator<Item = &'p [u8]>,
@@ -66,7 +67,9 @@ pub(super) fn headers<'p>(
             Err(error) => break Err(error),
         }
     };
-    ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))?;
+    let said = ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))?;
+    let words = Words::parse(&said);
+    found.retain(|(path, _)| words.understood() && words.of(path).is_none());
     Ok(found)
 }
 
@@ -77,12 +80,12 @@ struct Now {
     readable: bool,
 }
 
-/// Asks what is at some names now. Names that are not there are missing in the answer.
+/// Asks what is at some names now. Names that are not there are missing in the answer; those that could not be looked at have the system's error number.
 fn look_again<'p>(
     shell: &mut Shell,
-    paths: impl Iterator<Item = &'p [u8]>,
-) -> Result<HashMap<Vec<u8>, Now>, SourceError> {
-    let (names, count) = name_list(paths);
+    paths: impl Iterator<Item = &'p [u8]> + Clone,
+) -> Result<HashMap<Vec<u8>, Result<Now, i32>>, SourceError> {
+    let (names, count) = name_list(paths.clone());
     let mut found = HashMap::new();
     if count == 0 {
         return Ok(found);
@@ -98,12 +101,28 @@ fn look_again<'p>(
             Some((path.to_vec(), Now { stat: find::stat(fields)?, readable: mark == b"r " }))
         });
         let (path, now) = parsed.ok_or_else(|| shell.failed(breach("a record of a name that none can have")))?;
-        found.insert(path, now);
+        found.insert(path, Ok(now));
         if found.len() > count {
             return Err(shell.failed(breach("more names than were asked for")));
         }
     }
-    shell.end("stat").map_err(|error| shell.failed(error))?;
+    let said = shell.end("stat").map_err(|error| shell.failed(error))?;
+    let complaints = find::complaints(&said);
+    // xargs ends with 123 when find did not find all of them. Anything else is an answer that was cut short.
+    if !matches!(complaints.code, Some(0 | 123)) {
+        return Err(SourceError::Lost { reason: format!("find ended early: {}", shown(&said)) });
+    }
+    let errnos: HashMap<Vec<u8>, i32> = complaints.of_paths.into_iter().collect();
+    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::STALE].map(Errno::raw_os_error);
+    for path in paths {
+        if !found.contains_key(path) {
+            // Only a name that is said to be gone is gone.
+            let errno = errnos.get(path).copied().unwrap_or(Errno::IO.raw_os_error());
+            if !gone.contains(&errno) {
+                found.insert(path.to_vec(), Err(errno));
+            }
+        }
+    }
     Ok(found)
 }
 
@@ -112,17 +131,18 @@ fn look_again<'p>(
 fn forget_elsewhere<'r>(
     shell: &mut Shell,
     requests: impl Iterator<Item = &'r ReadRequest>,
-    now: &mut HashMap<Vec<u8>, Now>,
+    now: &mut HashMap<Vec<u8>, Result<Now, i32>>,
 ) -> Result<(), SourceError> {
     let above = |path: &'r [u8]| memchr::memchr_iter(b'/', path).map(move |slash| &path[..slash]);
     let moved = requests.map(|request| (request.path.as_slice(), &request.stat)).filter(|(path, asked)| {
-        now.get(*path).is_some_and(|now| (now.stat.ino, now.stat.dev) != (asked.ino, asked.dev))
+        matches!(now.get(*path), Some(Ok(now)) if (now.stat.ino, now.stat.dev) != (asked.ino, asked.dev))
     });
     let moved: Vec<&[u8]> = moved.map(|(path, _)| path).collect();
     let directories: BTreeSet<&[u8]> = moved.iter().flat_map(|path| above(path)).collect();
-    let seen = look_again(shell, directories.into_iter())?;
+    let seen = look_again(shell, directories.iter().copied())?;
     for path in moved {
-        let inside = above(path).all(|path| seen.get(path).is_some_and(|now| now.stat.kind == Kind::Directory));
+        let inside =
+            above(path).all(|path| matches!(seen.get(path), Some(Ok(now)) if now.stat.kind == Kind::Directory));
         if !inside {
             now.remove(path);
         }
@@ -132,7 +152,14 @@ fn forget_elsewhere<'r>(
 
 /// Looks at one name.
 pub(super) fn stat_one(shell: &mut Shell, path: &[u8]) -> Result<Option<Stat>, SourceError> {
-    Ok(look_again(shell, std::iter::once(path))?.remove(path).map(|now| now.stat))
+    match look_again(shell, std::iter::once(path))?.remove(path) {
+        None => Ok(None),
+        Some(Ok(now)) => Ok(Some(now.stat)),
+        Some(Err(errno)) => {
+            let error = io::Error::from_raw_os_error(errno);
+            Err(SourceError::Lost { reason: format!("{} cannot be looked at: {error}", path.escape_ascii()) })
+        }
+    }
 }
 
 /// A member as it was taken in.
@@ -142,6 +169,16 @@ struct Taken {
     skipped: bool,
     /// Bytes of content that were delivered.
     delivered: u64,
+}
+
+/// What an attempt found at one name.
+struct Evidence {
+    taken: Option<Taken>,
+    /// What tar says of it.
+    trouble: Option<Trouble>,
+    /// Whether tar's silence means that it is as tar wrote it.
+    sound: bool,
+    now: Option<Result<Now, i32>>,
 }
 
 /// Which request is looked at, and how.
@@ -246,18 +283,21 @@ impl Reader {
         let with_header = |place: &&usize| attempt > 1 || requests[**place].stat.kind != Kind::Socket;
         let (names, count) = name_list(places.iter().filter(with_header).map(path));
         let mut taken: Vec<Option<Taken>> = places.iter().map(|_| None).collect();
+        let mut words = None;
         if count > 0 {
             shell.command_with("tar", names);
-            self.take_members(shell, requests, places, sinks, attempt, &mut taken)?;
+            words = Some(self.take_members(shell, requests, places, sinks, attempt, &mut taken)?);
         }
+        let sound = words.as_ref().is_none_or(Words::understood);
+        let said = words.unwrap_or_default();
         let mut now = look_again(shell, places.iter().map(path))?;
         forget_elsewhere(shell, places.iter().map(|place| &requests[*place]), &mut now)?;
         let mut ended = Vec::with_capacity(places.len());
         for (place, taken) in places.iter().zip(taken) {
             let request = &requests[*place];
-            let now = now.get(&request.path).copied();
-            let turn = Turn { place: *place, attempt, single };
-            ended.push(self.judge(request, taken, now, turn, sinks)?);
+            let (now, trouble) = (now.get(&request.path).copied(), said.of(&request.path));
+            let evidence = Evidence { taken, trouble, sound, now };
+            ended.push(self.judge(request, evidence, Turn { place: *place, attempt, single }, sinks)?);
         }
         Ok(ended)
     }
@@ -270,7 +310,7 @@ impl Reader {
         sinks: &mut dyn BatchSink,
         attempt: u32,
         taken: &mut [Option<Taken>],
-    ) -> Result<(), SourceError> {
+    ) -> Result<Words, SourceError> {
         let mut archive = Archive::new(&mut *shell);
         let mut next = 0;
         let ended = loop {
@@ -304,7 +344,8 @@ impl Reader {
             }
             taken[at] = Some(Taken { member, skipped, delivered });
         };
-        ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))
+        let said = ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))?;
+        Ok(Words::parse(&said))
     }
 
     fn spool_failed(&self, source: io::Error) -> SourceError {
@@ -351,26 +392,39 @@ impl Reader {
     fn judge(
         &mut self,
         request: &ReadRequest,
-        taken: Option<Taken>,
-        now: Option<Now>,
+        evidence: Evidence,
         turn: Turn,
         sinks: &mut dyn BatchSink,
     ) -> Result<Attempt, SourceError> {
-        // A directory that took the name will be seen the next time.
-        let Some(now) = now.filter(|now| now.stat.kind != Kind::Directory) else { return Ok(Attempt::Vanished) };
+        let Evidence { taken, trouble, sound, now } = evidence;
         let last = turn.attempt >= ATTEMPTS;
         let done = |stat, xattrs, result, read_bytes| {
             Ok(Attempt::Done(Box::new(ReadOutcome { stat, xattrs, result, read_bytes })))
         };
+        let now = match now {
+            Some(Ok(now)) if now.stat.kind != Kind::Directory => now,
+            Some(Err(errno)) => return done(request.stat, Vec::new(), ReadResult::Failed(errno), 0),
+            // A directory that took the name will be seen the next time.
+            Some(Ok(_)) | None => return Ok(Attempt::Vanished),
+        };
+        if !sound && !last {
+            return Ok(Attempt::Again);
+        }
         let Some(taken) = taken else {
             if now.stat.kind == Kind::Socket {
                 return done(now.stat, Vec::new(), ReadResult::Read, 0);
             }
-            let errno = if now.readable { Errno::IO } else { Errno::ACCESS };
+            let errno = match trouble {
+                Some(Trouble::Failed(errno) | Trouble::Unread(errno)) => {
+                    return done(now.stat, Vec::new(), ReadResult::Failed(errno), 0);
+                }
+                _ if now.readable => Errno::IO.raw_os_error(),
+                _ => Errno::ACCESS.raw_os_error(),
+            };
             return if now.readable && !last {
                 Ok(Attempt::Again)
             } else {
-                done(now.stat, Vec::new(), ReadResult::Failed(errno.raw_os_error()), 0)
+                done(now.stat, Vec::new(), ReadResult::Failed(errno), 0)
             };
         };
         let Taken { member, skipped, mut delivered } = taken;
@@ -382,11 +436,22 @@ impl Reader {
             return Ok(Attempt::Again);
         }
         let changed = match member.kind {
+            _ if trouble == Some(Trouble::Changed) => true,
             Kind::File => (member.kind, member.size, member.mtime) != (stat.kind, stat.size, stat.mtime),
             kind => kind != stat.kind || member.mtime != stat.mtime,
         };
         if changed && !last {
             return Ok(Attempt::Again);
+        }
+        // What came in place of what could not be read is not its content.
+        match trouble {
+            // It was not wanted.
+            Some(Trouble::Unread(_)) if skipped => {}
+            Some(Trouble::Failed(errno) | Trouble::Unread(errno)) => {
+                return done(now.stat, member.xattrs, ReadResult::Failed(errno), 0);
+            }
+            _ if !sound => return done(now.stat, Vec::new(), ReadResult::Failed(Errno::IO.raw_os_error()), 0),
+            _ => {}
         }
         if member.kind != stat.kind {
             return done(now.stat, Vec::new(), ReadResult::Failed(Errno::IO.raw_os_error()), 0);
@@ -426,7 +491,7 @@ fn known_content(shell: &mut Shell, requests: &[ReadRequest]) -> Result<Vec<Opti
         if !alone(&request) || looked.get(&request.path) != Some(&false) {
             return None;
         }
-        let (stat, asked) = (now.get(&request.path)?.stat, &request.stat);
+        let (stat, asked) = (now.get(&request.path)?.as_ref().ok()?.stat, &request.stat);
         let same = (stat.kind, stat.ino, stat.dev, stat.size, stat.mtime)
             == (asked.kind, asked.ino, asked.dev, asked.size, asked.mtime);
         same.then(|| ReadOutcome { stat, xattrs: Vec::new(), result: ReadResult::Read, read_bytes: 0 })

@@ -11,7 +11,7 @@ use super::AgentlessOptions;
 use super::find::{self, RECORD_MAX_BYTES};
 use super::look::look;
 use super::read::headers;
-use super::shell::{Shell, breach};
+use super::shell::{Shell, WORDS_MAX_BYTES, breach, shown};
 use super::sort::{MEMORY_BYTES, Record, Sorted, Sorter};
 use crate::model::{Kind, Stat, Xattr};
 use crate::source::scan::{Entry, Found, Listing, Problem};
@@ -27,8 +27,6 @@ const LISTING_MAX_BYTES: usize = 1 << 30;
 const WAITING_MAX_BYTES: usize = 256 << 20;
 /// Most device nodes whose numbers are asked for; a tree with more is no backup.
 const DEVICES_MAX: usize = 10_000;
-/// The longest text of complaints: the script keeps a million bytes of it.
-const COMPLAINTS_MAX_BYTES: usize = 2 << 20;
 /// Most names of one tree, those left out included.
 const NAMES_MAX: u64 = 250_000_000;
 /// Records between two looks whether to end.
@@ -189,8 +187,7 @@ impl Scan {
                 return Err(shell.failed(breach("more names than are taken")));
             }
         }
-        let said = shell.record(COMPLAINTS_MAX_BYTES).map_err(|error| shell.failed(error))?;
-        shell.end("scan").map_err(|error| shell.failed(error))?;
+        let said = shell.end("scan").map_err(|error| shell.failed(error))?;
         self.take_complaints(&said)?;
         let root = root.ok_or_else(|| SourceError::Lost { reason: "find told nothing of the root".to_owned() })?;
         self.waiting.push(Waiting { path: Vec::new(), stat: root });
@@ -207,8 +204,15 @@ impl Scan {
         let complaints = find::complaints(said);
         // find ends with 1 when it could not read something; anything else means that it did not come to its end.
         if !matches!(complaints.code, Some(0 | 1)) {
-            let reason = format!("find ended early: {}", said.escape_ascii());
-            return Err(SourceError::Lost { reason: reason.chars().take(2000).collect() });
+            return Err(SourceError::Lost { reason: format!("find ended early: {}", shown(said)) });
+        }
+        // Without its beginning nobody knows which directories only look empty.
+        if said.len() >= WORDS_MAX_BYTES {
+            let message = format!(
+                "More of the source cannot be read than can be noted, at the end: {}. Pull as a user who may read it",
+                shown(said)
+            );
+            return Err(SourceError::Refused { message });
         }
         let silent = complaints.of_paths.is_empty() && complaints.others.is_empty();
         let others = complaints.others.into_iter().chain(

@@ -1,4 +1,4 @@
-//! The shell on the far side: started once, it takes one command after the other.
+//! The shell on the remote host: started once, it takes one command after the other.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use crossbeam_channel::{Sender, unbounded};
 
 use super::{AgentlessOptions, Interrupted};
 use crate::remote::client::{ConnectError, WireCounters};
-use crate::remote::protocol::NOISE_BYTES;
-use crate::remote::transport::{Connection, Control, Transport, quoted};
+use crate::remote::protocol::{MAGIC, NOISE_BYTES};
+use crate::remote::transport::{Connection, Control, Transport, printed, quoted};
 use crate::source::tree::SourceError;
 
 /// What the shell says when it is ready, or why it is not.
@@ -22,29 +22,48 @@ const LINE_MAX_BYTES: usize = 640 << 10;
 /// Bytes read at a time.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// The far side's script. Its words are few, and nothing that it reads is evaluated: what a hostile *replica* could ask for is to read below the root.
+/// The script. Its words are few, and nothing that it reads is evaluated: what a hostile *replica* could ask for is to read below the root.
 ///
-/// `head -c` takes exactly the names that belong to a command from stdin. The messages of `find` are kept back in `e` and told behind its records.
+/// `head -c` takes exactly the names that belong to a command from stdin. What a command says on stderr is kept in `e`, with its exit code in the last line, and follows the end of its
+/// answer. A `tar` that did not come to its end leaves an archive without one, so the shell ends as well.
 const SCRIPT: &str = r#"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT
 renice -n 10 -p $$ >/dev/null 2>&1; ionice -c 2 -n 7 -p $$ >/dev/null 2>&1
 CDPATH= cd -P -- "$R" 2>/dev/null || { ls -d -- "$R/." >/dev/null; echo "ZMRPLAIN1 root"; exit 1; }
 case $(tar --version 2>/dev/null) in *"GNU tar"*) ;; *) echo "ZMRPLAIN1 tar"; exit 1;; esac
 case $(find --version 2>/dev/null) in *"GNU find"*) ;; *) echo "ZMRPLAIN1 find"; exit 1;; esac
-F="%y %m %U %G %n %s %T@ %C@ %i %D %b %p\\0"; export F
-t() { tar --no-recursion --hard-dereference --format=pax --sparse --xattrs "--xattrs-include=*" --numeric-owner --no-unquote --quoting-style=escape -b 20 --null "$@"; }
+F='%y %m %U %G %n %s %T@ %C@ %i %D %b %p\0'; export F
+t() { tar --no-recursion --hard-dereference --format=pax --sparse --xattrs '--xattrs-include=*' --numeric-owner --no-unquote --quoting-style=escape -b 20 --null "$@"; }
+c_scan() { find . $n -printf "$F" </dev/null; }
+c_stat() { head -c "$n" | xargs -0 -r sh -c 'exec find "$@" -maxdepth 0 \( -readable -printf "r " -o -printf "- " \) -printf "$F"' sh; }
+c_look() { head -c "$n" | t -cvvf /dev/null -T -; }
+c_tar() { head -c "$n" | t -cf - -T -; }
+c_user() { head -c "$n" | xargs -r getent passwd; }
+c_group() { head -c "$n" | xargs -r getent group; }
+l='
+'
+e=$({ t -cf /dev/null -T /dev/null 2>&1; echo "code $?"; } | head -c 10000)
+case $e in *tar:\ *) o=;; *"code 0") o=1;; *) o=;; esac
+[ -n "$o" ] || { printf '%s\n' "$e" >&2; echo "ZMRPLAIN1 options"; exit 1; }
 echo "ZMRPLAIN1 ok"
 while read -r w n; do
-case $w in
-scan) { e=$({ find . $n -printf "$F" 2>&1 1>&3 3>&- </dev/null; echo "code $?"; } | tail -c 1000000); } 3>&1; printf "E\\0%s\\0" "$e";;
-stat) head -c "$n" | xargs -0 -r sh -c "exec find \"\$@\" -maxdepth 0 \\( -readable -printf \"r \" -o -printf \"- \" \\) -printf \"\$F\"" sh 2>/dev/null; printf "E\\0";;
-look) head -c "$n" | t -cvvf /dev/null -T - 2>/dev/null;;
-tar) head -c "$n" | t -cf - -T -;;
-user) head -c "$n" | xargs -r getent passwd;;
-group) head -c "$n" | xargs -r getent group;;
-*) exit 1;;
+case $w in scan|stat|look|tar|user|group) ;; *) exit 1;; esac
+{ e=$({ "c_$w" 2>&1 1>&3 3>&-; echo "code $?"; } | tail -c 4000000); } 3>&1
+case $w$e in
+tar*"Error is not recoverable: exiting now${l}code "*) printf '%s\n' "$e" >&2; exit 2;;
+tar*"code "[012]) ;;
+tar*) printf '%s\n' "$e" >&2; exit 2;;
+scan*|stat*) printf 'E\0';;
 esac
-echo "ZMREND $w"
+printf 'ZMREND %s %s\n%s' "$w" "${#e}" "$e"
 done"#;
+/// The script keeps so many bytes of what a command says on stderr.
+pub(super) const WORDS_MAX_BYTES: usize = 4_000_000;
+
+/// Returns the command that starts the script, which is the first that it reads from stdin: the user's own shell, whichever that is, sees no more than this line. `csh` takes no line ends within
+/// quotes and no exclamation marks, `fish` no backslashes.
+fn starting(script: &str) -> String {
+    format!("exec sh -c 'eval \"$(head -c {})\"'", script.len())
+}
 
 /// A far side that sends less than this while it is waited for, in bytes a second over the time that it may be silent, is not slow but stuck: no line is so slow, and no disk.
 const SLOWEST_BYTES_PER_SECOND: f64 = 16.0;
@@ -116,6 +135,8 @@ pub(super) struct Shell {
     control: Arc<dyn Control>,
     counters: Arc<WireCounters>,
     interrupted: Interrupted,
+    /// The line behind an answer of lines, until [`Shell::end`] takes it.
+    ended: Option<Vec<u8>>,
 }
 
 impl Shell {
@@ -134,8 +155,11 @@ impl Shell {
             // `cd -` would go somewhere else.
             relative => format!("./{relative}"),
         };
-        let command = format!("exec sh -c {}", quoted(&format!("R={}\n{SCRIPT}", quoted(&root))));
-        let Connection { input, mut output, control } = transport.run(&command)?;
+        let script = format!("R={}\n{SCRIPT}", quoted(&root));
+        let Connection { input, mut output, control } = transport.run(&starting(&script))?;
+        // That it cannot be written shows at the next read.
+        let _ = output.write_all(script.as_bytes()).and_then(|()| output.flush());
+        counters.sent_bytes.fetch_add(script.len() as u64, Ordering::Relaxed);
         let metered = Metered {
             inner: input,
             counters: Arc::clone(counters),
@@ -146,14 +170,26 @@ impl Shell {
         let mut input = BufReader::with_capacity(BUFFER_BYTES, metered);
         let broken = |reason: String| ConnectError::Broken { host: host.clone(), reason };
         let answer = match greeting(&mut input) {
-            Ok(answer) => answer,
-            Err(error) => {
+            Ok(Greeting::Shell(answer)) => answer,
+            Ok(Greeting::Agent) => {
+                control.abort();
+                return Err(ConnectError::Refused {
+                    message: format!(
+                        "The key for {host} is bound to an agent (command= in authorized_keys there), so that no shell is to be had. Leave out --agentless, or use another key"
+                    ),
+                });
+            }
+            Err(NoGreeting { error, seen }) => {
                 let words = control.last_words();
+                if let Some(error) = words.lasting(&host) {
+                    return Err(error.into());
+                }
+                let seen = printed(&seen);
                 return Err(match words.code {
-                    Some(255) | None => broken(format!("{error}; {words}")),
+                    Some(255) | None => broken(format!("{error}; {words}{seen}")),
                     Some(_) => ConnectError::NoAgent {
                         message: format!(
-                            "No shell can be used on {host} ({words}); --agentless needs one, with GNU find and tar"
+                            "No shell can be used on {host} ({words}{seen}); --agentless needs one, with GNU find and tar"
                         ),
                     },
                 });
@@ -177,6 +213,14 @@ impl Shell {
                     ),
                 });
             }
+            b"options" => {
+                let words = control.last_words();
+                return Err(ConnectError::NoAgent {
+                    message: format!(
+                        "The tar on {host} cannot do what --agentless needs of it, extended attributes above all ({words}). Install another there, or let the agent run"
+                    ),
+                });
+            }
             b"tar" => return Err(tool("tar")),
             b"find" => return Err(tool("find")),
             _ => return Err(broken("its shell gave no sensible answer".to_owned())),
@@ -197,7 +241,7 @@ impl Shell {
             })
             .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
         let interrupted = Arc::clone(&options.interrupted);
-        Ok(Shell { input, out, control, counters: Arc::clone(counters), interrupted })
+        Ok(Shell { input, out, control, counters: Arc::clone(counters), interrupted, ended: None })
     }
 
     /// Gives a command with one plain argument.
@@ -218,20 +262,29 @@ impl Shell {
         until(&mut self.input, 0, most)
     }
 
-    /// Reads a line of output; `None` if it is the one behind it.
+    /// Reads a line of output; `None` if it is the one behind it, and [`Shell::end`] is due.
     pub(super) fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
         let line = until(&mut self.input, b'\n', LINE_MAX_BYTES)?;
-        Ok((!line.starts_with(END)).then_some(line))
+        if line.starts_with(END) {
+            self.ended = Some(line);
+            return Ok(None);
+        }
+        Ok(Some(line))
     }
 
-    /// Reads the line behind the output of a command.
-    pub(super) fn end(&mut self, word: &str) -> io::Result<()> {
-        let line = until(&mut self.input, b'\n', LINE_MAX_BYTES)?;
-        if line.strip_prefix(END) == Some(word.as_bytes()) {
-            Ok(())
-        } else {
-            Err(breach("something behind the end of an answer"))
-        }
+    /// Reads the line behind the output of a command, and returns what the command said on stderr, with its exit code in the last line.
+    pub(super) fn end(&mut self, word: &str) -> io::Result<Vec<u8>> {
+        let line = match self.ended.take() {
+            Some(line) => line,
+            None => until(&mut self.input, b'\n', LINE_MAX_BYTES)?,
+        };
+        let length = std::str::from_utf8(&line).ok().and_then(|line| {
+            let (said, length) = line.strip_prefix("ZMREND ")?.split_once(' ')?;
+            length.parse().ok().filter(|length| said == word && *length <= WORDS_MAX_BYTES)
+        });
+        let mut words = vec![0; length.ok_or_else(|| breach("something behind the end of an answer"))?];
+        self.input.read_exact(&mut words)?;
+        Ok(words)
     }
 
     /// Turns a failed read into why the source is lost, or what it did wrong.
@@ -288,18 +341,44 @@ fn until(input: &mut impl BufRead, end: u8, most: usize) -> io::Result<Vec<u8>> 
     }
 }
 
-/// Reads the greeting, over what a login shell may print before, and returns what follows in its line.
-fn greeting(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
+/// Shows the end of what a command said.
+pub(super) fn shown(said: &[u8]) -> String {
+    said[said.len().saturating_sub(1000)..].escape_ascii().to_string()
+}
+
+/// Who greets.
+#[derive(Debug, PartialEq, Eq)]
+enum Greeting {
+    /// The script, with what follows in its line.
+    Shell(Vec<u8>),
+    /// An agent: the key is bound to it.
+    Agent,
+}
+
+/// Nobody greeted.
+#[derive(Debug)]
+struct NoGreeting {
+    error: io::Error,
+    /// What came instead.
+    seen: Vec<u8>,
+}
+
+/// Reads the greeting, over what a login shell may print before.
+fn greeting(input: &mut impl BufRead) -> Result<Greeting, NoGreeting> {
     let mut seen = Vec::new();
     let mut byte = [0];
     while !seen.ends_with(GREETING) {
-        if seen.len() >= NOISE_BYTES {
-            return Err(breach("much, and no greeting"));
+        if seen.ends_with(&MAGIC) {
+            return Ok(Greeting::Agent);
         }
-        input.read_exact(&mut byte)?;
+        let read =
+            if seen.len() >= NOISE_BYTES { Err(breach("much, and no greeting")) } else { input.read_exact(&mut byte) };
+        if let Err(error) = read {
+            return Err(NoGreeting { error, seen });
+        }
         seen.push(byte[0]);
     }
-    until(input, b'\n', 64)
+    until(input, b'\n', 64).map(Greeting::Shell).map_err(|error| NoGreeting { error, seen })
 }
 
 #[cfg(test)]
@@ -333,7 +412,9 @@ mod tests {
         assert_eq!(until(&mut &b""[..], 0, 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         let endless = &mut BufReader::new(io::repeat(b'x'));
         assert_eq!(until(endless, 0, 5000).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        assert_eq!(greeting(&mut &b"Welcome!\nZMRPLAIN\nZMRPLAIN1 ok\nmore"[..]).unwrap(), b"ok");
+        let greets = |text: &[u8]| greeting(&mut &text[..]).unwrap();
+        assert_eq!(greets(b"Welcome!\nZMRPLAIN\nZMRPLAIN1 ok\nmore"), Greeting::Shell(b"ok".to_vec()));
+        assert_eq!(greets(b"Welcome!\nZMRAGENT\x01\0\0\0"), Greeting::Agent);
         assert!(greeting(&mut BufReader::new(io::repeat(b'x'))).is_err());
     }
 }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::AgentlessOptions;
+use super::find::complaints;
 use super::read::{BatchSink, Reader, stat_one};
 use super::scan::Scan;
-use super::shell::{Shell, breach};
+use super::shell::{Shell, breach, shown};
 use super::spool::Spool;
 use crate::model::Stat;
 use crate::remote::client::{ConnectError, WireCounters};
@@ -94,7 +95,12 @@ impl AgentlessTree {
                 return Err(self.shell.failed(breach("more owners than were asked for")));
             }
         }
-        Ok(found)
+        let said = self.shell.end(word).map_err(|error| self.shell.failed(error))?;
+        // xargs ends with 123 when getent does not know some of them, with 127 where there is no getent: these keep their numbers. Anything else is an answer that was cut short.
+        match complaints(&said).code {
+            Some(0 | 123 | 127) => Ok(found),
+            _ => Err(SourceError::Lost { reason: format!("getent ended early: {}", shown(&said)) }),
+        }
     }
 }
 
