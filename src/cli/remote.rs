@@ -41,7 +41,7 @@ pub(crate) struct RemoteArgs {
     /// Never upload the agent
     #[arg(long, help_heading = "Another host")]
     no_upload: bool,
-    /// The static program to upload [default: zmreplica-agent beside this one or in /usr/local/lib/zmreplica]
+    /// The static program to upload [default: zmreplica-agent beside this one or in /usr/local/lib/zmreplica, else this one]
     #[arg(long, value_name = "FILE", help_heading = "Another host")]
     agent_binary: Option<PathBuf>,
     /// Run no agent there, only its find and tar: slower, for everything new travels as it is

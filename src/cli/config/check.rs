@@ -53,7 +53,11 @@ const SETTINGS: [Setting; 41] = [
     setting("remote.rsh", "none", "program to connect through, such as \"ssh -J gateway\""),
     setting("remote.bwlimit", "none", "most bytes a second that the other host sends, such as \"10M\""),
     setting("remote.agent-path", "none", "zmreplica on the other host; else it is found in the PATH or uploaded"),
-    setting("remote.agent-binary", "none", "static program to upload"),
+    setting(
+        "remote.agent-binary",
+        "none",
+        "static program to upload; else zmreplica-agent if it is there, or this one",
+    ),
     setting("remote.upload", "true", "whether the agent may be uploaded"),
     setting("remote.compress-at", "\"source\"", "where chunks are compressed: \"source\" or \"replica\""),
     setting("remote.timeout", "600", "seconds without an answer after which the connection counts as lost"),
