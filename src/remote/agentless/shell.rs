@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, unbounded};
 
 use super::{AgentlessOptions, Interrupted};
-use crate::remote::client::{ConnectError, WireCounters};
+use crate::remote::client::{ConnectError, HANDSHAKE, WireCounters};
 use crate::remote::protocol::{MAGIC, NOISE_BYTES};
+use crate::remote::transport::deadline::Deadline;
 use crate::remote::transport::{Connection, Control, Transport, printed, quoted};
 use crate::source::tree::SourceError;
 
@@ -169,7 +170,10 @@ impl Shell {
         };
         let mut input = BufReader::with_capacity(BUFFER_BYTES, metered);
         let broken = |reason: String| ConnectError::Broken { host: host.clone(), reason };
-        let answer = match greeting(&mut input) {
+        let deadline = Deadline::start(Arc::clone(&control), HANDSHAKE.min(options.patience))
+            .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
+        let late = || deadline.passed("the greeting of its shell");
+        let answer = match greeting(&mut input, || late().is_some()) {
             Ok(Greeting::Shell(answer)) => answer,
             Ok(Greeting::Agent) => {
                 control.abort();
@@ -180,6 +184,9 @@ impl Shell {
                 });
             }
             Err(NoGreeting { error, seen }) => {
+                if let Some(reason) = late() {
+                    return Err(broken(reason));
+                }
                 let words = control.last_words();
                 if let Some(error) = words.lasting(&host) {
                     return Err(error.into());
@@ -364,15 +371,20 @@ struct NoGreeting {
 }
 
 /// Reads the greeting, over what a login shell may print before.
-fn greeting(input: &mut impl BufRead) -> Result<Greeting, NoGreeting> {
+fn greeting(input: &mut impl BufRead, late: impl Fn() -> bool) -> Result<Greeting, NoGreeting> {
     let mut seen = Vec::new();
     let mut byte = [0];
     while !seen.ends_with(GREETING) {
         if seen.ends_with(&MAGIC) {
             return Ok(Greeting::Agent);
         }
-        let read =
-            if seen.len() >= NOISE_BYTES { Err(breach("much, and no greeting")) } else { input.read_exact(&mut byte) };
+        let read = if seen.len() >= NOISE_BYTES {
+            Err(breach("much, and no greeting"))
+        } else if late() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            input.read_exact(&mut byte)
+        };
         if let Err(error) = read {
             return Err(NoGreeting { error, seen });
         }
@@ -412,9 +424,10 @@ mod tests {
         assert_eq!(until(&mut &b""[..], 0, 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         let endless = &mut BufReader::new(io::repeat(b'x'));
         assert_eq!(until(endless, 0, 5000).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        let greets = |text: &[u8]| greeting(&mut &text[..]).unwrap();
+        let greets = |text: &[u8]| greeting(&mut &text[..], || false).unwrap();
         assert_eq!(greets(b"Welcome!\nZMRPLAIN\nZMRPLAIN1 ok\nmore"), Greeting::Shell(b"ok".to_vec()));
         assert_eq!(greets(b"Welcome!\nZMRAGENT\x01\0\0\0"), Greeting::Agent);
-        assert!(greeting(&mut BufReader::new(io::repeat(b'x'))).is_err());
+        assert!(greeting(&mut BufReader::new(io::repeat(b'x')), || false).is_err());
+        assert!(greeting(&mut BufReader::new(io::repeat(b'x')), || true).is_err());
     }
 }

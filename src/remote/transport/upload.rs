@@ -4,9 +4,16 @@
 //! 2. The program is tried with `--version`. Only one that runs there gets its name; so what has the name is whole, and runs.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::deadline::Deadline;
 use super::{Connection, NOISE_BYTES, Transport, TransportError, printed};
 
+/// What a script may take ...
+const SCRIPT_TIME: Duration = Duration::from_secs(120);
+/// ... and a second more for so many bytes that it is sent, and sends back.
+const BYTES_PER_SECOND: u64 = 16 << 10;
 /// Says that the script runs.
 const BEGUN: &[u8] = b"ZMRUPLOAD1\n";
 /// Says that the program is tried next ...
@@ -72,6 +79,13 @@ struct Ended {
 /// Runs a script with `stdin` to its end.
 fn run(transport: &mut dyn Transport, command: &str, stdin: &[u8]) -> Result<Ended, TransportError> {
     let Connection { mut input, mut output, control } = transport.run(command)?;
+    let host = transport.host().to_owned();
+    let span = SCRIPT_TIME + Duration::from_secs(stdin.len() as u64 / BYTES_PER_SECOND);
+    let deadline = Deadline::start(Arc::clone(&control), span).map_err(|error| TransportError::Connect {
+        host: host.clone(),
+        reason: format!("a thread cannot be started: {error}"),
+    })?;
+    let mut input = deadline.watch(&mut *input);
     let mut seen = Vec::new();
     let exchange = || -> io::Result<Vec<u8>> {
         let mut byte = [0];
@@ -92,8 +106,10 @@ fn run(transport: &mut dyn Transport, command: &str, stdin: &[u8]) -> Result<End
         Ok(bytes)
     };
     let exchanged = exchange();
+    if let Some(reason) = deadline.passed("the upload") {
+        return Err(TransportError::Connect { host, reason });
+    }
     let words = control.last_words();
-    let host = transport.host().to_owned();
     match exchanged {
         Ok(output) if words.code.is_some_and(|code| code != 255) => {
             Ok(Ended { code: words.code, words: words.to_string(), output })
