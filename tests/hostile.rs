@@ -13,16 +13,22 @@ mod peer;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use mounted::{Scene, eventually};
 use odd::noise;
 use zmreplica::coding::put_varint;
+use zmreplica::model::ChunkHash;
+use zmreplica::remote::client::RemoteTree;
 use zmreplica::remote::protocol::frame::{self, Kind};
-use zmreplica::remote::protocol::messages::encode_requests;
+use zmreplica::remote::protocol::messages::{Event, StatCoder, encode_requests, put_event};
 use zmreplica::remote::protocol::{MAGIC, Start, Task, VERSION};
-use zmreplica::source::read::{ReadRequest, Want};
+use zmreplica::remote::transport::{Connection, Control, LastWords};
+use zmreplica::source::read::{ReadEvent, ReadRequest, Want};
+use zmreplica::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed, SourceTree};
 
 /// More than any honest work of these tests takes, in KiB; each attack took a multiple of it.
 const RUN_MAX_KIB: u64 = 400 << 10;
@@ -247,6 +253,82 @@ fn a_host_that_is_restored_to_reads_what_is_restored_and_nothing_else() {
         same(&bench.scene.source().join("others").join(name), &bench.scene.path("all/others").join(name));
     }
     same(&bench.scene.source().join("others/mail"), &bench.scene.path("mail"));
+}
+
+/// Wants every chunk, and gets none.
+struct Wanting(u64);
+
+impl ChunkIntake for Wanting {
+    fn offer(&mut self, _: &ChunkHash, _: u32) -> Result<(u64, bool), IntakeFailed> {
+        self.0 += 1;
+        Ok((self.0, true))
+    }
+
+    fn arrive(&mut self, _: ArrivedChunk) -> Result<(), IntakeFailed> {
+        Ok(())
+    }
+
+    fn forget(&mut self, _: &ChunkHash) {}
+
+    fn dictionary(&self) -> Option<(u32, &[u8])> {
+        None
+    }
+}
+
+struct Socket(UnixStream);
+
+impl Control for Socket {
+    fn abort(&self) {
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+
+    fn last_words(&self) -> LastWords {
+        LastWords::default()
+    }
+}
+
+#[test]
+fn what_comes_instead_of_chunks_that_are_due_is_bounded() {
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut sending = far.try_clone().unwrap();
+    let (begin, due) = std::sync::mpsc::channel();
+    let flood = std::thread::spawn(move || {
+        let mut coder = StatCoder::default();
+        let (mut first, mut more, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+        put_event(&mut first, &mut coder, &Event::Zeros(1));
+        put_event(&mut first, &mut coder, &Event::Offer(ChunkHash::of(b"one"), 3));
+        frame::put(&mut bytes, Kind::Events, &first);
+        sending.write_all(&bytes).unwrap();
+        (0..30_000).for_each(|_| put_event(&mut more, &mut coder, &Event::Zeros(1)));
+        bytes.clear();
+        frame::put(&mut bytes, Kind::Events, &more);
+        let mut sent = 0;
+        due.recv().unwrap();
+        while sending.write_all(&bytes).is_ok() && sent < 1 << 30 {
+            sent += bytes.len();
+        }
+        sent
+    });
+    let connection = Connection {
+        input: Box::new(near.try_clone().unwrap()),
+        output: Box::new(near.try_clone().unwrap()),
+        control: Arc::new(Socket(near)),
+    };
+    let patience = std::time::Duration::from_secs(60);
+    let mut tree = RemoteTree::start(connection, Arc::default(), Path::new(""), patience).unwrap();
+    let mut intake = Wanting(0);
+    tree.submit(request(b"file".to_vec())).unwrap();
+    tree.flush().unwrap();
+    let taking = std::thread::spawn(move || drop(std::io::copy(&mut &far, &mut std::io::sink())));
+    assert!(matches!(tree.receive(&mut intake).unwrap(), ReadEvent::Zeros(1)));
+    begin.send(()).unwrap();
+    // A commit waits for the chunk that was wanted, which never comes.
+    let said = tree.settle(&mut intake).unwrap_err().to_string();
+    assert!(said.contains("not the chunks that were"), "{said}");
+    drop(tree);
+    let sent = flood.join().unwrap();
+    assert!(sent < 200 << 20, "{sent} bytes were taken");
+    taking.join().unwrap();
 }
 
 /// An agent as a key would start it, and a hostile run.

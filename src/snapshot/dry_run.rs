@@ -16,6 +16,11 @@ use crate::source::exclude::Excludes;
 use crate::source::scan::Found;
 use crate::source::tree::{LocalTree, SourceTree};
 
+/// Most bytes of problems of directories, texts included; more of them than this no source has that means well.
+const PROBLEMS_MAX_BYTES: usize = 64 << 20;
+/// What a problem takes beside its path.
+const PROBLEM_BYTES: usize = 160;
+
 /// Scans a local tree and tells what [`run`](super::run::run) would read.
 ///
 /// # Errors
@@ -46,13 +51,19 @@ pub(super) fn dry_run_over(
     let known = number.and_then(|number| load_known(replica, number as u32)).unwrap_or_default();
     let mut inodes = RunInodes::new(known, options.rescan, started);
     let mut report = DryRun::default();
+    let (mut room, mut untold) = (PROBLEMS_MAX_BYTES, 0u64);
     while let Some(listing) = tree.next_listing()? {
         if progress.interrupted() {
             return Err(progress.interruption());
         }
         report.names += listing.entries.len() as u64;
         Progress::add(&progress.names, listing.entries.len() as u64);
-        report.problems.extend(listing.unreadable.iter().map(RunProblem::from));
+        room = room.saturating_sub(listing.unreadable.as_ref().map_or(0, |problem| problem.path.len() + PROBLEM_BYTES));
+        if room > 0 {
+            report.problems.extend(listing.unreadable.iter().map(RunProblem::from));
+        } else {
+            untold += u64::from(listing.unreadable.is_some());
+        }
         let mounts = tree.file_systems();
         for entry in &listing.entries {
             let Found::Inode { file_system, stat: Some(stat), .. } = &entry.what else { continue };
@@ -69,6 +80,10 @@ pub(super) fn dry_run_over(
     }
     let end = tree.end_of_scan();
     report.problems.extend(end.problems.iter().map(RunProblem::from));
+    if untold > 0 {
+        let message = format!("{untold} further directories cannot be read");
+        report.problems.push(RunProblem { path: Vec::new(), message });
+    }
     report.excluded_names = end.excluded;
     Ok(report)
 }
