@@ -159,6 +159,31 @@ fn a_run_does_not_wait_for_an_agent_that_brings_nothing() {
 }
 
 #[test]
+fn a_run_without_an_agent_does_not_wait_for_ever_either() {
+    let bench = Bench::new();
+    let drip = "while :; do printf x; sleep 0.3; done";
+    // A shell that greets, and then sends nothing, or a byte now and then.
+    let greeting = "head -c 500 >/dev/null; echo 'ZMRPLAIN1 ok'";
+    for (script, said) in [
+        ("exec sleep 300".to_owned(), "was not complete"),
+        (drip.to_owned(), "was not complete"),
+        (format!("{greeting}; exec sleep 300"), "nothing came for 2 s"),
+        (format!("{greeting}; {drip}"), "bytes came in 2 s"),
+    ] {
+        bench.rsh(&format!("#!/bin/sh\n{script}\n"));
+        let (_, code, told) = bench.pull("none", &["--agentless"]);
+        assert_eq!(code, 1, "{script}: {told}");
+        assert!(told.contains(said), "{script}: {told}");
+    }
+    // The end of the whole run comes also while nothing does.
+    bench.rsh(&format!("#!/bin/sh\n{greeting}; exec sleep 300\n"));
+    let mut command = bench.command("none", &["snapshot", "--agentless", "--max-duration", "2s", "--timeout", "600"]);
+    command.arg("far:/tree");
+    let (_, code, told) = bench.finish(command);
+    assert_eq!((code, told.contains("ended after 2 s")), (1, true), "{told}");
+}
+
+#[test]
 fn a_run_that_is_ended_by_its_limit_is_gone_on_with() {
     let bench = Bench::new();
     for file in 0..40u64 {

@@ -69,6 +69,9 @@ fn starting(script: &str) -> String {
 /// A far side that sends less than this while it is waited for, in bytes a second over the time that it may be silent, is not slow but stuck: no line is so slow, and no disk.
 const SLOWEST_BYTES_PER_SECOND: f64 = 16.0;
 
+/// How often a read that waits looks whether the run is to end.
+const TICK: Duration = Duration::from_millis(500);
+
 /// Watches that what is waited for comes, and not byte by byte without an end.
 struct Pace {
     patience: Duration,
@@ -104,6 +107,7 @@ struct Metered {
     counters: Arc<WireCounters>,
     bytes_per_second: u64,
     pace: Pace,
+    interrupted: Interrupted,
     /// When the bytes taken so far may all have come.
     due: Instant,
 }
@@ -119,7 +123,21 @@ impl Read for Metered {
             most = most.min((self.bytes_per_second / 4).max(256) as usize);
         }
         let asked = Instant::now();
-        let count = self.inner.read(&mut buffer[..most])?;
+        let count = loop {
+            match self.inner.read(&mut buffer[..most]) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    let waited = asked.elapsed();
+                    if (self.interrupted)() {
+                        return Err(io::Error::other("the run is to end"));
+                    }
+                    if waited >= self.pace.patience {
+                        let message = format!("nothing came for {} s", waited.as_secs());
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+                    }
+                }
+                answer => break answer?,
+            }
+        };
         self.pace.add(asked.elapsed(), count)?;
         self.counters.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
         if self.bytes_per_second > 0 {
@@ -161,11 +179,14 @@ impl Shell {
         // That it cannot be written shows at the next read.
         let _ = output.write_all(script.as_bytes()).and_then(|()| output.flush());
         counters.sent_bytes.fetch_add(script.len() as u64, Ordering::Relaxed);
+        // A shell sends no signs of life: how long it may be silent is for the user to say.
+        control.set_silence(TICK);
         let metered = Metered {
             inner: input,
             counters: Arc::clone(counters),
             bytes_per_second: options.bytes_per_second,
             pace: Pace::new(options.patience),
+            interrupted: Arc::clone(&options.interrupted),
             due: Instant::now(),
         };
         let mut input = BufReader::with_capacity(BUFFER_BYTES, metered);

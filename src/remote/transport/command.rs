@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::spec::RemoteSpec;
 use super::ssh::PASSPHRASE_VARIABLE;
-use super::{Connection, Control, LastWords, SILENCE, Transport, TransportError, keep_end};
+use super::{Connection, Control, LastWords, SILENCE, Silence, Transport, TransportError, keep_end};
 
 /// How long a program may take to end after its stdout has.
 const END_TIME: Duration = Duration::from_secs(5);
@@ -52,7 +52,9 @@ impl Transport for CommandTransport {
         else {
             return Err(self.error("its pipes are missing".to_owned()));
         };
+        let silence = Silence::of(SILENCE);
         let control = Arc::new(ChildControl {
+            silence: silence.clone(),
             child: Mutex::new(child),
             stderr: Mutex::default(),
             program: self.program.clone(),
@@ -61,7 +63,7 @@ impl Transport for CommandTransport {
         let spawned = std::thread::Builder::new().name("rsh-stderr".to_owned()).spawn(move || keeper.keep(stderr));
         spawned.map_err(|error| self.error(format!("a thread cannot be started: {error}")))?;
         Ok(Connection {
-            input: Box::new(TimedReader { fd: stdout.into(), patience: SILENCE }),
+            input: Box::new(TimedReader { fd: stdout.into(), silence }),
             output: Box::new(PipeWriter { pipe: stdin, _control: Arc::clone(&control) }),
             control,
         })
@@ -73,6 +75,7 @@ impl Transport for CommandTransport {
 }
 
 struct ChildControl {
+    silence: Silence,
     child: Mutex<Child>,
     stderr: Mutex<Vec<u8>>,
     program: String,
@@ -101,6 +104,10 @@ impl ChildControl {
 }
 
 impl Control for ChildControl {
+    fn set_silence(&self, span: Duration) {
+        self.silence.set(span);
+    }
+
     fn abort(&self) {
         let mut child = lock(&self.child);
         // Fails for one that has ended, which is as good.
@@ -151,26 +158,27 @@ impl Write for PipeWriter {
 /// Reads a descriptor, and fails when no byte came for long.
 pub struct TimedReader {
     fd: OwnedFd,
-    patience: Duration,
+    silence: Silence,
 }
 
 impl TimedReader {
     /// Reads `fd`; each read waits at most so long.
     pub fn new(fd: OwnedFd, patience: Duration) -> TimedReader {
-        TimedReader { fd, patience }
+        TimedReader { fd, silence: Silence::of(patience) }
     }
 }
 
 impl Read for TimedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let until = Instant::now() + self.patience;
+        let patience = self.silence.get();
+        let until = Instant::now() + patience;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
             let mut fds = [PollFd::from_borrowed_fd(self.fd.as_fd(), PollFlags::IN)];
             match poll(&mut fds, Some(&timeout)) {
                 Ok(0) => {
-                    let seconds = self.patience.as_secs();
+                    let seconds = patience.as_secs();
                     return Err(io::Error::new(io::ErrorKind::TimedOut, format!("nothing came for {seconds} s")));
                 }
                 Ok(_) => match rustix::io::read(&self.fd, &mut *buffer) {

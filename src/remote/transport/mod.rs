@@ -1,7 +1,7 @@
 //! Connections to another host: one trait, two ways.
 //!
 //! [`ssh`] speaks SSH itself, with a window wide enough for distant hosts; [`command`] runs any program that carries stdin and stdout there, as rsync's
-//! `-e` does. Neither has a call that can wait for ever: each read ends after [`SILENCE`] without a byte, and each can be broken off.
+//! `-e` does. Neither has a call that can wait for ever: each read ends after [`SILENCE`] without a byte, or after the span that was set instead, and each can be broken off.
 
 pub mod command;
 pub(crate) mod deadline;
@@ -12,6 +12,7 @@ pub mod upload;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::protocol::{NOISE_BYTES, SILENCE_SECONDS};
@@ -67,6 +68,32 @@ pub trait Control: Send + Sync {
 
     /// Tells how the command ended and what it wrote to stderr, for messages. Waits a moment for the end.
     fn last_words(&self) -> LastWords;
+
+    /// Has reads fail with `TimedOut` after so long without a byte, instead of [`SILENCE`]; they may be tried again. Connections without such a limit have none to change.
+    fn set_silence(&self, _span: Duration) {}
+}
+
+/// How long the reads of a connection wait for a byte. It may be changed while one waits; the next one goes by it.
+#[derive(Clone)]
+pub(crate) struct Silence(Arc<AtomicU64>);
+
+impl Silence {
+    /// Starts with a span.
+    pub(crate) fn of(span: Duration) -> Silence {
+        let silence = Silence(Arc::default());
+        silence.set(span);
+        silence
+    }
+
+    /// Changes it.
+    pub(crate) fn set(&self, span: Duration) {
+        self.0.store(u64::try_from(span.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Returns it.
+    pub(crate) fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// How a command ended.

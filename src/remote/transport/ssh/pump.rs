@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use ssh2::{Channel, Session};
 
-use super::super::{Connection, Control, LastWords, SILENCE, keep_end};
+use super::super::{Connection, Control, LastWords, SILENCE, Silence, keep_end};
 use super::line::Line;
 use super::wants_to_write;
 
@@ -68,9 +68,10 @@ pub(super) fn start(session: Session, channel: Channel, line: Line) -> io::Resul
     line.established();
     let pump = Pump { session, channel, line, shared: Arc::clone(&shared), sender: Some(sender) };
     std::thread::Builder::new().name("ssh".to_owned()).spawn(move || pump.run())?;
-    let control = Arc::new(SshControl(Arc::clone(&shared)));
+    let silence = Silence::of(SILENCE);
+    let control = Arc::new(SshControl(Arc::clone(&shared), silence.clone()));
     Ok(Connection {
-        input: Box::new(SshReader { receiver, shared: Arc::clone(&shared), piece: Vec::new(), at: 0 }),
+        input: Box::new(SshReader { receiver, shared: Arc::clone(&shared), silence, piece: Vec::new(), at: 0 }),
         output: Box::new(SshWriter(shared)),
         control,
     })
@@ -260,6 +261,7 @@ fn would_block(answer: io::Result<usize>) -> io::Result<Option<usize>> {
 struct SshReader {
     receiver: Receiver<Vec<u8>>,
     shared: Arc<Shared>,
+    silence: Silence,
     piece: Vec<u8>,
     at: usize,
 }
@@ -267,10 +269,11 @@ struct SshReader {
 impl Read for SshReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.at >= self.piece.len() {
-            match self.receiver.recv_timeout(SILENCE) {
+            let silence = self.silence.get();
+            match self.receiver.recv_timeout(silence) {
                 Ok(piece) => (self.piece, self.at) = (piece, 0),
                 Err(RecvTimeoutError::Timeout) => {
-                    let message = format!("nothing came for {} s", SILENCE.as_secs());
+                    let message = format!("nothing came for {} s", silence.as_secs());
                     return Err(io::Error::new(io::ErrorKind::TimedOut, message));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
@@ -322,9 +325,13 @@ impl Drop for SshWriter {
     }
 }
 
-struct SshControl(Arc<Shared>);
+struct SshControl(Arc<Shared>, Silence);
 
 impl Control for SshControl {
+    fn set_silence(&self, span: Duration) {
+        self.1.set(span);
+    }
+
     fn abort(&self) {
         self.0.lock().aborted = true;
         self.0.changed.notify_all();
