@@ -302,6 +302,13 @@ fn the_first_pull_brings_this_very_program() {
     // As JSON, and for people.
     assert_eq!(said.trim().lines().count(), 2, "{said}");
     assert_eq!(bench.uploaded(), Vec::<PathBuf>::new());
+    // A home that is full.
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(bench.scene.path("home")));
+    let said = bench.pull(1, &[]);
+    at_once(&said);
+    assert!(said.contains("cannot be uploaded to far") && said.contains("No space left"), "{said}");
+    assert_eq!(bench.uploaded(), Vec::<PathBuf>::new());
+    run(Command::new("umount").arg(bench.scene.path("home")));
     // A home where nothing can be written.
     fs::remove_dir_all(bench.scene.path("home")).unwrap();
     fs::write(bench.scene.path("home"), "").unwrap();

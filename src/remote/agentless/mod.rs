@@ -11,7 +11,7 @@
 //!
 //! One connection, one command at a time; its names follow on stdin, its answer has an end of its own. Nothing is written on the far side.
 //!
-//! Architecture invariant: no answer counts before the exit code and the messages of its command are known ([`words`], [`find::complaints`]): `tar` fills up with zeros what it cannot read,
+//! Architecture invariant: no answer counts before the exit code and the messages of its command are known (`words`, `find::complaints`): `tar` fills up with zeros what it cannot read,
 //! `find` leaves out what it cannot look at, and both say so there alone. A name of which neither an answer nor a message came counts as unreadable, never as gone.
 //!
 //! Content comes as a tar stream, each file into a temporary file here, so that the cutter of local files cuts it, at the same places. `find` looks

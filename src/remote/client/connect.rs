@@ -164,7 +164,10 @@ fn does_not_run(why: &str, words: &str, binary: &Binary) -> ConnectError {
     let remedy = if binary.is_static {
         "Use --agentless, or install zmreplica there".to_owned()
     } else {
-        format!("{} needs libraries of this host; scripts/build-agent makes one that needs none", binary.path.display())
+        format!(
+            "{} needs the libraries of this host; scripts/build-agent makes one that needs none. Or use --agentless",
+            binary.path.display()
+        )
     };
     ConnectError::NoAgent {
         message: format!("{why}, and the one that was uploaded does not run there: {words}. {remedy}"),

@@ -1,8 +1,8 @@
 //! The run's end of a restore on another host: answers the agent's questions, and sends rows ahead of them.
 //!
-//! The agent may read what is restored and no more: see [`super::served`].
+//! The agent may read what is restored and no more: see `served`.
 //!
-//! Memory: what the agent asks for and does not read is bounded by [`OUTGOING_BYTES`], what it sends by [`FRAMES_AHEAD`]; its questions wait meanwhile. An agent that takes nothing, or
+//! Memory: what the agent asks for and does not read is bounded by `OUTGOING_BYTES`, what it sends by `FRAMES_AHEAD`; its questions wait meanwhile. An agent that takes nothing, or
 //! says nothing but that it is alive, for as long as the user's patience is given up.
 
 use std::io::{Read, Write};

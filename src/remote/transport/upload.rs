@@ -1,8 +1,9 @@
 //! Bringing a program to a host: through the shell there, over what a login shell may print, so that it works wherever a command does.
 //!
-//! 1. A temporary file is written below the home directory, and read back. Nothing is sent before the script has said that it runs.
+//! 1. A new temporary file is written below the home directory, and read back. Nothing is sent before the script has said that it runs. What is not complete is removed.
 //! 2. The program is tried with `--version`. Only one that runs there gets its name; so what has the name is whole, and runs.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,10 +38,13 @@ pub enum UploadError {
 /// # Errors
 /// See [`UploadError`].
 pub fn upload(transport: &mut dyn Transport, directory: &str, name: &str, bytes: &[u8]) -> Result<(), UploadError> {
-    let temporary = format!("{name}.tmp-{}", std::process::id());
+    // Nobody can put something in the place of a name that nobody can tell.
+    let temporary = format!("{name}.tmp-{:016x}", RandomState::new().build_hasher().finish());
     let place = format!("umask 077; mkdir -p \"$HOME/{directory}\" && cd \"$HOME/{directory}\"");
     // One line without apostrophes, backslashes or exclamation marks: within quotes it is the same to every login shell.
-    let write = format!("exec sh -c 'echo ZMRUPLOAD1; {place} && cat > {temporary} && cat {temporary}'");
+    let write = format!(
+        "exec sh -c 'echo ZMRUPLOAD1; {place} && set -C && {{ cat > {temporary} && cat {temporary} || {{ c=$?; rm -f {temporary}; exit $c; }}; }}'"
+    );
     let back = run(transport, &write, bytes)?;
     if back.code != Some(0) || back.output != bytes {
         let reason = if back.code == Some(0) { "it reads back as something else".to_owned() } else { back.words };
