@@ -488,7 +488,8 @@ fn a_prune_says_what_goes_and_why_and_does_it() {
     let output = bench.code(0, &["prune"]);
     assert!(err(&output).contains("No rule says") && out(&output).contains("4 snapshots kept"), "{}", err(&output));
     // The plan is the same with and without --dry-run.
-    let arguments = ["--json", "prune", "--keep-last", "1", "--keep-tag", "before-upgrade", "--max-unused", "0"];
+    let keep = ["--json", "prune", "--keep-last", "1", "--keep-tag", "before-upgrade"];
+    let arguments = [&keep[..], &["--max-unused", "0", "--grace", "0s"]].concat();
     let planned = events(&bench.ok(&[&arguments[..], &["--dry-run"]].concat()));
     let done = events(&bench.ok(&arguments));
     assert_eq!(named(&planned, "decision"), named(&done, "decision"));

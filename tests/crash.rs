@@ -25,7 +25,7 @@ use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
 use zmreplica::store::backend::Backend;
 use zmreplica::store::codec::Codec;
-use zmreplica::store::{MemoryBackend, PackBuilder};
+use zmreplica::store::{MemoryBackend, PackBuilder, PackFormat, PackId};
 use zmreplica::view::Snapshots;
 
 use oracle::{Tree, assert_same, of_directory, of_snapshot};
@@ -224,12 +224,13 @@ fn commit_one(database: &Arc<CatalogDatabase>, backend: &Arc<MemoryBackend>, see
         .map_err(|error| error.to_string())?;
     let (number, is_new) = writer.intern_chunk(&hash, 100).map_err(|error| error.to_string())?;
     assert!(is_new, "each round has a chunk of its own");
-    let mut builder = PackBuilder::new(1 << 20);
+    let mut builder = PackBuilder::new(1 << 20, PackId::unique(writer.epoch()).unwrap());
     let offset = builder.push(hash, 100, Codec::Plain, 0, &plain).unwrap();
     let pack = builder.finish();
     backend.put(&pack.id.key(), &[&pack.bytes]).map_err(|error| error.to_string())?;
     backend.sync().map_err(|error| error.to_string())?;
-    let pack = writer.add_pack(PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks: 1 });
+    let pack =
+        writer.add_pack(PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks: 1, format: PackFormat::V2 });
     let row = ChunkRow { pack, offset, stored_length: 100, plain_length: 100, prefix: hash.prefix() };
     writer.place_chunk(number, row).map_err(|error| error.to_string())?;
     writer.add_group(LinkGroup {

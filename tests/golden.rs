@@ -2,21 +2,27 @@
 //! change the format version, not these figures. Packs and cut points are pinned beside their code.
 
 use zmreplica::catalog::chunk::{self, ChunkRow, PackRow};
+use zmreplica::catalog::condemned::{Condemned, CondemnedRow};
 use zmreplica::catalog::directory::{self, Body, Directory, DirectoryAttributes, Entry, IndexPage, Node};
 use zmreplica::catalog::group::{self, Content, ContentPage, LinkGroup, Segment};
 use zmreplica::catalog::object::{self, ObjectEncoder, ObjectKind};
 use zmreplica::catalog::snapshot::to_hex;
 use zmreplica::catalog::{commit, links};
 use zmreplica::model::{Attributes, Kind, Timestamp, Xattr};
-use zmreplica::store::pack::PackId;
+use zmreplica::store::pack::{PackFormat, PackId};
 
 #[test]
 fn chunk_and_pack_rows() {
     let row = |pack, offset| ChunkRow { pack, offset, stored_length: 300, plain_length: 1000, prefix: *b"abcdefgh" };
     let page = chunk::encode_page(&[Some(row(7, 16)), Some(row(7, 16 + 44 + 300)), None]);
     assert_eq!(to_hex(&page), "03020710ac02e807616263646566676801ac02e807616263646566676800");
-    let pack = PackRow { id: PackId([0x11; 16]), bytes: 40_000, chunks: 9 };
-    assert_eq!(to_hex(&pack.encode()), "11111111111111111111111111111111c0b80209");
+    let pack = |format| PackRow { id: PackId([0x11; 16]), bytes: 40_000, chunks: 9, format };
+    assert_eq!(to_hex(&pack(PackFormat::V1).encode()), "11111111111111111111111111111111c0b80209");
+    assert_eq!(to_hex(&pack(PackFormat::V2).encode()), "11111111111111111111111111111111c0b8020902");
+    let condemned = |what| CondemnedRow { what, bytes: 300, since: 1000, latest: -3, seen_on: Some(20_000) };
+    let row = condemned(Condemned::Pack(PackId([0x22; 16])));
+    assert_eq!(to_hex(&row.encode()), "0122222222222222222222222222222222ac02d00f05a19c01");
+    assert_eq!(to_hex(&condemned(Condemned::OlderThan(700)).encode()), "02bc05ac02d00f05a19c01");
 }
 
 fn group(kind: Kind, size: u64, content: Content) -> Option<LinkGroup> {

@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use zmreplica::catalog::chunk::{ChunkRow, PackRow};
 use zmreplica::mount::{Owners, SnapshotsTree};
 use zmreplica::replica::{LockedReplica, Replica};
-use zmreplica::store::pack::{ENTRY_HEADER_BYTES, EntryHeader, PACK_TARGET_BYTES, PackBuilder, PackId};
+use zmreplica::store::pack::{ENTRY_HEADER_BYTES, EntryHeader, PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
 use zmreplica::view::{Readers, ViewOptions};
 use zmreplica_treegen::{BlobMode, Config, Generator, Preset};
 
@@ -109,7 +109,7 @@ fn rewrite_packs(store: &Path) -> usize {
     let mut writer = replica.writer().unwrap();
     let reader = Arc::clone(writer.reader());
     let mut old = Vec::new();
-    let mut builder = PackBuilder::new(PACK_TARGET_BYTES);
+    let mut builder = PackBuilder::new(PACK_TARGET_BYTES, PackId::unique(writer.epoch()).unwrap());
     for dictionary in replica.dictionaries().all() {
         builder.push_dictionary(&dictionary).unwrap();
     }
@@ -131,8 +131,8 @@ fn rewrite_packs(store: &Path) -> usize {
     let pack = builder.finish();
     replica.backend().put(&pack.id.key(), &[&pack.bytes]).unwrap();
     replica.backend().sync().unwrap();
-    let pack_number =
-        writer.add_pack(PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks: moved.len() as u64 });
+    let (bytes, chunks) = (pack.bytes.len() as u64, moved.len() as u64);
+    let pack_number = writer.add_pack(PackRow { id: pack.id, bytes, chunks, format: PackFormat::V2 });
     for (number, offset, location, prefix) in moved {
         let row = ChunkRow {
             pack: pack_number,

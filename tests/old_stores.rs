@@ -57,7 +57,7 @@ impl Old {
         self.listed().iter().map(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Checks that the store is whole, and that a restore of each of these snapshots, and a mount, hold what their sources held.
+    /// Checks that the store is whole, and that a restore of each of these snapshots, and mounts of two, hold what their sources held.
     fn assert_holds(&self, ids: &[String]) {
         self.scene.ok(&["check", "--read-data"]);
         for id in ids {
@@ -66,6 +66,9 @@ impl Old {
             self.scene.ok(&["restore", "--numeric-ids", id, "restored"]);
             assert_same(&restored, manifest, id);
             fs::remove_dir_all(&restored).unwrap();
+        }
+        for id in ids.first().into_iter().chain(ids.last()) {
+            let manifest = &self.manifests[id];
             self.scene.mount_with(&[id, "mnt"]);
             assert_same(&self.scene.mnt(), manifest, id);
             self.scene.umount();
@@ -126,7 +129,7 @@ fn goes_on(old: &Old) {
         "who reads leaves the store as it is"
     );
     let new = first_night(old, &settings);
-    old.assert_holds(&before);
+    old.scene.ok(&["check", "--read-data"]);
     assert_eq!(old.scene.ok(&["cat", &format!("{new}:news")]), "of this version");
 
     old.prune(&["--keep-last", "1", "--max-unused", "0"]);

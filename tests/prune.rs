@@ -317,7 +317,7 @@ fn a_fold_may_die_at_every_operation_of_the_backend() {
             let open = || open_over(store.path(), &backend);
             let fold = |replica: &LockedReplica| {
                 let written = checkpoint::write(&replica.database().read().unwrap(), backend.as_ref(), None)?;
-                checkpoint::tidy(backend.as_ref(), &written)
+                checkpoint::tidy(backend.as_ref(), written.number)
             };
             let replica = open();
             backend.die_after(die_after);

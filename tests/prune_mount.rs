@@ -44,7 +44,7 @@ fn files(at: &Path, out: &mut BTreeMap<PathBuf, Vec<u8>>, root: &Path) {
 }
 
 fn prune(scene: &Scene, keep: &str) -> Vec<Value> {
-    let said = scene.ok(&["--json", "prune", "--keep-last", keep, "--max-unused", "0"]);
+    let said = scene.ok(&["--json", "prune", "--keep-last", keep, "--max-unused", "0", "--grace", "0s"]);
     said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 

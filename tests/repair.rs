@@ -153,7 +153,8 @@ fn a_damaged_pack_gives_what_it_has_and_the_next_snapshot_brings_back_the_rest()
     let after = scene.check();
     assert_eq!(paths(&after), affected);
     assert_eq!((after.damage_count, after.lost_chunks, after.orphan_packs), (1, report.lost_chunks, 0));
-    assert_eq!(scene.exact(), 0, "all three nights have the file");
+    let most = affected.iter().map(|(_, snapshots)| *snapshots).max().unwrap();
+    assert!(most >= 1 && scene.exact() <= 3 - most, "{affected:?}");
     // Another repair has nothing to do, and says what is lost all the same.
     let again = scene.repair(true).unwrap();
     assert_eq!((again.damaged_packs.len(), again.lost_chunks, again.is_whole()), (0, report.lost_chunks, false));
@@ -204,7 +205,8 @@ fn a_lost_pack_is_given_up_and_found_again() {
     writer.set_marks(newest, &SnapshotMarks { accepted, pinned: None }).unwrap();
     writer.commit().unwrap();
     let policy = Policy { keep_last: 1, ..Policy::default() };
-    let (options, progress) = (PruneOptions::default(), PruneProgress::default());
+    let (options, progress) =
+        (PruneOptions { grace: Duration::ZERO, ..PruneOptions::default() }, PruneProgress::default());
     let plan = plan(&replica, &policy, Protections::default(), &TimeZone::UTC, &options, &progress).unwrap();
     carry_out(&mut replica, &plan, &progress).unwrap();
     drop(replica);

@@ -201,7 +201,7 @@ fn lost_settings_are_damage_and_repair_says_what_it_did() {
             locked(&scene, |replica| {
                 let database = replica.catalog().unwrap().database().unwrap();
                 let written = checkpoint::write(&database, replica.backend().as_ref(), None).unwrap();
-                checkpoint::tidy(replica.backend().as_ref(), &written).unwrap();
+                checkpoint::tidy(replica.backend().as_ref(), written.number).unwrap();
             });
             assert_eq!(fs::read_dir(scene.store().join("commits")).unwrap().count(), 0);
         }

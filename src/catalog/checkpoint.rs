@@ -277,22 +277,37 @@ pub fn is_due(backend: &dyn Backend) -> Result<bool, CatalogError> {
     Ok(since_bytes > FOLD_FROM_BYTES.max(bytes / FOLD_SHARE))
 }
 
-/// Deletes what a checkpoint makes superfluous: other checkpoints and the commit files that it stands for. Returns the bytes that this frees. The caller
-/// holds the store's lock.
+/// Lists what the checkpoint of that number makes superfluous, in the order in which it is to be deleted, with bytes: older checkpoints, and the commit
+/// files that it stands for.
 ///
 /// # Errors
-/// Fails when something cannot be deleted; what is left means nothing.
-pub fn tidy(backend: &dyn Backend, checkpoint: &Checkpoint) -> Result<u64, CatalogError> {
-    let own = key(checkpoint.number);
-    let is_own = |name: &str| name == own || name.strip_prefix(&own).is_some_and(|rest| rest.starts_with('.'));
-    let mut doomed: Vec<(String, u64)> = backend.list(PREFIX)?.into_iter().filter(|(name, _)| !is_own(name)).collect();
+/// Fails when the backend cannot be listed.
+pub fn superseded(backend: &dyn Backend, checkpoint: u64) -> Result<Vec<(String, u64)>, CatalogError> {
+    let older = |(name, _): &(String, u64)| {
+        let digits = name.strip_prefix(PREFIX).and_then(|rest| rest.split('.').next());
+        digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).is_some_and(|number| number < checkpoint)
+    };
+    let mut doomed: Vec<(String, u64)> = backend.list(PREFIX)?.into_iter().filter(older).collect();
     // Heads have no dot, and go first: a head without its parts would be damage.
     doomed.sort_by_key(|(name, _)| name.contains('.'));
     let folded = |(name, _): &(String, u64)| {
-        commit::number_of_key(name).is_some_and(|number| number <= checkpoint.number && commit::key(number) == *name)
+        commit::number_of_key(name).is_some_and(|number| number <= checkpoint && commit::key(number) == *name)
     };
-    let heads = doomed.iter().filter(|(name, _)| !name.contains('.')).count();
     doomed.extend(backend.list("commits/")?.into_iter().filter(folded));
+    Ok(doomed)
+}
+
+/// Deletes what the checkpoint of that number makes superfluous, and returns the bytes that this frees. Without a checkpoint of that number, or a newer
+/// one, whose head can be read, nothing is deleted. The caller holds the store's lock.
+///
+/// # Errors
+/// Fails when something cannot be deleted; what is left means nothing.
+pub fn tidy(backend: &dyn Backend, checkpoint: u64) -> Result<u64, CatalogError> {
+    if newest(backend)?.is_none_or(|newest| newest.number < checkpoint) {
+        return Ok(0);
+    }
+    let doomed = superseded(backend, checkpoint)?;
+    let heads = doomed.iter().filter(|(name, _)| name.starts_with(PREFIX) && !name.contains('.')).count();
     let mut freed = 0;
     for (at, (name, bytes)) in doomed.iter().enumerate() {
         if at == heads && heads > 0 {

@@ -9,7 +9,7 @@
 //! once the same bytes are stored.
 
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::store::pack::{ENTRY_HEADER_BYTES, PackId};
+use crate::store::pack::{ENTRY_HEADER_BYTES, PackFormat, PackId};
 
 /// Rows in one page of chunks or of link groups.
 pub const PAGE_ROWS: u64 = 256;
@@ -128,7 +128,8 @@ pub fn decode_page(bytes: &[u8]) -> Result<ChunkPage, DecodeError> {
     Ok(page)
 }
 
-/// One pack, as the catalogue knows it. Its encoding: identifier (16 bytes), length in bytes, number of chunks (varints).
+/// One pack, as the catalogue knows it. Its encoding: identifier (16 bytes), length in bytes, number of chunks (varints); then its format (varint),
+/// which is left out for format 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackRow {
     /// Identifier, from which its key in the backend follows.
@@ -137,6 +138,8 @@ pub struct PackRow {
     pub bytes: u64,
     /// Number of chunks in it.
     pub chunks: u64,
+    /// Its format.
+    pub format: PackFormat,
 }
 
 impl PackRow {
@@ -145,6 +148,9 @@ impl PackRow {
         let mut out = self.id.0.to_vec();
         put_varint(&mut out, self.bytes);
         put_varint(&mut out, self.chunks);
+        if self.format != PackFormat::V1 {
+            put_varint(&mut out, self.format as u64);
+        }
         out
     }
 
@@ -154,9 +160,14 @@ impl PackRow {
     /// Fails when the bytes are not what [`PackRow::encode`] produces.
     pub fn decode(bytes: &[u8]) -> Result<PackRow, DecodeError> {
         let mut decoder = Decoder::new(bytes);
-        let row = PackRow { id: PackId(decoder.array()?), bytes: decoder.varint()?, chunks: decoder.varint()? };
+        let (id, bytes, chunks) = (PackId(decoder.array()?), decoder.varint()?, decoder.varint()?);
+        let format = match decoder.is_empty() {
+            true => PackFormat::V1,
+            false if decoder.varint()? == PackFormat::V2 as u64 => PackFormat::V2,
+            false => return Err(DecodeError("an unknown format of packs")),
+        };
         decoder.finish()?;
-        Ok(row)
+        Ok(PackRow { id, bytes, chunks, format })
     }
 }
 
@@ -185,7 +196,12 @@ mod tests {
 
     #[test]
     fn pack_rows_round_trip() {
-        let row = PackRow { id: PackId([9; 16]), bytes: 1 << 25, chunks: 700 };
+        for format in [PackFormat::V1, PackFormat::V2] {
+            pack_row_round_trips(PackRow { id: PackId([9; 16]), bytes: 1 << 25, chunks: 700, format });
+        }
+    }
+
+    fn pack_row_round_trips(row: PackRow) {
         assert_eq!(PackRow::decode(&row.encode()).unwrap(), row);
     }
 }

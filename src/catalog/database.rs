@@ -41,10 +41,12 @@ pub enum Table {
     Dictionaries = 9,
     /// Snapshot number to what people said of it since.
     Marks = 10,
+    /// Objects that nothing needs any more and a later run deletes; the key only orders them.
+    Condemned = 11,
 }
 
 /// The tables whose keys are numbers.
-pub const NUMBERED: [Table; 9] = [
+pub const NUMBERED: [Table; 10] = [
     Table::Meta,
     Table::Chunks,
     Table::Packs,
@@ -54,6 +56,7 @@ pub const NUMBERED: [Table; 9] = [
     Table::Commits,
     Table::Dictionaries,
     Table::Marks,
+    Table::Condemned,
 ];
 
 impl Table {
@@ -71,8 +74,14 @@ impl Table {
             8 => Table::Commits,
             9 => Table::Dictionaries,
             10 => Table::Marks,
+            11 => Table::Condemned,
             _ => return None,
         })
+    }
+
+    /// Returns whether catalogues of earlier versions lack the table.
+    fn may_be_absent(self) -> bool {
+        matches!(self, Table::Marks | Table::Condemned)
     }
 
     /// Returns whether the table's keys are hashes.
@@ -94,6 +103,7 @@ impl Table {
             Table::Commits => "commit row",
             Table::Dictionaries => "dictionary",
             Table::Marks => "marks of snapshot",
+            Table::Condemned => "condemned object",
         }
     }
 
@@ -108,6 +118,7 @@ impl Table {
             Table::Commits => "commits",
             Table::Dictionaries => "dictionaries",
             Table::Marks => "marks",
+            Table::Condemned => "condemned",
             Table::ChunkIndex | Table::ObjectIndex => "unused",
         })
     }
@@ -396,8 +407,8 @@ impl DatabaseReader {
         let mut numbered = Vec::with_capacity(NUMBERED.len());
         for table in NUMBERED {
             match transaction.open_table(table.numbered()) {
-                // A catalogue from before there were marks gets the table with the first one.
-                Err(redb::TableError::TableDoesNotExist(_)) if table == Table::Marks => {}
+                // A catalogue from before there was such a table gets it with its first row.
+                Err(redb::TableError::TableDoesNotExist(_)) if table.may_be_absent() => {}
                 opened => numbered.push((table, opened?)),
             }
         }
@@ -412,7 +423,7 @@ impl DatabaseReader {
     fn table(&self, table: Table) -> Result<Option<&ReadOnlyTable<u64, &'static [u8]>>, CatalogError> {
         match self.numbered.iter().find(|(name, _)| *name == table) {
             Some((_, open)) => Ok(Some(open)),
-            None if table == Table::Marks => Ok(None),
+            None if table.may_be_absent() => Ok(None),
             None => Err(CatalogError::Missing { what: "table", number: table as u64 }),
         }
     }

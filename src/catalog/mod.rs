@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod chunk;
 pub mod commit;
+pub mod condemned;
 pub mod database;
 pub mod dates;
 pub mod directory;

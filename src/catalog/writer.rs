@@ -14,6 +14,7 @@ use super::CatalogError;
 use super::checkpoint;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
 use super::commit::{self, CommitId};
+use super::condemned::{self, Condemned, CondemnedRow};
 use super::database::{CatalogDatabase, Change, DatabaseReader, Table};
 use super::group::{self, LinkGroup};
 use super::marks::{Hold, SnapshotMarks};
@@ -205,6 +206,8 @@ pub struct CatalogWriter {
     groups: Vec<LinkGroup>,
     /// What the store's row of `meta` is to be, if it is not that yet.
     store: Option<Vec<u8>>,
+    epoch: u32,
+    next_condemned: Option<u64>,
 }
 
 impl CatalogWriter {
@@ -235,6 +238,9 @@ impl CatalogWriter {
             first_pending_group: counters.group,
             groups: Vec::new(),
             store: None,
+            // One above the last commit: it grows with every writer that commits anything.
+            epoch: u32::try_from(last.0 + 1).unwrap_or(u32::MAX),
+            next_condemned: None,
         })
     }
 
@@ -323,6 +329,30 @@ impl CatalogWriter {
         self.counters.pack += 1;
         self.put(Table::Packs, number, row.encode());
         number
+    }
+
+    /// Returns the epoch that the ids of packs begin with which this writer's run makes.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Condemns an object: a later run deletes it.
+    ///
+    /// # Errors
+    /// Fails when a row of the table is damaged.
+    pub fn condemn(&mut self, what: Condemned, bytes: u64, now: jiff::Timestamp) -> Result<(), CatalogError> {
+        let number = match self.next_condemned {
+            Some(number) => number,
+            None => condemned::read(&self.reader)?.last().map_or(0, |(number, _)| number + 1),
+        };
+        self.next_condemned = Some(number + 1);
+        self.set_condemned(number, &CondemnedRow::new(what, bytes, now));
+        Ok(())
+    }
+
+    /// Writes the row of a condemned object anew.
+    pub fn set_condemned(&mut self, number: u64, row: &CondemnedRow) {
+        self.put(Table::Condemned, number, row.encode());
     }
 
     /// Adds a dictionary under the number that chunks compressed with it carry.

@@ -174,6 +174,8 @@ pub struct CheckReport {
     pub orphan_packs: u64,
     /// Their bytes.
     pub orphan_bytes: u64,
+    /// Bytes of packs that a prune condemned and a later one deletes.
+    pub condemned_bytes: u64,
     /// Commit files that the catalogue has not seen; the next writing command applies them. They do no harm.
     pub waiting_commits: u64,
     /// Whether the commit files are intact, so that the catalogue can be rebuilt from them.

@@ -9,9 +9,10 @@ use super::ledger::{DamageKind, DamageNumber, Key};
 use super::rows::{Placement, Rows};
 use super::{CheckError, CheckReport, Checker, Phase};
 use crate::catalog::chunk::{PAGE_ROWS, PackRow};
+use crate::catalog::condemned;
 use crate::catalog::database::Table;
 use crate::store::codec::DictionarySet;
-use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES, PackId};
+use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES, PackId};
 use crate::store::reader::{ChunkError, ChunkReader};
 use crate::store::walk::{PackWalk, walk_pack};
 
@@ -58,6 +59,17 @@ pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, report: &mut CheckRepor
         }
         if !named.insert(key) {
             pack.damage("two rows of the catalogue name it".to_owned());
+        }
+    }
+    for (id, bytes) in checker.guarded("The table of condemned objects", || Ok(condemned::packs(checker.catalog)?))? {
+        let key = id.key();
+        if !named.insert(key.clone()) {
+            // It would be deleted one day.
+            let what = format!("Pack {id}");
+            let reason = "a row of the catalogue names it, and it is condemned".to_owned();
+            checker.ledger.note(DamageKind::Catalog, Key::Step("condemned packs"), what, reason);
+        } else if sizes.contains_key(&key) {
+            report.condemned_bytes += bytes;
         }
     }
     for (key, bytes) in &sizes {
@@ -129,7 +141,7 @@ impl PackCheck<'_> {
             self.damage(format!("{} chunks are said to lie in it, which has {}", self.chunks.len(), self.row.chunks));
         }
         let end = self.row.bytes.saturating_sub(PACK_TRAILER_BYTES as u64);
-        let mut free = PACK_HEADER_BYTES as u64;
+        let mut free = self.row.format.header_bytes() as u64;
         for chunk in self.chunks {
             let from = u64::from(chunk.offset);
             let to = from + ENTRY_HEADER_BYTES as u64 + u64::from(chunk.stored_length);

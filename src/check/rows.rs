@@ -357,6 +357,7 @@ fn table_name(table: Table) -> &'static str {
         Table::Commits => "The table of commits",
         Table::Dictionaries => "The table of dictionaries",
         Table::Marks => "The table of marks",
+        Table::Condemned => "The table of condemned objects",
     }
 }
 

@@ -66,6 +66,7 @@ struct Counts<'a> {
     damage_count: u64,
     orphan_packs: u64,
     orphan_bytes: u64,
+    condemned_bytes: u64,
     waiting_commits: u64,
     rebuildable: bool,
     elapsed_ms: u64,
@@ -154,6 +155,10 @@ fn tell(output: &Output, report: &CheckReport) -> Result<(), CliError> {
             text::bytes(report.orphan_bytes),
         ))?;
     }
+    if report.condemned_bytes > 0 {
+        let bytes = text::bytes(report.condemned_bytes);
+        output.line(&format!("Packs of {bytes} are condemned: a prune after the grace deletes them."))?;
+    }
     if report.waiting_commits > 0 {
         output.line(&format!(
             "{} not in the catalogue yet; the next run applies them.",
@@ -203,6 +208,7 @@ fn counts(report: &CheckReport) -> Counts<'_> {
         damage_count: report.damage_count,
         orphan_packs: report.orphan_packs,
         orphan_bytes: report.orphan_bytes,
+        condemned_bytes: report.condemned_bytes,
         waiting_commits: report.waiting_commits,
         rebuildable: report.rebuildable,
         elapsed_ms: report.elapsed_ms,

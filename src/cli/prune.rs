@@ -11,13 +11,15 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use zmreplica::catalog::dates::Dates;
 use zmreplica::prune::{
-    MAX_UNUSED_PERCENT, PruneError, PruneFigures, PruneOptions, PrunePlan, PruneProgress, PruneReport, carry_out, plan,
+    GRACE, MAX_UNUSED_PERCENT, PruneError, PruneFigures, PruneOptions, PrunePlan, PruneProgress, PruneReport,
+    carry_out, plan,
 };
 use zmreplica::replica::{LockedReplica, Replica};
 use zmreplica::retention::{Decision, Policy, Protections, Within};
 use zmreplica::view::{Readers, Snapshots, ViewOptions};
 use zmreplica::zimbra::ledger::{self, Ledger};
 
+use super::config::{Retention, Span};
 use super::error::{CliError, Exit};
 use super::output::{Output, Verbosity, WARNING};
 use super::progress::{ONE_LINE, live_line};
@@ -86,6 +88,10 @@ pub(crate) struct PruneArgs {
     /// [default: `max-unused` under `[retention]` in the configuration file, else 10]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     max_unused: Option<u8>,
+    /// Keep what nothing needs any more at least so long before it is deleted, for copies and slow readers; a later prune deletes it.
+    /// `0s` deletes it at once, for a disk that fills up [default: `grace` under `[retention]` in the configuration file, else 1d]
+    #[arg(long, value_name = "DURATION")]
+    grace: Option<Span>,
     /// Go on though the store is held
     #[arg(long)]
     ignore_hold: bool,
@@ -122,8 +128,7 @@ struct SummaryEvent<'a> {
 
 pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError> {
     let retention = &context.config.retention;
-    let max_unused_percent = args.max_unused.or(retention.max_unused).unwrap_or(MAX_UNUSED_PERCENT);
-    let options = PruneOptions { max_unused_percent };
+    let options = options(retention, args.max_unused, args.grace);
     let policy = args.policy.policy(&retention.policy());
     let bench = Bench::new(&context.output, &policy, &options, Telling::Plan)?;
     if args.dry_run {
@@ -139,6 +144,13 @@ pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError>
     Ok(pruned.exit)
 }
 
+/// How to prune: as given, else as configured.
+fn options(retention: &Retention, max_unused: Option<u8>, grace: Option<Span>) -> PruneOptions {
+    let max_unused_percent = max_unused.or(retention.max_unused).unwrap_or(MAX_UNUSED_PERCENT);
+    let grace = grace.or(retention.grace.map(|text| text.0)).map_or(GRACE, |span| span.0);
+    PruneOptions { max_unused_percent, grace, now: jiff::Timestamp::now() }
+}
+
 /// Prunes by the rules of the configuration file, if it has any.
 pub(crate) fn by_configuration(
     context: &Context,
@@ -150,8 +162,7 @@ pub(crate) fn by_configuration(
     if policy.is_empty() {
         return Ok(None);
     }
-    let max_unused_percent = retention.max_unused.unwrap_or(MAX_UNUSED_PERCENT);
-    let options = PruneOptions { max_unused_percent };
+    let options = options(retention, None, None);
     if !ignore_hold {
         hold::refuse(replica)?;
     }
@@ -338,7 +349,7 @@ fn tell_plan(
             output.line(&decision_line(output, decision, plan))?;
         }
         if output.verbosity() > Verbosity::Quiet && tells_all {
-            for line in figure_lines(figures, dry_run) {
+            for line in figure_lines(figures, plan.grace(), dry_run) {
                 output.line(&line)?;
             }
         }
@@ -371,7 +382,7 @@ fn decision_line(output: &Output, decision: &Decision, plan: &PrunePlan) -> Stri
     output.styled(WARNING, &format!("remove  {id}  {time}  {source}  {reasons}, frees {freed}"))
 }
 
-fn figure_lines(figures: &PruneFigures, dry_run: bool) -> Vec<String> {
+fn figure_lines(figures: &PruneFigures, grace: Duration, dry_run: bool) -> Vec<String> {
     let would = if dry_run { "would be" } else { "to be" };
     let mut lines = vec![format!(
         "{} kept, {} {would} removed.",
@@ -391,7 +402,7 @@ fn figure_lines(figures: &PruneFigures, dry_run: bool) -> Vec<String> {
     }
     if figures.deleted_packs + figures.orphan_packs + figures.rewritten_packs > 0 {
         lines.push(format!(
-            "{} ({}) {would} deleted, {} ({}) written anew, which copies {}.",
+            "{} ({}) no longer needed, {} ({}) {would} written anew, which copies {}.",
             text::plural(figures.deleted_packs + figures.orphan_packs, "pack", "packs"),
             text::bytes(figures.deleted_pack_bytes + figures.orphan_bytes),
             text::count(figures.rewritten_packs),
@@ -399,8 +410,15 @@ fn figure_lines(figures: &PruneFigures, dry_run: bool) -> Vec<String> {
             text::bytes(figures.copied_bytes),
         ));
     }
+    if figures.due_bytes > 0 {
+        lines.push(format!("{} that earlier prunes condemned {would} deleted.", text::bytes(figures.due_bytes)));
+    }
+    if figures.waiting_bytes > 0 {
+        lines.push(format!("{} that earlier prunes condemned still wait.", text::bytes(figures.waiting_bytes)));
+    }
+    let when = if grace.is_zero() { "" } else { " when the grace is over" };
     lines.push(format!(
-        "Frees {}; {} stay, {} of them unused.",
+        "Frees {}{when}; {} stay, {} of them unused.",
         text::bytes(figures.freed_bytes),
         text::bytes(figures.kept_bytes),
         text::bytes(figures.unused_bytes),
@@ -421,8 +439,15 @@ fn tell_report(output: &Output, report: &PruneReport) -> Result<(), CliError> {
             text::bytes(report.written_bytes),
             text::duration(Duration::from_millis(report.elapsed_ms)),
         ))?;
+        if report.condemned_bytes > 0 && report.deleted_bytes < report.condemned_bytes {
+            let bytes = text::bytes(report.condemned_bytes);
+            output.line(&format!("Condemned packs of {bytes}: a prune after the grace deletes them."))?;
+        }
+        if report.folded {
+            output.line("Folded commit files into a checkpoint.")?;
+        }
         if report.folded_bytes > 0 {
-            output.line(&format!("Folded commit files of {} into a checkpoint.", text::bytes(report.folded_bytes)))?;
+            output.line(&format!("Deleted folded commit files of {}.", text::bytes(report.folded_bytes)))?;
         }
         if let Some((before, after)) = report.compacted {
             output.line(&format!("Compacted the catalogue from {} to {}.", text::bytes(before), text::bytes(after)))?;

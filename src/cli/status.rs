@@ -158,6 +158,10 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
         let more = text::count((status.suspects.len() - TOLD) as u64);
         lines.push(("Suspect", format!("{more} more; `zmreplica snapshots` lists them")));
     }
+    if status.condemned_bytes > 0 {
+        let bytes = text::bytes(status.condemned_bytes);
+        lines.push(("Condemned", format!("{bytes} that nothing needs wait for a later prune to delete them")));
+    }
     lines.push(("Held", status.hold.as_ref().map_or("no".to_owned(), hold::sentence)));
     let mounts: Vec<String> = status
         .leases

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::last::LastNight;
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PackRow;
+use crate::catalog::condemned;
 use crate::catalog::database::Table;
 use crate::catalog::dates::{ClockDoubt, Dates};
 use crate::catalog::reader::CatalogReader;
@@ -126,6 +127,8 @@ pub struct Status {
     pub last_night: Option<LastNight>,
     /// Bytes in packs.
     pub pack_bytes: u64,
+    /// Bytes that nothing needs any more and that a later prune deletes.
+    pub condemned_bytes: u64,
     /// Bytes in commit files.
     pub commit_bytes: u64,
     /// Bytes of the catalogue.
@@ -221,6 +224,7 @@ impl Status {
             writer: lock_holder(replica.path()),
             last_night: LastNight::load(replica.path()),
             pack_bytes: pack_bytes(&catalog)?,
+            condemned_bytes: condemned::read(&catalog)?.iter().map(|(_, row)| row.bytes).sum(),
             commit_bytes: commits.iter().map(|(_, bytes)| bytes).sum(),
             catalog_bytes: std::fs::metadata(replica.database().path()).map_or(0, |metadata| metadata.len()),
         })
@@ -267,7 +271,7 @@ impl Status {
 
     /// Returns all bytes of the store.
     pub fn store_bytes(&self) -> u64 {
-        self.pack_bytes + self.commit_bytes + self.catalog_bytes
+        self.pack_bytes + self.condemned_bytes + self.commit_bytes + self.catalog_bytes
     }
 }
 
@@ -343,6 +347,7 @@ mod tests {
             writer: None,
             last_night: None,
             pack_bytes: 0,
+            condemned_bytes: 0,
             commit_bytes: 0,
             catalog_bytes: 0,
         };

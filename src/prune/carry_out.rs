@@ -8,17 +8,17 @@ use serde::Serialize;
 use super::caches;
 use super::plan::{Fate, PackPlan, PrunePlan, for_each_chunk};
 use super::repack::{Repacker, keep_dictionaries};
-use super::{Bitmap, Phase, PruneError, PruneProgress};
+use super::{Bitmap, Phase, PruneError, PruneProgress, sweep};
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint;
 use crate::catalog::chunk::{PAGE_ROWS, PackRow};
+use crate::catalog::condemned::{self, Condemned};
 use crate::catalog::database::Table;
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::replay::RowHashes;
 use crate::catalog::writer::CatalogWriter;
 use crate::lease;
 use crate::replica::{LockedReplica, Replica};
-use crate::store::backend::BackendError;
 use crate::store::pack::{PACK_PREFIX, PackId};
 use crate::store::reader::{ChunkAddress, Location};
 
@@ -34,6 +34,8 @@ const MOVED_BYTES: u64 = 256 << 20;
 pub struct PruneReport {
     /// Snapshots that went.
     pub removed_snapshots: u64,
+    /// Bytes of packs that nothing needs any more and that were condemned: a run after the grace deletes them.
+    pub condemned_bytes: u64,
     /// Packs that were deleted.
     pub deleted_packs: u64,
     /// Their bytes.
@@ -42,7 +44,9 @@ pub struct PruneReport {
     pub written_packs: u64,
     /// Their bytes.
     pub written_bytes: u64,
-    /// Bytes of commit files and checkpoints that a new checkpoint made superfluous; 0 when none was due.
+    /// Whether commit files were folded into a checkpoint.
+    pub folded: bool,
+    /// Bytes of commit files and checkpoints that were deleted, since a checkpoint took their place.
     pub folded_bytes: u64,
     /// Why commit files were not folded although that was due. They stay, and nothing is lost.
     pub not_folded: Option<String>,
@@ -77,9 +81,11 @@ pub fn carry_out(
         work.objects(&mut writer)?;
         work.chunks(&mut writer)?;
         work.packs(&mut writer)?;
-        work.delete_unnamed(&writer)?;
+        work.condemn_unnamed(&mut writer)?;
+        work.sweep(&mut writer)?;
         work.rewrite(&mut writer)?;
-        work.fold(&writer)?;
+        work.fold(&mut writer)?;
+        work.sweep_at_once(&mut writer)?;
     }
     report.compacted = replica.compact_catalog_if_worth();
     report.elapsed_ms = clock.elapsed().as_millis() as u64;
@@ -201,48 +207,53 @@ impl Work<'_> {
         }
         let of_dictionaries: Vec<PackId> =
             packs.values().filter(|pack| pack.is_dictionary_pack()).map(|pack| pack.row.id).collect();
-        if let Some(row) = keep_dictionaries(self.replica, &of_dictionaries)? {
+        if let Some(row) = keep_dictionaries(self.replica, writer.epoch(), &of_dictionaries)? {
             self.replica.backend().sync()?;
             self.report.written_packs += 1;
             self.report.written_bytes += row.bytes;
             writer.add_pack(row);
         }
-        for (number, _) in packs.iter().filter(|(_, pack)| pack.fate == Fate::Goes) {
+        for (number, pack) in packs.iter().filter(|(_, pack)| pack.fate == Fate::Goes) {
             writer.remove(Table::Packs, *number);
+            self.condemn(writer, Condemned::Pack(pack.row.id), pack.row.bytes)?;
         }
         Ok(writer.commit()?)
     }
 
-    /// Deletes packs that no row names: those that have just lost theirs, and what crashes left.
-    fn delete_unnamed(&mut self, writer: &CatalogWriter) -> Result<(), PruneError> {
-        let mut named = BTreeSet::new();
+    /// Condemns packs that no row names: what crashes left.
+    fn condemn_unnamed(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let mut named: BTreeSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
         writer.reader().database()?.scan(Table::Packs, 0, |number, payload| {
             let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
             named.insert(row.id);
             Ok(())
         })?;
-        let backend = self.replica.backend();
-        let mut doomed = backend.list(PACK_PREFIX)?;
-        doomed.retain(|(key, _)| PackId::from_key(key).is_some_and(|id| !named.contains(&id)));
-        self.progress.enter(Phase::Delete, doomed.len() as u64);
-        for (key, bytes) in doomed {
-            self.progress.step()?;
-            self.delete(&key, bytes)?;
+        for (key, bytes) in self.replica.backend().list(PACK_PREFIX)? {
+            if let Some(id) = PackId::from_key(&key).filter(|id| !named.contains(id)) {
+                self.condemn(writer, Condemned::Pack(id), bytes)?;
+            }
         }
-        Ok(backend.sync()?)
+        Ok(writer.commit()?)
     }
 
-    fn delete(&mut self, key: &str, bytes: u64) -> Result<(), PruneError> {
-        match self.replica.backend().delete(key) {
-            Ok(()) => {
-                self.report.deleted_packs += 1;
-                self.report.deleted_bytes += bytes;
-                Ok(())
-            }
-            // Gone already, in whatever way.
-            Err(BackendError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+    fn condemn(&mut self, writer: &mut CatalogWriter, what: Condemned, bytes: u64) -> Result<(), PruneError> {
+        writer.condemn(what, bytes, self.plan.now)?;
+        self.report.condemned_bytes += bytes;
+        Ok(())
+    }
+
+    /// Deletes what is condemned and due.
+    fn sweep(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let swept = sweep::sweep(self.replica, writer, self.plan.now, self.plan.grace, self.progress)?;
+        self.report.deleted_packs += swept.packs;
+        self.report.deleted_bytes += swept.pack_bytes;
+        self.report.folded_bytes += swept.folded_bytes;
+        Ok(())
+    }
+
+    /// Deletes what this run has condemned, if there is no grace.
+    fn sweep_at_once(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        if self.plan.grace.is_zero() { self.sweep(writer) } else { Ok(()) }
     }
 
     /// Writes packs anew without what is unused.
@@ -250,7 +261,7 @@ impl Work<'_> {
         let rewritten: Vec<(u64, &PackPlan)> =
             self.plan.packs.iter().filter(|(_, pack)| pack.fate == Fate::IsRewritten).map(|(n, p)| (*n, p)).collect();
         self.progress.enter(Phase::Rewrite, rewritten.iter().map(|(_, pack)| pack.live_bytes).sum());
-        let mut repacker = Repacker::new(self.replica);
+        let mut repacker = Repacker::new(self.replica, writer.epoch());
         for batch in batches(&rewritten, |pack| pack.live_chunks, MOVED_CHUNKS) {
             let mut places = self.places(writer, batch)?;
             for unit in batches(batch, |pack| pack.live_bytes, MOVED_BYTES) {
@@ -265,12 +276,12 @@ impl Work<'_> {
                 let (packs, bytes) = repacker.settle(writer)?;
                 self.report.written_packs += packs;
                 self.report.written_bytes += bytes;
-                unit.iter().for_each(|(number, _)| writer.remove(Table::Packs, *number));
-                writer.commit()?;
-                for (_, pack) in unit {
-                    self.delete(&pack.row.id.key(), pack.row.bytes)?;
+                for (number, pack) in unit {
+                    writer.remove(Table::Packs, *number);
+                    self.condemn(writer, Condemned::Pack(pack.row.id), pack.row.bytes)?;
                 }
-                self.replica.backend().sync()?;
+                writer.commit()?;
+                self.sweep_at_once(writer)?;
             }
         }
         Ok(())
@@ -300,19 +311,25 @@ impl Work<'_> {
     }
 
     /// Folds commit files into a checkpoint when that is due. The catalogue takes their place only where it is exactly what they say.
-    fn fold(&mut self, writer: &CatalogWriter) -> Result<(), PruneError> {
+    fn fold(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
         let backend = self.replica.backend().as_ref();
         self.progress.enter(Phase::Fold, 0);
-        let fold = || -> Result<u64, CatalogError> {
+        let fold = || -> Result<Option<(u64, u64)>, CatalogError> {
             if !checkpoint::is_due(backend)? {
-                return Ok(0);
+                return Ok(None);
             }
             let expected = RowHashes::read(backend, writer.last_commit().0)?;
             let written = checkpoint::write(&*writer.reader().database()?, backend, Some(&expected))?;
-            checkpoint::tidy(backend, &written)
+            let superseded = checkpoint::superseded(backend, written.number)?;
+            Ok(Some((written.number, superseded.iter().map(|(_, bytes)| bytes).sum())))
         };
         match fold() {
-            Ok(bytes) => self.report.folded_bytes = bytes,
+            Ok(None) => {}
+            Ok(Some((number, bytes))) => {
+                writer.condemn(Condemned::OlderThan(number), bytes, self.plan.now)?;
+                writer.commit()?;
+                self.report.folded = true;
+            }
             Err(error) if error.is_damage() => self.report.not_folded = Some(error.to_string()),
             Err(error) => return Err(error.into()),
         }

@@ -13,10 +13,13 @@
 //!
 //! 1. Snapshot records go, with the gate of the leases closed.
 //! 2. Link groups, objects and chunk rows that nothing needs go, in this order, so that what is left finds what it refers to; then the rows of
-//!    packs without chunks.
-//! 3. Packs that no row names are deleted.
-//! 4. Packs of which too much is unused are written anew: new packs durable, commit, old ones deleted, some 256 MiB at a time.
-//! 5. Commit files are folded into a checkpoint when that pays, and the catalogue is compacted when that does.
+//!    packs without chunks, and these packs are condemned.
+//! 3. Packs that no row names are condemned.
+//! 4. Of what earlier runs condemned, that is deleted whose grace is over (`catalog/condemned.rs` has the rule).
+//! 5. Packs of which too much is unused are written anew: new packs durable, then one commit that condemns the old ones, some 256 MiB at a time.
+//! 6. Commit files are folded into a checkpoint when that pays, and condemned; the catalogue is compacted when that pays.
+//!
+//! With a grace of nothing, what is condemned is deleted at once, in each step behind its commit: that is for a disk that fills up.
 //!
 //! Memory: the bitmaps of `mark`, twice; 100 bytes for each pack; 48 MiB of pending changes; a pack being filled and 8 MiB being read; 24 bytes
 //! for each chunk of at most 500,000 that are being moved; and 8 bytes for each row of the catalogue while commit files are folded.
@@ -29,9 +32,11 @@ mod carry_out;
 pub(crate) mod mark;
 mod plan;
 pub(crate) mod repack;
+mod sweep;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::catalog::CatalogError;
 use crate::store::backend::BackendError;
@@ -46,16 +51,23 @@ pub use plan::{PruneFigures, PrunePlan, plan};
 /// How much of the packs may be unused unless told otherwise, in per cent.
 pub const MAX_UNUSED_PERCENT: u8 = 10;
 
+/// How long what is condemned stays at least, unless told otherwise: a copy or a slow reader has a day to end.
+pub const GRACE: Duration = Duration::from_secs(86_400);
+
 /// How to prune.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PruneOptions {
     /// How much of the packs may be unused afterwards, in per cent; 100 writes none anew.
     pub max_unused_percent: u8,
+    /// How long what nothing needs any more stays at least before it is deleted; zero deletes it at once.
+    pub grace: Duration,
+    /// The present time.
+    pub now: jiff::Timestamp,
 }
 
 impl Default for PruneOptions {
     fn default() -> Self {
-        PruneOptions { max_unused_percent: MAX_UNUSED_PERCENT }
+        PruneOptions { max_unused_percent: MAX_UNUSED_PERCENT, grace: GRACE, now: jiff::Timestamp::now() }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The plan of a prune: what goes, what stays, and what that frees.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -11,6 +12,7 @@ use super::{Phase, PruneError, PruneOptions, PruneProgress};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::{self, PAGE_ROWS, PackRow};
 use crate::catalog::commit::CommitId;
+use crate::catalog::condemned::{self, Condemned, CondemnedRow, Verdict};
 use crate::catalog::database::Table;
 use crate::catalog::dates::{ClockDoubt, Dates};
 use crate::catalog::reader::CatalogReader;
@@ -20,10 +22,10 @@ use crate::guard;
 use crate::lease;
 use crate::replica::Replica;
 use crate::retention::{self, Policy, Protections, RetentionPlan};
-use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES};
+use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_PREFIX, PackFormat};
 
-/// Bytes of a pack that belong to no entry.
-const PACK_OVERHEAD_BYTES: u64 = (PACK_HEADER_BYTES + PACK_TRAILER_BYTES) as u64;
+/// Bytes of a new pack that belong to no entry.
+const PACK_OVERHEAD_BYTES: u64 = PackFormat::V2.overhead_bytes();
 
 /// What a prune does, in figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -38,7 +40,7 @@ pub struct PruneFigures {
     pub removed_chunk_bytes: u64,
     /// The part of it that no snapshot needed before either: left by interrupted runs or prunes.
     pub unreferenced_bytes: u64,
-    /// Packs that have no chunk left and are deleted.
+    /// Packs that have no chunk left: they are condemned, and deleted after the grace.
     pub deleted_packs: u64,
     /// Their bytes.
     pub deleted_pack_bytes: u64,
@@ -48,12 +50,16 @@ pub struct PruneFigures {
     pub rewritten_bytes: u64,
     /// The part of them that is copied.
     pub copied_bytes: u64,
-    /// Packs that no row names, left by interrupted runs or prunes; they are deleted.
+    /// Packs that no row names, left by interrupted runs or prunes; they are condemned, too.
     pub orphan_packs: u64,
     /// Their bytes.
     pub orphan_bytes: u64,
-    /// Bytes of packs that the prune frees, all in all.
+    /// Bytes of packs that the prune frees, all in all: once the grace is over.
     pub freed_bytes: u64,
+    /// Bytes that earlier runs condemned and that are deleted now.
+    pub due_bytes: u64,
+    /// Bytes that earlier runs condemned and that still wait.
+    pub waiting_bytes: u64,
     /// Bytes of packs that stay.
     pub kept_bytes: u64,
     /// The part of them that nothing needs.
@@ -79,7 +85,7 @@ pub(super) struct PackPlan {
 
 impl PackPlan {
     fn unused_bytes(&self) -> u64 {
-        self.row.bytes.saturating_sub(PACK_OVERHEAD_BYTES + self.live_bytes)
+        self.row.bytes.saturating_sub(self.row.format.overhead_bytes() + self.live_bytes)
     }
 
     /// Returns whether the pack holds dictionaries and nothing else.
@@ -101,9 +107,18 @@ pub struct PrunePlan {
     pub(super) commit: (u64, CommitId),
     pub(super) marks: Marks,
     pub(super) packs: BTreeMap<u64, PackPlan>,
+    /// What earlier runs condemned, by number, and what becomes of it.
+    pub(super) condemned: Vec<(u64, CondemnedRow, Verdict)>,
+    pub(super) grace: Duration,
+    pub(super) now: jiff::Timestamp,
 }
 
 impl PrunePlan {
+    /// Returns how long what is condemned stays at least.
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
     /// Returns whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         let figures = &self.figures;
@@ -112,6 +127,7 @@ impl PrunePlan {
             && figures.deleted_packs == 0
             && figures.rewritten_packs == 0
             && figures.orphan_packs == 0
+            && self.condemned.iter().all(|(_, row, verdict)| *verdict == Verdict::Waits(*row))
     }
 }
 
@@ -141,7 +157,7 @@ pub fn plan(
         reasons.into_iter().for_each(|reason| protections.add(&id, reason));
     }
     let records = catalog.snapshots()?;
-    let dates = Dates::read(&catalog, jiff::Timestamp::now())?;
+    let dates = Dates::read(&catalog, options.now)?;
     let doubts = dates.doubts();
     for (_, record) in &records {
         if doubts.iter().any(|(source, _)| *source == record.source) {
@@ -178,13 +194,27 @@ pub fn plan(
     };
     removed_chunks(&catalog, &marks, &mut figures)?;
     figures.unreferenced_bytes = figures.removed_chunk_bytes.saturating_sub(reached);
-    let named: BTreeSet<String> = packs.values().map(|pack| pack.row.id.key()).collect();
+    let condemned: Vec<(u64, CondemnedRow, Verdict)> = condemned::read(&catalog)?
+        .into_iter()
+        .map(|(number, row)| (number, row, row.judge(options.now, options.grace)))
+        .collect();
+    let mut named: BTreeSet<String> = packs.values().map(|pack| pack.row.id.key()).collect();
+    for (_, row, verdict) in &condemned {
+        match verdict {
+            Verdict::Due => figures.due_bytes += row.bytes,
+            Verdict::Waits(_) => figures.waiting_bytes += row.bytes,
+        }
+        if let Condemned::Pack(id) = row.what {
+            named.insert(id.key());
+        }
+    }
     for (_, bytes) in sizes.iter().filter(|(key, _)| !named.contains(*key)) {
         figures.orphan_packs += 1;
         figures.orphan_bytes += bytes;
     }
     sum_up(&packs, &mut figures);
-    Ok(PrunePlan { retention, freed, doubts, figures, commit, marks, packs })
+    let PruneOptions { grace, now, .. } = *options;
+    Ok(PrunePlan { retention, freed, doubts, figures, commit, marks, packs, condemned, grace, now })
 }
 
 fn lease_error(replica: &Replica, source: std::io::Error) -> PruneError {

@@ -9,10 +9,9 @@ use crate::catalog::chunk::{ChunkRow, PackRow};
 use crate::catalog::writer::CatalogWriter;
 use crate::replica::Replica;
 use crate::store::backend::Backend;
-use crate::store::codec::DictionarySet;
-use crate::store::pack::{PACK_TARGET_BYTES, PackBuilder, PackId};
+use crate::store::pack::{PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
 use crate::store::reader::{ChunkAddress, ChunkError, ChunkReader};
-use crate::store::{list_pack, put_pack};
+use crate::store::{EntryHeader, FinishedPack, list_pack, put_pack};
 
 /// Chunks of which this many are read together, so that an interrupt need not wait for a whole pack.
 const RUN_CHUNKS: usize = 1024;
@@ -20,22 +19,26 @@ const RUN_CHUNKS: usize = 1024;
 /// Fills new packs.
 pub(crate) struct Repacker {
     backend: Arc<dyn Backend>,
-    dictionaries: Arc<DictionarySet>,
     chunks: ChunkReader,
-    builder: PackBuilder,
+    filling: Filling,
+}
+
+/// New packs: the one being filled and those that were put since the last commit.
+struct Filling {
+    epoch: u32,
+    /// None before its first entry, since its id is taken then.
+    builder: Option<PackBuilder>,
     rows: Vec<(u64, ChunkRow)>,
     sealed: Vec<(PackRow, Vec<(u64, ChunkRow)>)>,
 }
 
 impl Repacker {
-    pub(crate) fn new(replica: &Replica) -> Repacker {
+    /// Begins to fill packs whose ids begin with `epoch`.
+    pub(crate) fn new(replica: &Replica, epoch: u32) -> Repacker {
         Repacker {
             backend: Arc::clone(replica.backend()),
-            dictionaries: Arc::clone(replica.dictionaries()),
             chunks: replica.chunks(),
-            builder: PackBuilder::new(PACK_TARGET_BYTES),
-            rows: Vec::new(),
-            sealed: Vec::new(),
+            filling: Filling { epoch, builder: None, rows: Vec::new(), sealed: Vec::new() },
         }
     }
 
@@ -50,10 +53,7 @@ impl Repacker {
             let run: Vec<ChunkAddress> = part.iter().map(|(_, address)| *address).collect();
             let mut result = Ok(());
             let mut bytes = 0;
-            let (builder, rows, sealed) = (&mut self.builder, &mut self.rows, &mut self.sealed);
-            let put = |builder: &mut PackBuilder, rows: &mut Vec<(u64, ChunkRow)>, sealed: &mut Vec<_>| {
-                seal(self.backend.as_ref(), &self.dictionaries, builder, rows, sealed)
-            };
+            let (filling, backend) = (&mut self.filling, self.backend.as_ref());
             self.chunks.copy_run(&run, |index, entry| {
                 if result.is_err() {
                     return;
@@ -61,16 +61,10 @@ impl Repacker {
                 let number = part[index].0;
                 result = match entry {
                     Err(error) => failed(number, error),
-                    Ok((header, stored)) => builder
-                        .push(header.hash, header.plain_length, header.codec, header.dictionary_id, stored)
-                        .map_err(PruneError::from)
-                        .and_then(|offset| {
-                            let (stored_length, plain_length) = (header.stored_length, header.plain_length);
-                            let prefix = header.hash.prefix();
-                            bytes += header.entry_bytes() as u64;
-                            rows.push((number, ChunkRow { pack: 0, offset, stored_length, plain_length, prefix }));
-                            if builder.is_full() { put(builder, rows, sealed) } else { Ok(()) }
-                        }),
+                    Ok((header, stored)) => {
+                        bytes += header.entry_bytes() as u64;
+                        filling.push(backend, number, &header, stored)
+                    }
                 };
             });
             result?;
@@ -81,15 +75,13 @@ impl Repacker {
 
     /// Makes all that was copied durable and lets the catalogue know where it is; returns packs and bytes. The caller commits.
     pub(crate) fn settle(&mut self, writer: &mut CatalogWriter) -> Result<(u64, u64), PruneError> {
-        if !self.builder.is_empty() {
-            seal(self.backend.as_ref(), &self.dictionaries, &mut self.builder, &mut self.rows, &mut self.sealed)?;
-        }
-        if self.sealed.is_empty() {
+        self.filling.seal(self.backend.as_ref())?;
+        if self.filling.sealed.is_empty() {
             return Ok((0, 0));
         }
         self.backend.sync()?;
         let (mut packs, mut bytes) = (0, 0);
-        for (pack, rows) in self.sealed.drain(..) {
+        for (pack, rows) in self.filling.sealed.drain(..) {
             packs += 1;
             bytes += pack.bytes;
             let pack = writer.add_pack(pack);
@@ -101,29 +93,54 @@ impl Repacker {
     }
 }
 
-fn seal(
-    backend: &dyn Backend,
-    dictionaries: &DictionarySet,
-    builder: &mut PackBuilder,
-    rows: &mut Vec<(u64, ChunkRow)>,
-    sealed: &mut Vec<(PackRow, Vec<(u64, ChunkRow)>)>,
-) -> Result<(), PruneError> {
-    let pack = std::mem::replace(builder, PackBuilder::new(PACK_TARGET_BYTES)).finish();
-    put_pack(backend, &pack, dictionaries)?;
-    let rows = std::mem::take(rows);
-    sealed.push((PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks: rows.len() as u64 }, rows));
-    Ok(())
+impl Filling {
+    fn push(
+        &mut self,
+        backend: &dyn Backend,
+        number: u64,
+        header: &EntryHeader,
+        stored: &[u8],
+    ) -> Result<(), PruneError> {
+        let builder = match &mut self.builder {
+            Some(builder) => builder,
+            none => none.insert(PackBuilder::new(PACK_TARGET_BYTES, PackId::unique(self.epoch)?)),
+        };
+        let EntryHeader { hash, plain_length, stored_length, codec, dictionary_id, .. } = *header;
+        let offset = builder.push(hash, plain_length, codec, dictionary_id, stored)?;
+        let is_full = builder.is_full();
+        let row = ChunkRow { pack: 0, offset, stored_length, plain_length, prefix: hash.prefix() };
+        self.rows.push((number, row));
+        if is_full { self.seal(backend) } else { Ok(()) }
+    }
+
+    /// Puts the pack being filled, if there is one.
+    fn seal(&mut self, backend: &dyn Backend) -> Result<(), PruneError> {
+        let Some(builder) = self.builder.take() else { return Ok(()) };
+        let pack = builder.finish();
+        put_pack(backend, &pack)?;
+        let rows = std::mem::take(&mut self.rows);
+        self.sealed.push((row_of(&pack, rows.len() as u64), rows));
+        Ok(())
+    }
+}
+
+fn row_of(pack: &FinishedPack, chunks: u64) -> PackRow {
+    PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks, format: PackFormat::V2 }
 }
 
 /// Makes sure that every dictionary is in a pack that holds nothing else and so always stays: the packs alone must do to read every chunk. `existing` are
 /// the packs without chunks. Returns the row of a new pack, if one was needed; it is durable after the next sync, and the caller adds it.
-pub(crate) fn keep_dictionaries(replica: &Replica, existing: &[PackId]) -> Result<Option<PackRow>, PruneError> {
+pub(crate) fn keep_dictionaries(
+    replica: &Replica,
+    epoch: u32,
+    existing: &[PackId],
+) -> Result<Option<PackRow>, PruneError> {
     let all = replica.dictionaries().all();
     if all.is_empty() {
         return Ok(None);
     }
     for id in existing {
-        let entries = list_pack(replica.backend().as_ref(), *id).unwrap_or_default();
+        let entries = list_pack(replica.backend().as_ref(), *id).map(|listing| listing.entries).unwrap_or_default();
         let has = |wanted: u32| {
             entries.iter().any(|entry| entry.header.is_dictionary && entry.header.dictionary_id == wanted)
         };
@@ -131,11 +148,11 @@ pub(crate) fn keep_dictionaries(replica: &Replica, existing: &[PackId]) -> Resul
             return Ok(None);
         }
     }
-    let mut builder = PackBuilder::new(PACK_TARGET_BYTES);
+    let mut builder = PackBuilder::new(PACK_TARGET_BYTES, PackId::unique(epoch)?);
     for dictionary in &all {
         builder.push_dictionary(dictionary)?;
     }
     let pack = builder.finish();
-    put_pack(replica.backend().as_ref(), &pack, replica.dictionaries())?;
-    Ok(Some(PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks: 0 }))
+    put_pack(replica.backend().as_ref(), &pack)?;
+    Ok(Some(row_of(&pack, 0)))
 }

@@ -250,7 +250,7 @@ pub(super) fn complete(
     writer.commit()?;
     let backend = replica.backend().as_ref();
     let written = checkpoint::write(&*writer.reader().database()?, backend, None)?;
-    checkpoint::tidy(backend, &written)?;
+    checkpoint::tidy(backend, written.number)?;
     Ok(())
 }
 
@@ -330,7 +330,7 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
     })?;
     for (pack, chunks) in unnamed {
         let Ok(row) = catalog.pack(pack) else { continue };
-        let entries = list_pack(replica.backend().as_ref(), row.id).unwrap_or_default();
+        let entries = list_pack(replica.backend().as_ref(), row.id).map(|listing| listing.entries).unwrap_or_default();
         for (offset, number) in chunks {
             if let Ok(at) = entries.binary_search_by_key(&offset, |entry| entry.offset) {
                 writer.name_hash(Table::ChunkIndex, entries[at].header.hash.0, number);

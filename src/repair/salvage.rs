@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{DamagedPack, RepairError, RepairOptions, RepairReport};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::{ChunkRow, PackRow};
+use crate::catalog::condemned;
 use crate::catalog::database::Table;
 use crate::catalog::group::{LinkGroup, Segment};
 use crate::catalog::reader::CatalogReader;
@@ -14,7 +15,7 @@ use crate::prune::{Bitmap, Phase, PruneError, PruneProgress, caches, for_each_ch
 use crate::replica::LockedReplica;
 use crate::store::pack::{PACK_PREFIX, PackId};
 use crate::store::reader::{ChunkAddress, ChunkError, Location};
-use crate::store::{PackWalk, list_pack, walk_pack};
+use crate::store::{PackEntry, PackListing, PackWalk, list_pack, walk_pack};
 
 /// What a damaged pack was found to be.
 struct Found {
@@ -43,7 +44,7 @@ pub(super) fn packs(
         owner: HashMap::new(),
         saved: BTreeMap::new(),
         lost: BTreeMap::new(),
-        repacker: Repacker::new(replica),
+        repacker: Repacker::new(replica, writer.epoch()),
     };
     work.chunks(writer.reader(), &rows, &damaged, progress)?;
     report.lost_chunks = work.nameless.len() as u64;
@@ -61,7 +62,7 @@ pub(super) fn packs(
         .filter(|(number, row)| row.chunks == 0 && !damaged.contains_key(number))
         .map(|(_, row)| row.id)
         .collect();
-    if let Some(row) = keep_dictionaries(replica, &of_dictionaries)? {
+    if let Some(row) = keep_dictionaries(replica, writer.epoch(), &of_dictionaries)? {
         replica.backend().sync().map_err(CatalogError::from)?;
         writer.add_pack(row);
     }
@@ -86,7 +87,8 @@ pub(super) fn packs(
 }
 
 fn unnamed_packs(replica: &LockedReplica, rows: &BTreeMap<u64, PackRow>) -> Result<u64, CatalogError> {
-    let named: BTreeSet<String> = rows.values().map(|row| row.id.key()).collect();
+    let condemned = condemned::packs(&replica.catalog()?)?.into_iter().map(|(id, _)| id);
+    let named: BTreeSet<String> = rows.values().map(|row| row.id).chain(condemned).map(|id| id.key()).collect();
     let all = replica.backend().list(PACK_PREFIX)?;
     Ok(all.iter().filter(|(key, _)| !named.contains(key)).count() as u64)
 }
@@ -133,6 +135,7 @@ fn damaged_packs(
                 damaged.insert(*number, Found { id, reason, walk: Some(walk), is_there: true });
             }
             Err(ChunkError::Io { source, .. }) => report.unreadable_packs.push((id.to_string(), source.to_string())),
+            Err(error) if !error.damaged() => report.unreadable_packs.push((id.to_string(), error.to_string())),
             Err(error) => {
                 damaged.insert(*number, Found { id, reason: error.to_string(), walk: None, is_there: true });
             }
@@ -236,6 +239,7 @@ impl Salvage<'_> {
     fn adopt(&mut self, writer: &mut CatalogWriter, rows: &BTreeMap<u64, PackRow>) -> Result<u64, RepairError> {
         let backend = self.replica.backend().as_ref();
         let named: BTreeSet<PackId> = rows.values().map(|row| row.id).collect();
+        let condemned: BTreeSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
         let mut found = 0;
         for (key, bytes) in backend.list(PACK_PREFIX).map_err(CatalogError::from)? {
             let Some(id) = PackId::from_key(&key).filter(|id| !named.contains(id)) else { continue };
@@ -243,7 +247,7 @@ impl Salvage<'_> {
                 break;
             }
             // A pack that is not as it was written is no place to find anything in.
-            let Ok(entries) = list_pack(backend, id) else { continue };
+            let Ok(PackListing { format, entries }) = list_pack(backend, id) else { continue };
             if !walk_pack(backend, id, self.replica.dictionaries()).is_ok_and(|walk| walk.damage.is_empty()) {
                 continue;
             }
@@ -257,7 +261,14 @@ impl Salvage<'_> {
             if placed.is_empty() {
                 continue;
             }
-            let pack = writer.add_pack(PackRow { id, bytes, chunks: entries.len() as u64 });
+            if condemned.contains(&id) {
+                // It will be deleted: what is wanted of it is copied, and it gets no row again.
+                found += placed.len() as u64;
+                self.copy_condemned(id, &placed)?;
+                continue;
+            }
+            let chunks = entries.iter().filter(|entry| !entry.header.is_dictionary).count() as u64;
+            let pack = writer.add_pack(PackRow { id, bytes, chunks, format });
             for (number, entry) in placed {
                 let header = &entry.header;
                 let (stored_length, plain_length) = (header.stored_length, header.plain_length);
@@ -274,6 +285,24 @@ impl Salvage<'_> {
             }
         }
         Ok(found)
+    }
+
+    /// Copies chunks of an intact pack that is condemned into a new one.
+    fn copy_condemned(&mut self, id: PackId, placed: &[(u64, &PackEntry)]) -> Result<(), RepairError> {
+        let chunks: Vec<(u64, ChunkAddress)> = placed
+            .iter()
+            .map(|(number, entry)| {
+                let address = ChunkAddress { location: entry.location(id), hash_prefix: entry.header.hash.prefix() };
+                (*number, address)
+            })
+            .collect();
+        self.repacker.copy(&chunks, |_| Ok(()), |_, source| Err(PruneError::Chunk { source }))?;
+        for (number, _) in placed {
+            if let Some(owner) = self.owner.get(number) {
+                *self.saved.entry(*owner).or_default() += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Marks the chunks that were found nowhere as lost, and returns all that are.

@@ -8,16 +8,18 @@ use std::sync::Arc;
 
 use super::SnapshotError;
 use crate::catalog::chunk::{ChunkRow, PackRow};
+use crate::catalog::condemned;
 use crate::catalog::database::Table;
 use crate::catalog::writer::CatalogWriter;
 use crate::replica::Replica;
 use crate::store::codec::{Codec, Dictionary};
 use crate::store::pack::{PACK_PREFIX, PackId};
-use crate::store::{PackEntry, list_pack, walk_pack};
+use crate::store::{PackEntry, PackListing, list_pack, walk_pack};
 
 /// Gives numbers to the chunks of packs that the catalogue does not know, as far as they are new; returns how many it were.
 pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64, SnapshotError> {
-    let mut known = HashSet::new();
+    // A condemned pack is about to be deleted, also by whoever looked at the table before this run.
+    let mut known: HashSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
     writer.reader().database()?.scan(Table::Packs, 0, |number, payload| {
         let row = PackRow::decode(payload?)
             .map_err(|error| crate::catalog::CatalogError::damaged("pack row", number, error))?;
@@ -31,15 +33,15 @@ pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64
     let mut fitting = Vec::new();
     for (id, bytes) in unnamed.drain(..) {
         // A damaged one is left to `check`, and to prune.
-        if let Ok(entries) = list_pack(replica.backend().as_ref(), id)
-            && take_dictionaries(replica, writer, id, &entries)?
+        if let Ok(listing) = list_pack(replica.backend().as_ref(), id)
+            && take_dictionaries(replica, writer, id, &listing.entries)?
         {
             fitting.push((id, bytes));
         }
     }
     let mut adopted = 0;
     for (id, bytes) in fitting {
-        let Ok(entries) = list_pack(replica.backend().as_ref(), id) else { continue };
+        let Ok(PackListing { format, entries }) = list_pack(replica.backend().as_ref(), id) else { continue };
         if entries.iter().any(|entry| lacks_dictionary(replica, entry)) {
             continue;
         }
@@ -61,7 +63,7 @@ pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64
         }
         adopted += rows.len() as u64;
         let chunks = entries.iter().filter(|entry| !entry.header.is_dictionary).count() as u64;
-        let pack = writer.add_pack(PackRow { id, bytes, chunks });
+        let pack = writer.add_pack(PackRow { id, bytes, chunks, format });
         for (number, row) in rows {
             writer.place_chunk(number, ChunkRow { pack, ..row })?;
         }

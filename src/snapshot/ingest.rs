@@ -22,7 +22,7 @@ use crate::store::backend::Backend;
 use crate::store::codec::{
     Codec, Compressor, DICTIONARY_CHUNK_MAX_BYTES, Decompressor, Dictionary, DictionarySet, TRAINING_BYTES, train,
 };
-use crate::store::pack::{FinishedPack, PACK_TARGET_BYTES, PackBuilder, PackId};
+use crate::store::pack::{FinishedPack, PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
 use crate::store::put_pack;
 
 /// A batch is handed over when it holds this many plain bytes ...
@@ -121,13 +121,14 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Starts the threads.
+    /// Starts the threads. The ids of packs begin with `epoch`.
     ///
     /// # Errors
     /// Fails when a thread cannot be started or zstd refuses the level.
     pub fn start(
         backend: Arc<dyn Backend>,
         dictionaries: Arc<DictionarySet>,
+        epoch: u32,
         options: CompressionOptions,
         counters: Arc<IngestCounters>,
     ) -> Result<Ingest, SnapshotError> {
@@ -151,15 +152,11 @@ impl Ingest {
         }
         // One waits while one is written: more would only take memory.
         let (puts, packs) = bounded(1);
-        let putter =
-            Putter { backend, dictionaries: Arc::clone(&dictionaries), reporter, counters: Arc::clone(&counters) };
+        let putter = Putter { backend, reporter, counters: Arc::clone(&counters) };
         threads.push(spawn("put".to_owned(), Box::new(move || putter.run(&packs)))?);
         threads.push(spawn(
             "pack".to_owned(),
-            Box::new(move || {
-                let builder = PackBuilder::new(PACK_TARGET_BYTES);
-                Packer { builder, rows: Vec::new(), puts }.run(&stored);
-            }),
+            Box::new(move || Packer { builder: None, epoch, rows: Vec::new(), puts }.run(&stored)),
         )?);
         Ok(Ingest {
             options,
@@ -329,7 +326,8 @@ impl Ingest {
             };
             match report {
                 FromPutter::Pack { id, bytes, chunks } => {
-                    let pack = writer.add_pack(PackRow { id, bytes, chunks: chunks.len() as u64 });
+                    let pack =
+                        writer.add_pack(PackRow { id, bytes, chunks: chunks.len() as u64, format: PackFormat::V2 });
                     for (number, row) in chunks {
                         writer.place_chunk(number, ChunkRow { pack, ..row })?;
                     }
@@ -463,7 +461,9 @@ fn verify(
 
 /// Gathers stored chunks into packs.
 struct Packer {
-    builder: PackBuilder,
+    /// The pack being filled; none before its first entry, since its id is taken then.
+    builder: Option<PackBuilder>,
+    epoch: u32,
     rows: Vec<(u64, ChunkRow)>,
     puts: Sender<ToPutter>,
 }
@@ -494,7 +494,7 @@ impl Packer {
         match message {
             ToPacker::Failed(error) => return Err(error),
             ToPacker::Dictionary(dictionary) => {
-                self.builder.push_dictionary(&dictionary)?;
+                self.builder()?.push_dictionary(&dictionary)?;
             }
             ToPacker::Stored(chunks) => {
                 for chunk in chunks {
@@ -504,7 +504,7 @@ impl Packer {
                 }
             }
             ToPacker::Flush => {
-                let sent = if self.builder.is_empty() { Ok(()) } else { self.finish_pack() };
+                let sent = self.finish_pack();
                 return Ok(sent.and_then(|()| self.puts.send(ToPutter::Flush).map_err(|_| PutterGone)));
             }
         }
@@ -513,7 +513,7 @@ impl Packer {
 
     fn push(&mut self, chunk: &StoredChunk) -> Result<Result<(), PutterGone>, SnapshotError> {
         let StoredChunk { number, hash, plain_length, codec, dictionary_id, stored } = chunk;
-        let offset = self.builder.push(*hash, *plain_length, *codec, *dictionary_id, stored)?;
+        let offset = self.builder()?.push(*hash, *plain_length, *codec, *dictionary_id, stored)?;
         let row = ChunkRow {
             pack: 0,
             offset,
@@ -522,11 +522,20 @@ impl Packer {
             prefix: hash.prefix(),
         };
         self.rows.push((*number, row));
-        Ok(if self.builder.is_full() { self.finish_pack() } else { Ok(()) })
+        let is_full = self.builder.as_ref().is_some_and(PackBuilder::is_full);
+        Ok(if is_full { self.finish_pack() } else { Ok(()) })
+    }
+
+    fn builder(&mut self) -> Result<&mut PackBuilder, SnapshotError> {
+        Ok(match &mut self.builder {
+            Some(builder) => builder,
+            none => none.insert(PackBuilder::new(PACK_TARGET_BYTES, PackId::unique(self.epoch)?)),
+        })
     }
 
     fn finish_pack(&mut self) -> Result<(), PutterGone> {
-        let pack = std::mem::replace(&mut self.builder, PackBuilder::new(PACK_TARGET_BYTES)).finish();
+        let Some(builder) = self.builder.take() else { return Ok(()) };
+        let pack = builder.finish();
         self.puts.send(ToPutter::Pack(pack, std::mem::take(&mut self.rows))).map_err(|_| PutterGone)
     }
 }
@@ -534,7 +543,6 @@ impl Packer {
 /// Writes packs to the backend.
 struct Putter {
     backend: Arc<dyn Backend>,
-    dictionaries: Arc<DictionarySet>,
     reporter: Sender<FromPutter>,
     counters: Arc<IngestCounters>,
 }
@@ -557,8 +565,7 @@ impl Putter {
         match message {
             ToPutter::Failed(error) => Err(error),
             ToPutter::Pack(pack, chunks) => {
-                // The same pack may be there, left by a run that died before its commit.
-                put_pack(self.backend.as_ref(), &pack, &self.dictionaries)?;
+                put_pack(self.backend.as_ref(), &pack)?;
                 let bytes = pack.bytes.len() as u64;
                 self.counters.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
                 Ok(FromPutter::Pack { id: pack.id, bytes, chunks })

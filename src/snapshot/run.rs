@@ -179,6 +179,7 @@ impl<'a> Run<'a> {
         let ingest = Ingest::start(
             Arc::clone(replica.backend()),
             Arc::clone(replica.dictionaries()),
+            writer.epoch(),
             options.compression,
             Arc::clone(&progress.ingest),
         )?;

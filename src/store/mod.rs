@@ -24,6 +24,6 @@ pub use backend::{Backend, BackendError};
 pub use codec::{CHUNK_MAX_BYTES, Codec, CodecError, Compressor, Decompressor, Dictionary, DictionarySet, Stored};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
-pub use pack::{EntryHeader, FinishedPack, PackBuilder, PackError, PackId};
+pub use pack::{EntryHeader, FinishedPack, PackBuilder, PackError, PackFormat, PackId};
 pub use reader::{ChunkAddress, ChunkError, ChunkReader, Location};
-pub use walk::{Damage, PackEntry, PackWalk, list_pack, put_pack, walk_pack};
+pub use walk::{Damage, PackEntry, PackListing, PackWalk, is_as_written, list_pack, put_pack, walk_pack};

@@ -4,9 +4,19 @@
 //! little endian. A pack is a header, entries one after the other, and a trailer.
 //!
 //! ```text
-//! header, 16 bytes
+//! header of format 2, 80 bytes
+//!   0   8  magic "ZMRPACK2"
+//!   8   1  flags: bit 0 will mean "encrypted"; 0 for now
+//!   9   7  zero
+//!  16  16  id of the pack: the epoch (4 bytes, big endian), then 12 random bytes
+//!  32   4  key generation, 0 as long as nothing is encrypted
+//!  36   8  check value of the key, likewise
+//!  44  32  salt of the pack's key, likewise
+//!  76   4  zero
+//!
+//! header of format 1, 16 bytes; read, no longer written
 //!   0   8  magic "ZMRPACK1"
-//!   8   1  flags: bit 0 will mean "encrypted"; 0 for now, and a reader refuses what it does not know
+//!   8   1  flags, 0
 //!   9   7  zero
 //!
 //! entry: a header of 44 bytes, then the stored bytes
@@ -14,20 +24,25 @@
 //!  32   4  plain length, at most 4 MiB
 //!  36   4  stored length, at most the plain length
 //!  40   1  bits 0 to 6 codec: 0 plain, 1 zstd, 2 zstd with a dictionary; bit 7 set: this is a dictionary, not a chunk
-//!  41   3  dictionary id: of the dictionary needed (codec 2), of the dictionary this is (bit 7), else 0
+//!  41   3  parameter, whose meaning is the codec's: the id of the dictionary needed (codec 2); of the dictionary this is (bit 7); else 0.
+//!          A codec that needs more keeps it in front of its stored bytes
 //!
 //! trailer, 72 bytes
 //!   0   4  number of entries
 //!   4   4  zero
 //!   8   8  length of the whole pack
-//!  16  32  BLAKE3 over the header and all entry headers, in order; its first 16 bytes are the id of the pack
+//!  16  32  BLAKE3 over the header and all entry headers, in order; in format 1 its first 16 bytes are the id of the pack
 //!  48  16  the first 16 bytes of the BLAKE3 over everything before this field
 //!  64   8  magic "ZMRPEND1"
 //! ```
 //!
 //! Every length stands before the bytes it measures, so a pack can be walked from its front. A chunk is found by the
-//! offset of its entry header alone. The id follows from the content: a run repeated after a crash makes the same packs
-//! again and finds them there. The last checksum makes any changed byte visible, even one that zstd does not look at.
+//! offset of its entry header alone. The last checksum makes any changed byte visible, even one that zstd does not look at, and tells
+//! what a newer version wrote from damage: an unknown codec or header in a pack whose checksum fits is *unsupported*.
+//!
+//! An id of format 2 is never given twice, whatever is in the pack: a pack that was deleted never comes back under its name, so whoever deletes
+//! it late, or copies it early, meets no other pack. The epoch grows with every run that writes, so the packs of one run are neighbours in a
+//! sorted listing. Ids of format 1 followed from the content.
 
 use std::fmt;
 use std::str::FromStr;
@@ -38,12 +53,14 @@ use thiserror::Error;
 use super::codec::{CHUNK_MAX_BYTES, Codec, DICTIONARY_ID_MAX, Dictionary};
 use crate::model::ChunkHash;
 
-/// The first bytes of every pack.
-pub const PACK_MAGIC: [u8; 8] = *b"ZMRPACK1";
+/// The first bytes of a pack of format 1.
+pub const PACK_MAGIC_1: [u8; 8] = *b"ZMRPACK1";
+/// The first bytes of a pack of format 2.
+pub const PACK_MAGIC_2: [u8; 8] = *b"ZMRPACK2";
 /// The last bytes of every pack.
 pub const PACK_END_MAGIC: [u8; 8] = *b"ZMRPEND1";
-/// Length of the header of a pack, in bytes.
-pub const PACK_HEADER_BYTES: usize = 16;
+/// Where in a header of format 2 the id stands.
+pub(super) const HEADER_ID_AT: usize = 16;
 /// Length of the header of an entry, in bytes.
 pub const ENTRY_HEADER_BYTES: usize = 44;
 /// Length of the trailer, in bytes.
@@ -60,7 +77,45 @@ pub const PACK_PREFIX: &str = "packs/";
 /// Marks an entry that is a dictionary, in the byte of the codec.
 const DICTIONARY_BIT: u8 = 0x80;
 
-/// Names a pack, by its content.
+/// The format of a pack: how long its header is, and whether its id follows from its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum PackFormat {
+    /// A header of 16 bytes; the id follows from the content. Read, no longer written.
+    V1 = 1,
+    /// A header of 80 bytes that holds the id.
+    V2 = 2,
+}
+
+impl PackFormat {
+    /// Returns the length of the header, in bytes: where the first entry begins.
+    pub const fn header_bytes(self) -> usize {
+        match self {
+            PackFormat::V1 => 16,
+            PackFormat::V2 => 80,
+        }
+    }
+
+    /// Returns the bytes of a pack that belong to no entry: header and trailer.
+    pub const fn overhead_bytes(self) -> u64 {
+        (self.header_bytes() + PACK_TRAILER_BYTES) as u64
+    }
+
+    /// Returns the header of the pack of that id.
+    pub(super) fn header(self, id: PackId) -> Vec<u8> {
+        let mut header = vec![0; self.header_bytes()];
+        match self {
+            PackFormat::V1 => header[..8].copy_from_slice(&PACK_MAGIC_1),
+            PackFormat::V2 => {
+                header[..8].copy_from_slice(&PACK_MAGIC_2);
+                header[HEADER_ID_AT..HEADER_ID_AT + 16].copy_from_slice(&id.0);
+            }
+        }
+        header
+    }
+}
+
+/// Names a pack.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PackId(pub [u8; 16]);
 
@@ -78,10 +133,19 @@ impl PackId {
         (id.key() == key).then_some(id)
     }
 
-    fn from_digest(digest: &blake3::Hash) -> PackId {
+    /// Makes the id of a new pack, which no pack ever had: the epoch of the run that writes, and 12 random bytes.
+    ///
+    /// # Errors
+    /// [`PackError::Random`] when the system has no random bytes.
+    pub fn unique(epoch: u32) -> Result<PackId, PackError> {
         let mut id = [0; 16];
-        id.copy_from_slice(&digest.as_bytes()[..16]);
-        PackId(id)
+        id[..4].copy_from_slice(&epoch.to_be_bytes());
+        let mut filled = 4;
+        while filled < id.len() {
+            filled += rustix::rand::getrandom(&mut id[filled..], rustix::rand::GetRandomFlags::empty())
+                .map_err(|errno| PackError::Random(errno.into()))?;
+        }
+        Ok(PackId(id))
     }
 }
 
@@ -144,6 +208,9 @@ pub enum PackError {
         /// The id of the dictionary.
         dictionary_id: u32,
     },
+    /// The system has no random bytes for an id.
+    #[error("Cannot get random bytes for the id of a pack: {0}")]
+    Random(std::io::Error),
     /// The pack would get longer than any pack may be.
     #[error("A pack cannot be longer than {PACK_MAX_BYTES} bytes: finish it when it is full")]
     TooLong,
@@ -176,6 +243,14 @@ impl EntryHeader {
         bytes[40] = self.codec as u8 | if self.is_dictionary { DICTIONARY_BIT } else { 0 };
         bytes[41..44].copy_from_slice(&self.dictionary_id.to_le_bytes()[..3]);
         bytes
+    }
+
+    /// Returns the codec and the length of the entry, in bytes, where a header is as one should be but for a codec that this version does not know.
+    pub(super) fn of_unknown_codec(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Option<(u8, usize)> {
+        let codec = bytes[40] & !DICTIONARY_BIT;
+        let (plain, stored) = (u32::from_le_bytes(array(bytes, 32)), u32::from_le_bytes(array(bytes, 36)));
+        let fits = Codec::from_number(codec).is_none() && stored > 0 && stored.max(plain) <= CHUNK_MAX_BYTES;
+        fits.then_some((codec, ENTRY_HEADER_BYTES + stored as usize))
     }
 
     /// Reads a header, or returns `None` if it breaks a rule of the format.
@@ -239,13 +314,6 @@ impl Trailer {
     }
 }
 
-/// Returns the header every pack begins with.
-pub(super) fn pack_header() -> [u8; PACK_HEADER_BYTES] {
-    let mut header = [0; PACK_HEADER_BYTES];
-    header[..8].copy_from_slice(&PACK_MAGIC);
-    header
-}
-
 /// Copies a field of fixed length; the caller names only fields that lie within the bytes.
 pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut field = [0; N];
@@ -256,7 +324,7 @@ pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 /// A whole pack, ready to be put.
 #[derive(Clone)]
 pub struct FinishedPack {
-    /// Its id, derived from the content.
+    /// Its id.
     pub id: PackId,
     /// Its bytes.
     pub bytes: Vec<u8>,
@@ -266,6 +334,7 @@ pub struct FinishedPack {
 
 /// Builds one pack in memory.
 pub struct PackBuilder {
+    id: PackId,
     bytes: Vec<u8>,
     headers: Hasher,
     entries: u32,
@@ -273,16 +342,16 @@ pub struct PackBuilder {
 }
 
 impl PackBuilder {
-    /// Begins a pack that is full at `target_bytes` (usually [`PACK_TARGET_BYTES`]; at most half [`PACK_MAX_BYTES`]).
-    pub fn new(target_bytes: usize) -> PackBuilder {
-        let header = pack_header();
+    /// Begins the pack of that id, which is full at `target_bytes` (usually [`PACK_TARGET_BYTES`]; at most half [`PACK_MAX_BYTES`]).
+    pub fn new(target_bytes: usize, id: PackId) -> PackBuilder {
+        let header = PackFormat::V2.header(id);
         let mut headers = Hasher::new();
         headers.update(&header);
         let target_bytes = target_bytes.min(PACK_MAX_BYTES / 2);
         // Room for the entry that crosses the target, usually: growing copies everything.
         let mut bytes = Vec::with_capacity(target_bytes + (1 << 20));
         bytes.extend_from_slice(&header);
-        PackBuilder { bytes, headers, entries: 0, target_bytes }
+        PackBuilder { id, bytes, headers, entries: 0, target_bytes }
     }
 
     /// Adds a chunk and returns the offset of its entry header.
@@ -356,9 +425,9 @@ impl PackBuilder {
         self.len() >= self.target_bytes
     }
 
-    /// Appends the trailer and names the pack.
+    /// Appends the trailer.
     pub fn finish(self) -> FinishedPack {
-        let PackBuilder { mut bytes, headers, entries, .. } = self;
+        let PackBuilder { id, mut bytes, headers, entries, .. } = self;
         let digest = headers.finalize();
         let pack_bytes = (bytes.len() + PACK_TRAILER_BYTES) as u64;
         let trailer = Trailer { entries, pack_bytes, digest: *digest.as_bytes() };
@@ -366,6 +435,6 @@ impl PackBuilder {
         let checksum = blake3::hash(&bytes);
         bytes.extend_from_slice(&checksum.as_bytes()[..16]);
         bytes.extend_from_slice(&PACK_END_MAGIC);
-        FinishedPack { id: PackId::from_digest(&digest), bytes, entries }
+        FinishedPack { id, bytes, entries }
     }
 }

@@ -12,6 +12,7 @@ use super::backend::{Backend, BackendError};
 pub use super::codec::DictionarySet;
 use super::codec::{CHUNK_MAX_BYTES, CodecError, Decompressor};
 use super::pack::{ENTRY_HEADER_BYTES, EntryHeader, PackId};
+use super::walk::is_as_written;
 use crate::model::ChunkHash;
 
 /// Most bytes taken by one read of neighbouring chunks.
@@ -77,6 +78,16 @@ pub enum ChunkError {
         /// What it is.
         found: String,
     },
+    /// The pack is as it was written, by a version that knows more than this one.
+    #[error("Pack {pack} at {offset} has {what}, which this version does not know; use a newer zmreplica")]
+    Unsupported {
+        /// The pack.
+        pack: PackId,
+        /// Where.
+        offset: u64,
+        /// What is not known.
+        what: String,
+    },
     /// The stored bytes are not what the codec makes.
     #[error("Chunk at {offset} of pack {pack} cannot be decompressed: {source}")]
     Decompress {
@@ -102,9 +113,9 @@ pub enum ChunkError {
 }
 
 impl ChunkError {
-    /// Tells whether the stored data is damaged or lost, as opposed to storage that cannot be reached just now.
+    /// Tells whether the stored data is damaged or lost, as opposed to storage that cannot be reached just now, and to what only a newer version reads.
     pub fn damaged(&self) -> bool {
-        !matches!(self, ChunkError::Io { .. })
+        !matches!(self, ChunkError::Io { .. } | ChunkError::Unsupported { .. })
     }
 
     /// Wraps what the backend said about a pack.
@@ -179,6 +190,17 @@ impl ChunkReader {
             let entry = self.read_entry(location, stored)?;
             open_entry(decompressor, &self.dictionaries, location, expect_prefix, entry)
         })
+        .map_err(|error| self.judged(error))
+    }
+
+    /// Tells an entry of a newer version from a damaged one: the checksum of its pack decides. Only asked where a codec is unknown.
+    fn judged(&self, error: ChunkError) -> ChunkError {
+        let ChunkError::Unsupported { pack, offset, .. } = error else { return error };
+        match is_as_written(self.backend.as_ref(), pack) {
+            Ok(true) => error,
+            Ok(false) => invalid_entry(pack, offset),
+            Err(failure) => failure,
+        }
     }
 
     /// Reads chunks of one pack in the given order, neighbouring ones with one read of up to 8 MiB.
@@ -190,9 +212,11 @@ impl ChunkReader {
             let ChunkAddress { location, hash_prefix } = &run[index];
             sink(
                 index,
-                entry.and_then(|(decompressor, entry)| {
-                    open_entry(decompressor, &self.dictionaries, location, *hash_prefix, entry)
-                }),
+                entry
+                    .and_then(|(decompressor, entry)| {
+                        open_entry(decompressor, &self.dictionaries, location, *hash_prefix, entry)
+                    })
+                    .map_err(|error| self.judged(error)),
             );
         });
     }
@@ -213,7 +237,7 @@ impl ChunkReader {
             let opened = entry.and_then(|(decompressor, entry)| {
                 open_entry_into(decompressor, &self.dictionaries, location, *hash_prefix, entry, targets[index])
             });
-            failure = opened.err();
+            failure = opened.err().map(|error| self.judged(error));
         });
         failure.map_or(Ok(()), Err)
     }
@@ -232,7 +256,7 @@ impl ChunkReader {
                 let Location { pack, offset, .. } = *location;
                 split_entry(entry).ok_or(ChunkError::CutShort { pack, offset: offset.into() })
             });
-            sink(index, verified);
+            sink(index, verified.map_err(|error| self.judged(error)));
         });
     }
 
@@ -398,7 +422,8 @@ fn checked_entry<'a>(
     let Location { pack, offset, stored_length, plain_length } = *location;
     let at = u64::from(offset);
     let (header, stored) = split_entry(entry).ok_or_else(|| {
-        ChunkError::mismatch(pack, at, "the entry header", "a valid one", "bytes that break the format")
+        let unknown = entry.first_chunk().and_then(EntryHeader::of_unknown_codec);
+        unknown.map_or_else(|| invalid_entry(pack, at), |(codec, _)| unknown_codec(pack, at, codec))
     })?;
     if header.is_dictionary {
         return Err(ChunkError::mismatch(pack, at, "the kind of the entry", "a chunk", "a dictionary"));
@@ -415,6 +440,16 @@ fn checked_entry<'a>(
         return Err(ChunkError::mismatch(pack, at, "the stored length", stored_length, header.stored_length));
     }
     Ok((header, stored))
+}
+
+/// The error for an entry header that breaks a rule of the format.
+pub(super) fn invalid_entry(pack: PackId, offset: u64) -> ChunkError {
+    ChunkError::mismatch(pack, offset, "the entry header", "a valid one", "bytes that break the format")
+}
+
+/// The error for an entry whose codec only a newer version knows, unless the pack is damaged.
+pub(super) fn unknown_codec(pack: PackId, offset: u64, codec: u8) -> ChunkError {
+    ChunkError::Unsupported { pack, offset, what: format!("codec {codec}") }
 }
 
 /// Splits the bytes of an entry into its header and what is stored, or returns `None` if the header is not valid.

@@ -2,17 +2,17 @@
 //!
 //! [`walk_pack`] verifies every byte in bounded memory. Where an entry header is damaged the chain of lengths breaks;
 //! the walk then looks for the next place that decodes as an entry and has the hash it states, so one bad header costs
-//! one chunk. [`list_pack`] reads the headers alone. [`put_pack`] stores a pack that may be there already.
+//! one chunk. [`list_pack`] reads the headers alone. What a newer version wrote is told from damage by [`is_as_written`].
 
 use blake3::Hasher;
 
 use super::backend::{Backend, BackendError};
 use super::codec::{Decompressor, Dictionary, DictionarySet};
 use super::pack::{
-    ENTRY_HEADER_BYTES, EntryHeader, FinishedPack, PACK_HEADER_BYTES, PACK_MAX_BYTES, PACK_TRAILER_BYTES, PackId,
-    TRAILER_CHECKSUM_AT, Trailer, array, pack_header,
+    ENTRY_HEADER_BYTES, EntryHeader, FinishedPack, HEADER_ID_AT, PACK_MAX_BYTES, PACK_TRAILER_BYTES, PackFormat,
+    PackId, TRAILER_CHECKSUM_AT, Trailer, array,
 };
-use super::reader::{ChunkError, Location, split_entry, verified};
+use super::reader::{ChunkError, Location, invalid_entry, split_entry, unknown_codec, verified};
 use crate::model::ChunkHash;
 
 /// Bytes read at a time when everything is read.
@@ -53,6 +53,8 @@ pub struct Damage {
 pub struct PackWalk {
     /// The pack.
     pub id: PackId,
+    /// Its format; a guess where the header is damaged.
+    pub format: PackFormat,
     /// Its length in bytes.
     pub pack_bytes: u64,
     /// The entries that are intact, dictionaries included, in order.
@@ -68,7 +70,7 @@ pub struct PackWalk {
 ///
 /// # Errors
 ///
-/// [`ChunkError::MissingPack`] and [`ChunkError::Io`]; damage is in the result. After an I/O error single chunks may
+/// [`ChunkError::MissingPack`], [`ChunkError::Unsupported`] and [`ChunkError::Io`]; damage is in the result. After an I/O error single chunks may
 /// still be readable by their location.
 pub fn walk_pack(backend: &dyn Backend, id: PackId, dictionaries: &DictionarySet) -> Result<PackWalk, ChunkError> {
     let mut walker = Walker::new(backend, id, dictionaries)?;
@@ -77,70 +79,78 @@ pub fn walk_pack(backend: &dyn Backend, id: PackId, dictionaries: &DictionarySet
     Ok(walker.walk)
 }
 
+/// What a pack is, as its headers say.
+#[derive(Clone, Debug)]
+pub struct PackListing {
+    /// Its format.
+    pub format: PackFormat,
+    /// Its entries, dictionaries included, in order.
+    pub entries: Vec<PackEntry>,
+}
+
 /// Lists the entries of a pack, reading headers only, and checks them against the id and the trailer.
 ///
 /// # Errors
 ///
-/// [`ChunkError::MissingPack`], [`ChunkError::Io`], and for any damage to a header [`ChunkError::HeaderMismatch`] or
+/// [`ChunkError::MissingPack`], [`ChunkError::Unsupported`], [`ChunkError::Io`], and for any damage to a header [`ChunkError::HeaderMismatch`] or
 /// [`ChunkError::CutShort`]: then [`walk_pack`] finds what is left.
-pub fn list_pack(backend: &dyn Backend, id: PackId) -> Result<Vec<PackEntry>, ChunkError> {
+pub fn list_pack(backend: &dyn Backend, id: PackId) -> Result<PackListing, ChunkError> {
     let mut window = Window::open(backend, id, LIST_WINDOW_BYTES)?;
     let end = window.entries_end().ok_or(ChunkError::CutShort { pack: id, offset: 0 })?;
     let trailer = read_trailer(backend, id, end)?
         .ok_or_else(|| ChunkError::mismatch(id, end, "the trailer", "a valid one", "bytes that break the format"))?;
     let mut headers = Hasher::new();
-    let header = window.get(0, PACK_HEADER_BYTES)?;
-    if header != pack_header() {
-        return Err(ChunkError::mismatch(id, 0, "the pack header", "a known one", "another"));
-    }
-    headers.update(header);
+    let format = window.format(id)?.ok_or_else(|| damaged_header(id))?;
+    headers.update(&format.header(id));
     let mut entries = Vec::new();
-    let mut offset = PACK_HEADER_BYTES as u64;
+    let mut offset = format.header_bytes() as u64;
     while offset < end {
-        let invalid =
-            || ChunkError::mismatch(id, offset, "the entry header", "a valid one", "bytes that break the format");
         if end - offset < ENTRY_HEADER_BYTES as u64 {
-            return Err(invalid());
+            return Err(invalid_entry(id, offset));
         }
         let bytes = window.get(offset, ENTRY_HEADER_BYTES)?;
-        let (header, _) = split_entry(bytes).ok_or_else(invalid)?;
+        let Some((header, _)) = split_entry(bytes) else {
+            let unknown = bytes.first_chunk().and_then(EntryHeader::of_unknown_codec);
+            return Err(match unknown {
+                Some((codec, _)) if is_as_written(backend, id)? => unknown_codec(id, offset, codec),
+                _ => invalid_entry(id, offset),
+            });
+        };
         headers.update(bytes);
         entries.push(PackEntry { offset: narrow(offset), header });
         offset += header.entry_bytes() as u64;
     }
-    match check_trailer(id, end, window.pack_bytes, &trailer.0, entries.len(), &headers) {
+    match check_trailer(id, format, end, window.pack_bytes, &trailer.0, entries.len(), &headers) {
         _ if offset != end => Err(ChunkError::CutShort { pack: id, offset }),
         Some(error) => Err(error),
-        None => Ok(entries),
+        None => Ok(PackListing { format, entries }),
     }
 }
 
-/// Stores a finished pack unless it is there already; returns whether it was stored.
-///
-/// A run that was interrupted before its commit makes the same packs again. One that is there and intact is kept; one
-/// that is damaged is replaced, which heals all of it, since equal ids mean equal chunks at equal offsets.
+fn damaged_header(id: PackId) -> ChunkError {
+    ChunkError::mismatch(id, 0, "the pack header", "a known one", "another")
+}
+
+/// Tells whether a pack is as it was written, by the checksum at its end: what is not understood then was written by a newer version. Reads all of it.
 ///
 /// # Errors
 ///
-/// What the backend answers. A crash while a damaged pack is replaced can leave none.
-pub fn put_pack(
-    backend: &dyn Backend,
-    pack: &FinishedPack,
-    dictionaries: &DictionarySet,
-) -> Result<bool, BackendError> {
-    let key = pack.id.key();
-    match backend.put(&key, &[&pack.bytes]) {
-        Err(BackendError::Exists { .. }) => {}
-        other => return other.map(|()| true),
-    }
-    match walk_pack(backend, pack.id, dictionaries) {
-        Ok(walk) if walk.damage.is_empty() => return Ok(false),
-        Ok(_) => backend.delete(&key)?,
-        Err(ChunkError::Io { source, .. }) => return Err(source),
-        // Deleted meanwhile.
-        Err(_) => {}
-    }
-    backend.put(&key, &[&pack.bytes]).map(|()| true)
+/// [`ChunkError::MissingPack`] and [`ChunkError::Io`].
+pub fn is_as_written(backend: &dyn Backend, id: PackId) -> Result<bool, ChunkError> {
+    let mut window = Window::open(backend, id, WALK_WINDOW_BYTES)?;
+    let Some(end) = window.entries_end() else { return Ok(false) };
+    let trailer = read_trailer(backend, id, end)?;
+    let content = window.content_checksum()?;
+    Ok(trailer.is_some_and(|(_, checksum)| checksum == content))
+}
+
+/// Stores a finished pack.
+///
+/// # Errors
+///
+/// What the backend answers.
+pub fn put_pack(backend: &dyn Backend, pack: &FinishedPack) -> Result<(), BackendError> {
+    backend.put(&pack.id.key(), &[&pack.bytes])
 }
 
 /// A walk under way.
@@ -168,7 +178,7 @@ impl<'a> Walker<'a> {
         let end = if trailer.is_some() { pack_bytes - PACK_TRAILER_BYTES as u64 } else { pack_bytes };
         let decompressor =
             Decompressor::new().map_err(|source| ChunkError::Decompress { pack: id, offset: 0, source })?;
-        let walk = PackWalk { id, pack_bytes, entries: Vec::new(), damage: Vec::new() };
+        let walk = PackWalk { id, format: PackFormat::V2, pack_bytes, entries: Vec::new(), damage: Vec::new() };
         let headers = Hasher::new();
         Ok(Walker { dictionaries, decompressor, window, headers, met: 0, trailer, end, walk })
     }
@@ -178,16 +188,19 @@ impl<'a> Walker<'a> {
     }
 
     fn entries(&mut self) -> Result<(), ChunkError> {
-        if self.walk.pack_bytes < PACK_HEADER_BYTES as u64 {
+        if self.walk.pack_bytes < PackFormat::V1.header_bytes() as u64 {
             self.damage(0, None, ChunkError::CutShort { pack: self.walk.id, offset: 0 });
             return Ok(());
         }
-        let header = self.window.get(0, PACK_HEADER_BYTES)?;
-        self.headers.update(header);
-        if header != pack_header() {
-            self.damage(0, None, ChunkError::mismatch(self.walk.id, 0, "the pack header", "a known one", "another"));
+        match self.window.format(self.walk.id)? {
+            Some(format) => self.walk.format = format,
+            None => {
+                self.damage(0, None, damaged_header(self.walk.id));
+                self.walk.format = self.window.likely_format(self.walk.id)?;
+            }
         }
-        let mut offset = PACK_HEADER_BYTES as u64;
+        self.headers.update(&self.walk.format.header(self.walk.id));
+        let mut offset = self.walk.format.header_bytes() as u64;
         while offset < self.end {
             offset = self.entry(offset)?;
         }
@@ -198,9 +211,8 @@ impl<'a> Walker<'a> {
     fn entry(&mut self, offset: u64) -> Result<u64, ChunkError> {
         let id = self.walk.id;
         let Some(header) = self.header_at(offset, offset)? else {
-            let reason =
-                ChunkError::mismatch(id, offset, "the entry header", "a valid one", "bytes that break the format");
-            self.damage(offset, None, reason);
+            self.refuse_unknown_codec(offset)?;
+            self.damage(offset, None, invalid_entry(id, offset));
             return self.resume(offset + 1);
         };
         self.headers.update(&header.encode());
@@ -215,6 +227,20 @@ impl<'a> Walker<'a> {
         }
         // If the length is what is damaged, the next header is somewhere else.
         if next == self.end || self.header_at(offset, next)?.is_some() { Ok(next) } else { self.resume(offset + 1) }
+    }
+
+    /// Fails if the entry at `offset` has a codec that only a newer version knows, and the pack is as it was written.
+    fn refuse_unknown_codec(&mut self, offset: u64) -> Result<(), ChunkError> {
+        if self.end.saturating_sub(offset) < ENTRY_HEADER_BYTES as u64 {
+            return Ok(());
+        }
+        let bytes = self.window.get(offset, ENTRY_HEADER_BYTES)?;
+        match bytes.first_chunk().and_then(EntryHeader::of_unknown_codec) {
+            Some((codec, _)) if is_as_written(self.window.backend, self.walk.id)? => {
+                Err(unknown_codec(self.walk.id, offset, codec))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns the header at `offset` if there is a valid one whose entry ends in time, keeping the bytes from `keep` on.
@@ -259,14 +285,14 @@ impl<'a> Walker<'a> {
 
     /// Checks what the trailer says about all that was met.
     fn trailer(&mut self) -> Result<(), ChunkError> {
-        let PackWalk { id, pack_bytes, .. } = self.walk;
+        let PackWalk { id, format, pack_bytes, .. } = self.walk;
         let content = self.window.content_checksum()?;
         let Some((trailer, checksum)) = self.trailer else {
             let at = self.window.entries_end().unwrap_or(0);
             self.damage(at, None, ChunkError::mismatch(id, at, "the trailer", "a valid one", "missing or damaged"));
             return Ok(());
         };
-        if let Some(error) = check_trailer(id, self.end, pack_bytes, &trailer, self.met, &self.headers) {
+        if let Some(error) = check_trailer(id, format, self.end, pack_bytes, &trailer, self.met, &self.headers) {
             self.damage(self.end, None, error);
         } else if content != checksum && self.walk.damage.is_empty() {
             let reason = "a byte changed that no chunk depends on, or the checksum itself";
@@ -279,6 +305,7 @@ impl<'a> Walker<'a> {
 /// Returns what a trailer contradicts, if anything.
 fn check_trailer(
     id: PackId,
+    format: PackFormat,
     at: u64,
     pack_bytes: u64,
     trailer: &Trailer,
@@ -293,7 +320,7 @@ fn check_trailer(
     } else if trailer.digest != *digest.as_bytes() {
         let expected = blake3::Hash::from_bytes(trailer.digest);
         Some(ChunkError::mismatch(id, at, "the digest of all headers", expected, digest))
-    } else if trailer.digest[..16] != id.0 {
+    } else if format == PackFormat::V1 && trailer.digest[..16] != id.0 {
         Some(ChunkError::mismatch(id, at, "the id of the pack", id, PackId(array(&trailer.digest, 0))))
     } else {
         None
@@ -339,7 +366,41 @@ impl<'a> Window<'a> {
     /// Returns where a trailer begins, if the pack is long enough for one.
     fn entries_end(&self) -> Option<u64> {
         let end = self.pack_bytes.checked_sub(PACK_TRAILER_BYTES as u64)?;
-        (end >= PACK_HEADER_BYTES as u64).then_some(end)
+        (end >= PackFormat::V1.header_bytes() as u64).then_some(end)
+    }
+
+    /// Returns the format of the pack, or `None` where its header is damaged.
+    ///
+    /// [`ChunkError::Unsupported`] where it is another and the pack is as it was written.
+    fn format(&mut self, id: PackId) -> Result<Option<PackFormat>, ChunkError> {
+        for format in [PackFormat::V1, PackFormat::V2] {
+            let length = format.header_bytes();
+            if self.pack_bytes >= length as u64 && self.get(0, length)? == format.header(id) {
+                return Ok(Some(format));
+            }
+        }
+        // The header of another pack is known well, and stands under a wrong name.
+        let length = PackFormat::V2.header_bytes();
+        let is_another = self.pack_bytes >= length as u64 && {
+            let header = self.get(0, length)?;
+            header == PackFormat::V2.header(PackId(array(header, HEADER_ID_AT)))
+        };
+        if !is_another && is_as_written(self.backend, id)? {
+            let what = "a header of a kind".to_owned();
+            return Err(ChunkError::Unsupported { pack: id, offset: 0, what });
+        }
+        Ok(None)
+    }
+
+    /// Returns the format that a damaged header most likely had: that which shares more bytes with it.
+    fn likely_format(&mut self, id: PackId) -> Result<PackFormat, ChunkError> {
+        let v2 = PackFormat::V2.header(id);
+        if self.pack_bytes < v2.len() as u64 {
+            return Ok(PackFormat::V1);
+        }
+        let same = self.get(0, v2.len())?.iter().zip(&v2).filter(|(found, expected)| found == expected).count();
+        // Behind a header of format 1 stand a hash and what was stored: next to nothing of an id and many zeros.
+        Ok(if same * 2 > v2.len() { PackFormat::V2 } else { PackFormat::V1 })
     }
 
     /// Returns bytes that lie within the pack, forgetting those before.

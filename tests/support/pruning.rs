@@ -86,7 +86,8 @@ pub fn planned(
     protections: &Protections,
     max_unused: u8,
 ) -> Result<PrunePlan, PruneError> {
-    let options = PruneOptions { max_unused_percent: max_unused };
+    // What is condemned goes at once: what is left can be counted.
+    let options = PruneOptions { max_unused_percent: max_unused, grace: Duration::ZERO, ..PruneOptions::default() };
     plan(replica, policy, protections.clone(), &TimeZone::UTC, &options, &PruneProgress::default())
 }
 

@@ -85,6 +85,7 @@ pub(crate) struct Retention {
     pub(crate) keep_tags: Vec<String>,
     pub(crate) keep_accounts: Option<Within>,
     pub(crate) max_unused: Option<u8>,
+    pub(crate) grace: Option<Text<Span>>,
 }
 
 impl Retention {
