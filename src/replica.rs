@@ -109,6 +109,8 @@ fn probe(path: &Path) -> Result<File, ReplicaError> {
 /// reason to fail. A prune has to know all of it, so it is not enough to do without.
 fn set_cache_aside_if_denied(path: &Path) {
     let cache = path.join("cache");
+    // It may be deleted at any time.
+    let _ = access::create_directory(&cache);
     let listed = fs::read_dir(&cache).map(drop);
     let tried = listed.and_then(|()| access::Replacement::in_store(&cache.join("probe")).map(drop));
     if tried.is_err_and(|error| access::is_denial(&error)) {

@@ -195,6 +195,7 @@ pub(super) fn load(store: &Path, snapshot: &str) -> Option<Page> {
 /// Keeps a page. It can be made again, so a store that cannot be written to is no error.
 pub(super) fn save(store: &Path, snapshot: &str, page: &Page) {
     if let Some(bytes) = seal(MAGIC, snapshot, page)
+        && directory(store).parent().is_some_and(|cache| access::create_directory(cache).is_ok())
         && access::create_directory(&directory(store)).is_ok()
     {
         let _ = write_durably(&path(store, snapshot), &bytes);
