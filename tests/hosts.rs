@@ -8,6 +8,7 @@ mod pulling;
 mod sshd;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -143,6 +144,18 @@ fn what_lasts_is_reported_at_once_with_its_cause() {
     let said = err(&finished(&mut bench.by_ssh(&known, 1), 1));
     at_once(&said);
     assert!(said.contains("127.0.0.1:1: Connection refused") && said.contains("on port 1 "), "{said}");
+    // A port where something else listens.
+    let mail = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = mail.local_addr().unwrap().port();
+    let greeter = std::thread::spawn(move || {
+        let mut stream = mail.accept().unwrap().0;
+        stream.write_all(b"220 mail ESMTP\r\n").unwrap();
+        let _ = stream.read(&mut [0]);
+    });
+    let said = err(&finished(&mut bench.by_ssh(&known, port), 1));
+    greeter.join().unwrap();
+    at_once(&said);
+    assert!(said.contains("is no sshd; it printed: 220 mail ESMTP"), "{said}");
     let by_ssh = |options: &str, port: u16| {
         let mut command = bench.scene.command();
         command.args(["snapshot", "--rsh"]).arg(format!("ssh -F /dev/null -o BatchMode=yes {options}"));

@@ -123,7 +123,26 @@ fn trouble(message: &[u8]) -> Option<Trouble> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::remote::agentless::find::complaints;
+
+    proptest! {
+        /// Whatever a host says, it is read, and only a code makes an answer count.
+        #[test]
+        fn any_words_are_read(
+            lines in proptest::collection::vec(prop_oneof![
+                "[ -~]{0,30}", "tar: [.]/[a-c\\\\:/ ]{0,9}: [A-Za-z: ]{0,20}", "find: '[ -~]{0,12}': [ -~]{0,12}",
+            ], 0..8),
+            code in prop_oneof![Just(String::new()), "code -?[0-9]{1,3}"]
+        ) {
+            let text = lines.join("\n") + "\n" + &code;
+            let words = Words::parse(text.as_bytes());
+            prop_assert!(!words.understood() || code.starts_with("code ") || text.contains("code "));
+            complaints(text.as_bytes());
+        }
+    }
 
     #[test]
     fn words_are_heard() {

@@ -10,11 +10,12 @@ mod pump;
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use ssh2::{BlockDirections, MethodType, Session};
 
 use super::spec::RemoteSpec;
-use super::{CONNECT_TIME, Connection, Transport, TransportError};
+use super::{CONNECT_TIME, Connection, Transport, TransportError, printed};
 pub use keys::{AskPassphrase, Passphrase};
 use line::Line;
 
@@ -23,6 +24,10 @@ pub const WINDOW_BYTES: u32 = 8 << 20;
 /// Largest packet, in bytes, as OpenSSH's server sends them.
 const PACKET_BYTES: u32 = 32 << 10;
 const DEFAULT_PORT: u16 = 22;
+/// How long is waited for sshd's first line behind others ...
+const GREETING_TIME: Duration = Duration::from_secs(5);
+/// ... and between two looks.
+const NAP: Duration = Duration::from_millis(50);
 /// libssh2's numbers for "no common key exchange" and "no common method".
 const KEX_FAILURE: i32 = -5;
 const METHOD_NOT_SUPPORTED: i32 = -33;
@@ -61,6 +66,10 @@ impl SshTransport {
         let port = self.spec.port.unwrap_or(DEFAULT_PORT);
         let failed = |reason: String| TransportError::Connect { host: host.clone(), reason };
         let stream = connect_tcp(host, port).map_err(|error| no_stream(host, port, &error))?;
+        if let Some(said) = other_greeting(&stream) {
+            let reason = format!("what listens on port {port} there is no sshd{said}");
+            return Err(TransportError::Unreachable { host: host.clone(), reason });
+        }
         let _ = stream.set_nodelay(true);
         let (line, wire) = Line::start(stream).map_err(|error| failed(error.to_string()))?;
         let mut session = Session::new().map_err(|error| failed(error.to_string()))?;
@@ -103,6 +112,25 @@ fn connect_tcp(host: &str, port: u16) -> std::io::Result<TcpStream> {
         }
     }
     Err(last.unwrap_or_else(|| std::io::Error::other("the name has no address")))
+}
+
+/// Returns what another service than sshd says first; `None` for sshd, and for one that says nothing. The library would wait for more.
+fn other_greeting(stream: &TcpStream) -> Option<String> {
+    let until = Instant::now() + GREETING_TIME;
+    let mut seen = [0; 255];
+    stream.set_read_timeout(Some(GREETING_TIME)).ok()?;
+    let count = loop {
+        let count = stream.peek(&mut seen).unwrap_or(0);
+        // Lines may come before that of the version.
+        let enough = count == 0 || count == seen.len() || Instant::now() >= until;
+        if enough || memchr::memmem::find(&seen[..count], b"SSH-").is_some() {
+            break count;
+        }
+        std::thread::sleep(NAP);
+    };
+    stream.set_read_timeout(None).ok()?;
+    let other = count > 0 && count < seen.len() && memchr::memmem::find(&seen[..count], b"SSH-").is_none();
+    other.then(|| printed(&seen[..count]))
 }
 
 /// Tells a port where nobody listens, or a name that nobody has, from what may pass.
