@@ -23,6 +23,7 @@ pub mod replica;
 pub mod report;
 pub mod restore;
 pub mod retention;
+pub mod sandbox;
 pub mod snapshot;
 pub mod source;
 pub mod store;

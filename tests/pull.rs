@@ -486,3 +486,21 @@ fn the_agent_is_brought_where_there_is_none() {
         fs::remove_file(uploaded).unwrap();
     }
 }
+
+/// The kernel that runs these tests has both.
+#[test]
+fn the_agent_is_confined_by_its_kernel_and_that_is_said_to_those_who_want_to_know() {
+    let bench = Bench::new();
+    fs::write(bench.scene.source().join("file"), "text").unwrap();
+    let said = |verbose: bool| {
+        let mut command = bench.scene.command();
+        command.env("HOME", bench.home("")).arg("snapshot").arg("--ssh-key").arg(bench.sshd.key()).arg(bench.place());
+        command.arg("--agent-path").arg(assert_cmd::cargo::cargo_bin!("zmreplica"));
+        if verbose {
+            command.arg("-v");
+        }
+        err(&finished(&mut command, 0))
+    };
+    assert!(said(true).contains("is confined to reading (Landlock, seccomp)"));
+    assert!(!said(false).contains("confined"));
+}

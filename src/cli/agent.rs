@@ -47,7 +47,7 @@ pub(crate) fn run(args: &AgentArgs) -> Result<Exit, CliError> {
         (Ok(input), Ok(output)) => (input, output),
         (Err(error), _) | (_, Err(error)) => return Err(CliError::Failed(format!("No stdin or stdout: {error}"))),
     };
-    let options = AgentOptions { root: args.root.clone(), writable: args.writable };
+    let options = AgentOptions { root: args.root.clone(), writable: args.writable, confine: true };
     // No buffer of std's own: frames are written whole.
     let mut output = File::from(output);
     let input = Ending { input: TimedReader::new(input, PATIENCE) };

@@ -208,6 +208,12 @@ pub(crate) fn follow(output: &Output, progress: &Progress, interrupt: &AtomicBoo
 
 /// Passes on what the run has to tell while it goes on.
 fn tell_messages(output: &Output, progress: &Progress, bar: &ProgressBar) {
+    let details = progress.take_details();
+    if output.verbosity() == Verbosity::Verbose {
+        for detail in details {
+            bar.suspend(|| output.note(&detail));
+        }
+    }
     for message in progress.take_messages() {
         bar.suspend(|| output.note(&message));
     }

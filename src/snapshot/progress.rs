@@ -37,6 +37,7 @@ pub struct Progress {
     pub wire: Arc<WireCounters>,
     /// What people should hear while the run goes on.
     messages: Mutex<Vec<String>>,
+    details: Mutex<Vec<String>>,
     /// When the run has to end at the latest, and the span that it was given.
     limit: OnceLock<(Instant, Duration)>,
     /// Files and bytes read by earlier attempts of this run.
@@ -52,6 +53,15 @@ impl Progress {
     /// Leaves a message for people.
     pub(crate) fn tell(&self, message: String) {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    }
+
+    pub(crate) fn tell_detail(&self, detail: String) {
+        self.details.lock().unwrap_or_else(PoisonError::into_inner).push(detail);
+    }
+
+    /// Returns what only those want to know who want to know everything, left since the last call.
+    pub fn take_details(&self) -> Vec<String> {
+        std::mem::take(&mut self.details.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns the messages left since the last call.

@@ -19,6 +19,7 @@ use crate::remote::transport::spec::RemoteSpec;
 use crate::remote::transport::ssh::{SshOptions, SshTransport};
 use crate::remote::transport::{Transport, TransportError};
 use crate::replica::{LockedReplica, Replica};
+use crate::sandbox::Confinement;
 use crate::source::exclude::Excludes;
 use crate::source::scan::Found;
 use crate::source::tree::{SourceError, SourceTree};
@@ -184,6 +185,24 @@ fn change_in(tree: &mut dyn SourceTree, since: SystemTime) -> Result<Option<Syst
     Ok(None)
 }
 
+/// Says what the kernel of the other host confines the agent with.
+fn confined(host: &str, confinement: Confinement) -> String {
+    match confinement {
+        Confinement { landlock: true, seccomp: true } => {
+            format!("The agent on {host} is confined to reading (Landlock, seccomp).")
+        }
+        Confinement { landlock: true, seccomp: false } => {
+            format!("The agent on {host} is confined by Landlock alone: its kernel has no seccomp for it.")
+        }
+        Confinement { landlock: false, seccomp: true } => {
+            format!("The agent on {host} is confined by seccomp alone: its kernel has no Landlock.")
+        }
+        Confinement { landlock: false, seccomp: false } => {
+            format!("The kernel of {host} does not confine the agent: it has neither Landlock nor seccomp.")
+        }
+    }
+}
+
 /// Connects and has the other host begin.
 fn open(
     replica: &Replica,
@@ -213,6 +232,9 @@ fn open(
     progress.wire.connections.fetch_add(1, Ordering::Relaxed);
     if opened.uploaded {
         progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
+    }
+    if let Some(confinement) = opened.confinement {
+        progress.tell_detail(confined(&opened.hello.host, confinement));
     }
     let (wire, blocks) = (Arc::clone(&progress.wire), block_cache(replica, spec));
     let stop = Arc::clone(progress);

@@ -7,13 +7,14 @@
 //! ```
 //!
 //! It serves one connection and ends with it. It writes nothing to any file system, and opens nothing outside of its root: everything goes through
-//! [`crate::source`], which resolves each path below an open directory and follows no symbolic link.
+//! [`crate::source`], which resolves each path below an open directory and follows no symbolic link. Should that be wrong, the kernel refuses it ([`sandbox`]).
 //!
 //! Memory: 24 MiB of chunks offered, 2 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's look-ahead
 //! of 20,000 names (some 7 MB), and 16 to 40 bytes for each inode of several names. A run that keeps to the protocol has 8 MiB of requests waiting; one that does not is cut off at
 //! 64 MiB (see `waiting`).
 
 mod devices;
+mod names;
 mod outbox;
 mod read;
 mod restore;
@@ -35,12 +36,13 @@ use super::protocol::messages::{
 };
 use super::protocol::{Hello, MAGIC, PREAMBLE_BYTES, Start, Task, VERSION};
 use crate::coding::{DecodeError, Decoder};
+use crate::sandbox;
 use crate::source::exclude::Excludes;
 use crate::source::read::{ReadPool, ReadRequest, stat_at};
 use crate::source::scan::{Scan, ScanOptions};
-use crate::source::tree::owner_names;
 use crate::store::codec::Dictionary;
 use devices::Devices;
+use names::Names;
 use outbox::Outbox;
 use read::{Answers, COMPRESS_AHEAD, Control, CurrentDictionary, ReadCounters, answer_apart, compress};
 use waiting::Waiting;
@@ -60,6 +62,8 @@ pub struct AgentOptions {
     pub root: Option<PathBuf>,
     /// Whether a restore below the root may be asked for. Without it the agent writes nothing whatever is asked.
     pub writable: bool,
+    /// Whether an agent that only reads has the kernel confine it: the calling thread, and all that it starts later.
+    pub confine: bool,
 }
 
 /// Why an agent ended.
@@ -111,11 +115,16 @@ pub fn serve(
             Err(refused)
         }
         Ok(root) => {
-            frame::write(&mut output, Kind::Started, &[])?;
-            match start.task {
-                Task::Restore => restore::serve(input, output, &root),
-                Task::Pull | Task::Scan => Session::start(&root, &start)?.serve(input, output),
+            if start.task == Task::Restore {
+                frame::write(&mut output, Kind::Started, &[])?;
+                return restore::serve(input, output, &root);
             }
+            // Both look at what is out of reach afterwards.
+            let cores = std::thread::available_parallelism().map_or(2, usize::from);
+            let names = Names::start()?;
+            let confined = options.confine.then(|| sandbox::read_only(&root).to_byte());
+            frame::write(&mut output, Kind::Started, &Vec::from_iter(confined))?;
+            Session::start(&root, &start, cores, names)?.serve(input, output)
         }
     }
 }
@@ -207,19 +216,19 @@ struct Session {
     scan: Scan,
     pool: Option<ReadPool>,
     root: Arc<OwnedFd>,
+    names: Names,
     level: i32,
     threads: usize,
     bytes_per_second: u64,
 }
 
 impl Session {
-    fn start(root: &Path, start: &Start) -> Result<Session, AgentError> {
+    fn start(root: &Path, start: &Start, cores: usize, names: Names) -> Result<Session, AgentError> {
         let bytes: usize = start.excludes.iter().map(String::len).sum();
         if start.excludes.len() > EXCLUDES_MAX || bytes > EXCLUDES_MAX_BYTES {
             return Err(AgentError::Protocol(format!("{} exclude patterns of {bytes} bytes", start.excludes.len())));
         }
         let excludes = Excludes::new(&start.excludes, false).map_err(|error| AgentError::Refused(error.to_string()))?;
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let threads = if start.threads == 0 { cores.min(4) } else { start.threads.min(THREADS_MAX) };
         let options = ScanOptions {
             excludes,
@@ -234,7 +243,7 @@ impl Session {
         };
         let root = Arc::new(OwnedFd::from(std::fs::File::open(root)?));
         let level = start.level.clamp(0, 19);
-        Ok(Session { scan, pool, root, level, threads, bytes_per_second: start.bytes_per_second })
+        Ok(Session { scan, pool, root, names, level, threads, bytes_per_second: start.bytes_per_second })
     }
 
     fn serve(self, input: impl Read, mut output: impl Write + Send) -> Result<(), AgentError> {
@@ -285,7 +294,17 @@ impl Session {
             }
             // The threads' own are the last: when these end, whoever hands them chunks hears of it.
             drop(compress_queue);
-            let inbox = Inbox { root: &self.root, devices, outbox, dictionary, waiting, block_answers, control, apart };
+            let inbox = Inbox {
+                root: &self.root,
+                names: &self.names,
+                devices,
+                outbox,
+                dictionary,
+                waiting,
+                block_answers,
+                control,
+                apart,
+            };
             // Drops the input at its end: whoever gave it hears of that, also where a thread waits for the other side to read.
             let ended = inbox.take_all(input);
             outbox.break_off();
@@ -297,6 +316,7 @@ impl Session {
 /// Takes the frames of the other side.
 struct Inbox<'a> {
     root: &'a OwnedFd,
+    names: &'a Names,
     devices: &'a Devices,
     outbox: &'a Outbox,
     dictionary: &'a CurrentDictionary,
@@ -368,7 +388,7 @@ impl Inbox<'_> {
             }
             Kind::Owners => {
                 let (users, groups) = decode_owners(&frame.payload)?;
-                let names = owner_names(&users.into_iter().collect(), &groups.into_iter().collect());
+                let names = self.names.of(users.into_iter().collect(), groups.into_iter().collect());
                 let _ = self.outbox.send_compressed(Kind::OwnerNames, &encode_owner_names(&names));
             }
             other => return Err(AgentError::Protocol(format!("a frame {other:?} that only agents send"))),

@@ -17,6 +17,7 @@ use crate::remote::protocol::{Hello, MAGIC, NOISE_BYTES, PREAMBLE_BYTES, Start, 
 use crate::remote::transport::deadline::Deadline;
 use crate::remote::transport::upload::{UploadError, upload};
 use crate::remote::transport::{Connection, Transport, TransportError, printed, quoted};
+use crate::sandbox::Confinement;
 
 /// Where uploaded agents are, below the home directory there.
 const UPLOAD_DIRECTORY: &str = ".cache/zmreplica";
@@ -88,6 +89,8 @@ pub struct Opened {
     pub connection: Connection,
     /// What the agent says of itself.
     pub hello: Hello,
+    /// What its kernel confines it with; `None` for one that writes, or is older.
+    pub confinement: Option<Confinement>,
     /// Whether it was uploaded just now.
     pub uploaded: bool,
 }
@@ -115,7 +118,9 @@ pub fn connect(
     let host = transport.host().to_owned();
     let first = choice.path.as_deref().unwrap_or("zmreplica");
     let why = match attempt(transport, &quoted(first), start, (writable, choice.handshake)) {
-        Ok((connection, hello)) => return Ok(Opened { connection, hello, uploaded: false }),
+        Ok((connection, hello, confinement)) => {
+            return Ok(Opened { connection, hello, confinement, uploaded: false });
+        }
         Err(NotThis::Error(error)) => return Err(error),
         Err(NotThis::Version(version)) => {
             format!("{first} on {host} speaks version {version} of the protocol, and this program version {VERSION}")
@@ -139,7 +144,9 @@ pub fn connect(
     let program = format!("\"$HOME\"/{UPLOAD_DIRECTORY}/{name}");
     // There from an earlier run, as a rule.
     match attempt(transport, &program, start, (writable, choice.handshake)) {
-        Ok((connection, hello)) if hello.binary == hash => return Ok(Opened { connection, hello, uploaded: false }),
+        Ok((connection, hello, confinement)) if hello.binary == hash => {
+            return Ok(Opened { connection, hello, confinement, uploaded: false });
+        }
         Err(NotThis::Error(error)) => return Err(error),
         Ok(_) | Err(NotThis::Absent(_) | NotThis::Version(_)) => {}
     }
@@ -148,7 +155,9 @@ pub fn connect(
         UploadError::DoesNotRun(words) => does_not_run(&why, &words, &binary),
     })?;
     match attempt(transport, &program, start, (writable, choice.handshake)) {
-        Ok((connection, hello)) if hello.binary == hash => Ok(Opened { connection, hello, uploaded: true }),
+        Ok((connection, hello, confinement)) if hello.binary == hash => {
+            Ok(Opened { connection, hello, confinement, uploaded: true })
+        }
         Ok(_) => Err(ConnectError::NoAgent {
             message: format!("{why}, and the one that was uploaded is not what runs there"),
         }),
@@ -179,7 +188,7 @@ fn attempt(
     program: &str,
     start: &Start,
     (writable, handshake): (bool, Duration),
-) -> Result<(Connection, Hello), NotThis> {
+) -> Result<(Connection, Hello, Option<Confinement>), NotThis> {
     let host = transport.host().to_owned();
     let broken = |reason: String| NotThis::Error(ConnectError::Broken { host: host.clone(), reason });
     // For who looks at the processes there: what counts is the root in `start`. Some login shells read these within quotes, too.
@@ -239,7 +248,10 @@ fn attempt(
         other => return Err(broken(format!("it began with {other:?}"))),
     };
     match answer.kind {
-        Kind::Started => Ok((connection, hello)),
+        Kind::Started => {
+            let confinement = answer.payload.first().map(|byte| Confinement::from_byte(*byte));
+            Ok((connection, hello, confinement))
+        }
         Kind::Failed => {
             let message = String::from_utf8_lossy(&answer.payload).into_owned();
             Err(NotThis::Error(ConnectError::Refused { message }))

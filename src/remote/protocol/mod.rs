@@ -7,7 +7,7 @@
 //! | --- | --- | --- |
 //! | agent | Hello | JSON: [`Hello`] |
 //! | run | Start | JSON: [`Start`] |
-//! | agent | Started | empty; or Failed |
+//! | agent | Started | of an agent that only reads a byte: what the kernel confines it with (1 Landlock, 2 seccomp); of others empty; or Failed |
 //! | agent | Failed | text: why it ends |
 //! | run | Dictionary | number, bytes: compress small chunks with it from now on |
 //! | agent | BlocksOffered | for each listing block its BLAKE3 (32 bytes) and length |
