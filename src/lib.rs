@@ -9,6 +9,7 @@ pub mod check;
 pub mod coding;
 pub mod guard;
 pub mod lease;
+pub mod limits;
 mod locks;
 pub mod model;
 pub mod mount;

@@ -210,6 +210,7 @@ impl Context {
 
 /// Runs the program and returns its exit code.
 pub(crate) fn main() -> ExitCode {
+    zmreplica::limits::raise_open_files();
     let arguments = match arguments() {
         Ok(arguments) => arguments,
         Err(reason) => {

@@ -29,6 +29,8 @@ use super::{Context, text};
 const SERVER_VARIABLE: &str = "ZMREPLICA_MOUNT_SERVER";
 /// What the second process says when the mount can be used.
 const READY: &[u8] = b"ready\n";
+/// Descriptors from this one on are no business of the server; those before are stdin, stdout and stderr.
+const FIRST_INHERITED: i32 = 3;
 /// Decompressed chunks kept, unless an option says otherwise.
 const CACHE_BYTES: u64 = 32 << 20;
 
@@ -92,6 +94,8 @@ pub(crate) fn run(context: &Context, args: &MountArgs) -> Result<Exit, CliError>
 /// Starts the second process and waits until it is ready or has failed.
 fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| CliError::Failed(format!("{what}: {error}"));
+    // What the caller has open, such as a lock file or the other end of a pipe, must not stay open as long as the mount.
+    close_fds::set_fds_cloexec_threadsafe(FIRST_INHERITED, &[]);
     let program = std::env::current_exe().map_err(|error| failed("This program cannot be found again", &error))?;
     let mut server = Command::new(program)
         .args(&context.arguments)

@@ -35,6 +35,9 @@ pub(crate) struct RestoreArgs {
     /// Set owners by number, even where this host has the names
     #[arg(long)]
     numeric_ids: bool,
+    /// Leave out device nodes and files with a set-user-ID or set-group-ID bit
+    #[arg(long)]
+    no_specials: bool,
     /// Only tell what would be done
     #[arg(long)]
     dry_run: bool,
@@ -75,6 +78,9 @@ struct SummaryEvent<'a> {
     files: u64,
     links: u64,
     others: u64,
+    set_id_files: u64,
+    device_nodes: u64,
+    left_out: u64,
     unchanged: u64,
     deleted: u64,
     /// The first of them.
@@ -109,6 +115,7 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
         delete: args.delete,
         numeric_ids: args.numeric_ids,
         dry_run: args.dry_run,
+        no_specials: args.no_specials,
         protect: vec![replica.path().to_owned()],
         ..RestoreOptions::default()
     };
@@ -173,6 +180,9 @@ fn tell(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(
             files: report.files,
             links: report.links,
             others: report.others,
+            set_id_files: report.set_id_files,
+            device_nodes: report.device_nodes,
+            left_out: report.left_out,
             unchanged: report.unchanged,
             deleted: report.deleted,
             deletions: &report.deletions,
@@ -199,6 +209,14 @@ fn tell(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(
         for path in &report.deletions {
             output.line(&format!("{} {path}", if args.dry_run { "would delete" } else { "deleted" }))?;
         }
+    }
+    if report.set_id_files + report.device_nodes > 0 {
+        output.note(&format!(
+            "{} with a set-user-ID or set-group-ID bit and {}, which belong in no backup of Zimbra{}",
+            text::plural(report.set_id_files, "file", "files"),
+            text::plural(report.device_nodes, "device node", "device nodes"),
+            if args.no_specials { ", left out." } else { "; --no-specials leaves them out." },
+        ));
     }
     if !report.owners_kept && !args.dry_run {
         output.note("Owners were not set: only root may give files away.");

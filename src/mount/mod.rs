@@ -5,6 +5,7 @@
 
 mod all;
 mod place;
+mod top;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -208,14 +209,15 @@ pub fn start(replica: Replica, request: MountRequest) -> Result<Serving, MountEr
         _lease: lease,
     };
     if let Some(upper) = upper {
-        if let Err(source) = mount_overlay(mount_point, &upper.changes, &upper.work, &options.source) {
+        let stacked =
+            top::make(&upper.changes, mount_point, log).map_err(system("Cannot make", &upper.changes)).and_then(|()| {
+                mount_overlay(mount_point, &upper.changes, &upper.work, &options.source)
+                    .map_err(system("Cannot make a writable overlay on", mount_point))
+            });
+        if let Err(error) = stacked {
             let _ = serving.unmount(UnmountMode::Detach);
             let _ = serving.run(&AtomicBool::new(true));
-            return Err(MountError::System {
-                action: "Cannot make a writable overlay on",
-                path: mount_point.display().to_string(),
-                source,
-            });
+            return Err(error);
         }
         serving.overlay = true;
     }
@@ -377,14 +379,12 @@ impl Upper {
             Err(error) => return Err(system("Cannot read", &record)(error)),
         }
         let upper = Upper { changes: directory.join("changes"), work: directory.join("work") };
-        for path in [&upper.changes, &upper.work] {
-            match fs::create_dir(path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(system("Cannot create", path)(error));
-                }
-                _ => {}
+        // The other one is made when the snapshot can be seen: the overlay shows its attributes as those of the top.
+        match fs::create_dir(&upper.work) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(system("Cannot create", &upper.work)(error))
             }
+            _ => Ok(upper),
         }
-        Ok(upper)
     }
 }

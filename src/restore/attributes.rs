@@ -2,12 +2,15 @@
 //!
 //! A change of owner clears set-user-ID bits and capabilities, so the owner comes first; an ACL's mask replaces group bits, so ACLs
 //! that do not belong go before the mode and those that do come after it; times come last.
+//!
+//! What one inode cannot have is a problem of that inode, also when the system says that there is no room: an attribute may be too large for the file system,
+//! or an owner have used up a quota, while there is plenty of room for all else.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmod, chownat, fchmod,
-    fchown, fremovexattr, fsetxattr, futimens, openat, removexattr, setxattr, utimensat,
+    AtFlags, CWD, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmod, chownat, fchmod, fchown,
+    fremovexattr, fsetxattr, futimens, removexattr, setxattr, utimensat,
 };
 use rustix::io::Errno;
 
@@ -19,7 +22,7 @@ use crate::source::xattrs;
 /// Name of the ACL that a directory hands on to what is made in it.
 pub(super) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// Set-user-ID and set-group-ID.
-const SET_ID_BITS: u32 = 0o6000;
+pub(super) const SET_ID_BITS: u32 = 0o6000;
 
 /// What an inode shall have.
 #[derive(Clone, Copy)]
@@ -58,72 +61,65 @@ pub(super) enum Present<'a> {
     Found(&'a Stat),
 }
 
-/// An inode that is changed: open, or by its name, so that no symbolic link is followed.
+/// An inode that is changed, by its descriptor and never by a name, which may lead to another inode meanwhile.
+#[derive(Clone, Copy)]
 enum Inode<'a> {
+    /// Open for reading or writing.
     Open(BorrowedFd<'a>),
-    Named(BorrowedFd<'a>, &'a [u8], Option<OwnedFd>),
+    /// Opened with `O_PATH`, as symbolic links and devices have to be.
+    Path(BorrowedFd<'a>),
+}
+
+/// Returns a path that leads to exactly the inode of a descriptor, also to a symbolic link and not to its target.
+pub(super) fn magic_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 impl Inode<'_> {
-    /// Returns a path that leads to exactly this inode, opening it without following anything.
-    fn path(&mut self) -> Result<String, Errno> {
-        let number = match self {
-            Inode::Open(fd) => fd.as_raw_fd(),
-            Inode::Named(_, _, Some(fd)) => fd.as_raw_fd(),
-            Inode::Named(directory, name, opened) => {
-                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                opened.insert(openat(*directory, *name, flags, Mode::empty())?).as_raw_fd()
-            }
-        };
-        Ok(format!("/proc/self/fd/{number}"))
-    }
-
-    fn chown(&mut self, uid: Uid, gid: Gid) -> Result<(), Errno> {
+    fn chown(self, uid: Uid, gid: Gid) -> Result<(), Errno> {
         match self {
-            Inode::Open(fd) => fchown(*fd, Some(uid), Some(gid)),
-            Inode::Named(directory, name, _) => {
-                chownat(*directory, *name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            }
+            Inode::Open(fd) => fchown(fd, Some(uid), Some(gid)),
+            Inode::Path(fd) => chownat(fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH),
         }
     }
 
-    fn chmod(&mut self, mode: u32) -> Result<(), Errno> {
+    fn chmod(self, mode: u32) -> Result<(), Errno> {
         let mode = Mode::from_bits_retain(mode);
         match self {
-            Inode::Open(fd) => fchmod(*fd, mode),
-            Inode::Named(..) => chmod(self.path()?, mode),
+            Inode::Open(fd) => fchmod(fd, mode),
+            Inode::Path(fd) => chmod(magic_path(fd), mode),
         }
     }
 
-    fn xattrs(&mut self) -> std::io::Result<Vec<Xattr>> {
+    fn xattrs(self) -> std::io::Result<Vec<Xattr>> {
         match self {
-            Inode::Open(fd) => xattrs::of_fd(*fd),
-            Inode::Named(directory, name, _) => xattrs::at(*directory, name),
+            Inode::Open(fd) => xattrs::of_fd(fd),
+            Inode::Path(fd) => xattrs::of_path_fd(fd),
         }
     }
 
-    fn set_xattr(&mut self, xattr: &Xattr) -> Result<(), Errno> {
+    fn set_xattr(self, xattr: &Xattr) -> Result<(), Errno> {
         match self {
-            Inode::Open(fd) => fsetxattr(*fd, &*xattr.name, &xattr.value, XattrFlags::empty()),
-            Inode::Named(..) => setxattr(self.path()?, &*xattr.name, &xattr.value, XattrFlags::empty()),
+            Inode::Open(fd) => fsetxattr(fd, &*xattr.name, &xattr.value, XattrFlags::empty()),
+            Inode::Path(fd) => setxattr(magic_path(fd), &*xattr.name, &xattr.value, XattrFlags::empty()),
         }
     }
 
-    fn remove_xattr(&mut self, name: &[u8]) -> Result<(), Errno> {
+    fn remove_xattr(self, name: &[u8]) -> Result<(), Errno> {
         match self {
-            Inode::Open(fd) => fremovexattr(*fd, name),
-            Inode::Named(..) => removexattr(self.path()?, name),
+            Inode::Open(fd) => fremovexattr(fd, name),
+            Inode::Path(fd) => removexattr(magic_path(fd), name),
         }
     }
 
-    fn set_mtime(&mut self, mtime: Timestamp) -> Result<(), Errno> {
+    fn set_mtime(self, mtime: Timestamp) -> Result<(), Errno> {
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() },
         };
         match self {
-            Inode::Open(fd) => futimens(*fd, &times),
-            Inode::Named(directory, name, _) => utimensat(*directory, *name, &times, AtFlags::SYMLINK_NOFOLLOW),
+            Inode::Open(fd) => futimens(fd, &times),
+            Inode::Path(fd) => utimensat(CWD, magic_path(fd), &times, AtFlags::empty()),
         }
     }
 }
@@ -139,19 +135,18 @@ pub(super) fn apply_open(
     apply(environment, Inode::Open(fd), path, wanted, present);
 }
 
-/// Brings the inode under a name in line, without following a symbolic link.
-pub(super) fn apply_named(
+/// Brings an inode in line that was opened with `O_PATH`. What the system refuses is reported for `path`.
+pub(super) fn apply_path(
     environment: &Environment<'_>,
-    directory: BorrowedFd<'_>,
-    name: &[u8],
+    fd: BorrowedFd<'_>,
     path: &[u8],
     wanted: Wanted<'_>,
     present: Present<'_>,
 ) {
-    apply(environment, Inode::Named(directory, name, None), path, wanted, present);
+    apply(environment, Inode::Path(fd), path, wanted, present);
 }
 
-fn apply(environment: &Environment<'_>, mut inode: Inode<'_>, path: &[u8], wanted: Wanted<'_>, present: Present<'_>) {
+fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: Wanted<'_>, present: Present<'_>) {
     let found = match present {
         Present::Found(stat) => Some(stat),
         Present::New { .. } => None,
@@ -159,7 +154,7 @@ fn apply(environment: &Environment<'_>, mut inode: Inode<'_>, path: &[u8], wante
     let (uid, gid) = environment.owner(wanted.uid, wanted.gid);
     let mut mode = wanted.mode;
     let same_owner = found.is_some_and(|stat| (stat.st_uid, stat.st_gid) == (uid, gid));
-    if !same_owner && !set_owner(environment, &mut inode, path, uid, gid) && wanted.kind != Kind::Directory {
+    if !same_owner && !set_owner(environment, inode, path, uid, gid) && wanted.kind != Kind::Directory {
         mode &= !SET_ID_BITS;
     }
 
@@ -176,7 +171,7 @@ fn apply(environment: &Environment<'_>, mut inode: Inode<'_>, path: &[u8], wante
         if removable(environment, &stray.name) && !wanted.xattrs.iter().any(|xattr| xattr.name == stray.name) {
             match inode.remove_xattr(&stray.name) {
                 Ok(()) | Err(Errno::NODATA) => {}
-                Err(errno) => environment.refused(path, "Cannot remove an extended attribute", errno),
+                Err(errno) => environment.unfit(path, "Cannot remove an extended attribute", errno),
             }
         }
     }
@@ -186,7 +181,7 @@ fn apply(environment: &Environment<'_>, mut inode: Inode<'_>, path: &[u8], wante
         && !same_mode
         && let Err(errno) = inode.chmod(mode)
     {
-        environment.refused(path, "Cannot set the mode", errno);
+        environment.unfit(path, "Cannot set the mode", errno);
     }
     for xattr in wanted.xattrs {
         if same_owner && listed.contains(xattr) {
@@ -199,19 +194,20 @@ fn apply(environment: &Environment<'_>, mut inode: Inode<'_>, path: &[u8], wante
             }
             Err(errno) => {
                 let name = String::from_utf8_lossy(&xattr.name).into_owned();
-                environment.refused(path, &format!("Cannot set the extended attribute {name}"), errno);
+                let bytes = xattr.value.len();
+                environment.unfit(path, &format!("Cannot set the extended attribute {name} ({bytes} bytes)"), errno);
             }
         }
     }
     let same_time = found.is_some_and(|stat| mtime_of(stat) == wanted.mtime);
     // Changing anything above leaves the time of modification alone.
     if !same_time && let Err(errno) = inode.set_mtime(wanted.mtime) {
-        environment.refused(path, "Cannot set the time of modification", errno);
+        environment.unfit(path, "Cannot set the time of modification", errno);
     }
 }
 
 /// Sets owner and group, without privileges as far as that goes. Returns whether both are right.
-fn set_owner(environment: &Environment<'_>, inode: &mut Inode<'_>, path: &[u8], uid: u32, gid: u32) -> bool {
+fn set_owner(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], uid: u32, gid: u32) -> bool {
     // The two highest numbers mean "leave it" to the system and cannot be owners.
     if uid == u32::MAX || gid == u32::MAX {
         environment.problem(path, "Its owner's number is none that the system takes", false);
@@ -224,7 +220,7 @@ fn set_owner(environment: &Environment<'_>, inode: &mut Inode<'_>, path: &[u8], 
             false
         }
         Err(errno) => {
-            environment.refused(path, "Cannot set the owner", errno);
+            environment.unfit(path, "Cannot set the owner", errno);
             false
         }
     }

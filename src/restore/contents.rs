@@ -12,9 +12,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, fstat, ftruncate, openat, renameat, unli
 use rustix::io::{Errno, pwrite};
 
 use super::attributes::{Present, apply_open};
-use super::directory::Place;
 use super::environment::Environment;
 use super::links::{GroupState, Linker, Links, Placed, Waiting, copy_message, needs_copy};
+use super::place::Place;
 use crate::catalog::CatalogError;
 use crate::catalog::group::{LinkGroup, Segment};
 use crate::store::reader::ChunkAddress;
@@ -139,8 +139,14 @@ impl<'e> Worker<'_, 'e> {
     /// Links a waiting name; returns where further names are to be linked when it became a copy.
     fn link_or_copy(&mut self, placed: &Placed, job: &FileJob<'e>, other: &Waiting<'e>) -> Option<Placed> {
         let environment = self.environment;
-        let (root, directory) = (self.root.fd()?, other.place.fd()?);
-        match self.linker.link(environment, root, placed, directory, &other.name, other.replace) {
+        let linked = match (self.root.fd(), other.place.fd()) {
+            (Ok(Some(root)), Ok(Some(directory))) => {
+                self.linker.link(environment, root.as_fd(), placed, directory.as_fd(), &other.name, other.replace)
+            }
+            (Err(errno), _) | (_, Err(errno)) => Err(errno),
+            _ => return None,
+        };
+        match linked {
             Ok(()) => {
                 environment.count(|report| report.links += 1);
                 None
@@ -175,13 +181,17 @@ impl<'e> Worker<'_, 'e> {
 
     /// Writes one file under a temporary name, and renames it when it is complete. Returns its identity.
     fn write(&self, job: &FileJob<'e>, chunks: &Chunks) -> Result<(u64, u64), FileError> {
-        let Some(directory) = job.place.fd() else { return Err(FileError::Stopped) };
+        let directory = job.place.fd().map_err(|errno| FileError::System("Cannot create it", errno))?;
+        let Some(directory) = directory else { return Err(FileError::Stopped) };
+        let directory = directory.as_fd();
         if self.environment.stopped() {
             return Err(FileError::Stopped);
         }
         let temporary = self.environment.temporary_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(directory, temporary.as_slice(), flags, Mode::RUSR | Mode::WUSR)
+        let handles = &self.environment.handles;
+        let file = handles
+            .with_room(|| openat(directory, temporary.as_slice(), flags, Mode::RUSR | Mode::WUSR))
             .map_err(|errno| FileError::System("Cannot create it", errno))?;
         let outcome = self.fill(job, file, chunks).and_then(|identity| {
             renameat(directory, temporary.as_slice(), directory, &*job.name)

@@ -1,120 +1,30 @@
 //! Directories of the target: opening, making, removing.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, chmod, fchmod, fgetxattr, fstat, mkdirat, openat,
-    openat2, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, chmod, fchmod, fstat, mkdirat, openat,
+    openat2, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
-use super::attributes::{DEFAULT_ACL, Present, apply_open};
+use super::attributes::magic_path;
 use super::environment::Environment;
-use crate::catalog::directory::DirectoryAttributes;
+use super::links::Identity;
 
 /// Flags of a directory that is worked in.
-const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// A directory of the target that is being filled. Everything under way in or below it holds it; when the last lets go, the directory gets its
-/// attributes.
-pub(super) struct Place<'e> {
-    environment: &'e Environment<'e>,
-    /// `None` in a dry run, where the directory is not there.
-    fd: Option<OwnedFd>,
-    /// Path below the destination.
-    path: Box<[u8]>,
-    /// Attributes to give at the end, and whether they are all that is known of it.
-    finish: Option<(DirectoryAttributes, Option<Stat>)>,
-    /// Whether what is made here gets a default ACL.
-    inherits: bool,
-    /// Held so that a directory is done after all that are in it.
-    _parent: Option<Arc<Place<'e>>>,
+/// Flags of an inode that is only looked at, or changed in its attributes.
+pub(super) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Returns what tells an inode from all others.
+pub(super) fn identity_of(stat: &Stat) -> Identity {
+    (stat.st_dev, stat.st_ino)
 }
 
-impl<'e> Place<'e> {
-    /// Takes an open directory. `found` is what it had before, `None` for one that was just made.
-    pub(super) fn new(
-        environment: &'e Environment<'e>,
-        parent: Option<Arc<Place<'e>>>,
-        fd: Option<OwnedFd>,
-        path: Box<[u8]>,
-        finish: Option<(DirectoryAttributes, Option<Stat>)>,
-    ) -> Place<'e> {
-        environment.directory_opened();
-        let inherits = match (&fd, &finish, &parent) {
-            (Some(_), Some((_, None)), Some(parent)) => parent.inherits,
-            (Some(fd), ..) => fgetxattr(fd, DEFAULT_ACL, &mut [0; 0][..]).is_ok(),
-            (None, ..) => false,
-        };
-        Place { environment, fd, path, finish, inherits, _parent: parent }
-    }
-
-    /// Returns the directory, which every caller knows to be there.
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
-    }
-
-    /// Returns its path below the destination.
-    pub(super) fn path(&self) -> &[u8] {
-        &self.path
-    }
-
-    /// Returns the path of a name in it.
-    pub(super) fn path_of(&self, name: &[u8]) -> Vec<u8> {
-        let mut path = Vec::with_capacity(self.path.len() + 1 + name.len());
-        path.extend_from_slice(&self.path);
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(name);
-        path
-    }
-
-    /// Returns whether what is made in it gets a default ACL.
-    pub(super) fn inherits(&self) -> bool {
-        self.inherits
-    }
-
-    /// Returns what a name stands for, without following it; `None` when it is not there.
-    pub(super) fn stat(&self, name: &[u8]) -> Result<Option<Stat>, Errno> {
-        let Some(fd) = self.fd() else { return Ok(None) };
-        match statat(fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(stat)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(errno),
-        }
-    }
-
-    /// Returns all names, sorted.
-    pub(super) fn names(&self) -> Result<Vec<Box<[u8]>>, Errno> {
-        let Some(fd) = self.fd() else { return Ok(Vec::new()) };
-        names_of(fd)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        if let (Some(fd), Some((attributes, found))) = (&self.fd, &self.finish)
-            && !self.environment.options.dry_run
-        {
-            // What happened inside has changed the time of modification, so the one that was found says nothing.
-            let touched = found.map(|mut stat| {
-                stat.st_mtime = i64::MIN;
-                stat
-            });
-            let present = match &touched {
-                Some(stat) => Present::Found(stat),
-                None => Present::New { inherits: self.inherits },
-            };
-            apply_open(self.environment, fd.as_fd(), &self.path, attributes.into(), present);
-        }
-        self.fd = None;
-        self.environment.directory_closed();
-    }
-}
-
-fn names_of(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>, Errno> {
+pub(super) fn names_of(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(fd)? {
         let entry = entry?;
@@ -127,21 +37,80 @@ fn names_of(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>, Errno> {
     Ok(names)
 }
 
-/// Makes a directory and opens it.
-pub(super) fn make(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    mkdirat(parent, name, Mode::RWXU)?;
-    openat(parent, name, OPEN, Mode::empty())
+/// Does something in a new directory that nobody else may enter, beside the names of `parent`: no name in it can be exchanged.
+///
+/// `work` has to leave it empty.
+pub(super) fn apart<T>(
+    environment: &Environment<'_>,
+    parent: BorrowedFd<'_>,
+    work: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let name = environment.temporary_name();
+    mkdirat(parent, name.as_slice(), Mode::RWXU)?;
+    let opened = environment.handles.with_room(|| openat(parent, name.as_slice(), OPEN, Mode::empty()));
+    let outcome = opened.and_then(|fd| {
+        let stat = fstat(&fd)?;
+        // Its own name may have been exchanged.
+        if stat.st_uid != geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+            return Err(Errno::STALE);
+        }
+        work(fd.as_fd())
+    });
+    let _ = unlinkat(parent, name.as_slice(), AtFlags::REMOVEDIR);
+    outcome
 }
 
-/// Opens an existing directory, never through a symbolic link. With `force`, one that its owner may not list or write gets the permissions.
-pub(super) fn open(parent: BorrowedFd<'_>, name: &[u8], force: bool) -> Result<OwnedFd, Errno> {
-    let fd = match openat(parent, name, OPEN, Mode::empty()) {
+/// Makes a directory and opens it. Where others may exchange names (`exposed`), it gets its name when it is open.
+pub(super) fn make(
+    environment: &Environment<'_>,
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    exposed: bool,
+) -> Result<OwnedFd, Errno> {
+    let make_in = |directory: BorrowedFd<'_>| {
+        mkdirat(directory, name, Mode::RWXU)?;
+        environment.handles.with_room(|| openat(directory, name, OPEN, Mode::empty()))
+    };
+    if !exposed {
+        return make_in(parent);
+    }
+    apart(environment, parent, |directory| {
+        let made = make_in(directory)?;
+        let named = match renameat_with(directory, name, parent, name, RenameFlags::NOREPLACE) {
+            // File systems without it; an empty directory is all that a plain one replaces.
+            Err(Errno::INVAL | Errno::NOSYS) => renameat(directory, name, parent, name),
+            answer => answer,
+        };
+        if let Err(errno) = named {
+            let _ = unlinkat(directory, name, AtFlags::REMOVEDIR);
+            return Err(errno);
+        }
+        Ok(made)
+    })
+}
+
+/// Opens the existing directory that was found under a name, never through a symbolic link. With `force`, one that its owner may not list or write
+/// gets the permissions.
+///
+/// # Errors
+/// `STALE` when it is not the one that was found.
+pub(super) fn open(
+    environment: &Environment<'_>,
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    found: &Stat,
+    force: bool,
+) -> Result<OwnedFd, Errno> {
+    let open_with = |flags| {
+        let fd = environment.handles.with_room(|| openat(parent, name, flags, Mode::empty()))?;
+        if identity_of(&fstat(&fd)?) == identity_of(found) { Ok(fd) } else { Err(Errno::STALE) }
+    };
+    let fd = match open_with(OPEN) {
         Err(Errno::ACCESS) if force => {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let passage = openat(parent, name, flags, Mode::empty())?;
+            let passage = open_with(LOOK | OFlags::DIRECTORY)?;
             let mode = Mode::from_bits_retain(fstat(&passage)?.st_mode & 0o7777) | Mode::RWXU;
-            chmod(format!("/proc/self/fd/{}", passage.as_raw_fd()), mode)?;
-            openat(parent, name, OPEN, Mode::empty())?
+            chmod(magic_path(passage.as_fd()), mode)?;
+            open_with(OPEN)?
         }
         answer => answer?,
     };

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::Stat;
 use rustix::io::Errno;
 
+use super::handles::Handles;
 use super::{RestoreError, RestoreOptions, RestoreProblem, RestoreProgress, RestoreReport};
 use crate::catalog::snapshot::to_hex;
 use crate::view::{OwnerMap, SnapshotView, ViewError, display_path};
@@ -15,6 +17,9 @@ use crate::view::{OwnerMap, SnapshotView, ViewError, display_path};
 const KEPT_PROBLEMS: usize = 10_000;
 /// How long a wait for other threads lasts before the reason is looked at again.
 const WAIT: Duration = Duration::from_millis(50);
+
+/// Bits of a mode that let others than the owner write; with an access control list, its mask is among them.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Work under way, which the walk waits for when it is too much.
 #[derive(Default)]
@@ -36,6 +41,10 @@ pub(super) struct Environment<'v> {
     owners_lost: AtomicBool,
     stopped: AtomicBool,
     fatal: Mutex<Option<RestoreError>>,
+    /// The directories that are open.
+    pub(super) handles: Handles,
+    /// Whether names of directories that are done may be exchanged by others, so that what one leads to has to be looked at.
+    pub(super) watches_links: AtomicBool,
     temporary: String,
     temporaries: AtomicU64,
     load: Mutex<Load>,
@@ -52,6 +61,8 @@ impl<'v> Environment<'v> {
         options: &'v RestoreOptions,
         progress: &'v RestoreProgress,
         protected: Vec<(u64, u64)>,
+        threads: usize,
+        files_left: usize,
     ) -> io::Result<Environment<'v>> {
         let mut seed = [0; 8];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
@@ -68,6 +79,8 @@ impl<'v> Environment<'v> {
             owners_lost: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             fatal: Mutex::default(),
+            handles: Handles::new(files_left, threads),
+            watches_links: AtomicBool::new(false),
             temporary: to_hex(&seed),
             temporaries: AtomicU64::new(0),
             load: Mutex::default(),
@@ -83,6 +96,11 @@ impl<'v> Environment<'v> {
     /// Notes that an owner could not be restored.
     pub(super) fn owner_lost(&self) {
         self.owners_lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether others than root may exchange the names of a directory in which root works.
+    pub(super) fn is_exposed(&self, directory: &Stat) -> bool {
+        self.privileged && (directory.st_uid != 0 || directory.st_mode & WRITABLE_BY_OTHERS != 0)
     }
 
     /// Returns a name for a file that is not complete yet. It begins with a dot and is in no snapshot but by malice, and is only ever
@@ -126,10 +144,25 @@ impl<'v> Environment<'v> {
     /// Reports what the system refused, and ends the restore where nothing else can succeed either.
     pub(super) fn refused(&self, path: &[u8], action: &str, errno: Errno) {
         let source = io::Error::from(errno);
-        if matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::ROFS) {
+        if errno == Errno::STALE {
+            self.problem(
+                path,
+                format!("{action}: it was exchanged with something else meanwhile; restore it again"),
+                false,
+            );
+        } else if matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::ROFS) {
             self.stop(RestoreError::Full { path: display_path(path), source });
         } else {
             self.problem(path, format!("{action}: {source}"), false);
+        }
+    }
+
+    /// Reports what an inode cannot have. That nothing may be written at all ends the restore; want of room does not, for it may be of this one thing.
+    pub(super) fn unfit(&self, path: &[u8], action: &str, errno: Errno) {
+        if matches!(errno, Errno::NOSPC | Errno::DQUOT) {
+            self.problem(path, format!("{action}: {}", io::Error::from(errno)), false);
+        } else {
+            self.refused(path, action, errno);
         }
     }
 

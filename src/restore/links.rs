@@ -1,14 +1,17 @@
 //! Which inode of the target stands for which link group.
 
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, OFlags, linkat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-use super::directory::Place;
+use super::attributes::magic_path;
+use super::directory::{LOOK, identity_of};
 use super::environment::Environment;
+use super::place::Place;
 use crate::source::beneath::open_beneath;
 
 /// Device and inode number.
@@ -68,19 +71,34 @@ impl Linker {
         name: &[u8],
         replace: bool,
     ) -> Result<(), Errno> {
+        let handles = &environment.handles;
         let from = match &mut self.last {
             Some((path, fd)) if **path == *placed.directory => fd,
             last => {
-                let fd = open_beneath(root, &placed.directory, OFlags::PATH | OFlags::DIRECTORY)
-                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+                // The last one is closed first.
+                *last = None;
+                let fd = handles.with_room(|| {
+                    open_beneath(root, &placed.directory, OFlags::PATH | OFlags::DIRECTORY)
+                        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+                })?;
                 &mut last.insert((Arc::clone(&placed.directory), fd)).1
             }
         };
+        let make = |name: &[u8]| {
+            if !environment.watches_links.load(Ordering::Relaxed) {
+                return linkat(&*from, &*placed.name, directory, name, AtFlags::empty());
+            }
+            let inode = handles.with_room(|| openat(&*from, &*placed.name, LOOK, Mode::empty()))?;
+            if identity_of(&fstat(&inode)?) != placed.identity {
+                return Err(Errno::STALE);
+            }
+            linkat(CWD, magic_path(inode.as_fd()), directory, name, AtFlags::SYMLINK_FOLLOW)
+        };
         if !replace {
-            return linkat(&*from, &*placed.name, directory, name, AtFlags::empty());
+            return make(name);
         }
         let temporary = environment.temporary_name();
-        linkat(&*from, &*placed.name, directory, temporary.as_slice(), AtFlags::empty())?;
+        make(&temporary)?;
         let renamed = renameat(directory, temporary.as_slice(), directory, name);
         if renamed.is_err() {
             let _ = unlinkat(directory, temporary.as_slice(), AtFlags::empty());

@@ -12,18 +12,24 @@
 //!   rest goes on.
 //! - **Never outside.** Every step is relative to an open directory, and no symbolic link of the target is followed; only the destination itself may
 //!   be one.
+//! - **The inode, not the name.** Owners, modes and other attributes are set through a descriptor whose device and inode are those that were looked at, for the
+//!   target may be somebody else's, who exchanges names while root restores. Where others may do that, what is made by name is made in a directory
+//!   that nobody else may enter, and a file that would be handed over, because it has another owner than the snapshot's, is replaced.
 //! - **Directories last.** A directory gets its attributes when the last thing in it and below it is done, so modes without write permission and times
 //!   come out right.
 //!
 //! Memory: for each thread up to 20 MB of chunks and read buffers; some 150 bytes and the path for each link group of several names; the names of
-//! the existing directories on the way down. Open files: at most some 600, and one for each level of the tree.
+//! the existing directories on the way down. Open files: at most some 600, and as few as 40 if the system allows no more.
 
 mod attributes;
 mod contents;
 mod destination;
 mod directory;
 mod environment;
+mod group;
+mod handles;
 mod links;
+mod place;
 mod walk;
 
 use std::io;
@@ -62,6 +68,8 @@ pub struct RestoreOptions {
     pub dry_run: bool,
     /// Threads that write files; 0 for one per processor.
     pub threads: usize,
+    /// Whether to leave out what belongs in no tree of mail: files with a set-user-ID or set-group-ID bit, and device nodes.
+    pub no_specials: bool,
     /// Directories that must not be touched: the store.
     pub protect: Vec<PathBuf>,
 }
@@ -107,6 +115,15 @@ pub struct RestoreReport {
     pub links: u64,
     /// Symbolic links and special files made.
     pub others: u64,
+    /// Names of files with a set-user-ID or set-group-ID bit, restored or not.
+    #[serde(default)]
+    pub set_id_files: u64,
+    /// Names of device nodes, restored or not.
+    #[serde(default)]
+    pub device_nodes: u64,
+    /// Those of both that were left out on request.
+    #[serde(default)]
+    pub left_out: u64,
     /// Names whose content was right already, or that were left alone on request. Their attributes may have been brought in line.
     pub unchanged: u64,
     /// Names removed because the snapshot does not have them; a directory counts with all that was in it.

@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use rustix::fs::{fgetxattr, flistxattr, lgetxattr, llistxattr};
+use rustix::fs::{fgetxattr, flistxattr, getxattr, lgetxattr, listxattr, llistxattr};
 use rustix::io::Errno;
 
 use crate::model::Xattr;
@@ -25,6 +25,16 @@ const MOST_BYTES: usize = 64 << 10;
 /// Whatever the kernel answers, but not `ENOTSUP`: then there are none.
 pub fn of_fd(fd: BorrowedFd<'_>) -> io::Result<Vec<Xattr>> {
     collect(|list| flistxattr(fd, list), |name, value| fgetxattr(fd, name, value))
+}
+
+/// Reads the extended attributes of an inode that was opened with `O_PATH`, sorted by name. Needs `/proc`.
+///
+/// # Errors
+/// Whatever the kernel answers, but not `ENOTSUP`: then there are none. `ENOENT` also when `/proc` is missing.
+pub fn of_path_fd(fd: BorrowedFd<'_>) -> io::Result<Vec<Xattr>> {
+    // Leads to a symbolic link itself, if that is what was opened.
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    collect(|list| listxattr(&path, list), |name, value| getxattr(&path, name, value))
 }
 
 /// Reads the extended attributes of the entry `name` of a directory, sorted by name, without following a symbolic link.
@@ -88,7 +98,7 @@ fn fill(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> io::Result<Vec<u8>>
 #[cfg(test)]
 #[allow(clippy::print_stderr, reason = "a test that cannot run here says so")]
 mod tests {
-    use rustix::fs::{XattrFlags, setxattr};
+    use rustix::fs::{Mode, OFlags, XattrFlags, openat, setxattr};
 
     use super::*;
 
@@ -119,7 +129,13 @@ mod tests {
         let names: Vec<_> = found.iter().filter(|xattr| xattr.name.starts_with(b"user.")).collect();
         assert_eq!(names.len(), 38);
         assert_eq!((&*names[1].name, &*names[1].value), (&b"user.long"[..], &long[..]));
+        let path_only = |name: &str| {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            of_path_fd(openat(&parent, name, flags, Mode::empty()).unwrap().as_fd()).unwrap()
+        };
+        assert_eq!(found, path_only("file"));
         let of_link = at(parent.as_fd(), b"link").unwrap();
+        assert_eq!(of_link, path_only("link"));
         assert!(of_link.iter().all(|xattr| !xattr.name.starts_with(b"user.")), "the link was followed");
         assert!(of_fd(parent.as_fd()).unwrap().iter().all(|xattr| !xattr.name.starts_with(b"user.")));
     }

@@ -22,9 +22,11 @@ use rustix::io::Errno;
 
 use super::backend::{Backend, BackendError, TEMPORARY_MARK, check_key};
 use crate::access;
+use crate::limits;
 
-/// Most files kept open for reading.
+/// Most files kept open for reading, and the share of those that the process may have open that they may be.
 const OPEN_FILES: usize = 64;
+const OPEN_FILES_SHARE: usize = 8;
 
 const CACHE: &str = "cache";
 /// What directories of a store begin with that hold no objects; one of them may be a cache that was set aside.
@@ -58,7 +60,7 @@ impl LocalBackend {
             root,
             unsynced: Mutex::default(),
             syncing: Mutex::default(),
-            open_files: Mutex::default(),
+            open_files: Mutex::new(OpenFiles::new()),
             next_temporary: AtomicU64::new(0),
         })
     }
@@ -367,13 +369,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The files open for reading, the least recently used of which is closed when there are too many.
-#[derive(Default)]
 struct OpenFiles {
+    most: usize,
     files: HashMap<String, (Arc<File>, u64)>,
     clock: u64,
 }
 
 impl OpenFiles {
+    fn new() -> OpenFiles {
+        let most = (limits::open_files() / OPEN_FILES_SHARE).clamp(1, OPEN_FILES);
+        OpenFiles { most, files: HashMap::new(), clock: 0 }
+    }
+
     fn get(&mut self, key: &str) -> Option<Arc<File>> {
         self.clock += 1;
         let (file, used) = self.files.get_mut(key)?;
@@ -382,7 +389,7 @@ impl OpenFiles {
     }
 
     fn insert(&mut self, key: &str, file: Arc<File>) {
-        if self.files.len() >= OPEN_FILES && !self.files.contains_key(key) {
+        if self.files.len() >= self.most && !self.files.contains_key(key) {
             let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
                 self.files.remove(&oldest);

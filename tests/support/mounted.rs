@@ -14,6 +14,11 @@ use tempfile::TempDir;
 /// How long anything may take that is bound to happen; none of the tests waits for it to pass.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// Whom the top of a source belongs to: nobody whom a default would name.
+pub const SOURCE_OWNER: u32 = 54321;
+/// And when it was changed, in seconds since 1970 and nanoseconds: not while the test runs.
+pub const SOURCE_TIME: (i64, i64) = (1_023_456_789, 987_654_321);
+
 /// One test's directory. What is still mounted in it is taken away at the end.
 pub struct Scene {
     directory: TempDir,
@@ -25,6 +30,8 @@ impl Scene {
         assert!(rustix::process::geteuid().is_root(), "the tests of mounts need root, to mount and to judge owners");
         let scene = Scene { directory: TempDir::new().unwrap() };
         fs::create_dir(scene.source()).unwrap();
+        // What a wrong default cannot hit by chance.
+        std::os::unix::fs::chown(scene.source(), Some(SOURCE_OWNER), Some(SOURCE_OWNER + 1)).unwrap();
         fs::create_dir(scene.mnt()).unwrap();
         scene.ok(&["init"]);
         scene
@@ -85,6 +92,9 @@ impl Scene {
     }
 
     fn snapshot_with(&self, code: i32) -> String {
+        let time = rustix::fs::Timespec { tv_sec: SOURCE_TIME.0, tv_nsec: SOURCE_TIME.1 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(rustix::fs::CWD, self.source(), &times, rustix::fs::AtFlags::empty()).unwrap();
         let said = out(&self.code(code, &["--json", "snapshot", "--no-default-excludes", "source"]));
         let summary: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
         assert_eq!(summary["event"], "summary");

@@ -153,6 +153,12 @@ pub fn odd_tree(tree: &Path) {
     set_time(&at("a"), -1_234_567_890, 999_999_999);
     set_time(&at("empty"), -1, 1);
     set_time(&at("large"), 1_700_000_000, 123_456_789);
+    // The top is one that no default hits by chance.
+    if root() {
+        std::os::unix::fs::lchown(tree, Some(4242), Some(4343)).unwrap();
+    }
+    set_mode(tree, 0o2751);
+    setxattr(tree, "user.top", b"of the top", XattrFlags::empty()).unwrap();
     set_mode(&at("many/5"), 0o500);
     set_mode(&at("many"), 0o1555);
     for (number, path) in ["deep/er", "deep", "many/5", "many", ""].into_iter().enumerate() {

@@ -303,6 +303,7 @@ fn run(
         delete: wish.delete,
         numeric_ids: wish.numeric_ids,
         dry_run: wish.dry_run,
+        no_specials: wish.no_specials,
         // More threads than processors: each waits for answers now and then.
         threads: std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 8),
         protect: Vec::new(),

@@ -188,6 +188,7 @@ fn wish(view: &SnapshotView, subtree: &[u8], options: &RestoreOptions) -> Result
         delete: options.delete,
         numeric_ids: options.numeric_ids,
         dry_run: options.dry_run,
+        no_specials: options.no_specials,
     })
 }
 

@@ -38,6 +38,9 @@ pub struct Wish {
     pub numeric_ids: bool,
     /// Whether to only tell what would be done.
     pub dry_run: bool,
+    /// Whether files with a set-ID bit and device nodes are left out.
+    #[serde(default)]
+    pub no_specials: bool,
 }
 
 /// One question.

@@ -27,8 +27,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::limits;
 use crate::model::{Stat, Xattr};
 use crate::source::exclude::Excludes;
 use read::Reader;
@@ -216,12 +216,12 @@ pub struct Scan {
 impl Scan {
     /// Starts to scan the directory `root`, which may itself be a symbolic link to one.
     ///
-    /// Raises the limit of open files of the process to what it may have.
+    /// Raises the limit of open files of the process to what it may have, should its caller not have done so.
     ///
     /// # Errors
     /// [`ScanError::Root`] if `root` is no readable directory. An empty directory is no error here.
     pub fn start(root: &Path, options: ScanOptions) -> Result<Scan, ScanError> {
-        let open_files = raise_open_files();
+        let open_files = limits::raise_open_files();
         // A quarter: the rest belongs to those who read the files, talk to the other side and keep the store.
         Scan::start_with(root, options, (open_files / 4).max(8))
     }
@@ -359,13 +359,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Adds to a counter.
 fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
-}
-
-/// Raises the soft limit of open files to the hard one, and returns what holds now.
-fn raise_open_files() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    let holds = if raised.is_ok() { limit.maximum } else { limit.current };
-    // No limit counts as a million, the kernel's own default bound.
-    holds.map_or(1 << 20, |files| usize::try_from(files).unwrap_or(1 << 20))
 }

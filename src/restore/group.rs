@@ -1,0 +1,350 @@
+//! One name of a link group: whether the target's inode is kept, linked to, or made anew.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, Stat, fstat, mknodat, openat, readlinkat, renameat, symlinkat, unlinkat};
+use rustix::io::Errno;
+
+use super::Overwrite;
+use super::attributes::{Present, SET_ID_BITS, apply_path, mtime_of};
+use super::contents::{FileJob, other_name_failed};
+use super::directory::{self, LOOK, identity_of};
+use super::links::{GroupState, Identity, Placed, Waiting, copy_message, needs_copy};
+use super::place::Place;
+use super::walk::{BATCH_BYTES, BATCH_FILES, Walker};
+use crate::catalog::group::{Content, LinkGroup};
+use crate::model::{Attributes, Kind};
+use crate::view::{Node, ViewError};
+
+impl<'e> Walker<'_, 'e> {
+    /// Restores one name of a link group.
+    pub(super) fn group(&mut self, place: &Arc<Place<'e>>, name: &[u8], group: u64, found: Option<Stat>) {
+        let environment = self.environment;
+        let options = environment.options;
+        let path = place.path_of(name);
+        let row = match environment.view.group(group) {
+            Ok(row) => row,
+            Err(error) => return environment.view_problem(&path, &error),
+        };
+        if self.leaves_out(&row.attributes) {
+            return;
+        }
+        let mut found = found;
+        if let Some(stat) = &found {
+            if options.overwrite == Overwrite::Never {
+                return environment.count(|report| report.unchanged += 1);
+            }
+            if kind_of(stat) == Some(Kind::Directory) {
+                if !options.delete {
+                    let message =
+                        "Not restored: the target has a directory there, which is removed only on request (delete)";
+                    return environment.problem(&path, message, false);
+                }
+                let parent = match place.fd() {
+                    Ok(Some(parent)) => parent,
+                    Ok(None) => return,
+                    Err(errno) => return environment.refused(&path, "Cannot replace the directory", errno),
+                };
+                if !directory::remove(environment, parent.as_fd(), name, &path) {
+                    return environment.problem(
+                        &path,
+                        "Not restored: a directory stands there and could not be removed",
+                        false,
+                    );
+                }
+                found = None;
+            }
+        }
+        // When the count cannot be had, the group is treated as one of several names, which is always right.
+        let several = environment.view.link_count(&Node::Group(group)).map_or(true, |count| count > 1);
+        if several && self.further_name(place, name, group, &row, &found) {
+            return;
+        }
+        if let Some(stat) = &found
+            && options.overwrite == Overwrite::Changed
+        {
+            match self.keep(place, name, group, &row, stat) {
+                Ok(false) => {}
+                Ok(true) => {
+                    if several {
+                        self.place(group, place, name, identity_of(stat));
+                    }
+                    return environment.count(|report| report.unchanged += 1);
+                }
+                Err(errno) => return environment.refused(&path, "Cannot look at it", errno),
+            }
+        }
+        self.create(place, name, group, &row, several, found.is_some());
+    }
+
+    /// Counts what belongs in no tree of mail, and returns whether it is left out.
+    fn leaves_out(&self, attributes: &Attributes) -> bool {
+        let environment = self.environment;
+        let is_device = matches!(attributes.kind, Kind::CharDevice | Kind::BlockDevice);
+        let is_set_id = attributes.kind == Kind::File && attributes.mode & SET_ID_BITS != 0;
+        let is_left_out = environment.options.no_specials && (is_device || is_set_id);
+        if is_device || is_set_id {
+            environment.count(|report| {
+                report.device_nodes += u64::from(is_device);
+                report.set_id_files += u64::from(is_set_id);
+                report.left_out += u64::from(is_left_out);
+            });
+        }
+        is_left_out
+    }
+
+    /// Deals with a name whose link group was seen before. Returns whether it was.
+    fn further_name(
+        &mut self,
+        place: &Arc<Place<'e>>,
+        name: &[u8],
+        group: u64,
+        row: &Arc<LinkGroup>,
+        found: &Option<Stat>,
+    ) -> bool {
+        let environment = self.environment;
+        let mut groups = self.links.lock();
+        let placed = match groups.get_mut(&group) {
+            None => return false,
+            Some(GroupState::Failed) => {
+                drop(groups);
+                other_name_failed(environment, place, name);
+                return true;
+            }
+            Some(GroupState::Writing(waiting)) => {
+                environment.link_waits();
+                waiting.push(Waiting { place: Arc::clone(place), name: name.into(), replace: found.is_some() });
+                drop(groups);
+                self.throttle(0);
+                return true;
+            }
+            Some(GroupState::Placed(placed)) => placed.clone(),
+        };
+        drop(groups);
+        let same = |stat: &Stat| (stat.st_dev, stat.st_ino) == placed.identity && !environment.options.dry_run;
+        if found.as_ref().is_some_and(same) {
+            environment.count(|report| report.unchanged += 1);
+            return true;
+        }
+        let linked = match (self.root.fd(), place.fd()) {
+            (Ok(Some(root)), Ok(Some(directory))) if !environment.options.dry_run => {
+                self.linker.link(environment, root.as_fd(), &placed, directory.as_fd(), name, found.is_some())
+            }
+            (Err(errno), _) | (_, Err(errno)) => Err(errno),
+            _ => Ok(()),
+        };
+        match linked {
+            Ok(()) => environment.count(|report| report.links += 1),
+            Err(errno) if needs_copy(errno) => {
+                environment.problem(&place.path_of(name), copy_message(errno), false);
+                self.create(place, name, group, row, true, found.is_some());
+            }
+            Err(errno) => environment.refused(&place.path_of(name), "Cannot link it", errno),
+        }
+        true
+    }
+
+    /// Takes an inode of the target for a link group, unless it stands for another one already.
+    fn claim(&mut self, stat: &Stat, group: u64) -> bool {
+        // An inode of one name cannot be met again.
+        stat.st_nlink <= 1 || *self.claimed.entry((stat.st_dev, stat.st_ino)).or_insert(group) == group
+    }
+
+    fn place(&self, group: u64, place: &Place<'e>, name: &[u8], identity: Identity) {
+        let placed = Placed { directory: place.path().into(), name: name.into(), identity };
+        self.links.lock().insert(group, GroupState::Placed(placed));
+    }
+
+    /// Keeps what the target has, and brings its attributes in line, if it is by all that can be seen without reading it what the snapshot has.
+    /// Returns whether it is kept.
+    fn keep(
+        &mut self,
+        place: &Place<'e>,
+        name: &[u8],
+        group: u64,
+        row: &LinkGroup,
+        found: &Stat,
+    ) -> Result<bool, Errno> {
+        let environment = self.environment;
+        let Some(directory) = place.fd()? else { return Ok(false) };
+        let inode = environment.handles.with_room(|| openat(&*directory, name, LOOK, Mode::empty()));
+        // From here on it cannot be exchanged.
+        let inode = inode.map_err(|errno| if errno == Errno::NOENT { Errno::STALE } else { errno })?;
+        let stat = fstat(&inode)?;
+        if identity_of(&stat) != identity_of(found) {
+            return Err(Errno::STALE);
+        }
+        let wanted = &row.attributes;
+        if place.reached_by_exposed() && wanted.kind == Kind::File && self.is_foreign(wanted, &stat) {
+            return Ok(false);
+        }
+        if !self.matches(inode.as_fd(), group, row, &stat) {
+            return Ok(false);
+        }
+        if !self.claim(&stat, group) {
+            return Ok(false);
+        }
+        if !environment.options.dry_run {
+            apply_path(environment, inode.as_fd(), &place.path_of(name), wanted.into(), Present::Found(&stat));
+        }
+        Ok(true)
+    }
+
+    /// Returns whether a file may be another one than the snapshot's, put under its name by somebody who would gain from what the restore does to it:
+    /// it has another owner, or it is root's and its permissions would change. Size and time are too little to tell.
+    fn is_foreign(&self, wanted: &Attributes, stat: &Stat) -> bool {
+        let (uid, gid) = self.environment.owner(wanted.uid, wanted.gid);
+        let changes = stat.st_gid != gid || stat.st_mode & 0o7777 != wanted.mode || !wanted.xattrs.is_empty();
+        stat.st_uid != uid || stat.st_uid == 0 && changes
+    }
+
+    /// Returns whether an inode of the target is, by all that can be seen without reading it, what the snapshot has.
+    fn matches(&self, inode: BorrowedFd<'_>, group: u64, row: &LinkGroup, stat: &Stat) -> bool {
+        let wanted = &row.attributes;
+        if kind_of(stat) != Some(wanted.kind) {
+            return false;
+        }
+        match wanted.kind {
+            Kind::File => stat.st_size as u64 == wanted.size && mtime_of(stat) == wanted.mtime,
+            Kind::Symlink => match (readlinkat(inode, c"", Vec::new()), self.environment.view.readlink(group)) {
+                (Ok(target), Ok(wanted)) => target.as_bytes() == wanted,
+                _ => false,
+            },
+            Kind::CharDevice | Kind::BlockDevice => stat.st_rdev == wanted.rdev,
+            Kind::Fifo | Kind::Socket => true,
+            Kind::Directory => false,
+        }
+    }
+
+    /// Makes the inode of a link group under its first name.
+    fn create(
+        &mut self,
+        place: &Arc<Place<'e>>,
+        name: &[u8],
+        group: u64,
+        row: &Arc<LinkGroup>,
+        several: bool,
+        replace: bool,
+    ) {
+        let environment = self.environment;
+        if let Content::Unreadable(errno) = row.content {
+            let error = ViewError::Unreadable { group, errno };
+            return environment.view_problem(&place.path_of(name), &error);
+        }
+        if environment.options.dry_run {
+            if several {
+                self.place(group, place, name, (0, 0));
+            }
+            return environment.count(|report| match row.attributes.kind {
+                Kind::File => report.files += 1,
+                _ => report.others += 1,
+            });
+        }
+        if row.attributes.kind == Kind::File {
+            if several {
+                self.links.lock().insert(group, GroupState::Writing(Vec::new()));
+            }
+            let size = row.attributes.size;
+            let (place, row) = (Arc::clone(place), Arc::clone(row));
+            let job = FileJob { place, name: name.into(), group, row, several };
+            if size > BATCH_BYTES {
+                return self.send(vec![job]);
+            }
+            self.batch.push(job);
+            self.batch_bytes += size;
+            if self.batch.len() >= BATCH_FILES || self.batch_bytes >= BATCH_BYTES {
+                self.flush();
+            }
+            return;
+        }
+        match self.special(place, name, group, row, replace) {
+            Ok(identity) => {
+                environment.count(|report| report.others += 1);
+                if several {
+                    self.place(group, place, name, identity);
+                }
+            }
+            Err(SpecialError::View(error)) => environment.view_problem(&place.path_of(name), &error),
+            Err(SpecialError::System(errno)) => environment.refused(&place.path_of(name), "Cannot make it", errno),
+        }
+    }
+
+    /// Makes a symbolic link, a fifo, a socket or a device.
+    fn special(
+        &self,
+        place: &Place<'e>,
+        name: &[u8],
+        group: u64,
+        row: &LinkGroup,
+        replace: bool,
+    ) -> Result<Identity, SpecialError> {
+        let environment = self.environment;
+        let Some(directory) = place.fd()? else { return Ok((0, 0)) };
+        let directory = directory.as_fd();
+        let attributes = &row.attributes;
+        let target = match attributes.kind {
+            Kind::Symlink => environment.view.readlink(group).map_err(SpecialError::View)?,
+            _ => Vec::new(),
+        };
+        // Makes it in `from`, and gives it its name when it is as it should be.
+        let make_in = |from: BorrowedFd<'_>, first: &[u8]| {
+            let node = |kind, device| mknodat(from, first, kind, Mode::RUSR | Mode::WUSR, device);
+            match attributes.kind {
+                Kind::Symlink => symlinkat(target.as_slice(), from, first)?,
+                Kind::Fifo => node(FileType::Fifo, 0)?,
+                Kind::Socket => node(FileType::Socket, 0)?,
+                Kind::CharDevice => node(FileType::CharacterDevice, attributes.rdev)?,
+                Kind::BlockDevice => node(FileType::BlockDevice, attributes.rdev)?,
+                Kind::File | Kind::Directory => return Err(Errno::INVAL),
+            }
+            let made = environment.handles.with_room(|| openat(from, first, LOOK, Mode::empty()));
+            let settled = made.and_then(|inode| {
+                let present = Present::New { inherits: place.inherits() };
+                apply_path(environment, inode.as_fd(), &place.path_of(name), attributes.into(), present);
+                let is_named = !place.exposed() && first == name;
+                if !is_named {
+                    renameat(from, first, directory, name)?;
+                }
+                Ok(identity_of(&fstat(&inode)?))
+            });
+            if settled.is_err() {
+                let _ = unlinkat(from, first, AtFlags::empty());
+            }
+            settled
+        };
+        let identity = if place.exposed() {
+            directory::apart(environment, directory, |apart| make_in(apart, name))?
+        } else if replace {
+            make_in(directory, &environment.temporary_name())?
+        } else {
+            make_in(directory, name)?
+        };
+        Ok(identity)
+    }
+}
+
+enum SpecialError {
+    View(ViewError),
+    System(Errno),
+}
+
+impl From<Errno> for SpecialError {
+    fn from(errno: Errno) -> SpecialError {
+        SpecialError::System(errno)
+    }
+}
+
+/// Returns the kind of an inode.
+pub(super) fn kind_of(stat: &Stat) -> Option<Kind> {
+    Some(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink,
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::Socket,
+        FileType::CharacterDevice => Kind::CharDevice,
+        FileType::BlockDevice => Kind::BlockDevice,
+        FileType::Unknown => return None,
+    })
+}
