@@ -214,6 +214,12 @@ pub trait ImmutableTree: Send + Sync {
     /// [`Errno::NOTDIR`] when the inode is no directory, [`Errno::NOENT`] when it was never handed out.
     fn parent(&self, directory: u64) -> Result<u64, TreeError>;
 
+    /// Returns a number that tells the inode from whatever has the same inode number in another tree. The kernel hands out handles of both, as a server of
+    /// NFS keeps them: where the generation differs, an old one is stale. The kernel itself sets that of the root, to 0, and it is not asked for.
+    fn generation(&self, _inode: u64) -> u32 {
+        0
+    }
+
     /// Returns the figures of the whole tree.
     fn totals(&self) -> TreeTotals;
 

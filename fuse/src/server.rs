@@ -19,7 +19,7 @@ use fuser::{
 };
 
 use crate::overflow::Overflow;
-use crate::{Errno, FileAttributes, FileKind, ImmutableTree, Log, TreeError};
+use crate::{Errno, FileAttributes, FileKind, ImmutableTree, Log, ROOT, TreeError};
 
 /// How long the kernel may keep what never changes: a year.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -178,6 +178,11 @@ impl<T: ImmutableTree> Inner<T> {
         buffer.get(..count).ok_or(Errno::IO)
     }
 
+    /// Returns what tells the handles of an inode from those of the same number in another tree. The kernel made the root, and knows it by 0.
+    fn generation(&self, inode: u64) -> Generation {
+        Generation(if matches!(inode, 0 | ROOT) { 0 } else { self.tree.generation(inode).into() })
+    }
+
     fn ttl(&self, directory: u64) -> Duration {
         if self.tree.is_volatile(directory) { A_MOMENT } else { FOR_EVER }
     }
@@ -305,8 +310,6 @@ impl From<Errno> for fuser::Errno {
     }
 }
 
-const GENERATION: Generation = Generation(0);
-
 impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Without FUSE_READDIRPLUS_AUTO: a listing always brings the attributes along, so that looking at each entry costs no more questions.
@@ -345,7 +348,7 @@ impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
         match self.find(parent.0, name.as_bytes()) {
             Ok(Found { attributes, name_ttl, attributes_ttl }) => {
                 let attr = attributes.as_ref().map_or_else(nothing, attr);
-                reply.entry_with_ttls(&attributes_ttl, &name_ttl, &attr, GENERATION);
+                reply.entry_with_ttls(&attributes_ttl, &name_ttl, &attr, self.inner.generation(attr.ino.0));
             }
             Err(errno) => reply.error(errno.into()),
         }
@@ -409,7 +412,7 @@ impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
         let listed = self.page(inode.0, offset, &mut |entry| {
             let attr = attr(&entry.attributes);
             let name = OsStr::from_bytes(entry.name);
-            !reply.add(attr.ino, entry.next_offset, name, &entry.ttl, &attr, GENERATION)
+            !reply.add(attr.ino, entry.next_offset, name, &entry.ttl, &attr, self.inner.generation(attr.ino.0))
         });
         match listed {
             Ok(()) => reply.ok(),

@@ -1,7 +1,8 @@
 //! The tree of all snapshots: a directory for each, named by its time, and `latest`.
 //!
 //! Inode numbers: those of a snapshot's own tree in the low 40 bits, and above them 16 bits that tell which snapshot, in order of first sight; 0 is
-//! this level, with the root and one number for each target that `latest` ever had. The topmost 8 bits stay free, for an overlay to use.
+//! this level, with the root and one number for each target that `latest` ever had. The topmost 8 bits stay free, for an overlay to use. Generations are the
+//! snapshots': another mount may number them otherwise, and handles of this one are stale there.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -385,6 +386,18 @@ impl ImmutableTree for SnapshotsTree {
         let (slot, inner) = self.slot_of(directory)?;
         let parent = slot.tree.parent(inner)?;
         Ok(if inner == ROOT { ROOT } else { outer(slot_number(directory), parent) })
+    }
+
+    fn generation(&self, inode: u64) -> u32 {
+        let state = lock(&self.state);
+        let (slot, inner) = match (is_own(inode), SnapshotsTree::link_target(&state, inode)) {
+            (true, Ok(slot)) => (slot, ROOT),
+            (true, Err(_)) => return 0,
+            (false, _) => (slot_number(inode), inode & ((1 << TREE_BITS) - 1)),
+        };
+        let slot = state.slots.get(slot).map(Arc::clone);
+        drop(state);
+        slot.map_or(0, |slot| slot.tree.generation(inner))
     }
 
     fn totals(&self) -> TreeTotals {

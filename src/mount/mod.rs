@@ -189,7 +189,8 @@ pub fn start(replica: Replica, request: MountRequest) -> Result<Serving, MountEr
                 return Err(MountError::Gone { id: snapshot.record.id.clone() });
             }
             let view = SnapshotView::over(&readers, snapshot.record.clone())?;
-            let tree = Arc::new(SnapshotTree::new(view, owners.map(&snapshot.record)));
+            let tree = SnapshotTree::new(view, owners.map(&snapshot.record));
+            let tree = Arc::new(if upper.is_some() { tree.below_changes() } else { tree.keeping_handles() });
             let mount = zmreplica_fuse::mount(tree, mount_point, &options).map_err(refused)?;
             (mount, lease, Box::new(move || catalog.release()))
         }

@@ -21,6 +21,8 @@ use crate::source::xattrs;
 
 /// Name of the ACL that a directory hands on to what is made in it.
 pub(super) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+/// Names of access control lists begin so.
+pub(super) const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 /// Set-user-ID and set-group-ID.
 pub(super) const SET_ID_BITS: u32 = 0o6000;
 
@@ -234,7 +236,7 @@ fn ours(name: &[u8]) -> bool {
 /// Returns whether an attribute that the snapshot does not have is to be removed: not the labels that the system itself gives.
 fn removable(environment: &Environment<'_>, name: &[u8]) -> bool {
     name.starts_with(b"user.")
-        || name.starts_with(b"system.posix_acl_")
+        || name.starts_with(ACL_PREFIX)
         || environment.privileged && (name.starts_with(b"trusted.") || name == b"security.capability")
 }
 

@@ -7,14 +7,15 @@ use rustix::fs::{AtFlags, FileType, Mode, Stat, fstat, mknodat, openat, readlink
 use rustix::io::Errno;
 
 use super::Overwrite;
-use super::attributes::{Present, SET_ID_BITS, apply_path, mtime_of};
+use super::attributes::{ACL_PREFIX, Present, SET_ID_BITS, apply_path, mtime_of};
 use super::contents::{FileJob, other_name_failed};
 use super::directory::{self, LOOK, identity_of};
 use super::links::{GroupState, Identity, Placed, Waiting, copy_message, needs_copy};
 use super::place::Place;
 use super::walk::{BATCH_BYTES, BATCH_FILES, Walker};
 use crate::catalog::group::{Content, LinkGroup};
-use crate::model::{Attributes, Kind};
+use crate::model::{Attributes, Kind, Xattr};
+use crate::source::xattrs;
 use crate::view::{Node, ViewError};
 
 impl<'e> Walker<'_, 'e> {
@@ -176,7 +177,7 @@ impl<'e> Walker<'_, 'e> {
             return Err(Errno::STALE);
         }
         let wanted = &row.attributes;
-        if place.reached_by_exposed() && wanted.kind == Kind::File && self.is_foreign(wanted, &stat) {
+        if place.reached_by_exposed() && wanted.kind == Kind::File && self.is_foreign(inode.as_fd(), wanted, &stat) {
             return Ok(false);
         }
         if !self.matches(inode.as_fd(), group, row, &stat) {
@@ -193,10 +194,17 @@ impl<'e> Walker<'_, 'e> {
 
     /// Returns whether a file may be another one than the snapshot's, put under its name by somebody who would gain from what the restore does to it:
     /// it has another owner, or it is root's and its permissions would change. Size and time are too little to tell.
-    fn is_foreign(&self, wanted: &Attributes, stat: &Stat) -> bool {
-        let (uid, gid) = self.environment.owner(wanted.uid, wanted.gid);
-        let changes = stat.st_gid != gid || stat.st_mode & 0o7777 != wanted.mode || !wanted.xattrs.is_empty();
-        stat.st_uid != uid || stat.st_uid == 0 && changes
+    fn is_foreign(&self, inode: BorrowedFd<'_>, wanted: &Attributes, stat: &Stat) -> bool {
+        let owner = self.environment.owner(wanted.uid, wanted.gid);
+        if stat.st_uid != 0 || owner.0 != 0 {
+            return stat.st_uid != owner.0;
+        }
+        let Ok(xattrs) = xattrs::of_path_fd(inode) else { return true };
+        let is_stray_acl = |xattr: &Xattr| xattr.name.starts_with(ACL_PREFIX) && !wanted.xattrs.contains(xattr);
+        stat.st_gid != owner.1
+            || stat.st_mode & 0o7777 != wanted.mode
+            || wanted.xattrs.iter().any(|xattr| !xattrs.contains(xattr))
+            || xattrs.iter().any(is_stray_acl)
     }
 
     /// Returns whether an inode of the target is, by all that can be seen without reading it, what the snapshot has.

@@ -1,6 +1,8 @@
 //! A snapshot as the tree that a mount serves.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
@@ -24,39 +26,82 @@ const INLINE_SYMLINK_BYTES: u64 = 60;
 
 /// Serves a snapshot.
 ///
-/// Inode numbers: a file's is twice the number of its link group and 2, so that all its names have it. Directories get odd numbers when they are first
-/// seen, and keep them as long as the tree lives. A directory is known by the directory above and its position there, neither of which ever changes: some
-/// 40 bytes of memory for each one seen. Its node is found again from the root when it is not at hand.
+/// Inode numbers: a file's is twice the number of its link group and 2, so that all its names have it. A directory's is odd, and follows from that of the
+/// directory above and its position there, neither of which ever changes. So it is the same in each mount of the snapshot, but where two directories come
+/// to the same number; the second one seen gets the next. Some 50 bytes of memory for each one seen. Its node is found again from the root when it is not
+/// at hand.
+///
+/// Generations: of a file the snapshot's, of a directory one that follows from the snapshot and the positions on the way to it. So a handle of another
+/// snapshot, or of a directory whose number went to another one, is stale and never leads to something else.
 pub struct SnapshotTree {
     view: SnapshotView,
     owners: OwnerMap,
     directories: RwLock<Directories>,
     nodes: Cache<u64, DirectoryNode>,
+    generation: u32,
+    /// Whether numbers that nobody has seen yet may be asked for: then all directories are numbered, once.
+    unseen: AtomicBool,
 }
 
 /// Where a directory stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
-    /// Number of the directory above, counted in order of first sight.
-    parent: u32,
+    /// Number of the directory above.
+    parent: u64,
     /// Its position among that one's entries.
     position: u32,
+    /// Its generation.
+    generation: u32,
 }
 
-/// Directories by number, and numbers by place.
-#[derive(Default)]
-struct Directories {
-    places: Vec<Place>,
-    numbers: HashMap<Place, u32>,
+/// Directories by number. The root is 0.
+type Directories = HashMap<u64, Place>;
+
+/// Bits of a directory's number, so that inode numbers leave room above them.
+const NUMBER_BITS: u32 = 39;
+
+/// Mixes two numbers into one whose bits all depend on all of theirs (the finish of SplitMix64, twice).
+fn mixed(left: u64, right: u64) -> u64 {
+    let finish = |value: u64| {
+        let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        value ^ value >> 31
+    };
+    finish(finish(left.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ right)
+}
+
+/// Makes a directory's number of some bits; never the root's.
+fn number_of(bits: u64) -> u64 {
+    (bits & ((1 << NUMBER_BITS) - 1)).max(1)
 }
 
 impl SnapshotTree {
     /// Makes a tree of a view, with owners as they are to be shown.
     pub fn new(view: SnapshotView, owners: OwnerMap) -> SnapshotTree {
-        let root = Place { parent: 0, position: 0 };
-        // The root's place is that of nothing else: number 0 is never looked up by it.
-        let directories = Directories { places: vec![root], numbers: HashMap::new() };
-        SnapshotTree { view, owners, directories: RwLock::new(directories), nodes: Cache::new(DIRECTORIES) }
+        let hash = blake3::hash(view.record().id.as_bytes());
+        let generation = hash.as_bytes().iter().take(4).fold(0, |bits, byte| bits << 8 | u32::from(*byte));
+        SnapshotTree {
+            view,
+            owners,
+            directories: RwLock::default(),
+            nodes: Cache::new(DIRECTORIES),
+            generation,
+            unseen: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets handles of an earlier mount of the snapshot lead to directories that nobody has seen yet in this one. The first such handle costs a walk through all
+    /// directories.
+    #[must_use]
+    pub fn keeping_handles(mut self) -> SnapshotTree {
+        *self.unseen.get_mut() = true;
+        self
+    }
+
+    /// Gives files the generation 0 that all had in earlier versions. A directory of changes, which belongs to one snapshot for ever, has handles of them.
+    #[must_use]
+    pub fn below_changes(self) -> SnapshotTree {
+        SnapshotTree { generation: 0, ..self }
     }
 
     /// Returns the view that is served.
@@ -65,9 +110,32 @@ impl SnapshotTree {
     }
 
     fn place(&self, inode: u64) -> Result<Place, TreeError> {
-        let directories = self.directories.read().unwrap_or_else(PoisonError::into_inner);
-        let place = usize::try_from(inode / 2).ok().and_then(|at| directories.places.get(at));
-        place.copied().ok_or_else(|| no_inode(inode))
+        if inode == ROOT {
+            return Ok(Place { parent: 0, position: 0, generation: self.generation });
+        }
+        let known = || self.directories.read().unwrap_or_else(PoisonError::into_inner).get(&(inode / 2)).copied();
+        let mut place = known();
+        if place.is_none() && self.unseen.swap(false, Ordering::Relaxed) {
+            self.see_all();
+            place = known();
+        }
+        place.ok_or_else(|| no_inode(inode))
+    }
+
+    /// Numbers all directories. What cannot be read has none below it that could be shown.
+    fn see_all(&self) {
+        let mut waiting = vec![(ROOT, Arc::clone(&self.view.root))];
+        while let Some((inode, node)) = waiting.pop() {
+            let Ok(listing) = self.view.list(&node) else { continue };
+            for (position, entry) in (0..).zip(listing) {
+                let Ok(entry) = entry else { break };
+                if let Node::Directory(inner) = &entry.node
+                    && let Ok(inner_inode) = self.inode(inode, position, &entry.node)
+                {
+                    waiting.push((inner_inode, Arc::clone(inner)));
+                }
+            }
+        }
     }
 
     /// Returns a directory by its inode number, from the nearest one above that is at hand.
@@ -86,7 +154,7 @@ impl SnapshotTree {
             }
             let place = self.place(at)?;
             way.push((at, place.position));
-            at = u64::from(place.parent) * 2 + ROOT;
+            at = place.parent * 2 + ROOT;
         };
         for (number, position) in way.into_iter().rev() {
             let entry = self.view.list_from(&node, position.into())?.next().transpose()?;
@@ -108,34 +176,42 @@ impl SnapshotTree {
         group_of(inode)?.ok_or_else(|| TreeError::new(Errno::ISDIR, format!("Inode {inode} is a directory")))
     }
 
-    /// Returns the inode number of what stands at a position of a directory, giving directories one at first sight.
+    /// Returns the inode number of what stands at a position of a directory.
     fn inode(&self, parent: u64, position: u64, node: &Node) -> Result<u64, TreeError> {
         let directory = match node {
             Node::Group(group) => return Ok(group * 2 + 2),
             Node::Directory(directory) => directory,
         };
         let full = || TreeError::new(Errno::IO, "there are more directories than can be numbered");
-        let place = Place {
-            parent: u32::try_from(parent / 2).map_err(|_| full())?,
-            position: u32::try_from(position).map_err(|_| full())?,
-        };
-        let known = self.directories.read().unwrap_or_else(PoisonError::into_inner).numbers.get(&place).copied();
-        let number = match known {
-            Some(number) => number,
-            None => {
-                let mut directories = self.directories.write().unwrap_or_else(PoisonError::into_inner);
-                let Directories { places, numbers } = &mut *directories;
-                let next = u32::try_from(places.len()).map_err(|_| full())?;
-                *numbers.entry(place).or_insert_with(|| {
-                    places.push(place);
-                    next
-                })
+        let above = self.place(parent)?;
+        let parent = parent / 2;
+        let generation = mixed(above.generation.into(), position) as u32;
+        let place = Place { parent, position: u32::try_from(position).map_err(|_| full())?, generation };
+        let first = number_of(mixed(parent, position));
+        {
+            let directories = self.directories.read().unwrap_or_else(PoisonError::into_inner);
+            if directories.get(&first) == Some(&place) {
+                return Ok(first * 2 + ROOT);
             }
-        };
-        let inode = u64::from(number) * 2 + ROOT;
-        if known.is_none() {
-            self.nodes.insert(inode, Arc::clone(directory));
         }
+        let mut directories = self.directories.write().unwrap_or_else(PoisonError::into_inner);
+        let mut number = first;
+        loop {
+            match directories.entry(number) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(place);
+                    break;
+                }
+                Entry::Occupied(other) if *other.get() == place => break,
+                Entry::Occupied(_) => number = number_of(number + 1),
+            }
+            if number == first {
+                return Err(full());
+            }
+        }
+        drop(directories);
+        let inode = number * 2 + ROOT;
+        self.nodes.insert(inode, Arc::clone(directory));
         Ok(inode)
     }
 
@@ -235,7 +311,14 @@ impl ImmutableTree for SnapshotTree {
     fn parent(&self, directory: u64) -> Result<u64, TreeError> {
         match group_of(directory)? {
             Some(group) => Err(TreeError::new(Errno::NOTDIR, format!("Link group {group} is not a directory"))),
-            None => Ok(u64::from(self.place(directory)?.parent) * 2 + ROOT),
+            None => Ok(self.place(directory)?.parent * 2 + ROOT),
+        }
+    }
+
+    fn generation(&self, inode: u64) -> u32 {
+        match group_of(inode) {
+            Ok(None) => self.place(inode).map_or(0, |place| place.generation),
+            _ => self.generation,
         }
     }
 
