@@ -180,21 +180,31 @@ fn an_attribute_that_does_not_fit_is_a_problem_of_its_name() {
     }
     for name in ["big", "directory"] {
         setxattr(at(name), "user.big", &vec![b'x'; 60_000], XattrFlags::empty()).unwrap();
+        setxattr(at(name), "user.bigger", &vec![b'y'; 60_001], XattrFlags::empty()).unwrap();
         setxattr(at(name), "user.after", b"fits as well", XattrFlags::empty()).unwrap();
         set_time(&at(name), 1_234_567_890);
     }
+    // A time that ext4 does not have, in the year 2905.
+    set_time(&at("c"), 29_500_000_000);
     scene.snapshot();
     let disk = mount_ext4(&scene, "disk", "lazy_itable_init=1");
     let report = scene.code(3, &["--json", "restore", "latest", "disk/target"]);
     let found = problems(&report);
-    assert_eq!(found.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["big", "directory"]);
+    assert_eq!(found.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["big", "c", "directory"]);
     for (path, message) in &found {
-        assert!(message.contains("user.big (60000 bytes)") && message.contains("No space left"), "{path}: {message}");
+        if path == "c" {
+            assert!(message.contains("time of modification"), "{message}");
+            continue;
+        }
+        assert!(
+            message.contains("user.big (60000 bytes) and 1 more") && message.contains("No space left"),
+            "{path}: {message}"
+        );
     }
     let target = disk.join("target");
     // All else is as it should be, also of the two.
     let differences = shell(r#"rsync -aHAnic --numeric-ids --delete "$1/" "$2/""#, &[&scene.source(), &target]);
-    assert_eq!(differences, "");
+    assert_eq!(differences, ".f..t...... c\n");
     for name in ["a", "big", "c", "directory/d", "z"] {
         let mut value = [0; 16];
         let length = getxattr(target.join(name), "user.small", &mut value).unwrap();

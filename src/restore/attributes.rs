@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmod, chownat, fchmod, fchown,
-    fremovexattr, fsetxattr, futimens, removexattr, setxattr, utimensat,
+    fremovexattr, fsetxattr, fstat, futimens, removexattr, setxattr, utimensat,
 };
 use rustix::io::Errno;
 
@@ -21,6 +21,8 @@ use crate::source::xattrs;
 
 /// Name of the ACL that a directory hands on to what is made in it.
 pub(super) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+/// Seconds since 1970 that every file system keeps.
+const USUAL_TIMES: std::ops::Range<i64> = 0..1 << 31;
 /// Names of access control lists begin so.
 pub(super) const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 /// Set-user-ID and set-group-ID.
@@ -114,6 +116,11 @@ impl Inode<'_> {
         }
     }
 
+    fn mtime(self) -> Result<Timestamp, Errno> {
+        let (Inode::Open(fd) | Inode::Path(fd)) = self;
+        Ok(mtime_of(&fstat(fd)?))
+    }
+
     fn set_mtime(self, mtime: Timestamp) -> Result<(), Errno> {
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
@@ -185,6 +192,8 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
     {
         environment.unfit(path, "Cannot set the mode", errno);
     }
+    let mut unfit: Option<(String, Errno)> = None;
+    let mut unfit_count = 0;
     for xattr in wanted.xattrs {
         if same_owner && listed.contains(xattr) {
             continue;
@@ -195,16 +204,31 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
                 environment.owner_lost();
             }
             Err(errno) => {
-                let name = String::from_utf8_lossy(&xattr.name).into_owned();
-                let bytes = xattr.value.len();
-                environment.unfit(path, &format!("Cannot set the extended attribute {name} ({bytes} bytes)"), errno);
+                let name = String::from_utf8_lossy(&xattr.name);
+                unfit.get_or_insert_with(|| (format!("{name} ({} bytes)", xattr.value.len()), errno));
+                unfit_count += 1;
             }
         }
     }
+    // One problem, however many attributes there are.
+    if let Some((name, errno)) = unfit {
+        let rest = if unfit_count > 1 { format!(" and {} more", unfit_count - 1) } else { String::new() };
+        environment.unfit(path, &format!("Cannot set the extended attribute {name}{rest}"), errno);
+    }
     let same_time = found.is_some_and(|stat| mtime_of(stat) == wanted.mtime);
     // Changing anything above leaves the time of modification alone.
-    if !same_time && let Err(errno) = inode.set_mtime(wanted.mtime) {
-        environment.unfit(path, "Cannot set the time of modification", errno);
+    if !same_time {
+        match inode.set_mtime(wanted.mtime) {
+            // The system says nothing where a file system has no such time, and takes the nearest.
+            Ok(()) if USUAL_TIMES.contains(&wanted.mtime.seconds) => {}
+            Ok(()) => match inode.mtime() {
+                Ok(mtime) if mtime.seconds != wanted.mtime.seconds => {
+                    environment.problem(path, "The file system cannot keep its time of modification", false);
+                }
+                _ => {}
+            },
+            Err(errno) => environment.unfit(path, "Cannot set the time of modification", errno),
+        }
     }
 }
 
