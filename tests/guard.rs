@@ -92,6 +92,28 @@ fn one_lost_session_comes_back_linked_with_the_others() {
 }
 
 #[test]
+fn device_nodes_and_set_id_files_are_suspect_when_they_come_and_no_news_afterwards() {
+    let scene = before_the_accident();
+    // In a session that is there, in a new directory, and under a name that was a usual file's.
+    let line = r#"cd "$1"; full=$(ls -d sessions/full-* | tail -1); mkdir -p tmp/new/deep; mknod tmp/new/deep/null c 1 3; mkfifo tmp/new/fifo
+        chmod 4755 "$full/session.xml"; echo x > "$full/sgid"; chmod 2755 "$full/sgid"; ln "$full/sgid" tmp/new/sgid2"#;
+    shell(line, &[&scene.source()]);
+    let told = night(&scene, 4);
+    let text = reasons(&told["snapshot"]);
+    assert!(text.contains("4 names of device nodes, or of files with a set-user-ID"), "{text}");
+    for name in ["/session.xml", "/sgid", "tmp/new/deep/null", "tmp/new/sgid2"] {
+        assert!(text.contains(name), "{name}: {text}");
+    }
+    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "specials");
+    assert!(reasons(&night(&scene, 4)["snapshot"]).contains("4 names"), "night after night until it is accepted");
+    scene.ok(&["accept", "latest"]);
+    night(&scene, 0);
+    shell(r#"mknod "$1/disk" b 7 99"#, &[&scene.source()]);
+    let text = reasons(&night(&scene, 4)["snapshot"]);
+    assert!(text.contains("1 name of") && text.contains(": disk"), "{text}");
+}
+
+#[test]
 fn sessions_emptied_or_without_any_full_are_suspect_however_old_they_are() {
     let scene = Scene::new();
     tree(&scene, 400);

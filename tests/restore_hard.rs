@@ -253,6 +253,16 @@ fn write_as(path: &Path, text: &str, owner: u32, mode: u32) {
     set_time(path, 1_500_000_000);
 }
 
+/// Returns whether all threads of a process are stopped.
+fn stands_still(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let state = |task: PathBuf| {
+        let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('T')
+    };
+    tasks.map(|task| task.unwrap().path()).all(state)
+}
+
 /// Asserts that nothing of root's was handed over.
 fn assert_nothing_handed_over(tree: &Path) {
     let mut waiting = vec![tree.to_owned()];
@@ -334,6 +344,7 @@ fn names_that_a_user_exchanges_meanwhile_hand_over_nothing_of_roots() {
         let output = scene.command().args(choice).output().unwrap();
         assert!(matches!(output.status.code(), Some(0 | 3)), "{}{}", out(&output), err(&output));
         signal(pid, Signal::STOP);
+        eventually("the user's process stands still", || stands_still(pid));
         assert_nothing_handed_over(&target);
         signal(pid, Signal::CONT);
     }

@@ -86,6 +86,8 @@ pub enum ReasonKind {
     NamesGone,
     /// The clock had jumped since the snapshot before.
     Clock,
+    /// A tree of Zimbra's has device nodes, or files with a set-ID bit.
+    Specials,
     /// The guard could not do its work.
     NotExamined,
     /// A kind that a later version knows.

@@ -131,7 +131,7 @@ fn compare(old: &Side, new: &Side, zimbra: bool) -> Result<Changes, ViewError> {
 }
 
 /// Returns the entry of that name, which both sides list in order.
-fn matching(listing: &mut Peekable<Listing>, name: &[u8]) -> Result<Option<ViewEntry>, ViewError> {
+pub(super) fn matching(listing: &mut Peekable<Listing>, name: &[u8]) -> Result<Option<ViewEntry>, ViewError> {
     while let Some(entry) = listing.next_if(|entry| entry.as_ref().map_or(true, |entry| *entry.name <= *name)) {
         let entry = entry?;
         if *entry.name == *name {

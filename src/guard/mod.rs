@@ -7,13 +7,14 @@
 //! The guard never fails a run: what keeps it from its work is a reason to look, too.
 //!
 //! Cost: the listings of the root and of `sessions/`, one pass over `accounts.xml`, and the directories that differ between both snapshots; sessions
-//! that came or went are not entered. Memory: 16 bytes for each file that changed in place, and the labels.
+//! that went are not entered, and of those that came one row is read for each name. Memory: 16 bytes for each file that changed in place, and the labels.
 
 mod accounts;
 mod changes;
 mod clock;
 mod label;
 mod sessions;
+mod specials;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -177,6 +178,7 @@ fn try_examine(
             sessions::judge(&readers, &earlier, old, &new, options, reasons)?;
         }
         accounts::judge(old.as_ref(), &new, reasons)?;
+        specials::judge(old.as_ref(), &new, reasons)?;
     }
     if let Some(old) = &old {
         changes::judge(old, &new, zimbra, options, reasons)?;
