@@ -274,7 +274,8 @@ fn root_may_look_into_a_users_store_and_take_a_snapshot_there() {
         bench.root(0, &["mount", "latest", mount]);
         bench.change("two");
         // What root has mounted is protected from the user's prune, too.
-        let said = bench.code(0, &["nightly"]);
+        bench.code(0, &["nightly"]);
+        let said = bench.code(0, &["prune", "--keep-last", "1", "--dry-run"]);
         assert!(said.contains(&format!("in use at {mount}")), "{said}");
         bench.root(0, &["umount", mount]);
         assert_private(&bench.store(), USER);
