@@ -33,7 +33,7 @@ use crate::catalog::writer::{CatalogWriter, STORE, last_commit, roll_forward};
 use crate::locks;
 use crate::store::backend::Backend;
 use crate::store::codec::DictionarySet;
-use crate::store::local::LocalBackend;
+use crate::store::local::{LocalBackend, PROBE};
 use crate::store::pack::PACK_PREFIX;
 use crate::store::reader::ChunkReader;
 
@@ -48,6 +48,8 @@ const COMPACT_UP_TO_BYTES: u64 = 32 << 20;
 
 const LOCK: &str = "lock";
 pub(crate) const CATALOG: &str = "catalog.redb";
+/// The directories of a new store.
+const DIRECTORIES: [&str; 4] = ["commits", "packs", "cache", "leases"];
 
 /// An open store that can be read.
 pub struct Replica {
@@ -64,15 +66,22 @@ pub struct Replica {
 /// [`ReplicaError::NotEmpty`] when something is there already, a store included.
 pub fn init(path: &Path) -> Result<StoreConfig, ReplicaError> {
     access::create_own_directory(path).map_err(io_error("Cannot create the directory", path))?;
-    let mut listing = fs::read_dir(path).map_err(io_error("Cannot list", path))?;
-    if listing.next().is_some() {
-        return Err(ReplicaError::NotEmpty { path: path.display().to_string() });
-    }
+    refuse_unless_empty(path)?;
     let config = StoreConfig::new(jiff::Timestamp::now())?;
     access::narrow(path);
     let _lock = probe(path)?;
-    CatalogDatabase::open_or_create(&path.join(CATALOG))?;
-    for directory in ["commits", "packs", "cache", "leases"] {
+    // Another one may have made a store here until now.
+    refuse_unless_empty(path)?;
+    // What a killed `init` left may be half a file, and holds nothing.
+    let catalog = path.join(CATALOG);
+    match fs::remove_file(&catalog) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("Cannot remove", &catalog)(error));
+        }
+        _ => {}
+    }
+    CatalogDatabase::open_or_create(&catalog)?;
+    for directory in DIRECTORIES {
         let directory = path.join(directory);
         access::create_directory(&directory).map_err(io_error("Cannot create the directory", &directory))?;
     }
@@ -122,6 +131,27 @@ fn set_cache_aside_if_denied(path: &Path) {
     }
 }
 
+/// Refuses a directory that holds anything but what an `init` that was killed leaves: the lock, a catalogue, empty directories, files not yet named, and no
+/// settings. Objects without settings are a store that has lost them.
+fn refuse_unless_empty(path: &Path) -> Result<(), ReplicaError> {
+    let is_ours = |entry: fs::DirEntry| -> io::Result<bool> {
+        let (name, kind) = (entry.file_name(), entry.file_type()?);
+        Ok(match name.to_str() {
+            Some(LOCK | CATALOG) => kind.is_file(),
+            Some(name) if DIRECTORIES.contains(&name) => kind.is_dir() && fs::read_dir(entry.path())?.next().is_none(),
+            Some(name) => kind.is_file() && (name.contains(access::TEMPORARY_MARK) || name.starts_with(PROBE)),
+            None => false,
+        })
+    };
+    let failed = || io_error("Cannot list", path);
+    for entry in fs::read_dir(path).map_err(failed())? {
+        if !entry.and_then(is_ours).map_err(failed())? {
+            return Err(ReplicaError::NotEmpty { path: path.display().to_string() });
+        }
+    }
+    Ok(())
+}
+
 /// Takes the writer's lock, or says who has it. The lock ends with the process, however it ends.
 pub(crate) fn take_lock(path: &Path) -> Result<File, ReplicaError> {
     let file_path = path.join(LOCK);
@@ -140,7 +170,7 @@ pub(crate) fn take_lock(path: &Path) -> Result<File, ReplicaError> {
 }
 
 /// Keeps writers out, together with others that do the same.
-fn share_lock(path: &Path) -> Result<File, ReplicaError> {
+pub(crate) fn share_lock(path: &Path) -> Result<File, ReplicaError> {
     let file_path = path.join(LOCK);
     let mut file = File::open(&file_path).map_err(refused(path, "Cannot open", &file_path))?;
     match flock(&file, FlockOperation::NonBlockingLockShared) {
@@ -183,23 +213,49 @@ pub fn lock_holder(path: &Path) -> Option<String> {
 
 /// Returns the number of the last commit in a catalogue that may be damaged or missing; `None` when that cannot be told.
 fn last_known_commit(file: &Path) -> Option<u64> {
-    // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.
-    let read = std::panic::catch_unwind(|| -> Result<u64, CatalogError> {
-        Ok(last_commit(&CatalogDatabase::open_read_only(file)?.read()?)?.0)
-    });
-    read.ok().and_then(Result::ok)
+    let read = || Ok::<u64, CatalogError>(last_commit(&CatalogDatabase::open_read_only(file)?.read()?)?.0);
+    read().ok()
 }
 
-/// Puts a new catalogue in place of the one that is there, which is kept under another name.
+/// Returns whether the store has a catalogue, in whatever state.
+pub(crate) fn has_catalog(path: &Path) -> Result<bool, ReplicaError> {
+    let file = path.join(CATALOG);
+    file.try_exists().map_err(io_error("Cannot look at", &file))
+}
+
+/// Puts a new catalogue in place of the one that is there, which is kept under another name. There is a catalogue at every moment, and after an error it is the old one.
 fn replace_catalog(path: &Path, fresh: &Path) -> Result<(), ReplicaError> {
     let current = path.join(CATALOG);
-    if current.exists() {
-        let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-        let kept = path.join(format!("{CATALOG}.damaged-{stamp}"));
-        fs::rename(&current, &kept).map_err(io_error("Cannot rename", &current))?;
+    let kept = if has_catalog(path)? { Some(keep(path, &current)?) } else { None };
+    if let Err(error) = fs::rename(fresh, &current) {
+        if let Some(kept) = kept {
+            // Where the old one had to be renamed this gives its name back; where it has two names nothing needs the second.
+            let undone = if current.exists() { fs::remove_file(&kept) } else { fs::rename(&kept, &current) };
+            undone.map_err(io_error("Cannot rename", &kept))?;
+        }
+        return Err(io_error("Cannot rename", fresh)(error));
     }
-    fs::rename(fresh, &current).map_err(io_error("Cannot rename", fresh))?;
     File::open(path).and_then(|directory| directory.sync_all()).map_err(io_error("Cannot sync", path))
+}
+
+/// Gives the catalogue a second name, or another one where the file system knows no hard links, and returns it.
+fn keep(path: &Path, current: &Path) -> Result<PathBuf, ReplicaError> {
+    let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let mut number = 1;
+    loop {
+        // Two repairs may fall into one second.
+        let more = if number == 1 { String::new() } else { format!("-{number}") };
+        let kept = path.join(format!("{CATALOG}.damaged-{stamp}{more}"));
+        match fs::hard_link(current, &kept) {
+            Ok(()) => return Ok(kept),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(_) if kept.exists() => number += 1,
+            Err(_) => {
+                fs::rename(current, &kept).map_err(io_error("Cannot rename", current))?;
+                return Ok(kept);
+            }
+        }
+    }
 }
 
 impl Replica {
@@ -508,5 +564,25 @@ impl std::ops::Deref for LockedReplica {
 
     fn deref(&self) -> &Replica {
         &self.replica
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_catalogue_that_cannot_be_replaced_stays() {
+        let store = tempfile::tempdir().unwrap();
+        let (current, fresh) = (store.path().join(CATALOG), store.path().join("fresh"));
+        fs::write(&current, "old").unwrap();
+        // Nothing there to rename, as where a rename fails.
+        assert!(replace_catalog(store.path(), &fresh).is_err());
+        assert_eq!(fs::read(&current).unwrap(), b"old");
+        assert_eq!(fs::read_dir(store.path()).unwrap().count(), 1, "under one name");
+        fs::write(&fresh, "new").unwrap();
+        replace_catalog(store.path(), &fresh).unwrap();
+        assert_eq!(fs::read(&current).unwrap(), b"new");
+        assert_eq!(fs::read_dir(store.path()).unwrap().count(), 2, "and the old one");
     }
 }

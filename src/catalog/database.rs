@@ -3,16 +3,17 @@
 //! Every value but the numbers of the two hash indexes ends with eight bytes of check value, a BLAKE3 over the table's number, the key and
 //! the payload. A flipped bit, or a value that turns up under another key, is therefore an error and never data. The
 //! indexes need none: whoever looks a hash up confirms the answer against the row that it names.
+//!
+//! redb panics on some damaged pages. Every call of it, here and in `database_reader`, goes through `guarded`, which makes an error of that.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use redb::{
-    ConcurrencyMode, Database, ReadOnlyDatabase, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
-    TableDefinition,
-};
+use redb::{ConcurrencyMode, Database, ReadOnlyDatabase, ReadableDatabase, TableDefinition};
 
 use super::CatalogError;
+pub use super::database_reader::DatabaseReader;
+use super::guarded::guarded;
 use super::overlay::Overlay;
 
 /// A table of the catalogue. The numbers are part of the format: commit files name tables by them.
@@ -80,7 +81,7 @@ impl Table {
     }
 
     /// Returns whether catalogues of earlier versions lack the table.
-    fn may_be_absent(self) -> bool {
+    pub(super) fn may_be_absent(self) -> bool {
         matches!(self, Table::Marks | Table::Condemned)
     }
 
@@ -107,7 +108,7 @@ impl Table {
         }
     }
 
-    fn numbered(self) -> TableDefinition<'static, u64, &'static [u8]> {
+    pub(super) fn numbered(self) -> TableDefinition<'static, u64, &'static [u8]> {
         TableDefinition::new(match self {
             Table::Meta => "meta",
             Table::Chunks => "chunks",
@@ -123,7 +124,7 @@ impl Table {
         })
     }
 
-    fn index(self) -> TableDefinition<'static, &'static [u8; 32], u64> {
+    pub(super) fn index(self) -> TableDefinition<'static, &'static [u8; 32], u64> {
         TableDefinition::new(match self {
             Table::ObjectIndex => "object_index",
             _ => "chunk_index",
@@ -160,7 +161,7 @@ fn check_value(table: Table, key: u64, payload: &[u8]) -> [u8; CHECK_BYTES] {
     check
 }
 
-fn unseal(table: Table, key: u64, sealed: &[u8]) -> Result<&[u8], CatalogError> {
+pub(super) fn unseal(table: Table, key: u64, sealed: &[u8]) -> Result<&[u8], CatalogError> {
     let split = sealed.len().checked_sub(CHECK_BYTES);
     let payload = split.map(|at| sealed.split_at(at));
     match payload {
@@ -178,12 +179,25 @@ enum Handle {
     Reader(ReadOnlyDatabase),
     /// Repaired in memory only; nobody else may write as long as it is read.
     Repaired(Database, #[expect(dead_code, reason = "held, not used")] File),
+    /// Only while it is dropped.
+    Closed,
 }
 
 /// An open catalogue database.
 pub struct CatalogDatabase {
     handle: Handle,
     path: PathBuf,
+}
+
+impl Drop for CatalogDatabase {
+    fn drop(&mut self) {
+        let handle = std::mem::replace(&mut self.handle, Handle::Closed);
+        // redb writes when it is closed, and may meet a damaged page then. Whoever opens it next is told.
+        let _ = guarded(|| {
+            drop(handle);
+            Ok(())
+        });
+    }
 }
 
 impl CatalogDatabase {
@@ -201,8 +215,16 @@ impl CatalogDatabase {
             redb::DatabaseError::Storage(redb::StorageError::Io(error)) if CatalogError::is_full(&error) => {
                 redb::StorageError::Io(error).into()
             }
+            redb::DatabaseError::Storage(redb::StorageError::Io(source)) if !CatalogError::is_of_file(&source) => {
+                CatalogError::Unreadable { path, source }
+            }
             other => CatalogError::Open { path, message: other.to_string() },
         }
+    }
+
+    fn not_for_writing(&self) -> CatalogError {
+        let message = "it was opened for reading only".to_owned();
+        CatalogError::Open { path: self.path.display().to_string(), message }
     }
 
     /// Creates the database with all tables, or opens it when it exists. The caller holds the store's lock.
@@ -210,27 +232,29 @@ impl CatalogDatabase {
     /// # Errors
     /// [`CatalogError::Open`] when the file cannot be created or is no redb database.
     pub fn open_or_create(path: &Path) -> Result<CatalogDatabase, CatalogError> {
-        // Made here, for redb leaves its mode and owner to chance; an empty file is a new database to it.
-        match crate::access::create(path, crate::access::FILE_MODE) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Self::open_error(path, redb::StorageError::Io(error).into()));
+        guarded(|| {
+            // Made here, for redb leaves its mode and owner to chance; an empty file is a new database to it.
+            match crate::access::create(path, crate::access::FILE_MODE) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(Self::open_error(path, redb::StorageError::Io(error).into()));
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        let database = Self::builder().create(path).map_err(|error| Self::open_error(path, error))?;
-        let transaction = database.begin_write()?;
-        let complete = transaction.list_tables()?.count() == NUMBERED.len() + 2;
-        if complete {
-            transaction.abort()?;
-        } else {
-            for table in NUMBERED {
-                transaction.open_table(table.numbered())?;
+            let database = Self::builder().create(path).map_err(|error| Self::open_error(path, error))?;
+            let transaction = database.begin_write()?;
+            let complete = transaction.list_tables()?.count() == NUMBERED.len() + 2;
+            if complete {
+                transaction.abort()?;
+            } else {
+                for table in NUMBERED {
+                    transaction.open_table(table.numbered())?;
+                }
+                transaction.open_table(Table::ChunkIndex.index())?;
+                transaction.open_table(Table::ObjectIndex.index())?;
+                transaction.commit()?;
             }
-            transaction.open_table(Table::ChunkIndex.index())?;
-            transaction.open_table(Table::ObjectIndex.index())?;
-            transaction.commit()?;
-        }
-        Ok(CatalogDatabase { handle: Handle::Writer(database), path: path.to_owned() })
+            Ok(CatalogDatabase { handle: Handle::Writer(database), path: path.to_owned() })
+        })
     }
 
     /// Opens an existing database for writing. The caller holds the store's lock.
@@ -238,8 +262,10 @@ impl CatalogDatabase {
     /// # Errors
     /// [`CatalogError::Open`] when there is none, or it is no redb database.
     pub fn open(path: &Path) -> Result<CatalogDatabase, CatalogError> {
-        let database = Self::builder().open(path).map_err(|error| Self::open_error(path, error))?;
-        Ok(CatalogDatabase { handle: Handle::Writer(database), path: path.to_owned() })
+        guarded(|| {
+            let database = Self::builder().open(path).map_err(|error| Self::open_error(path, error))?;
+            Ok(CatalogDatabase { handle: Handle::Writer(database), path: path.to_owned() })
+        })
     }
 
     /// Opens an existing database for reading, beside a writer in another process.
@@ -247,8 +273,10 @@ impl CatalogDatabase {
     /// # Errors
     /// [`CatalogError::NeedsRepair`] when a writer died and nobody has written since.
     pub fn open_read_only(path: &Path) -> Result<CatalogDatabase, CatalogError> {
-        let database = Self::builder().open_read_only(path).map_err(|error| Self::open_error(path, error))?;
-        Ok(CatalogDatabase { handle: Handle::Reader(database), path: path.to_owned() })
+        guarded(|| {
+            let database = Self::builder().open_read_only(path).map_err(|error| Self::open_error(path, error))?;
+            Ok(CatalogDatabase { handle: Handle::Reader(database), path: path.to_owned() })
+        })
     }
 
     /// Opens an existing database for reading whose writer died and that cannot be repaired where it is, on a full disk or one that is read only: it is repaired in memory. `lock`, the
@@ -257,14 +285,46 @@ impl CatalogDatabase {
     /// # Errors
     /// [`CatalogError::Open`] when it cannot be read, or not be repaired.
     pub fn open_repaired(path: &Path, lock: File) -> Result<CatalogDatabase, CatalogError> {
-        let overlay = File::open(path).and_then(Overlay::new).map_err(|error| {
-            let path = path.display().to_string();
-            CatalogError::Open { path, message: error.to_string() }
-        })?;
+        let database = guarded(|| Self::open_in_memory(path))?;
+        Ok(CatalogDatabase { handle: Handle::Repaired(database, lock), path: path.to_owned() })
+    }
+
+    fn open_in_memory(path: &Path) -> Result<Database, CatalogError> {
+        let opened = File::open(path).and_then(Overlay::new);
+        let overlay = opened.map_err(|error| Self::open_error(path, redb::StorageError::Io(error).into()))?;
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create_with_backend(overlay).map_err(|error| Self::open_error(path, error))?;
-        Ok(CatalogDatabase { handle: Handle::Repaired(database, lock), path: path.to_owned() })
+        builder.create_with_backend(overlay).map_err(|error| Self::open_error(path, error))
+    }
+
+    /// Does what every writer does to the database, over a copy of the changed pages in memory: opens it for writing, changes every table, commits. redb
+    /// has pages that only a writer reads, and a damaged one shows in no other way. Nothing is written to the file.
+    ///
+    /// # Errors
+    /// What a writer would meet; also when another process writes to the file meanwhile, so without the store's lock only a success means something.
+    pub fn try_writing(path: &Path) -> Result<(), CatalogError> {
+        /// No row has this number.
+        const NUMBER: u64 = u64::MAX;
+        const HASH: [u8; 32] = [0xff; 32];
+        guarded(|| {
+            let database = Self::open_in_memory(path)?;
+            // The second commit sees to the pages that the first one has freed.
+            for _ in 0..2 {
+                let transaction = database.begin_write()?;
+                for table in NUMBERED {
+                    let mut open = transaction.open_table(table.numbered())?;
+                    open.insert(NUMBER, [0; CHECK_BYTES].as_slice())?;
+                    open.remove(NUMBER)?;
+                }
+                for table in [Table::ChunkIndex, Table::ObjectIndex] {
+                    let mut open = transaction.open_table(table.index())?;
+                    open.insert(&HASH, NUMBER)?;
+                    open.remove(&HASH)?;
+                }
+                transaction.commit()?;
+            }
+            Ok(())
+        })
     }
 
     /// Returns whether it was repaired in memory: nobody can write then.
@@ -282,10 +342,11 @@ impl CatalogDatabase {
     /// # Errors
     /// Fails when redb fails or a table is missing.
     pub fn read(&self) -> Result<DatabaseReader, CatalogError> {
-        let transaction = match &self.handle {
-            Handle::Writer(database) | Handle::Repaired(database, _) => database.begin_read()?,
-            Handle::Reader(database) => database.begin_read()?,
-        };
+        let transaction = guarded(|| match &self.handle {
+            Handle::Writer(database) | Handle::Repaired(database, _) => Ok(database.begin_read()?),
+            Handle::Reader(database) => Ok(database.begin_read()?),
+            Handle::Closed => Err(self.not_for_writing()),
+        })?;
         DatabaseReader::open(transaction)
     }
 
@@ -294,12 +355,11 @@ impl CatalogDatabase {
     /// # Errors
     /// Fails when the database was opened read-only or redb fails; nothing is changed then.
     pub fn apply(&self, changes: &[Change]) -> Result<(), CatalogError> {
-        let Handle::Writer(database) = &self.handle else {
-            return Err(CatalogError::Open {
-                path: self.path.display().to_string(),
-                message: "it was opened for reading only".to_owned(),
-            });
-        };
+        let Handle::Writer(database) = &self.handle else { return Err(self.not_for_writing()) };
+        guarded(|| Self::apply_to(database, changes))
+    }
+
+    fn apply_to(database: &Database, changes: &[Change]) -> Result<(), CatalogError> {
         let transaction = database.begin_write()?;
         for table in NUMBERED {
             let mut open = None;
@@ -360,7 +420,7 @@ impl CatalogDatabase {
     /// Fails when the database was opened read-only, someone reads it, or redb fails; nothing is lost then.
     pub fn compact(&mut self) -> Result<(), CatalogError> {
         if let Handle::Writer(database) = &mut self.handle {
-            database.compact()?;
+            guarded(|| Ok(database.compact()?))?;
         }
         Ok(())
     }
@@ -370,15 +430,13 @@ impl CatalogDatabase {
     /// # Errors
     /// Fails when the database was opened read-only or redb fails.
     pub fn usage(&self) -> Result<(u64, u64), CatalogError> {
-        let Handle::Writer(database) = &self.handle else {
-            return Err(CatalogError::Open {
-                path: self.path.display().to_string(),
-                message: "it was opened for reading only".to_owned(),
-            });
-        };
-        let transaction = database.begin_write()?;
-        let stats = transaction.stats()?;
-        transaction.abort()?;
+        let Handle::Writer(database) = &self.handle else { return Err(self.not_for_writing()) };
+        let stats = guarded(|| {
+            let transaction = database.begin_write()?;
+            let stats = transaction.stats()?;
+            transaction.abort()?;
+            Ok(stats)
+        })?;
         let length = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
         Ok((length, stats.allocated_pages() * stats.page_size() as u64))
     }
@@ -389,137 +447,8 @@ impl CatalogDatabase {
     /// Fails when the database was opened read-only or redb fails.
     pub fn check_pages(&mut self) -> Result<bool, CatalogError> {
         match &mut self.handle {
-            Handle::Writer(database) | Handle::Repaired(database, _) => Ok(database.check_integrity()?),
-            Handle::Reader(_) => Ok(true),
+            Handle::Writer(database) | Handle::Repaired(database, _) => guarded(|| Ok(database.check_integrity()?)),
+            Handle::Reader(_) | Handle::Closed => Ok(true),
         }
-    }
-}
-
-/// A read transaction over all tables.
-pub struct DatabaseReader {
-    numbered: Vec<(Table, ReadOnlyTable<u64, &'static [u8]>)>,
-    chunk_index: ReadOnlyTable<&'static [u8; 32], u64>,
-    object_index: ReadOnlyTable<&'static [u8; 32], u64>,
-}
-
-impl DatabaseReader {
-    fn open(transaction: ReadTransaction) -> Result<DatabaseReader, CatalogError> {
-        let mut numbered = Vec::with_capacity(NUMBERED.len());
-        for table in NUMBERED {
-            match transaction.open_table(table.numbered()) {
-                // A catalogue from before there was such a table gets it with its first row.
-                Err(redb::TableError::TableDoesNotExist(_)) if table.may_be_absent() => {}
-                opened => numbered.push((table, opened?)),
-            }
-        }
-        Ok(DatabaseReader {
-            numbered,
-            chunk_index: transaction.open_table(Table::ChunkIndex.index())?,
-            object_index: transaction.open_table(Table::ObjectIndex.index())?,
-        })
-    }
-
-    /// Returns a table, or `None` when the catalogue is from before there was such a one.
-    fn table(&self, table: Table) -> Result<Option<&ReadOnlyTable<u64, &'static [u8]>>, CatalogError> {
-        match self.numbered.iter().find(|(name, _)| *name == table) {
-            Some((_, open)) => Ok(Some(open)),
-            None if table.may_be_absent() => Ok(None),
-            None => Err(CatalogError::Missing { what: "table", number: table as u64 }),
-        }
-    }
-
-    /// Reads the payload of a row and hands it to `use_payload`, or returns `None` when there is no such row.
-    ///
-    /// # Errors
-    /// [`CatalogError::Damaged`] when the check value does not fit.
-    pub fn get<T>(
-        &self,
-        table: Table,
-        key: u64,
-        use_payload: impl FnOnce(&[u8]) -> Result<T, CatalogError>,
-    ) -> Result<Option<T>, CatalogError> {
-        let Some(open) = self.table(table)? else { return Ok(None) };
-        match open.get(key)? {
-            None => Ok(None),
-            Some(guard) => use_payload(unseal(table, key, guard.value())?).map(Some),
-        }
-    }
-
-    /// Looks a hash up in one of the two indexes.
-    ///
-    /// # Errors
-    /// Fails when redb fails.
-    pub fn find(&self, table: Table, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
-        let index = if table == Table::ObjectIndex { &self.object_index } else { &self.chunk_index };
-        Ok(index.get(hash)?.map(|guard| guard.value()))
-    }
-
-    /// Calls `visit` for every row from `first` on, in order of their numbers.
-    ///
-    /// # Errors
-    /// Fails when redb fails, a check value does not fit or `visit` fails.
-    pub fn scan(
-        &self,
-        table: Table,
-        first: u64,
-        mut visit: impl FnMut(u64, Result<&[u8], CatalogError>) -> Result<(), CatalogError>,
-    ) -> Result<(), CatalogError> {
-        let Some(open) = self.table(table)? else { return Ok(()) };
-        for row in open.range(first..)? {
-            let (key, value) = row?;
-            visit(key.value(), unseal(table, key.value(), value.value()))?;
-        }
-        Ok(())
-    }
-
-    /// Calls `visit` for the number of every row, in order, without looking at the rows.
-    ///
-    /// # Errors
-    /// Fails when redb fails or `visit` fails.
-    pub fn scan_numbers(
-        &self,
-        table: Table,
-        mut visit: impl FnMut(u64) -> Result<(), CatalogError>,
-    ) -> Result<(), CatalogError> {
-        let Some(open) = self.table(table)? else { return Ok(()) };
-        for row in open.iter()? {
-            visit(row?.0.value())?;
-        }
-        Ok(())
-    }
-
-    /// Returns the hash by which an index names a number, given the hash's first bytes; `None` when it names it by none that begins so.
-    ///
-    /// # Errors
-    /// Fails when redb fails.
-    pub fn hash_of(&self, table: Table, prefix: [u8; 8], number: u64) -> Result<Option<[u8; 32]>, CatalogError> {
-        let index = if table == Table::ObjectIndex { &self.object_index } else { &self.chunk_index };
-        let (mut first, mut last) = ([0; 32], [0xff; 32]);
-        first[..8].copy_from_slice(&prefix);
-        last[..8].copy_from_slice(&prefix);
-        for row in index.range::<&[u8; 32]>(&first..=&last)? {
-            let (hash, named) = row?;
-            if named.value() == number {
-                return Ok(Some(*hash.value()));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Calls `visit` for every entry of an index, in order of the hashes.
-    ///
-    /// # Errors
-    /// Fails when redb fails or `visit` fails.
-    pub fn scan_index(
-        &self,
-        table: Table,
-        mut visit: impl FnMut(&[u8; 32], u64) -> Result<(), CatalogError>,
-    ) -> Result<(), CatalogError> {
-        let index = if table == Table::ObjectIndex { &self.object_index } else { &self.chunk_index };
-        for row in index.iter()? {
-            let (key, value) = row?;
-            visit(key.value(), value.value())?;
-        }
-        Ok(())
     }
 }

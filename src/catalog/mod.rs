@@ -10,10 +10,12 @@ pub mod chunk;
 pub mod commit;
 pub mod condemned;
 pub mod database;
+mod database_reader;
 pub mod dates;
 pub mod directory;
 mod following;
 pub mod group;
+pub mod guarded;
 pub mod links;
 pub mod marks;
 pub mod object;
@@ -29,7 +31,7 @@ pub mod writer;
 use std::io;
 
 use crate::coding::DecodeError;
-use crate::store::backend::BackendError;
+use crate::store::backend::{self, BackendError};
 
 /// A row or an object is coded in a way that a later version may know. The check value around it fits, so it is no damage.
 const UNKNOWN_CODING: DecodeError = DecodeError("an unknown coding");
@@ -44,6 +46,22 @@ pub enum CatalogError {
         path: String,
         /// What redb or the system said.
         message: String,
+    },
+    /// The system does not let the database be read or written now: too many open files, no permission, a disk that does not answer.
+    #[error("The catalogue {path} cannot be read or written now: {source}")]
+    Unreadable {
+        /// Path of the database file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The database is damaged in a way that redb has no word for.
+    #[error(
+        "The catalogue is damaged: its database cannot be read or written ({reason}). `zmreplica repair` makes it anew from the commit files"
+    )]
+    Broken {
+        /// What redb said when it gave up.
+        reason: String,
     },
     /// The last writer died and a read-only open cannot repair.
     #[error(
@@ -96,8 +114,47 @@ pub enum CatalogError {
 impl CatalogError {
     /// Returns whether the error means damage, as against a passing fault or a full disk.
     pub fn is_damage(&self) -> bool {
-        matches!(self, CatalogError::Missing { .. } | CatalogError::Damaged { .. } | CatalogError::CommitFile { .. })
-            || matches!(self, CatalogError::Database(error) if matches!(**error, redb::Error::Corrupted(_)))
+        match self {
+            CatalogError::Missing { .. }
+            | CatalogError::Damaged { .. }
+            | CatalogError::CommitFile { .. }
+            | CatalogError::Broken { .. }
+            | CatalogError::Open { .. } => true,
+            CatalogError::Database(error) => match &**error {
+                redb::Error::Io(error) => CatalogError::is_of_file(error),
+                // Pages that are not as they were written, and what is left of a panic.
+                redb::Error::Corrupted(_) | redb::Error::TransactionPoisoned | redb::Error::LockPoisoned(_) => true,
+                // Tables that are not there, or of another kind.
+                redb::Error::TableDoesNotExist(_)
+                | redb::Error::TableTypeMismatch { .. }
+                | redb::Error::TypeDefinitionChanged { .. }
+                | redb::Error::TableIsMultimap(_)
+                | redb::Error::TableIsNotMultimap(_) => true,
+                _ => false,
+            },
+            CatalogError::Unreadable { .. }
+            | CatalogError::NeedsRepair { .. }
+            | CatalogError::Unsupported { .. }
+            | CatalogError::Backend(_) => false,
+        }
+    }
+
+    /// Returns whether a disk says that it cannot read what is on it, as against a system that cannot do so now.
+    pub fn is_bad_disk(&self) -> bool {
+        match self {
+            CatalogError::Unreadable { source, .. } => backend::is_bad_disk(source),
+            CatalogError::Database(error) => {
+                matches!(&**error, redb::Error::Io(error) if backend::is_bad_disk(error))
+            }
+            CatalogError::Backend(error) => error.is_bad_disk(),
+            _ => false,
+        }
+    }
+
+    /// Returns whether an error of input or output comes from what the file is, and not from what the system can do now.
+    fn is_of_file(error: &io::Error) -> bool {
+        use io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+        [InvalidData, InvalidInput, IsADirectory, NotADirectory, NotFound, UnexpectedEof].contains(&error.kind())
     }
 
     /// Returns whether the catalogue could not grow because the disk is full.

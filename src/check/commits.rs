@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 
 use super::ledger::{DamageKind, Key};
-use super::{CheckError, CheckReport, Checker, Phase};
+use super::{CheckError, CheckReport, Checker, Phase, is_damage};
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint::{self, Checkpoint};
 use crate::catalog::commit::{self, Commit, CommitId};
@@ -46,7 +46,8 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
     }
     report.rebuildable = chain.intact;
     chain.forget_unless_intact();
-    if last == 0 && end > 0 {
+    // The very first run may have died between its commit file and the catalogue, as any other may.
+    if last == 0 && end > 1 {
         let reason = format!("it holds no commit, and there are {} commit files", files.len());
         checker.ledger.note(DamageKind::Catalog, Key::Step("commits"), "The catalogue".to_owned(), reason);
     }
@@ -93,8 +94,8 @@ impl Chain<'_> {
                     return Ok(number);
                 }
                 Err(CatalogError::CommitFile { key, reason }) => (key, reason),
-                Err(error @ CatalogError::Unsupported { .. }) => return Err(error.into()),
-                Err(error) => (key, format!("it cannot be read: {error}")),
+                Err(error) if is_damage(&error) => (key, format!("it cannot be read: {error}")),
+                Err(error) => return Err(error.into()),
             };
             self.intact = false;
             let what = format!("Checkpoint file {file}");
@@ -126,12 +127,12 @@ impl Chain<'_> {
                 self.compare_row(number, None)?;
                 return Ok(backend.size(&key)?.is_some());
             }
-            Err(error @ CatalogError::Unsupported { .. }) => return Err(error.into()),
-            Err(error) => {
+            Err(error) if is_damage(&error) => {
                 self.damage(number, format!("it cannot be read: {error}"));
                 self.compare_row(number, None)?;
                 return Ok(true);
             }
+            Err(error) => return Err(error.into()),
         };
         if commit.previous != self.previous {
             self.damage(number, "it does not follow the commit before it".to_owned());

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::ledger::{DamageKind, DamageNumber, Key};
 use super::packs::BadChunks;
-use super::rows::{Rows, reason_of};
+use super::rows::{Rows, damage_of, reason_of};
 use super::{CheckError, Checker, Phase};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
@@ -86,7 +86,7 @@ impl Contents<'_> {
             Err(error) => {
                 let what = format!("Page of link groups {page}");
                 let key = Key::Row(Table::Groups, page);
-                let damage = self.checker.ledger.note(DamageKind::Catalog, key, what, reason_of(&error));
+                let damage = self.checker.ledger.note(DamageKind::Catalog, key, what, damage_of(error)?);
                 self.groups.pages.insert(page, damage);
                 return Ok(());
             }
@@ -167,7 +167,7 @@ impl Contents<'_> {
                 Ok(())
             }
             Err(error) => {
-                damages.push(object(reason_of(&error)));
+                damages.push(object(damage_of(error)?));
                 Ok(())
             }
         }

@@ -141,6 +141,11 @@ impl Ledger {
         number
     }
 
+    /// Returns whether nothing was noted.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().count == 0
+    }
+
     /// Sets the identifiers of the snapshots, which [`Ledger::affects`] names by their place.
     pub(super) fn name_snapshots(&self, ids: Vec<String>) {
         self.lock().snapshots = ids;

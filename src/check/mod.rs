@@ -3,14 +3,18 @@
 //! ```text
 //! commits    commit files: complete, intact, chained; what the catalogue must hold follows from them
 //! rows       every row of the catalogue: as committed, decodes, agrees with its index
+//! writing    the pages of the catalogue that only a writer reads: what a writer does is done over a copy in memory
 //! packs      every pack: there, of the right length; on request, read and hashed
 //! contents   every link group: its segments are there and make up its size
 //! trees      every snapshot: pages, names, link counts, totals, digest
 //! ```
 //!
 //! Each step notes in the `ledger` what is damaged and hands on which numbers are affected, so that the last one, which
-//! walks every tree, can name the paths: chunk, link group, path. A damaged catalogue is met with care: redb may report it, panic or go in
-//! circles, and none of this ends the check.
+//! walks every tree, can name the paths: chunk, link group, path. A damaged catalogue is met with care: none of what redb may do then ends the check. What
+//! the system cannot do now (too many open files, no permission) does, and is no damage.
+//!
+//! A check holds nobody up. It reads one commit, and a prune beside it removes packs and commit files of that; so what is missing is looked for in the newest
+//! commit first. A pack that it does not name any more is no damage, and where commit files are missing the check begins again from the newest commit.
 //!
 //! Memory: 40 bytes for each chunk, 8 for each object, 9 for each link group and another 4 for each thread, and the catalogue reader's caches.
 //!
@@ -22,9 +26,11 @@ mod ledger;
 mod packs;
 mod rows;
 mod trees;
+mod writing;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -32,11 +38,17 @@ use serde::Serialize;
 
 use crate::access::Depth;
 use crate::catalog::CatalogError;
+use crate::catalog::chunk::PackRow;
+use crate::catalog::reader::CatalogReader;
+use crate::catalog::writer::last_commit;
 use crate::replica::{Replica, ReplicaError, refuse_denied};
 use crate::store::backend::BackendError;
 
 pub use ledger::{Damage, DamageKind, DamagedPath};
 use ledger::{Key, Ledger};
+
+/// How often a check begins, at most, because commit files were folded beside it. Then what it finds counts.
+const ATTEMPTS: u32 = 5;
 
 /// What to verify.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,8 +147,13 @@ pub enum CheckError {
 impl CheckError {
     /// Returns whether the error means that the store is damaged.
     pub fn is_damage(&self) -> bool {
-        matches!(self, CheckError::Catalog(error) if error.is_damage() || matches!(error, CatalogError::Database(_)))
+        matches!(self, CheckError::Catalog(error) if is_damage(error))
     }
+}
+
+/// Returns whether an error belongs in the report: what a disk cannot read any more does, what the system cannot do now does not.
+fn is_damage(error: &CatalogError) -> bool {
+    error.is_damage() || error.is_bad_disk()
 }
 
 /// What a check found.
@@ -170,6 +187,8 @@ pub struct CheckReport {
     pub damages: Vec<Damage>,
     /// How many damages there are; more than `damages` holds when there are very many.
     pub damage_count: u64,
+    /// Packs that a prune removed, or wrote anew elsewhere, while the check ran.
+    pub removed_packs: u64,
     /// Packs that nothing refers to, left by interrupted runs. They do no harm.
     pub orphan_packs: u64,
     /// Their bytes.
@@ -194,13 +213,50 @@ impl CheckReport {
 /// What every step works with.
 struct Checker<'a> {
     replica: &'a Replica,
-    catalog: &'a crate::catalog::reader::CatalogReader,
+    catalog: &'a CatalogReader,
     options: CheckOptions,
     progress: &'a CheckProgress,
     ledger: &'a Ledger,
+    /// The catalogue as of the newest commit, once that was asked for.
+    newest: OnceLock<CatalogReader>,
 }
 
 impl Checker<'_> {
+    /// Calls `look` with the catalogue as of the newest commit, which may be later than the one that is verified.
+    fn in_newest<T>(&self, look: impl FnOnce(&CatalogReader) -> Result<T, CatalogError>) -> Result<T, CatalogError> {
+        let newest = match self.newest.get() {
+            Some(newest) => newest,
+            None => {
+                let opened = self.replica.following_catalog()?;
+                self.newest.get_or_init(|| opened)
+            }
+        };
+        newest.renew();
+        let found = look(newest);
+        // Lest it pins what the check does not read.
+        newest.renew();
+        found
+    }
+
+    /// Returns whether a pack that is not there was removed by a prune since the check began: the newest commit does not name it any more then. A prune
+    /// deletes a pack after that commit.
+    fn is_removed(&self, number: u64, row: &PackRow) -> bool {
+        match self.in_newest(|newest| newest.pack(number)) {
+            Ok(found) => found.id != row.id,
+            Err(CatalogError::Missing { .. }) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Returns whether something was committed since the check began.
+    fn has_moved(&self) -> bool {
+        let own = self.catalog.database().and_then(|database| last_commit(&database));
+        match (own, self.in_newest(|newest| last_commit(&*newest.database()?))) {
+            (Ok(own), Ok(newest)) => own != newest,
+            _ => false,
+        }
+    }
+
     fn threads(&self) -> usize {
         match self.options.threads {
             0 => std::thread::available_parallelism().map_or(2, usize::from),
@@ -243,39 +299,56 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 pub fn check(replica: &Replica, options: &CheckOptions, progress: &CheckProgress) -> Result<CheckReport, CheckError> {
     let clock = Instant::now();
     refuse_denied(replica.path(), Depth::AllObjects).map_err(|error| CheckError::NotAllowed(Box::new(error)))?;
+    let mut attempt = 1;
+    loop {
+        if let Some(report) = verify(replica, options, progress, attempt == ATTEMPTS)? {
+            return Ok(CheckReport { elapsed_ms: clock.elapsed().as_millis() as u64, ..report });
+        }
+        attempt += 1;
+    }
+}
+
+/// Verifies a store as of its last commit, or returns `None` when commit files of that were removed meanwhile and it is not the `last` attempt.
+fn verify(
+    replica: &Replica,
+    options: &CheckOptions,
+    progress: &CheckProgress,
+    last: bool,
+) -> Result<Option<CheckReport>, CheckError> {
     let ledger = Ledger::default();
     let mut report =
         CheckReport { read_percent: options.read_data_percent.map(|it| it.min(100)), ..Default::default() };
     // The reader stays as it is whatever is committed meanwhile. Files are listed after it was opened, so all that it names are listed.
-    match catch_unwind(AssertUnwindSafe(|| replica.catalog())) {
-        Ok(Ok(catalog)) => {
-            let checker = Checker { replica, catalog: &catalog, options: *options, progress, ledger: &ledger };
-            run_steps(&checker, &mut report)?;
-        }
-        Ok(Err(error)) => {
-            let error = CheckError::from(error);
-            if !error.is_damage() {
-                return Err(error);
+    match replica.catalog() {
+        Ok(catalog) => {
+            let newest = OnceLock::new();
+            let checker = Checker { replica, catalog: &catalog, options: *options, progress, ledger: &ledger, newest };
+            if !run_steps(&checker, &mut report, last)? {
+                return Ok(None);
             }
+        }
+        Err(error) if is_damage(&error) => {
             let what = "The catalogue".to_owned();
             ledger.note(DamageKind::Catalog, Key::Step("catalogue"), what, error.to_string());
         }
-        Err(panic) => {
-            let reason = format!("redb gave up on it: {}", panic_text(panic.as_ref()));
-            ledger.note(DamageKind::Catalog, Key::Step("catalogue"), "The catalogue".to_owned(), reason);
-        }
+        Err(error) => return Err(error.into()),
     }
     (report.damages, report.damage_count) = ledger.finish();
-    report.elapsed_ms = clock.elapsed().as_millis() as u64;
-    Ok(report)
+    Ok(Some(report))
 }
 
-fn run_steps(checker: &Checker<'_>, report: &mut CheckReport) -> Result<(), CheckError> {
+/// Returns whether the check came to its end, and not upon commit files that are not those of its commit any more.
+fn run_steps(checker: &Checker<'_>, report: &mut CheckReport, last: bool) -> Result<bool, CheckError> {
     let committed = commits::verify(checker, report)?;
+    if !last && !checker.ledger.is_empty() && checker.has_moved() {
+        return Ok(false);
+    }
     let rows = rows::verify(checker, &committed, report)?;
     drop(committed);
+    writing::verify(checker)?;
     let packs = packs::verify(checker, &rows, report)?;
     let groups = contents::verify(checker, &rows, &packs)?;
     report.groups = groups.count;
-    trees::verify(checker, &rows, &groups, report)
+    trees::verify(checker, &rows, &groups, report)?;
+    Ok(true)
 }

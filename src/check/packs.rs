@@ -53,12 +53,20 @@ pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, report: &mut CheckRepor
     let mut readable = Vec::new();
     for (number, row) in &rows.packs {
         let key = row.id.key();
+        let found = sizes.get(&key).copied();
+        if found.is_none() && checker.is_removed(*number, row) {
+            report.removed_packs += 1;
+            named.insert(key);
+            continue;
+        }
         let mut pack = PackCheck { checker, number: *number, row, chunks: chunks_of(rows, *number), bad: &mut bad };
-        if pack.verify(sizes.get(&key).copied()) {
+        if pack.verify(found) {
             readable.push(*number);
         }
         if !named.insert(key) {
-            pack.damage("two rows of the catalogue name it".to_owned());
+            pack.damage(
+                "two rows of the catalogue name it; nothing is lost, and `zmreplica repair` removes one".to_owned(),
+            );
         }
     }
     for (id, bytes) in checker.guarded("The table of condemned objects", || Ok(condemned::packs(checker.catalog)?))? {
@@ -196,7 +204,7 @@ fn read_packs(
         let _ = dictionaries.insert(dictionary);
     }
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let (read_packs, read_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (read_packs, read_bytes, removed_packs) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| -> Result<(), CheckError> {
         let work = || -> Result<(), CheckError> {
             while let Some(number) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -205,7 +213,10 @@ fn read_packs(
                 }
                 let Some(row) = rows.packs.get(number) else { continue };
                 let reader = PackReader { checker, dictionaries: &dictionaries, number: *number, row };
-                let damaged = reader.read(chunks_of(rows, *number))?;
+                let Some(damaged) = reader.read(chunks_of(rows, *number))? else {
+                    removed_packs.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                };
                 found.lock().unwrap_or_else(PoisonError::into_inner).extend(damaged);
                 read_packs.fetch_add(1, Ordering::Relaxed);
                 read_bytes.fetch_add(row.bytes, Ordering::Relaxed);
@@ -216,7 +227,12 @@ fn read_packs(
         };
         let mut threads = Vec::new();
         for _ in 0..checker.threads().min(packs.len()) {
-            threads.push(std::thread::Builder::new().spawn_scoped(scope, work).map_err(CheckError::Thread)?);
+            match std::thread::Builder::new().spawn_scoped(scope, work) {
+                Ok(thread) => threads.push(thread),
+                Err(error) if threads.is_empty() => return Err(CheckError::Thread(error)),
+                // Fewer do it, too.
+                Err(_) => break,
+            }
         }
         for thread in threads {
             match thread.join() {
@@ -231,6 +247,7 @@ fn read_packs(
         Ok(())
     })?;
     bad.single.extend(found.into_inner().unwrap_or_else(PoisonError::into_inner));
+    report.removed_packs += removed_packs.into_inner();
     report.read_packs = read_packs.into_inner();
     report.read_bytes = read_bytes.into_inner();
     Ok(())
@@ -249,23 +266,25 @@ impl PackReader<'_> {
         self.checker.ledger.note(DamageKind::Pack, Key::Pack(self.number), what, reason)
     }
 
-    /// Reads the pack and returns its damaged chunks.
-    fn read(&self, chunks: &[Placement]) -> Result<Vec<(u64, DamageNumber)>, CheckError> {
+    /// Reads the pack and returns its damaged chunks, or `None` when a prune has removed it meanwhile.
+    fn read(&self, chunks: &[Placement]) -> Result<Option<Vec<(u64, DamageNumber)>>, CheckError> {
         let id: PackId = self.row.id;
         let backend = self.checker.replica.backend();
         let walk = match walk_pack(backend.as_ref(), id, self.dictionaries) {
             Ok(walk) => walk,
-            Err(error @ ChunkError::Io { .. }) => return self.one_by_one(chunks, &error.to_string()),
+            Err(ChunkError::MissingPack { .. }) if self.checker.is_removed(self.number, self.row) => return Ok(None),
+            Err(ChunkError::Io { source, .. }) if !source.is_bad_disk() => return Err(source.into()),
+            Err(error @ ChunkError::Io { .. }) => return self.one_by_one(chunks, &error.to_string()).map(Some),
             Err(error) => {
                 let damage = self.damage(error.to_string());
-                return Ok(chunks.iter().map(|chunk| (chunk.number, damage)).collect());
+                return Ok(Some(chunks.iter().map(|chunk| (chunk.number, damage)).collect()));
             }
         };
         let mut bad = Vec::new();
         if !walk.damage.is_empty() {
             let damage = self.damage(reason_of(&walk));
             bad.extend(chunks.iter().filter(|chunk| !self.is_intact(&walk, chunk)).map(|chunk| (chunk.number, damage)));
-            return Ok(bad);
+            return Ok(Some(bad));
         }
         for chunk in chunks {
             if !self.is_intact(&walk, chunk) {
@@ -273,7 +292,7 @@ impl PackReader<'_> {
                 bad.push((chunk.number, self.damage(reason)));
             }
         }
-        Ok(bad)
+        Ok(Some(bad))
     }
 
     /// Returns whether the pack has, intact, the chunk that the catalogue says lies there.
@@ -304,10 +323,10 @@ impl PackReader<'_> {
         let mut bad = Vec::new();
         for chunk in chunks {
             let address = self.checker.catalog.address(chunk.number);
-            let is_readable =
-                address.is_ok_and(|address| reader.read_chunk(&address.location, address.hash_prefix).is_ok());
-            if !is_readable {
-                bad.push((chunk.number, damage));
+            match address.map(|address| reader.read_chunk(&address.location, address.hash_prefix)) {
+                Ok(Ok(_)) => {}
+                Ok(Err(ChunkError::Io { source, .. })) if !source.is_bad_disk() => return Err(source.into()),
+                _ => bad.push((chunk.number, damage)),
             }
         }
         Ok(bad)

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::commits::Committed;
 use super::ledger::{DamageKind, DamageNumber, Key};
-use super::{CheckError, CheckReport, Checker, Phase};
+use super::{CheckError, CheckReport, Checker, Phase, is_damage};
 use crate::catalog::chunk::{self, PAGE_ROWS, PackRow};
 use crate::catalog::database::{NUMBERED, Table};
 use crate::catalog::object::{self, ObjectKind};
@@ -177,7 +177,7 @@ impl TableScan<'_, '_> {
         }
         match self.decode(number, payload, prefixes, objects) {
             Ok(()) => Ok(()),
-            Err(CheckError::Catalog(error)) if error.is_damage() => {
+            Err(CheckError::Catalog(error)) if is_damage(&error) => {
                 self.damage(number, reason_of(&error));
                 Ok(())
             }
@@ -333,6 +333,11 @@ fn stop(kept: &mut Option<CheckError>, error: CheckError) -> CatalogError {
             ended
         }
     }
+}
+
+/// Returns what is wrong, or the error if it tells of the system and not of what is stored.
+pub(super) fn damage_of(error: CatalogError) -> Result<String, CheckError> {
+    if is_damage(&error) { Ok(reason_of(&error)) } else { Err(error.into()) }
 }
 
 /// Returns what is wrong, without the sentence around it.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::contents::Groups;
 use super::ledger::{DamageKind, DamageNumber, Key};
-use super::rows::{Rows, reason_of};
+use super::rows::{Rows, damage_of, reason_of};
 use super::{CheckError, CheckReport, Checker, Phase};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
@@ -53,7 +53,12 @@ pub(super) fn verify(
         let mut threads = Vec::new();
         for _ in 0..checker.threads().min(rows.snapshots.len()) {
             let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
-            threads.push(builder.spawn_scoped(scope, work).map_err(CheckError::Thread)?);
+            match builder.spawn_scoped(scope, work) {
+                Ok(thread) => threads.push(thread),
+                Err(error) if threads.is_empty() => return Err(CheckError::Thread(error)),
+                // Fewer do it, too.
+                Err(_) => break,
+            }
         }
         for thread in threads {
             match thread.join() {
@@ -219,7 +224,7 @@ impl<'a> TreeWalk<'a> {
         let pages = match self.checker.catalog.directory_index(number) {
             Ok(pages) => pages,
             Err(error) => {
-                let damage = self.object_damage(number, reason_of(&error));
+                let damage = self.object_damage(number, damage_of(error)?);
                 self.lost(damage);
                 return Ok(());
             }

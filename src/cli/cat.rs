@@ -1,11 +1,13 @@
 //! `zmreplica cat`: writes a file of a snapshot to stdout.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::Args;
 use zmreplica::view::{CopyError, Node, ViewError};
 
 use super::error::{CliError, Exit};
+use super::path::Opened;
 use super::{Context, path, text};
 
 /// Arguments of `cat`.
@@ -18,7 +20,7 @@ pub(crate) struct CatArgs {
 
 pub(crate) fn run(context: &Context, args: &CatArgs) -> Result<Exit, CliError> {
     let replica = context.open()?;
-    let (view, path) = path::open_path(&replica, &args.file)?;
+    let Opened { view, path, lease: _lease } = path::open_path(&replica, &args.file, Path::new("zmreplica cat"))?;
     let Node::Group(group) = view.resolve(&path)? else {
         return Err(ViewError::IsADirectory { path: format!("/{}", text::escape(&path)) }.into());
     };

@@ -10,7 +10,7 @@ use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, Damage, check};
 
 use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity};
-use super::progress::{ONE_LINE, live_line};
+use super::progress::{ONE_LINE, live_line, start_follower};
 use super::{Context, signals, text};
 
 /// Damages listed with all they affect unless everything is to be told.
@@ -64,6 +64,7 @@ struct Counts<'a> {
     read_packs: u64,
     read_bytes: u64,
     damage_count: u64,
+    removed_packs: u64,
     orphan_packs: u64,
     orphan_bytes: u64,
     condemned_bytes: u64,
@@ -82,8 +83,8 @@ pub(crate) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, CliError>
         // Closed when this closure ends, a panic of the check included.
         let (_running, stop) = mpsc::channel();
         let (progress, interrupt) = (&progress, &*interrupt);
-        scope.spawn(move || follow(&context.output, progress, interrupt, &stop));
-        check(&replica, &options, progress)
+        start_follower(scope, move || follow(&context.output, progress, interrupt, &stop))?;
+        Ok::<_, CliError>(check(&replica, &options, progress)?)
     })?;
     tell(&context.output, &report)?;
     Ok(if report.is_clean() { Exit::Done } else { Exit::Damage })
@@ -148,6 +149,12 @@ fn tell(output: &Output, report: &CheckReport) -> Result<(), CliError> {
         ))?,
         None => output.line("The bytes of packs were not read; --read-data does that.")?,
     }
+    if report.removed_packs > 0 {
+        output.line(&format!(
+            "A prune removed {} meanwhile; what it wrote in their place is left to the next check.",
+            text::plural(report.removed_packs, "pack", "packs"),
+        ))?;
+    }
     if report.orphan_packs > 0 {
         output.line(&format!(
             "{} ({}) belong to no commit, left by an interrupted run; that is no damage.",
@@ -206,6 +213,7 @@ fn counts(report: &CheckReport) -> Counts<'_> {
         read_packs: report.read_packs,
         read_bytes: report.read_bytes,
         damage_count: report.damage_count,
+        removed_packs: report.removed_packs,
         orphan_packs: report.orphan_packs,
         orphan_bytes: report.orphan_bytes,
         condemned_bytes: report.condemned_bytes,

@@ -1,6 +1,7 @@
 //! `zmreplica drill`: mounts a snapshot, and reads all that restores of some accounts would read.
 
 use std::fs::DirBuilder;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
+use zmreplica::lease::Lease;
 use zmreplica::mount::{MountRequest, Owners, check_place, start};
 use zmreplica::replica::Replica;
 use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewOptions};
@@ -19,6 +21,7 @@ use zmreplica::zimbra::ledger::Ledger;
 use zmreplica::zimbra::plan::plan;
 
 use super::error::{CliError, Exit};
+use super::leased::{Leased, leased};
 use super::{Context, text};
 
 /// Accounts that are drilled when nothing else is said.
@@ -89,7 +92,8 @@ struct Summary {
 pub(crate) fn run(context: &Context, args: &DrillArgs) -> Result<Exit, CliError> {
     let started = std::time::Instant::now();
     let replica = context.open()?;
-    let (snapshot, analysis) = analyse(&replica, args)?;
+    // The lease is held to the end.
+    let (snapshot, analysis, _lease) = analyse(&replica, args)?;
     let chosen = choose(&snapshot, &analysis, args)?;
     let place = match &args.mountpoint {
         Some(place) => Place::given(place),
@@ -113,7 +117,8 @@ pub(crate) fn run(context: &Context, args: &DrillArgs) -> Result<Exit, CliError>
     let stop = Arc::new(AtomicBool::new(false));
     let server = {
         let stop = Arc::clone(&stop);
-        std::thread::spawn(move || serving.run(&stop))
+        // Without the thread the mount is taken away when what would have served it is dropped.
+        std::thread::Builder::new().spawn(move || serving.run(&stop)).map_err(CliError::Thread)?
     };
     let root = mount_point.join(analysis.tree.trim_matches('/'));
     let result = drill(context, &snapshot, &analysis, &chosen, &root, &interrupt);
@@ -170,16 +175,17 @@ impl Drop for Place {
     }
 }
 
-fn analyse(replica: &Replica, args: &DrillArgs) -> Result<(StoredSnapshot, Analysis), CliError> {
+fn analyse(replica: &Replica, args: &DrillArgs) -> Result<(StoredSnapshot, Analysis, io::Result<Lease>), CliError> {
     let readers =
         Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
-    let all = Snapshots::read(readers.catalog())?;
+    let choose = |all: &Snapshots| Ok(vec![all.resolve(&args.snapshot)?.record.id.clone()]);
+    let Leased { snapshots: all, lease } = leased(replica, readers.catalog(), Path::new("zmreplica drill"), choose)?;
     let snapshot = all.resolve(&args.snapshot)?.clone();
     let view = SnapshotView::over(&readers, snapshot.record.clone())?;
     let mut ledger = Ledger::open(replica, readers, &all);
     let analysis = ledger.analyser().analyse(&view, args.tree.as_deref().unwrap_or_default().as_bytes())?;
     ledger.close();
-    Ok((snapshot, analysis))
+    Ok((snapshot, analysis, lease))
 }
 
 /// Chooses the accounts.

@@ -78,6 +78,11 @@ pub(crate) enum CliError {
         /// Whether it happened in `check`.
         during_check: bool,
     },
+    /// A thread could not be started.
+    #[error(
+        "A thread cannot be started: {0}. Nothing was changed; there may be too little memory, or a limit of processes (`ulimit -u`)"
+    )]
+    Thread(#[source] io::Error),
     /// stdout cannot be written to.
     #[error("Cannot write to stdout: {0}")]
     Output(#[source] io::Error),
@@ -136,6 +141,7 @@ impl From<RepairError> for CliError {
         match error {
             RepairError::Replica(error) => CliError::Replica(error),
             RepairError::Salvage(error) => CliError::Prune(error),
+            RepairError::Check(error) => CliError::Check(error),
             other => CliError::Repair(other),
         }
     }
@@ -153,18 +159,9 @@ impl CliError {
             CliError::NoStore | CliError::Usage(_) => Exit::Usage,
             CliError::Panic { during_check: true } => Exit::Damage,
             CliError::Held(_) => Exit::Held,
-            CliError::Failed(_) | CliError::Panic { .. } | CliError::Output(_) => Exit::Failed,
+            CliError::Failed(_) | CliError::Panic { .. } | CliError::Output(_) | CliError::Thread(_) => Exit::Failed,
             CliError::Replica(ReplicaError::Locked { .. }) => Exit::Locked,
             CliError::Replica(ReplicaError::Config { .. } | ReplicaError::Dictionary(_)) => Exit::Damage,
-            // A catalogue that may not be read is not damaged; one that is gone or does not open is.
-            CliError::Replica(ReplicaError::Catalog(CatalogError::Open { path, .. })) => {
-                match std::fs::File::open(path) {
-                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Exit::Failed,
-                    _ => Exit::Damage,
-                }
-            }
-            CliError::Replica(ReplicaError::Catalog(error)) if error.is_full_disk() => Exit::Failed,
-            CliError::Replica(ReplicaError::Catalog(CatalogError::Database(_))) => Exit::Damage,
             CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => damage_if(error.is_damage()),
             CliError::Replica(_) => Exit::Failed,
             CliError::Snapshot(SnapshotError::Pattern(_)) => Exit::Usage,
@@ -253,15 +250,16 @@ fn catalog_hint(error: &CatalogError) -> Option<String> {
                 .to_owned(),
         );
     }
-    let unusable = matches!(error, CatalogError::Open { .. } | CatalogError::Database(_));
-    unusable.then(|| {
-        "If the catalogue is lost or damaged, `zmreplica repair` rebuilds it from the commit files.".to_owned()
-    })
+    // Its message says so itself.
+    let is_damage = error.is_damage() && !matches!(error, CatalogError::Broken { .. });
+    is_damage.then(|| "`zmreplica repair` makes the catalogue anew from the commit files.".to_owned())
 }
 
 fn view_hint(error: &ViewError) -> Option<String> {
     match error {
         ViewError::Catalog(error) => catalog_hint(error),
-        error => error.is_damage().then(|| "`zmreplica check --read-data` tells what else is damaged.".to_owned()),
+        error => error.is_damage().then(|| {
+            "`zmreplica check --read-data` tells what else is damaged; `zmreplica repair --read-data` saves what can be saved.".to_owned()
+        }),
     }
 }

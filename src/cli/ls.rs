@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
@@ -10,6 +11,7 @@ use zmreplica::view::{Node, SnapshotView};
 
 use super::error::{CliError, Exit};
 use super::output::{DIRECTORY, Output, SYMLINK};
+use super::path::Opened;
 use super::{Context, path, text};
 
 /// Arguments of `ls`.
@@ -67,7 +69,7 @@ pub(crate) fn kind_word(kind: Kind) -> &'static str {
 pub(crate) fn run(context: &Context, args: &LsArgs) -> Result<Exit, CliError> {
     let output = &context.output;
     let replica = context.open()?;
-    let (view, path) = path::open_path(&replica, &args.place)?;
+    let Opened { view, path, lease: _lease } = path::open_path(&replica, &args.place, Path::new("zmreplica ls"))?;
     let node = view.resolve(&path)?;
     let lister = Lister { output, view: &view, long: args.long };
     let Node::Directory(directory) = &node else {

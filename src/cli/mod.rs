@@ -16,6 +16,7 @@ mod error;
 mod find;
 mod hold;
 mod init;
+mod leased;
 mod log;
 mod ls;
 mod mount;
@@ -345,7 +346,8 @@ fn hold_back_panics(silent: bool) {
             standard(info);
             return;
         }
-        if silent {
+        // What redb says of a damaged page becomes an error.
+        if silent || zmreplica::catalog::guarded::is_guarded() {
             return;
         }
         let place = info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();

@@ -1,24 +1,39 @@
 //! Arguments that name a place: a path of a snapshot, or a local path.
 
 use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::lease::Lease;
 use zmreplica::remote::transport::spec::RemoteSpec;
 use zmreplica::replica::Replica;
 use zmreplica::view::{SnapshotView, Snapshots, ViewOptions};
 
 use super::error::CliError;
+use super::leased::{Leased, leased};
 
-/// Opens the snapshot of a `SNAP[:PATH]` argument; returns it with the path, without slashes at its ends.
-pub(crate) fn open_path(replica: &Replica, argument: &OsStr) -> Result<(SnapshotView, Vec<u8>), CliError> {
+/// What a `SNAP[:PATH]` argument names.
+pub(crate) struct Opened {
+    /// The snapshot.
+    pub(crate) view: SnapshotView,
+    /// The path, without slashes at its ends.
+    pub(crate) path: Vec<u8>,
+    /// Keeps a prune from removing the snapshot, or says why nothing does.
+    pub(crate) lease: io::Result<Lease>,
+}
+
+/// Opens the snapshot of a `SNAP[:PATH]` argument. `purpose` is what a list of leases shows.
+pub(crate) fn open_path(replica: &Replica, argument: &OsStr, purpose: &Path) -> Result<Opened, CliError> {
     // Following, since a prune beside this may move chunks.
     let catalog = Arc::new(replica.following_catalog()?);
-    let snapshots = Snapshots::read(&catalog)?;
+    let choose = |all: &Snapshots| Ok(vec![all.resolve_path(argument)?.0.record.id.clone()]);
+    let Leased { snapshots, lease } = leased(replica, &catalog, purpose, choose)?;
     let (snapshot, path) = snapshots.resolve_path(argument)?;
     let view = open_view(replica, &catalog, snapshot.record.clone())?;
-    Ok((view, trim_slashes(&path).to_vec()))
+    Ok(Opened { view, path: trim_slashes(&path).to_vec(), lease })
 }
 
 /// Opens a snapshot for reading.

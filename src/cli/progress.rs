@@ -8,8 +8,17 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use zmreplica::snapshot::progress::Progress;
 
+use super::error::CliError;
 use super::output::{Output, Verbosity, stderr_line};
 use super::text;
+
+/// Starts the thread that shows how far a command is and listens for signals.
+pub(crate) fn start_follower<'scope>(
+    scope: &'scope std::thread::Scope<'scope, '_>,
+    follow: impl FnOnce() + Send + 'scope,
+) -> Result<(), CliError> {
+    std::thread::Builder::new().spawn_scoped(scope, follow).map(drop).map_err(CliError::Thread)
+}
 
 /// How often counters are looked at.
 const TICK: Duration = Duration::from_millis(120);

@@ -22,7 +22,7 @@ use zmreplica::zimbra::ledger::{self, Ledger};
 use super::config::{Retention, Span};
 use super::error::{CliError, Exit};
 use super::output::{Output, Verbosity, WARNING};
-use super::progress::{ONE_LINE, live_line};
+use super::progress::{ONE_LINE, live_line, start_follower};
 use super::{Context, clock, hold, signals, text};
 
 /// How often the counters are looked at.
@@ -215,7 +215,7 @@ impl<'a> Bench<'a> {
     fn plan(&self, replica: &Replica) -> Result<PrunePlan, CliError> {
         let protections = account_protections(self, replica)?;
         let Bench { output, policy, options, zone, interrupt, progress, .. } = self;
-        Ok(followed(output, progress, interrupt, || plan(replica, policy, protections, zone, options, progress))?)
+        Ok(followed(output, progress, interrupt, || plan(replica, policy, protections, zone, options, progress))??)
     }
 }
 
@@ -240,7 +240,7 @@ fn prune(bench: &Bench<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliEr
         // A night tells of all doubts itself.
         let exit = if bench.telling == Telling::Plan { tell_doubts(output, &plan) } else { Exit::Done };
         output.flush()?;
-        match followed(output, progress, interrupt, || carry_out(replica, &plan, progress)) {
+        match followed(output, progress, interrupt, || carry_out(replica, &plan, progress))? {
             Ok(report) => {
                 // The prune is done, whether its leftovers can be found or not.
                 if let Ok(snapshots) = replica.catalog().and_then(|catalog| Snapshots::read(&catalog)) {
@@ -295,12 +295,12 @@ pub(crate) fn followed<T>(
     progress: &PruneProgress,
     interrupt: &AtomicBool,
     work: impl FnOnce() -> T,
-) -> T {
+) -> Result<T, CliError> {
     std::thread::scope(|scope| {
         // Closed when this closure ends.
         let (_running, stop) = mpsc::channel();
-        scope.spawn(move || follow(output, progress, interrupt, &stop));
-        work()
+        start_follower(scope, move || follow(output, progress, interrupt, &stop))?;
+        Ok(work())
     })
 }
 

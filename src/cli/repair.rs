@@ -12,6 +12,10 @@ use super::output::Output;
 use super::prune::followed;
 use super::{Context, signals, text};
 
+/// Said where there was a catalogue before.
+const OLD_IS_KEPT: &str =
+    " The old one is kept beside it as catalog.redb.damaged-*; delete it once `zmreplica check` finds no damage.";
+
 /// Arguments of `repair`.
 #[derive(Args)]
 pub(crate) struct RepairArgs {
@@ -47,10 +51,10 @@ pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError
     ledger::forget(store);
     let report = followed(output, &progress, &interrupt, || repair(store, options, &progress));
     ledger::forget(store);
-    let report = report?;
+    let report = report??;
     if output.json() {
         let applied_commits = match report.catalog {
-            CatalogOutcome::Rebuilt { commit_files } => commit_files,
+            CatalogOutcome::Rebuilt { commit_files, .. } => commit_files,
             _ => 0,
         };
         output.event(&Summary { event: "summary", applied_commits, whole: report.is_whole(), report: &report })?;
@@ -84,18 +88,18 @@ fn tell(output: &Output, report: &RepairReport) -> Result<(), CliError> {
     }
     let snapshots = text::plural(report.snapshots, "snapshot", "snapshots");
     match &report.catalog {
-        CatalogOutcome::Rebuilt { commit_files } => output.note(&format!(
-            "The catalogue was rebuilt from {} and holds {snapshots}. The old one is kept beside it as catalog.redb.damaged-*; \
-             delete it once `zmreplica check` is content.",
-            text::plural(*commit_files, "commit file", "commit files"),
-        )),
+        CatalogOutcome::Rebuilt { commit_files, had_old } => {
+            let files = text::plural(*commit_files, "commit file", "commit files");
+            let old = if *had_old { OLD_IS_KEPT } else { "" };
+            output.note(&format!("The catalogue was rebuilt from {files} and holds {snapshots}.{old}"));
+        }
         CatalogOutcome::Kept { reason } => output.note(&format!(
             "{reason}. The catalogue is intact and stays, with {snapshots}; a checkpoint of it takes the place of the commit files.",
         )),
-        CatalogOutcome::PutTogether { reason, lost_files } => {
+        CatalogOutcome::PutTogether { reason, lost_files, had_old } => {
+            let (state, old) = if *had_old { ("damaged", OLD_IS_KEPT) } else { ("missing", "") };
             output.warn(&format!(
-                "{reason}, and the catalogue is damaged. A new one was put together from what can be read of both and holds {snapshots}. \
-                 The old one is kept beside it as catalog.redb.damaged-*.",
+                "{reason}, and the catalogue is {state}. A new one was put together from what can be read and holds {snapshots}.{old}",
             ));
             for file in lost_files {
                 output.warn(&format!("Cannot be read: {file}"));

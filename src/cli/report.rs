@@ -12,7 +12,7 @@ use zmreplica::catalog::snapshot::SnapshotRecord;
 use zmreplica::guard::{Judged, judged};
 use zmreplica::nightly::status::pack_bytes;
 use zmreplica::report::{self, AccountRow, Event, Night, NightState, Report, SessionBar};
-use zmreplica::view::{Readers, SnapshotView, Snapshots, ViewOptions};
+use zmreplica::view::{Readers, SnapshotView, ViewOptions};
 use zmreplica::zimbra::Analysis;
 use zmreplica::zimbra::account::{Account, AccountState};
 use zmreplica::zimbra::history::{SessionLife, session_lives, session_names};
@@ -20,6 +20,7 @@ use zmreplica::zimbra::ledger::{ChangedAccount, Changes, Ledger, Page};
 
 use super::accounts::{self, before_and_with};
 use super::error::{CliError, Exit};
+use super::leased::Leased;
 use super::{Context, text};
 
 /// Accounts that a line about several names at most.
@@ -78,7 +79,9 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
     let replica = context.open()?;
     let readers =
         Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
-    let all = Snapshots::read(readers.catalog())?;
+    let purpose = Path::new("zmreplica report");
+    let Leased { snapshots: all, lease: _lease } =
+        accounts::leased_before(&replica, readers.catalog(), purpose, &args.snapshot)?;
     let chosen = all.resolve(&args.snapshot)?;
     let records: Vec<&SnapshotRecord> =
         before_and_with(&all, chosen).into_iter().map(|snapshot| &snapshot.record).collect();

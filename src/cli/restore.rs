@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use zmreplica::lease::{self, LeaseInfo};
 use zmreplica::remote::client::restore::{RemoteRestore, restore_to};
 use zmreplica::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
 
 use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
-use super::progress::{ONE_LINE, live_line};
+use super::path::Opened;
+use super::progress::{ONE_LINE, live_line, start_follower};
 use super::remote::RemoteArgs;
 use super::{Context, path, remote, signals, text};
 
@@ -101,10 +101,9 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
     }
     let reaching = remote::options(&args.remote, &context.config.remote, None)?;
     let replica = context.open()?;
-    let (view, subtree) = path::open_path(&replica, &args.place)?;
-    // So that a prune leaves the snapshot alone meanwhile.
-    let info = LeaseInfo::of_this_process(Path::new(&args.destination), vec![view.record().id.clone()]);
-    let _lease = lease::take(replica.path(), &info)
+    let Opened { view, path: subtree, lease } = path::open_path(&replica, &args.place, Path::new(&args.destination))?;
+    // Held to the end.
+    let _lease = lease
         .inspect_err(|error| context.output.note(&format!("A prune is not kept from removing the snapshot: {error}")));
     let options = RestoreOptions {
         overwrite: match args.overwrite {
@@ -126,7 +125,7 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
         // Closed when this closure ends, a panic of the restore included.
         let (_running, stop) = mpsc::channel();
         let (progress, interrupt) = (&progress, &*interrupt);
-        scope.spawn(move || follow(&context.output, progress, interrupt, &stop));
+        start_follower(scope, move || follow(&context.output, progress, interrupt, &stop))?;
         let Some(spec) = &remote else {
             return Ok::<_, CliError>(restore(&view, &subtree, Path::new(&args.destination), &options, progress)?);
         };

@@ -1,5 +1,6 @@
 //! `zmreplica sessions`: the backup sessions of a snapshot, and those that vanished before it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
@@ -7,14 +8,15 @@ use comfy_table::Color;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
-use zmreplica::view::{Readers, SnapshotView, Snapshots, ViewOptions};
+use zmreplica::view::{Readers, SnapshotView, ViewOptions};
 use zmreplica::zimbra::history::{SessionLife, session_lives, session_names};
 use zmreplica::zimbra::redo::SequenceRange;
 use zmreplica::zimbra::sizes::{SessionSize, session_sizes};
 use zmreplica::zimbra::{Session, SessionState, read_sessions};
 
-use super::accounts::before_and_with;
+use super::accounts::{before_and_with, leased_before};
 use super::error::{CliError, Exit};
+use super::leased::Leased;
 use super::table::Cell;
 use super::{Context, table, text};
 
@@ -87,8 +89,11 @@ struct VanishedEvent<'a> {
 
 pub(crate) fn run(context: &Context, args: &SessionsArgs) -> Result<Exit, CliError> {
     let replica = context.open()?;
-    let readers = Readers::new(Arc::new(replica.catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
-    let all = Snapshots::read(readers.catalog())?;
+    // Following, since a prune beside this may move chunks.
+    let catalog = Arc::new(replica.following_catalog()?);
+    let readers = Readers::new(catalog, Arc::new(replica.chunks()), ViewOptions::default());
+    let purpose = Path::new("zmreplica sessions");
+    let Leased { snapshots: all, lease: _lease } = leased_before(&replica, readers.catalog(), purpose, &args.snapshot)?;
     let chosen = all.resolve(&args.snapshot)?;
     let snapshots = before_and_with(&all, chosen);
     let records: Vec<&SnapshotRecord> = snapshots.iter().map(|snapshot| &snapshot.record).collect();

@@ -202,7 +202,8 @@ fn followed<T>(
         // Closed when this closure ends, a panic of `work` included.
         let (_running, stop) = mpsc::channel();
         let (follower_progress, interrupt) = (Arc::clone(&progress), &*interrupt);
-        scope.spawn(move || progress::follow(&context.output, &follower_progress, interrupt, &stop));
+        let follow = move || progress::follow(&context.output, &follower_progress, interrupt, &stop);
+        progress::start_follower(scope, follow)?;
         Ok(work(&progress)?)
     })
 }

@@ -100,8 +100,15 @@ impl HookCommand {
         let stdin = child.stdin.take();
         let status = std::thread::scope(|scope| {
             // A hook need not read what it is told, nor read it soon.
-            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
-            wait(&mut child, limit)
+            let write = move || stdin.map(|mut stdin| stdin.write_all(input));
+            match std::thread::Builder::new().spawn_scoped(scope, write) {
+                Ok(_) => wait(&mut child, limit),
+                Err(error) => {
+                    // Ended at once: it would act on half of what it is told.
+                    wait(&mut child, Duration::ZERO)?;
+                    Err(error)
+                }
+            }
         });
         match status.map_err(failed)? {
             Some(status) if status.success() => Ok(()),

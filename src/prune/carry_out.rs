@@ -167,8 +167,12 @@ impl Work<'_> {
             self.progress.step()?;
             let database = writer.reader().database()?;
             let prefix = database.get(Table::Objects, number, |stored| Ok(crate::catalog::object::hash_prefix(stored)));
-            // What is damaged goes without its entry in the index, which leads nowhere then.
-            if let Ok(Some(Some(prefix))) = prefix
+            let prefix = match prefix {
+                // What is damaged goes without its entry in the index, which leads nowhere then.
+                Err(error) if error.is_damage() => None,
+                found => found?.flatten(),
+            };
+            if let Some(prefix) = prefix
                 && let Some(hash) = database.hash_of(Table::ObjectIndex, prefix, number)?
             {
                 writer.forget_hash(Table::ObjectIndex, hash);

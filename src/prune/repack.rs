@@ -130,6 +130,9 @@ fn row_of(pack: &FinishedPack, chunks: u64) -> PackRow {
 
 /// Makes sure that every dictionary is in a pack that holds nothing else and so always stays: the packs alone must do to read every chunk. `existing` are
 /// the packs without chunks. Returns the row of a new pack, if one was needed; it is durable after the next sync, and the caller adds it.
+///
+/// # Errors
+/// Also when one of the existing packs cannot be read just now: that does not mean that it is not there.
 pub(crate) fn keep_dictionaries(
     replica: &Replica,
     epoch: u32,
@@ -140,7 +143,12 @@ pub(crate) fn keep_dictionaries(
         return Ok(None);
     }
     for id in existing {
-        let entries = list_pack(replica.backend().as_ref(), *id).map(|listing| listing.entries).unwrap_or_default();
+        let entries = match list_pack(replica.backend().as_ref(), *id) {
+            Ok(listing) => listing.entries,
+            Err(source @ ChunkError::Io { .. }) => return Err(PruneError::Chunk { source }),
+            // Damaged or gone: they are written again.
+            Err(_) => continue,
+        };
         let has = |wanted: u32| {
             entries.iter().any(|entry| entry.header.is_dictionary && entry.header.dictionary_id == wanted)
         };

@@ -29,6 +29,7 @@ use serde::Serialize;
 
 use crate::access::Depth;
 use crate::catalog::CatalogError;
+use crate::check::CheckError;
 use crate::prune::{Phase, PruneError, PruneProgress};
 use crate::replica::{LockedReplica, ReplicaError, StoreConfig, refuse_denied};
 use crate::store::backend::Backend;
@@ -51,6 +52,8 @@ pub enum CatalogOutcome {
     Rebuilt {
         /// Commit files applied.
         commit_files: u64,
+        /// Whether there was an old one, which is kept.
+        had_old: bool,
     },
     /// Commit files are damaged or missing and it is intact: it stays, and a checkpoint of it was written in their place.
     Kept {
@@ -63,6 +66,8 @@ pub enum CatalogOutcome {
         reason: String,
         /// Commit files and parts of checkpoints that are missing or cannot be read.
         lost_files: Vec<String>,
+        /// Whether there was an old one, which is kept.
+        had_old: bool,
     },
 }
 
@@ -137,6 +142,9 @@ pub enum RepairError {
     /// Copying what is left failed.
     #[error(transparent)]
     Salvage(#[from] PruneError),
+    /// The catalogue could not be verified.
+    #[error(transparent)]
+    Check(#[from] CheckError),
     /// Nothing is left to make a catalogue of.
     #[error(
         "Neither the catalogue nor any commit file can be read, so nothing tells what the packs belong to: {reason}. Nothing was changed"

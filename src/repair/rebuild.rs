@@ -1,7 +1,6 @@
 //! The catalogue: from commit files, or else from whatever is left.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,20 +12,22 @@ use crate::catalog::database::{CatalogDatabase, Change, NUMBERED, Table};
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, read_whole};
 use crate::catalog::{CatalogError, object};
-use crate::check::{CheckError, CheckOptions, CheckProgress, DamageKind, check};
+use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
 use crate::prune::mark::Marks;
 use crate::prune::{PruneError, PruneProgress, caches, for_each_chunk};
-use crate::replica::{LockedReplica, Replica, ReplicaError};
+use crate::replica::{LockedReplica, Replica, ReplicaError, has_catalog};
 use crate::store::backend::Backend;
 use crate::store::list_pack;
+use crate::store::reader::ChunkError;
 
 /// Changes that are applied in one transaction, at most.
 const CHANGES: usize = 20_000;
 
 /// Brings the catalogue back.
 pub(super) fn catalog(path: &Path, backend: &Arc<dyn Backend>) -> Result<CatalogOutcome, RepairError> {
+    let had_old = has_catalog(path)?;
     let reason = match LockedReplica::rebuild_over(path, backend.as_ref()) {
-        Ok(commit_files) => return Ok(CatalogOutcome::Rebuilt { commit_files }),
+        Ok(commit_files) => return Ok(CatalogOutcome::Rebuilt { commit_files, had_old }),
         Err(ReplicaError::Catalog(error @ CatalogError::CommitFile { .. })) => error.to_string(),
         Err(error) => return Err(error.into()),
     };
@@ -37,37 +38,47 @@ pub(super) fn catalog(path: &Path, backend: &Arc<dyn Backend>) -> Result<Catalog
     let put_together = LockedReplica::replace_catalog_with(path, |fresh, old| {
         put_together(fresh, old, backend.as_ref(), &reason, &mut lost_files, &mut rows)
     });
-    if let Err(ReplicaError::Catalog(error @ CatalogError::Unsupported { .. })) = put_together {
-        return Err(error.into());
+    match put_together {
+        Err(ReplicaError::Catalog(error)) if error.is_damage() && rows == 0 => {
+            return Err(RepairError::NothingLeft { reason });
+        }
+        other => other?,
     }
-    if put_together.is_err() && rows == 0 {
-        return Err(RepairError::NothingLeft { reason });
+    Ok(CatalogOutcome::PutTogether { reason, lost_files, had_old })
+}
+
+/// Returns what was found, or `None` for damage. That something cannot be read now is an error: it does not mean that it is damaged, or not there.
+fn unless_damaged<T>(found: Result<T, CatalogError>) -> Result<Option<T>, CatalogError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_damage() => Ok(None),
+        Err(error) => Err(error),
     }
-    put_together?;
-    Ok(CatalogOutcome::PutTogether { reason, lost_files })
 }
 
 /// Returns whether the catalogue opens, for writing too, and nothing but commit files, and packs, is damaged.
-///
-/// # Errors
-/// When a later version wrote something of it.
-fn is_intact(path: &Path, backend: &Arc<dyn Backend>) -> Result<bool, CatalogError> {
-    // redb may panic on a damaged file. Nothing outlives the closure that could be left half done.
-    let checked = catch_unwind(AssertUnwindSafe(|| {
-        let Ok(replica) = Replica::open_over(path, Arc::clone(backend)) else { return Ok(false) };
-        let report = match check(&replica, &CheckOptions::default(), &CheckProgress::default()) {
-            Err(CheckError::Catalog(error @ CatalogError::Unsupported { .. })) => return Err(error),
-            Err(_) => return Ok(false),
-            Ok(report) => report,
-        };
-        let is_whole =
-            report.damages.iter().all(|damage| matches!(damage.kind, DamageKind::CommitFile | DamageKind::Pack));
-        drop(replica);
-        // redb has pages that only a writer reads. A damaged one stops it before it writes anything.
-        let opens = || LockedReplica::open_over(path, Arc::clone(backend)).is_ok();
-        Ok(is_whole && report.waiting_commits == 0 && opens())
-    }));
-    checked.unwrap_or(Ok(false))
+fn is_intact(path: &Path, backend: &Arc<dyn Backend>) -> Result<bool, RepairError> {
+    let opened = |error: ReplicaError| match error {
+        ReplicaError::Catalog(error) if error.is_damage() => Ok(false),
+        ReplicaError::Dictionary(_) => Ok(false),
+        other => Err(RepairError::from(other)),
+    };
+    let replica = match Replica::open_over(path, Arc::clone(backend)) {
+        Ok(replica) => replica,
+        Err(error) => return opened(error),
+    };
+    let report = match check(&replica, &CheckOptions::default(), &CheckProgress::default()) {
+        Ok(report) => report,
+        Err(error) if error.is_damage() => return Ok(false),
+        Err(error) => return Err(RepairError::Check(error)),
+    };
+    drop(replica);
+    let is_whole = report.damages.iter().all(|damage| matches!(damage.kind, DamageKind::CommitFile | DamageKind::Pack));
+    if !is_whole || report.waiting_commits > 0 {
+        return Ok(false);
+    }
+    // redb has pages that only a writer reads. A damaged one stops it before it writes anything.
+    LockedReplica::open_over(path, Arc::clone(backend)).map(|_| true).or_else(opened)
 }
 
 /// Fills a fresh catalogue with all rows that commit files and the old catalogue still have. Rows of the old catalogue count more than those of commit files
@@ -82,11 +93,12 @@ fn put_together(
 ) -> Result<(), CatalogError> {
     let mut counters = Counters::default();
     let mut last = 0;
-    let known = catch_unwind(AssertUnwindSafe(|| {
-        let database = CatalogDatabase::open_read_only(old).ok()?;
-        Some(last_commit(&database.read().ok()?).ok()?.0)
-    }));
-    let known = known.ok().flatten().unwrap_or(0);
+    let known = CatalogDatabase::open_read_only(old).and_then(|database| Ok(last_commit(&database.read()?)?.0));
+    // One that needs a repair is left by a writer that died; its rows are read below as far as that goes without one.
+    let known = match known {
+        Err(CatalogError::NeedsRepair { .. }) => 0,
+        known => unless_damaged(known)?.unwrap_or(0),
+    };
     let mut take = |changes: Vec<Change>| -> Result<(), CatalogError> {
         for change in &changes {
             raise(&mut counters, change);
@@ -95,10 +107,9 @@ fn put_together(
         fresh.apply(&changes)
     };
     for number in checkpoint::heads(backend)?.into_iter().rev() {
-        match checkpoint::read_head(backend, number) {
-            Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
-            Err(_) => lost_files.push(checkpoint::key(number)),
-            Ok(head) => {
+        match unless_damaged(checkpoint::read_head(backend, number))? {
+            None => lost_files.push(checkpoint::key(number)),
+            Some(head) => {
                 last = last.max(number);
                 let mut result = Ok(());
                 head.for_each_readable_part(backend, |part| match part {
@@ -108,9 +119,10 @@ fn put_together(
                             changes.into_iter().filter(|one| !matches!(one, Change::Put(Table::Commits, ..))).collect();
                         result = take(changes);
                     }
-                    Err(error @ CatalogError::Unsupported { .. }) if result.is_ok() => result = Err(error),
                     Ok(_) => {}
-                    Err(error) => lost_files.push(error.to_string()),
+                    Err(error) if error.is_damage() => lost_files.push(error.to_string()),
+                    Err(error) if result.is_ok() => result = Err(error),
+                    Err(_) => {}
                 });
                 result?;
             }
@@ -124,18 +136,16 @@ fn put_together(
         read_whole(backend, &key).and_then(|file| commit::decode(&key, &file))
     };
     for number in first..=known.min(newest) {
-        match read(number) {
-            Ok(commit) => take(commit.changes)?,
-            Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
-            Err(_) => lost_files.push(commit::key(number)),
+        match unless_damaged(read(number))? {
+            Some(commit) => take(commit.changes)?,
+            None => lost_files.push(commit::key(number)),
         }
     }
     overlay(old, &mut take)?;
     for number in first.max(known + 1)..=newest {
-        match read(number) {
-            Ok(commit) => take(commit.changes)?,
-            Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
-            Err(_) => lost_files.push(commit::key(number)),
+        match unless_damaged(read(number))? {
+            Some(commit) => take(commit.changes)?,
+            None => lost_files.push(commit::key(number)),
         }
     }
     if *rows == 0 {
@@ -173,55 +183,30 @@ fn raise(counters: &mut Counters, change: &Change) {
 
 /// Takes all rows of a damaged catalogue that can be read.
 fn overlay(old: &Path, take: &mut impl FnMut(Vec<Change>) -> Result<(), CatalogError>) -> Result<(), CatalogError> {
-    let opened = catch_unwind(AssertUnwindSafe(|| CatalogDatabase::open_read_only(old)?.read()));
-    let Ok(Ok(reader)) = opened else { return Ok(()) };
+    let reader = match CatalogDatabase::open_read_only(old).and_then(|database| database.read()) {
+        Err(CatalogError::NeedsRepair { .. }) => return Ok(()),
+        opened => unless_damaged(opened)?,
+    };
+    let Some(reader) = reader else { return Ok(()) };
     for table in NUMBERED.into_iter().filter(|table| *table != Table::Commits) {
         let mut changes = Vec::new();
-        let mut failure = Ok(());
-        // What a damaged page makes of redb ends the table; what was read before counts.
-        let _ = catch_unwind(AssertUnwindSafe(|| {
-            let mut last = None;
-            reader.scan(table, 0, |number, payload| {
-                if last.is_some_and(|last| number <= last) {
-                    return Err(CatalogError::Missing { what: table.row_name(), number });
-                }
-                last = Some(number);
-                if let Ok(payload) = payload {
-                    changes.push(Change::Put(table, number, payload.to_vec()));
-                }
-                if changes.len() >= CHANGES {
-                    failure = take(std::mem::take(&mut changes));
-                }
-                match failure {
-                    Ok(()) => Ok(()),
-                    Err(_) => Err(CatalogError::Missing { what: table.row_name(), number }),
-                }
-            })
-        }));
-        failure?;
+        // Damage ends the table; what was read before counts.
+        let scanned = reader.scan(table, 0, |number, payload| {
+            if let Ok(payload) = payload {
+                changes.push(Change::Put(table, number, payload.to_vec()));
+            }
+            if changes.len() >= CHANGES { take(std::mem::take(&mut changes)) } else { Ok(()) }
+        });
+        unless_damaged(scanned)?;
         take(changes)?;
     }
     for index in [Table::ChunkIndex, Table::ObjectIndex] {
         let mut changes = Vec::new();
-        let mut failure = Ok(());
-        let _ = catch_unwind(AssertUnwindSafe(|| {
-            let mut last = None;
-            reader.scan_index(index, |hash, number| {
-                if last.is_some_and(|last: [u8; 32]| *hash <= last) {
-                    return Err(CatalogError::Missing { what: index.row_name(), number });
-                }
-                last = Some(*hash);
-                changes.push(Change::PutIndex(index, *hash, number));
-                if changes.len() >= CHANGES {
-                    failure = take(std::mem::take(&mut changes));
-                }
-                match failure {
-                    Ok(()) => Ok(()),
-                    Err(_) => Err(CatalogError::Missing { what: index.row_name(), number }),
-                }
-            })
-        }));
-        failure?;
+        let scanned = reader.scan_index(index, |hash, number| {
+            changes.push(Change::PutIndex(index, *hash, number));
+            if changes.len() >= CHANGES { take(std::mem::take(&mut changes)) } else { Ok(()) }
+        });
+        unless_damaged(scanned)?;
         take(changes)?;
     }
     Ok(())
@@ -316,7 +301,7 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
     })?;
     objects.into_iter().for_each(|(hash, number)| writer.name_hash(Table::ObjectIndex, hash, number));
     database.scan_index(Table::ChunkIndex, |hash, number| {
-        if !catalog.chunk(number).is_ok_and(|row| hash.starts_with(&row.prefix)) {
+        if !unless_damaged(catalog.chunk(number))?.is_some_and(|row| hash.starts_with(&row.prefix)) {
             writer.forget_hash(Table::ChunkIndex, *hash);
         }
         Ok(())
@@ -329,8 +314,13 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
         Ok(())
     })?;
     for (pack, chunks) in unnamed {
-        let Ok(row) = catalog.pack(pack) else { continue };
-        let entries = list_pack(replica.backend().as_ref(), row.id).map(|listing| listing.entries).unwrap_or_default();
+        let Some(row) = unless_damaged(catalog.pack(pack))? else { continue };
+        let entries = match list_pack(replica.backend().as_ref(), row.id) {
+            Ok(listing) => listing.entries,
+            Err(source @ ChunkError::Io { .. }) => return Err(PruneError::Chunk { source }.into()),
+            // Nothing tells these hashes any more.
+            Err(_) => continue,
+        };
         for (offset, number) in chunks {
             if let Ok(at) = entries.binary_search_by_key(&offset, |entry| entry.offset) {
                 writer.name_hash(Table::ChunkIndex, entries[at].header.hash.0, number);

@@ -36,6 +36,7 @@ pub(super) fn packs(
 ) -> Result<(), RepairError> {
     let mut writer = replica.writer()?;
     let rows = pack_rows(writer.reader())?;
+    let rows = single_rows(&mut writer, rows)?;
     let damaged = damaged_packs(replica, &rows, options, report, progress)?;
     let mut work = Salvage {
         replica,
@@ -52,7 +53,7 @@ pub(super) fn packs(
         report.unnamed_packs = unnamed_packs(replica, &rows)?;
         return Ok(());
     }
-    report.found_chunks = work.adopt(&mut writer, &rows)?;
+    report.found_chunks = work.adopt(&mut writer, &rows, report)?;
     let given_up = work.give_up(&mut writer)?;
     report.lost_chunks = given_up.count();
     report.forgotten_inodes = forget(replica, writer.reader(), &given_up)?;
@@ -84,6 +85,41 @@ pub(super) fn packs(
     replica.backend().sync().map_err(CatalogError::from)?;
     report.unnamed_packs = unnamed_packs(replica, &pack_rows(writer.reader())?)?;
     Ok(())
+}
+
+/// Lets each pack have one row. A prune of an earlier version gave a second one to a pack of dictionaries that it could not read for a moment.
+fn single_rows(
+    writer: &mut CatalogWriter,
+    mut rows: BTreeMap<u64, PackRow>,
+) -> Result<BTreeMap<u64, PackRow>, RepairError> {
+    let mut first: BTreeMap<PackId, u64> = BTreeMap::new();
+    let mut instead: BTreeMap<u64, u64> = BTreeMap::new();
+    for (number, row) in &rows {
+        match first.get(&row.id) {
+            Some(first) => drop(instead.insert(*number, *first)),
+            None => drop(first.insert(row.id, *number)),
+        }
+    }
+    if instead.is_empty() {
+        return Ok(rows);
+    }
+    // Equal identifiers mean equal chunks at equal offsets.
+    let mut moved = Vec::new();
+    for_each_chunk(writer.reader(), |number, row| {
+        if let Some(pack) = instead.get(&row.pack).filter(|_| !row.is_lost()) {
+            moved.push((number, ChunkRow { pack: *pack, ..*row }));
+        }
+        Ok(())
+    })?;
+    for (number, row) in moved {
+        writer.place_chunk(number, row)?;
+    }
+    for number in instead.keys() {
+        writer.remove(Table::Packs, *number);
+        rows.remove(number);
+    }
+    writer.commit()?;
+    Ok(rows)
 }
 
 fn unnamed_packs(replica: &LockedReplica, rows: &BTreeMap<u64, PackRow>) -> Result<u64, CatalogError> {
@@ -236,7 +272,14 @@ impl Salvage<'_> {
     }
 
     /// Looks for wanted chunks in packs that no row names, and gives those that have some a row. Returns how many were found.
-    fn adopt(&mut self, writer: &mut CatalogWriter, rows: &BTreeMap<u64, PackRow>) -> Result<u64, RepairError> {
+    ///
+    /// One that cannot be read now is in the report. What it may hold is lost until a repair that can read it: a lost chunk is looked for each time.
+    fn adopt(
+        &mut self,
+        writer: &mut CatalogWriter,
+        rows: &BTreeMap<u64, PackRow>,
+        report: &mut RepairReport,
+    ) -> Result<u64, RepairError> {
         let backend = self.replica.backend().as_ref();
         let named: BTreeSet<PackId> = rows.values().map(|row| row.id).collect();
         let condemned: BTreeSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
@@ -247,10 +290,16 @@ impl Salvage<'_> {
                 break;
             }
             // A pack that is not as it was written is no place to find anything in.
-            let Ok(PackListing { format, entries }) = list_pack(backend, id) else { continue };
-            if !walk_pack(backend, id, self.replica.dictionaries()).is_ok_and(|walk| walk.damage.is_empty()) {
-                continue;
-            }
+            let walked = list_pack(backend, id)
+                .and_then(|listing| Ok((listing, walk_pack(backend, id, self.replica.dictionaries())?)));
+            let PackListing { format, entries } = match walked {
+                Ok((listing, walk)) if walk.damage.is_empty() => listing,
+                Err(ChunkError::Io { source, .. }) => {
+                    report.unreadable_packs.push((id.to_string(), source.to_string()));
+                    continue;
+                }
+                _ => continue,
+            };
             let mut placed = Vec::new();
             for entry in entries.iter().filter(|entry| !entry.header.is_dictionary) {
                 let header = &entry.header;

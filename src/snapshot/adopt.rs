@@ -32,7 +32,8 @@ pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64
     // All dictionaries first: packs come in no order.
     let mut fitting = Vec::new();
     for (id, bytes) in unnamed.drain(..) {
-        // A damaged one is left to `check`, and to prune.
+        // A damaged one is left to `check`, and to prune. So is one that cannot be read now: what it holds is asked for and stored again, which costs
+        // space until the next prune and nothing else.
         if let Ok(listing) = list_pack(replica.backend().as_ref(), id)
             && take_dictionaries(replica, writer, id, &listing.entries)?
         {

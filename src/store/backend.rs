@@ -5,6 +5,7 @@
 
 use std::io;
 
+use rustix::io::Errno;
 use thiserror::Error;
 
 /// The longest key, in bytes.
@@ -75,10 +76,24 @@ impl BackendError {
         BackendError::Io { operation, key: key.into(), source }
     }
 
+    /// Returns whether a disk says that it cannot read what is on it.
+    pub fn is_bad_disk(&self) -> bool {
+        matches!(self, BackendError::Io { source, .. } if is_bad_disk(source))
+    }
+
     pub(crate) fn out_of_range(key: &str, offset: u64, length: usize) -> BackendError {
         let length = length as u64;
         BackendError::OutOfRange { key: key.to_owned(), offset, length, end: offset.saturating_add(length) }
     }
+}
+
+/// Returns whether a disk, or the file system on it, says that it cannot read what is there. Any other error tells of the system or of this process
+/// (permissions, open files, memory, a network) and nothing of what is stored.
+pub(crate) fn is_bad_disk(error: &io::Error) -> bool {
+    // EUCLEAN and EBADMSG are what file systems say of their own damage and of checksums that do not fit.
+    const OF_DISKS: [Errno; 6] =
+        [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NODATA, Errno::REMOTEIO, Errno::ILSEQ];
+    Errno::from_io_error(error).is_some_and(|errno| OF_DISKS.contains(&errno))
 }
 
 /// Holds named, immutable objects.

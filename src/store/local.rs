@@ -24,6 +24,9 @@ use super::backend::{Backend, BackendError, TEMPORARY_MARK, check_key};
 use crate::access;
 use crate::limits;
 
+/// Beginning of the name of a file that is written only to see whether that is possible.
+pub(crate) const PROBE: &str = "probe-";
+
 /// Most files kept open for reading, and the share of those that the process may have open that they may be.
 const OPEN_FILES: usize = 64;
 const OPEN_FILES_SHARE: usize = 8;
@@ -101,7 +104,7 @@ impl LocalBackend {
     /// # Errors
     /// [`BackendError::NoSpace`] if there is no room to try.
     pub(crate) fn probe(&self) -> Result<Result<(), String>, BackendError> {
-        let key = format!("probe-{}", std::process::id());
+        let key = format!("{PROBE}{}", std::process::id());
         let failed = |what: &'static str| move |error: BackendError| format!("{what}: {error}");
         match self.put(&key, &[b"probe"]) {
             Ok(()) => {}
@@ -183,7 +186,12 @@ impl LocalBackend {
                 file.write_all(part)?;
             }
             file.sync_data()?;
-            publish(&temporary, path)
+            match publish(&temporary, path) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.move_aside(path)? => {
+                    publish(&temporary, path)
+                }
+                published => published,
+            }
         })();
         if written.is_err() {
             // The first error is the one to report; a file that stays is a leftover like after a crash.
@@ -192,6 +200,19 @@ impl LocalBackend {
         // Also when the key was taken: whoever put it may have died before it was synced.
         self.mark_unsynced(path);
         written
+    }
+
+    /// Gives another name to what lies in the place of an object and is no regular file, such as a directory: nothing else could ever be put there. Returns
+    /// whether there was such a thing.
+    fn move_aside(&self, path: &Path) -> io::Result<bool> {
+        if fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+            return Ok(false);
+        }
+        // No name of an object ends so.
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".in-the-way-{}", self.next_temporary.fetch_add(1, Ordering::Relaxed)));
+        rustix::fs::renameat_with(CWD, path, CWD, Path::new(&aside), RenameFlags::NOREPLACE)?;
+        Ok(true)
     }
 
     /// Returns an open file for a key, from the cache if it is still the one the name leads to.
@@ -204,7 +225,15 @@ impl LocalBackend {
                 return Ok(Arc::clone(file));
             }
         }
-        match File::open(&path) {
+        let opened = File::open(&path).or_else(|error| {
+            if !is_out_of_files(&error) {
+                return Err(error);
+            }
+            // Those kept open are the first to do without.
+            lock(&self.open_files).files.clear();
+            File::open(&path)
+        });
+        match opened {
             Ok(file) => {
                 let file = Arc::new(file);
                 lock(&self.open_files).insert(key, Arc::clone(&file));
@@ -294,6 +323,8 @@ impl Backend for LocalBackend {
     fn read_into(&self, key: &str, offset: u64, buffer: &mut [u8]) -> Result<(), BackendError> {
         self.file(key)?.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => BackendError::out_of_range(key, offset, buffer.len()),
+            // Something else lies in its place.
+            io::ErrorKind::IsADirectory => BackendError::NotFound { key: key.to_owned() },
             _ => BackendError::io("read", key, e),
         })
     }
@@ -357,6 +388,10 @@ fn rename_unless_taken(temporary: &Path, path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(temporary, path),
         Err(error) => Err(error),
     }
+}
+
+fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 fn is_missing(error: &io::Error) -> bool {

@@ -42,6 +42,12 @@ pub enum ResolveError {
         /// Some of them, with their times.
         candidates: String,
     },
+    /// The snapshot was there when it was looked for.
+    #[error("A prune has just removed the snapshot {id}; `zmreplica snapshots` lists those that are there")]
+    Gone {
+        /// Its identifier.
+        id: String,
+    },
     /// All snapshots are newer than the time.
     #[error("No snapshot is as old as {spec}; the oldest is {oldest}")]
     TooOld {

@@ -297,7 +297,9 @@ fn gather_all(view: &SnapshotView, todo: &[Todo], shared: &SharedMessages) -> Ve
         }
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        // Where no more threads can be had, fewer do it.
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let others: Vec<_> = (1..threads).map_while(start).collect();
         let mut all = work();
         for other in others {
             match other.join() {

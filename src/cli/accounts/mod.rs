@@ -6,12 +6,15 @@ pub(super) mod night;
 mod table;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
+use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::replica::Replica;
 use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewError, ViewOptions, parse_time};
 use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval};
 use zmreplica::zimbra::ledger::{AccountEntry, Ledger, Page};
@@ -20,6 +23,7 @@ use zmreplica::zimbra::redo::SequenceRange;
 use zmreplica::zimbra::{Analysis, moved_trees};
 
 use super::error::{CliError, Exit};
+use super::leased::{Leased, leased};
 use super::{Context, text};
 
 /// Arguments of `accounts`.
@@ -100,7 +104,8 @@ pub(crate) fn run(context: &Context, args: &AccountsArgs) -> Result<Exit, CliErr
     let replica = context.open()?;
     let readers =
         Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
-    let all = Snapshots::read(readers.catalog())?;
+    let purpose = Path::new("zmreplica accounts");
+    let Leased { snapshots: all, lease: _lease } = leased_before(&replica, readers.catalog(), purpose, &args.snapshot)?;
     let chosen = all.resolve(&args.snapshot)?;
     let snapshots = before_and_with(&all, chosen);
     let ledger = Ledger::open(&replica, readers.clone(), &all);
@@ -139,6 +144,19 @@ pub(super) fn unread(context: &Context, analysis: &Analysis) -> Option<Exit> {
         error.text
     ));
     Some(if error.is_damage { Exit::Damage } else { Exit::Incomplete })
+}
+
+/// Leases a snapshot and those of the same source before it.
+pub(super) fn leased_before(
+    replica: &Replica,
+    catalog: &CatalogReader,
+    purpose: &Path,
+    spec: &str,
+) -> Result<Leased, CliError> {
+    leased(replica, catalog, purpose, |all| {
+        let chosen = before_and_with(all, all.resolve(spec)?).into_iter();
+        Ok(chosen.map(|snapshot| snapshot.record.id.clone()).collect())
+    })
 }
 
 /// Returns the snapshots of the same source up to a chosen one, in the order in which they were taken.

@@ -266,7 +266,7 @@ impl Session {
             };
             let bytes_per_second = self.bytes_per_second;
             let mut told = Figures::default();
-            scope.spawn(move || {
+            let write = move || {
                 outbox.write_all(&mut output, bytes_per_second, || {
                     let now = Figures {
                         names: scan_counters.names.load(Ordering::Relaxed),
@@ -278,19 +278,22 @@ impl Session {
                         now.encode()
                     })
                 });
-            });
-            scope.spawn(move || end("scan", scan::send(self.scan, devices, outbox, waiting, &blocks_wanted)));
+            };
+            std::thread::Builder::new().spawn_scoped(scope, write)?;
+            let scan = self.scan;
+            start(scope, outbox, move || end("scan", scan::send(scan, devices, outbox, waiting, &blocks_wanted)));
             if let Some(pool) = self.pool {
                 for _ in 0..self.threads {
                     let queue = compress_queue.clone();
                     let level = self.level;
-                    scope.spawn(move || end("compression", compress(level, dictionary, outbox, &queue)));
+                    start(scope, outbox, move || end("compression", compress(level, dictionary, outbox, &queue)));
                 }
                 let (control, compress) = (controls, to_compress);
                 let answers = Answers { pool, devices, outbox, waiting, control, compress, counters };
-                scope.spawn(move || end("reading", answers.run()));
+                start(scope, outbox, move || end("reading", answers.run()));
                 let root = Arc::clone(&self.root);
-                scope.spawn(move || end("reading", answer_apart(root, devices, outbox, waiting, &apart_requests)));
+                let apart = move || end("reading", answer_apart(root, devices, outbox, waiting, &apart_requests));
+                start(scope, outbox, apart);
             }
             // The threads' own are the last: when these end, whoever hands them chunks hears of it.
             drop(compress_queue);
@@ -310,6 +313,13 @@ impl Session {
             outbox.break_off();
             ended
         })
+    }
+}
+
+/// Starts a thread. That it cannot be started is reported to the other side, which ends the connection then.
+fn start<'scope>(scope: &'scope std::thread::Scope<'scope, '_>, outbox: &Outbox, work: impl FnOnce() + Send + 'scope) {
+    if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, work) {
+        outbox.fail(&format!("The agent cannot start a thread: {error}"));
     }
 }
 

@@ -223,7 +223,7 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
     std::thread::scope(|scope| {
         let (exchange, progress) = (&exchange, &progress);
         let mut told = Figures::default();
-        scope.spawn(move || {
+        let write = move || {
             exchange.outbox.write_all(&mut output, 0, || {
                 let now = Figures {
                     names: progress.entries.load(Ordering::Relaxed),
@@ -235,8 +235,14 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
                     now.encode()
                 })
             });
-        });
-        scope.spawn(move || exchange.take_all(&mut input, progress));
+        };
+        std::thread::Builder::new().spawn_scoped(scope, write)?;
+        let take = move || exchange.take_all(&mut input, progress);
+        if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, take) {
+            exchange.outbox.fail(&format!("The agent cannot start a thread: {error}"));
+            exchange.outbox.close();
+            return Ok(());
+        }
         let report = run(&wish, dictionaries, root, exchange, progress);
         match report {
             Ok(report) => match serde_json::to_vec(&bounded_report(report)) {
@@ -247,8 +253,8 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
         }
         // The other side ends the connection when it has the report, and with it the threads.
         exchange.outbox.close();
-    });
-    Ok(())
+        Ok(())
+    })
 }
 
 fn read_wish(input: &mut dyn Read) -> Result<(Wish, DictionarySet), AgentError> {

@@ -5,9 +5,10 @@
 //! Memory: what the agent asks for and does not read is bounded by `OUTGOING_BYTES`, what it sends by `FRAMES_AHEAD`; its questions wait meanwhile. An agent that takes nothing, or
 //! says nothing but that it is alive, for as long as the user's patience is given up.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
@@ -126,21 +127,32 @@ pub fn restore_to(
     output.write_all(&greeting).and_then(|()| output.flush()).map_err(|error| lost(error.to_string()))?;
 
     let window = Window::default();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let (frames, incoming) = bounded(FRAMES_AHEAD);
         let (out, outgoing) = unbounded::<Vec<u8>>();
-        scope.spawn(move || read_all(&mut *input, &frames));
+        // The threads that run already end with the connection.
+        let start = |started: io::Result<()>| {
+            started.map_err(|error| {
+                control.abort();
+                lost(format!("a thread cannot be started: {error}"))
+            })
+        };
+        let read = move || read_all(&mut *input, &frames);
+        start(thread::Builder::new().spawn_scoped(scope, read).map(drop))?;
         let written = window.clone();
-        scope.spawn(move || write_all(&mut output, &outgoing, &written));
+        let write = move || write_all(&mut output, &outgoing, &written);
+        start(thread::Builder::new().spawn_scoped(scope, write).map(drop))?;
         let ahead = Arc::new(AheadRows { served: Arc::clone(&served), out: out.clone(), window: window.clone() });
         let (record, chunks) = (view.record().clone(), Arc::clone(view.chunks()));
-        scope.spawn(move || {
+        let walk = move || {
             let catalog = Arc::new(CatalogReader::asking(ahead));
             if let Ok(view) = SnapshotView::open(catalog, chunks, record, ViewOptions { cache_bytes: 1 << 20 }) {
                 // What cannot be read is told when it is asked for.
                 let _ = walk_ahead(&view, subtree);
             }
-        });
+        };
+        // Rows come later without it, when they are asked for.
+        let _ = thread::Builder::new().spawn_scoped(scope, walk);
         let mut desk = Desk { replica, served: &served, out, window: &window, progress, patience };
         let ended = loop {
             match desk.next(&incoming) {

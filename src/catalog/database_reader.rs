@@ -1,0 +1,205 @@
+//! A read transaction of the database: rows by number, by hash and in order.
+
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata};
+
+use super::CatalogError;
+use super::database::{NUMBERED, Table, unseal};
+use super::guarded::guarded;
+
+type Numbered = ReadOnlyTable<u64, &'static [u8]>;
+type Index = ReadOnlyTable<&'static [u8; 32], u64>;
+
+struct Tables {
+    numbered: Vec<(Table, Numbered)>,
+    chunk_index: Index,
+    object_index: Index,
+}
+
+/// A read transaction over all tables.
+pub struct DatabaseReader {
+    /// `None` only while it is dropped.
+    tables: Option<Tables>,
+}
+
+impl Drop for DatabaseReader {
+    fn drop(&mut self) {
+        let tables = self.tables.take();
+        // After a panic of redb its locks are poisoned.
+        let _ = guarded(|| {
+            drop(tables);
+            Ok(())
+        });
+    }
+}
+
+impl DatabaseReader {
+    pub(super) fn open(transaction: ReadTransaction) -> Result<DatabaseReader, CatalogError> {
+        guarded(|| {
+            let mut numbered = Vec::with_capacity(NUMBERED.len());
+            for table in NUMBERED {
+                match transaction.open_table(table.numbered()) {
+                    // A catalogue from before there was such a table gets it with its first row.
+                    Err(redb::TableError::TableDoesNotExist(_)) if table.may_be_absent() => {}
+                    opened => numbered.push((table, opened?)),
+                }
+            }
+            let chunk_index = transaction.open_table(Table::ChunkIndex.index())?;
+            let object_index = transaction.open_table(Table::ObjectIndex.index())?;
+            Ok(DatabaseReader { tables: Some(Tables { numbered, chunk_index, object_index }) })
+        })
+    }
+
+    /// Returns a table, or `None` when the catalogue is from before there was such a one.
+    fn table(&self, table: Table) -> Result<Option<&Numbered>, CatalogError> {
+        let tables = self.tables.iter().flat_map(|tables| &tables.numbered);
+        match tables.into_iter().find(|(name, _)| *name == table) {
+            Some((_, open)) => Ok(Some(open)),
+            None if table.may_be_absent() => Ok(None),
+            None => Err(CatalogError::Missing { what: "table", number: table as u64 }),
+        }
+    }
+
+    fn index(&self, table: Table) -> Result<&Index, CatalogError> {
+        let tables = self.tables.as_ref().ok_or(CatalogError::Missing { what: "table", number: table as u64 })?;
+        Ok(if table == Table::ObjectIndex { &tables.object_index } else { &tables.chunk_index })
+    }
+
+    /// Reads the payload of a row and hands it to `use_payload`, or returns `None` when there is no such row.
+    ///
+    /// # Errors
+    /// [`CatalogError::Damaged`] when the check value does not fit.
+    pub fn get<T>(
+        &self,
+        table: Table,
+        key: u64,
+        use_payload: impl FnOnce(&[u8]) -> Result<T, CatalogError>,
+    ) -> Result<Option<T>, CatalogError> {
+        let Some(open) = self.table(table)? else { return Ok(None) };
+        let Some(guard) = guarded(|| Ok(open.get(key)?))? else { return Ok(None) };
+        let sealed = guarded(|| Ok(guard.value()))?;
+        use_payload(unseal(table, key, sealed)?).map(Some)
+    }
+
+    /// Looks a hash up in one of the two indexes.
+    ///
+    /// # Errors
+    /// Fails when redb fails.
+    pub fn find(&self, table: Table, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
+        let index = self.index(table)?;
+        guarded(|| Ok(index.get(hash)?.map(|guard| guard.value())))
+    }
+
+    /// Calls `visit` for every row from `first` on, in order of their numbers.
+    ///
+    /// # Errors
+    /// Fails when redb fails, a check value does not fit or `visit` fails.
+    pub fn scan(
+        &self,
+        table: Table,
+        first: u64,
+        mut visit: impl FnMut(u64, Result<&[u8], CatalogError>) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        let Some(open) = self.table(table)? else { return Ok(()) };
+        let mut rows = guarded(|| Ok(open.range(first..)?))?;
+        let mut order = Order::new(table);
+        while let Some((number, value)) = guarded(|| Ok(rows.next().transpose()?.map(|(key, row)| (key.value(), row))))?
+        {
+            order.next(number, number)?;
+            let sealed = guarded(|| Ok(value.value()))?;
+            visit(number, unseal(table, number, sealed))?;
+        }
+        if first == 0 { order.end(guarded(|| Ok(open.len()?))?) } else { Ok(()) }
+    }
+
+    /// Calls `visit` for the number of every row, in order, without looking at the rows.
+    ///
+    /// # Errors
+    /// Fails when redb fails or `visit` fails.
+    pub fn scan_numbers(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(u64) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        let Some(open) = self.table(table)? else { return Ok(()) };
+        let mut rows = guarded(|| Ok(open.iter()?))?;
+        let mut order = Order::new(table);
+        while let Some(number) = guarded(|| Ok(rows.next().transpose()?.map(|(key, _)| key.value())))? {
+            order.next(number, number)?;
+            visit(number)?;
+        }
+        order.end(guarded(|| Ok(open.len()?))?)
+    }
+
+    /// Returns the hash by which an index names a number, given the hash's first bytes; `None` when it names it by none that begins so.
+    ///
+    /// # Errors
+    /// Fails when redb fails.
+    pub fn hash_of(&self, table: Table, prefix: [u8; 8], number: u64) -> Result<Option<[u8; 32]>, CatalogError> {
+        let index = self.index(table)?;
+        let (mut first, mut last) = ([0; 32], [0xff; 32]);
+        first[..8].copy_from_slice(&prefix);
+        last[..8].copy_from_slice(&prefix);
+        guarded(|| {
+            for row in index.range::<&[u8; 32]>(&first..=&last)? {
+                let (hash, named) = row?;
+                if named.value() == number {
+                    return Ok(Some(*hash.value()));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Calls `visit` for every entry of an index, in order of the hashes.
+    ///
+    /// # Errors
+    /// Fails when redb fails or `visit` fails.
+    pub fn scan_index(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(&[u8; 32], u64) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        let index = self.index(table)?;
+        let mut rows = guarded(|| Ok(index.iter()?))?;
+        let mut order = Order::new(table);
+        while let Some((hash, number)) =
+            guarded(|| Ok(rows.next().transpose()?.map(|(key, value)| (*key.value(), value.value()))))?
+        {
+            order.next(hash, number)?;
+            visit(&hash, number)?;
+        }
+        order.end(guarded(|| Ok(index.len()?))?)
+    }
+}
+
+/// Sees to it that a scan ends and meets every row: a damaged page can make redb go in circles, or pass over what it held.
+struct Order<K> {
+    table: Table,
+    last: Option<K>,
+    rows: u64,
+}
+
+impl<K: PartialOrd> Order<K> {
+    fn new(table: Table) -> Order<K> {
+        Order { table, last: None, rows: 0 }
+    }
+
+    fn next(&mut self, key: K, number: u64) -> Result<(), CatalogError> {
+        if self.last.as_ref().is_some_and(|last| key <= *last) {
+            let reason = "its rows are not in order".to_owned();
+            return Err(CatalogError::Damaged { what: self.table.row_name(), number, reason });
+        }
+        self.last = Some(key);
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Ends a scan of a table that should have had so many rows.
+    fn end(&self, rows: u64) -> Result<(), CatalogError> {
+        if self.rows == rows {
+            return Ok(());
+        }
+        let reason = format!("its table has {rows} rows, and {} can be read", self.rows);
+        Err(CatalogError::Damaged { what: self.table.row_name(), number: self.rows, reason })
+    }
+}
