@@ -14,6 +14,7 @@ mod locks;
 pub mod model;
 pub mod mount;
 pub mod nightly;
+mod paged;
 pub mod passwd;
 pub mod plain;
 mod prefetch;

@@ -74,6 +74,48 @@ pub struct Xattr {
     pub value: Box<[u8]>,
 }
 
+/// Most memory of all extended attributes of one inode that a snapshot keeps, in bytes; see [`held_bytes`]. Some file systems (tmpfs, XFS) let any user give one file
+/// hundreds of megabytes of them.
+pub const XATTRS_MAX_BYTES: usize = 1 << 20;
+
+/// The same for the directory at the top of a source: its attributes stand in the snapshot's record, which is read often, and travels whole.
+pub const ROOT_XATTRS_MAX_BYTES: usize = 128 << 10;
+
+/// Returns what extended attributes take in memory, roughly and in bytes.
+pub fn held_bytes(xattrs: &[Xattr]) -> usize {
+    xattrs.iter().map(Xattr::held_bytes).sum()
+}
+
+/// Keeps extended attributes within `most` bytes of memory. Returns whether they were: if not, those of users (`user.`) go, so that lists of access rights stay, and
+/// of what is still too much then the rest.
+pub fn bound_xattrs(xattrs: &mut Vec<Xattr>, most: usize) -> bool {
+    if held_bytes(xattrs) <= most {
+        return true;
+    }
+    let mut held = 0;
+    xattrs.retain(|xattr| {
+        let fits = !xattr.is_of_user() && held + xattr.held_bytes() <= most;
+        held += if fits { xattr.held_bytes() } else { 0 };
+        fits
+    });
+    false
+}
+
+impl Xattr {
+    /// Returns what it takes in memory, roughly and in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.name.len() + self.value.len() + 64
+    }
+
+    /// Returns whether any user who may write to a file may give it this attribute.
+    pub fn is_of_user(&self) -> bool {
+        self.name.starts_with(b"user.")
+    }
+}
+
+/// The longest name in a directory, in bytes (`NAME_MAX`).
+pub const NAME_MAX_BYTES: usize = 255;
+
 /// The attributes of one inode that a snapshot keeps.
 ///
 /// Not the change time and not the link count: every new hard link alters both and nothing else.

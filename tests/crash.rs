@@ -233,20 +233,22 @@ fn commit_one(database: &Arc<CatalogDatabase>, backend: &Arc<MemoryBackend>, see
         writer.add_pack(PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks: 1, format: PackFormat::V2 });
     let row = ChunkRow { pack, offset, stored_length: 100, plain_length: 100, prefix: hash.prefix() };
     writer.place_chunk(number, row).map_err(|error| error.to_string())?;
-    writer.add_group(LinkGroup {
-        attributes: Attributes {
-            kind: Kind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp { seconds: seed as i64, nanos: 0 },
-            size: 100,
-            rdev: 0,
-            xattrs: Vec::new(),
-        },
-        content: Content::Segments(vec![Segment::Chunk { number, length: 100 }]),
-        changed_while_read: false,
-    });
+    writer
+        .add_group(LinkGroup {
+            attributes: Attributes {
+                kind: Kind::File,
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                mtime: Timestamp { seconds: seed as i64, nanos: 0 },
+                size: 100,
+                rdev: 0,
+                xattrs: Vec::new(),
+            },
+            content: Content::Segments(vec![Segment::Chunk { number, length: 100 }]),
+            changed_while_read: false,
+        })
+        .unwrap();
     writer.commit().map_err(|error| error.to_string())
 }
 

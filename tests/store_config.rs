@@ -292,8 +292,9 @@ fn commit_with(scene: &Scene, changes: &[Change]) -> (u64, Vec<u8>) {
     let files = checkpoint::commit_files(&zmreplica::store::LocalBackend::open(scene.store()).unwrap()).unwrap();
     let number = *files.last().unwrap();
     let key = commit::key(number);
-    let before = commit::decode(&key, &fs::read(scene.store().join(&key)).unwrap()).unwrap();
-    (number + 1, commit::encode(number + 1, &before.id, changes).unwrap().0)
+    let file = fs::read(scene.store().join(&key)).unwrap();
+    let before = commit::CommitFile::open(&key, &file).unwrap().id;
+    (number + 1, commit::encode(number + 1, &before, changes).unwrap().0)
 }
 
 fn put_commit(scene: &Scene, (number, bytes): &(u64, Vec<u8>)) {

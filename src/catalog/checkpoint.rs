@@ -18,13 +18,15 @@ use std::collections::BTreeSet;
 use super::CatalogError;
 use super::commit::{self, CommitId};
 use super::database::{Change, DatabaseReader, NUMBERED, Table};
-use super::replay::{RowHashes, payload_hash};
+use super::replay::{RowHashes, TableHashes, payload_hash};
 use super::writer::{last_commit, read_whole};
 use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::store::backend::Backend;
 
 const HEAD_MAGIC: &[u8; 8] = b"ZMRCKPT1";
 const PART_MAGIC: &[u8; 8] = b"ZMRCKPP1";
+/// A head is at most so long, plain, in bytes: a million parts.
+const HEAD_MAX_BYTES: u64 = 16 << 20;
 const PREFIX: &str = "checkpoints/";
 /// A part is full when its changes take so many bytes, plain.
 const PART_BYTES: usize = 8 << 20;
@@ -103,9 +105,11 @@ pub fn newest(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError>
 /// [`CatalogError::CommitFile`] when it is missing or damaged.
 pub fn read_head(backend: &dyn Backend, number: u64) -> Result<Checkpoint, CatalogError> {
     let key = key(number);
-    let frame = commit::unframe(HEAD_MAGIC, &key, &read_whole(backend, &key)?)?;
+    let file = read_whole(backend, &key)?;
+    let frame = commit::unframe(HEAD_MAGIC, &key, &file)?;
+    let body = frame.body(&key, HEAD_MAX_BYTES)?;
     let damaged = |error: DecodeError| CatalogError::CommitFile { key: key.clone(), reason: error.to_string() };
-    let mut decoder = Decoder::new(&frame.body);
+    let mut decoder = Decoder::new(&body);
     let mut read = || {
         let count = decoder.count()?;
         let bytes = decoder.varint()?;
@@ -119,7 +123,7 @@ pub fn read_head(backend: &dyn Backend, number: u64) -> Result<Checkpoint, Catal
 }
 
 impl Checkpoint {
-    /// Calls `visit` for the changes of each part, in order.
+    /// Calls `visit` for the changes of each part, in order, a batch at a time.
     ///
     /// # Errors
     /// [`CatalogError::CommitFile`] when a part is missing, damaged or of another checkpoint, or `visit` fails.
@@ -129,30 +133,43 @@ impl Checkpoint {
         mut visit: impl FnMut(Vec<Change>) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
         for (part, id) in (0..).zip(&self.parts) {
-            visit(self.part(backend, part, id)?)?;
+            self.part(backend, part, id, &mut visit)?;
         }
         Ok(())
     }
 
-    /// Calls `visit` for each part, as far as it can be read.
+    /// Calls `visit` for the changes of each part, as far as it can be read, and with the error where it cannot.
     pub fn for_each_readable_part(
         &self,
         backend: &dyn Backend,
         mut visit: impl FnMut(Result<Vec<Change>, CatalogError>),
     ) {
         for (part, id) in (0..).zip(&self.parts) {
-            visit(self.part(backend, part, id));
+            let read = self.part(backend, part, id, &mut |changes| {
+                visit(Ok(changes));
+                Ok(())
+            });
+            if let Err(error) = read {
+                visit(Err(error));
+            }
         }
     }
 
-    fn part(&self, backend: &dyn Backend, part: u64, id: &CommitId) -> Result<Vec<Change>, CatalogError> {
+    fn part(
+        &self,
+        backend: &dyn Backend,
+        part: u64,
+        id: &CommitId,
+        visit: &mut dyn FnMut(Vec<Change>) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
         let key = part_key(self.number, part);
         let damaged = |reason: &str| CatalogError::CommitFile { key: key.clone(), reason: reason.to_owned() };
-        let frame = commit::unframe(PART_MAGIC, &key, &read_whole(backend, &key)?)?;
+        let file = read_whole(backend, &key)?;
+        let frame = commit::unframe(PART_MAGIC, &key, &file)?;
         if frame.id != *id || frame.number != self.number || frame.named != self.commit {
             return Err(damaged("it is a part of another checkpoint"));
         }
-        commit::decode_changes(&key, &frame.body)
+        frame.for_each_batch(&key, visit)
     }
 }
 
@@ -172,8 +189,7 @@ impl PartWriter<'_> {
             return Ok(());
         }
         let key = part_key(self.number, self.parts.len() as u64);
-        let (file, id) = commit::frame(PART_MAGIC, self.number, &self.commit, &self.body)
-            .map_err(|error| CatalogError::CommitFile { key: key.clone(), reason: error.to_string() })?;
+        let (file, id) = commit::frame(PART_MAGIC, self.number, &self.commit, &self.body)?;
         self.backend.put(&key, &[&file])?;
         self.bytes += file.len() as u64;
         self.parts.push(id);
@@ -189,8 +205,7 @@ impl PartWriter<'_> {
         put_varint(&mut body, self.bytes);
         self.parts.iter().for_each(|id| body.extend_from_slice(id));
         let key = key(self.number);
-        let (file, _) = commit::frame(HEAD_MAGIC, self.number, &self.commit, &body)
-            .map_err(|error| CatalogError::CommitFile { key: key.clone(), reason: error.to_string() })?;
+        let (file, _) = commit::frame(HEAD_MAGIC, self.number, &self.commit, &body)?;
         self.backend.put(&key, &[&file])?;
         self.backend.sync()?;
         Ok(Checkpoint { number: self.number, commit: self.commit, bytes: self.bytes, parts: self.parts })
@@ -240,7 +255,7 @@ fn write_table(
     writer: &mut PartWriter<'_>,
     database: &DatabaseReader,
     table: Table,
-    expected: Option<&[u64]>,
+    expected: Option<TableHashes<'_>>,
 ) -> Result<(), CatalogError> {
     let damaged =
         |number: u64, reason: &str| CatalogError::Damaged { what: table.row_name(), number, reason: reason.to_owned() };
@@ -248,7 +263,7 @@ fn write_table(
     database.scan(table, 0, |number, payload| {
         let payload = payload?;
         if let Some(expected) = expected
-            && expected.get(number as usize) != Some(&payload_hash(payload))
+            && expected.get(number) != Some(payload_hash(payload))
         {
             return Err(damaged(number, "it is not as the commit files have it"));
         }
@@ -257,7 +272,7 @@ fn write_table(
         // The rows of commits stay together in the last part.
         if table == Table::Commits { Ok(()) } else { writer.flush_if(PART_BYTES) }
     })?;
-    let wanted = expected.map(|expected| expected.iter().filter(|hash| **hash != 0).count());
+    let wanted = expected.map(TableHashes::len);
     if wanted.is_some_and(|wanted| wanted != rows) {
         return Err(damaged(0, "rows that the commit files have are missing"));
     }

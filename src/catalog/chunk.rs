@@ -108,10 +108,7 @@ pub fn decode_page(bytes: &[u8]) -> Result<ChunkPage, DecodeError> {
                 continue;
             }
             1 => next.ok_or(DecodeError("the first row refers to one before it"))?,
-            2 => match (decoder.varint()?, decoder.varint32()?) {
-                (LOST_PACK, _) => return Err(DecodeError("a pack number is out of range")),
-                place => place,
-            },
+            2 => (Decoder::number(decoder.varint()?)?, decoder.varint32()?),
             _ => return Err(DecodeError("an unknown row tag")),
         };
         let row = ChunkRow {

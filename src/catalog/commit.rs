@@ -16,20 +16,29 @@
 //! A change is a table number and an operation in one byte (`table << 1 | delete`), then the key (varint, or 32 bytes
 //! for an index), then for a put the payload (length, bytes) or the number (varint).
 //!
+//! The body is decompressed and decoded a batch at a time, and may unfold only so far ([`expansion_limit`]): memory is [`BATCH_BYTES`] and the largest row. A commit that
+//! would be beyond that is refused before it is written.
+//!
 //! Packs are durable before the commit file, the commit file before the database's transaction. A crash between the
 //! last two leaves a commit file that the database has not seen: it is applied at the next open for writing.
 
+use std::io::BufReader;
+
 use super::CatalogError;
 use super::database::{Change, Table};
-use crate::coding::{DecodeError, Decoder, put_bytes, put_varint};
+use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, expansion_limit, put_bytes, put_varint};
 
 /// The first bytes of every commit file.
 pub const MAGIC: &[u8; 8] = b"ZMRCMMT1";
 const HEADER_BYTES: usize = 48;
 const HASH_BYTES: usize = 32;
 const LEVEL: i32 = 3;
-/// A body larger than this is refused before memory is asked for it.
+/// A larger body is refused.
 const MAX_BODY_BYTES: u64 = 8 << 30;
+/// Changes that are handed on together take some so many bytes.
+const BATCH_BYTES: usize = 16 << 20;
+/// What a change takes beside its payload.
+const CHANGE_BYTES: usize = size_of::<Change>();
 
 /// The identifier of a commit: the first 16 bytes of its file's BLAKE3. Each file names its predecessor's.
 pub type CommitId = [u8; 16];
@@ -48,24 +57,50 @@ pub fn number_of_key(key: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-/// A decoded commit file.
-#[derive(Debug)]
-pub struct Commit {
+/// A commit file that was verified; its changes are still to be decoded.
+pub struct CommitFile<'a> {
+    key: &'a str,
     /// Its number; the first is 1.
     pub number: u64,
     /// The identifier of the commit before.
     pub previous: CommitId,
     /// Its own identifier.
     pub id: CommitId,
-    /// The changes, in order.
-    pub changes: Vec<Change>,
+    frame: Frame<'a>,
+}
+
+impl<'a> CommitFile<'a> {
+    /// Verifies a commit file that was read from `key`.
+    ///
+    /// # Errors
+    /// [`CatalogError::CommitFile`] for any byte that is not as written.
+    pub fn open(key: &'a str, file: &'a [u8]) -> Result<CommitFile<'a>, CatalogError> {
+        let frame = unframe(MAGIC, key, file)?;
+        let Frame { number, named, id, .. } = frame;
+        if number_of_key(key) != Some(number) {
+            let reason = "its number is not that of its name".to_owned();
+            return Err(CatalogError::CommitFile { key: key.to_owned(), reason });
+        }
+        Ok(CommitFile { key, number, previous: named, id, frame })
+    }
+
+    /// Calls `visit` for the changes, in order, a batch at a time.
+    ///
+    /// # Errors
+    /// [`CatalogError::CommitFile`] when they make no sense, or what `visit` returns; it may have got some of them then.
+    pub fn for_each_batch(
+        &self,
+        visit: impl FnMut(Vec<Change>) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        self.frame.for_each_batch(self.key, visit)
+    }
 }
 
 /// Encodes a commit file; returns its bytes and its identifier.
 ///
 /// # Errors
-/// Fails only when zstd fails, which means that memory ran out.
-pub fn encode(number: u64, previous: &CommitId, changes: &[Change]) -> std::io::Result<(Vec<u8>, CommitId)> {
+/// [`CatalogError::TooLarge`] when it could not be read back.
+pub fn encode(number: u64, previous: &CommitId, changes: &[Change]) -> Result<(Vec<u8>, CommitId), CatalogError> {
     let mut body = Vec::new();
     for change in changes {
         match change {
@@ -99,14 +134,25 @@ pub(super) fn put_index(body: &mut Vec<u8>, table: Table, hash: &[u8; 32], numbe
 }
 
 /// Puts header and checksum around a body: the form of commit files, and of the files of a checkpoint.
-pub(super) fn frame(magic: &[u8; 8], number: u64, id: &CommitId, body: &[u8]) -> std::io::Result<(Vec<u8>, CommitId)> {
+pub(super) fn frame(
+    magic: &[u8; 8],
+    number: u64,
+    id: &CommitId,
+    body: &[u8],
+) -> Result<(Vec<u8>, CommitId), CatalogError> {
     let mut file = Vec::with_capacity(HEADER_BYTES + body.len() / 2 + HASH_BYTES);
     file.extend_from_slice(magic);
     file.extend_from_slice(&[0; 8]);
     file.extend_from_slice(&number.to_le_bytes());
     file.extend_from_slice(id);
     file.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    file.extend_from_slice(&zstd::bulk::compress(body, LEVEL)?);
+    let packed = zstd::bulk::compress(body, LEVEL)
+        .map_err(|error| CatalogError::CommitFile { key: key(number), reason: error.to_string() })?;
+    let most = body_limit(packed.len());
+    if body.len() as u64 > most {
+        return Err(CatalogError::TooLarge { what: "A commit", bytes: body.len() as u64, most });
+    }
+    file.extend_from_slice(&packed);
     let hash = blake3::hash(&file);
     file.extend_from_slice(hash.as_bytes());
     Ok((file, id_of(hash.as_bytes())))
@@ -118,32 +164,24 @@ fn id_of(hash: &[u8; 32]) -> CommitId {
     id
 }
 
-/// Decodes and verifies a commit file that was read from `key`.
-///
-/// # Errors
-/// [`CatalogError::CommitFile`] for any byte that is not as written.
-pub fn decode(key: &str, file: &[u8]) -> Result<Commit, CatalogError> {
-    let Frame { number, named, id, body } = unframe(MAGIC, key, file)?;
-    let damaged = |reason: String| CatalogError::CommitFile { key: key.to_owned(), reason };
-    if number_of_key(key) != Some(number) {
-        return Err(damaged("its number is not that of its name".to_owned()));
-    }
-    let changes = decode_changes(key, &body)?;
-    Ok(Commit { number, previous: named, id, changes })
+/// Returns how long a body may be, by the length of its compressed form.
+fn body_limit(packed_bytes: usize) -> u64 {
+    expansion_limit(packed_bytes).min(MAX_BODY_BYTES)
 }
 
-/// What [`frame`] put together.
-pub(super) struct Frame {
+/// What [`frame`] put together; the body is still compressed.
+pub(super) struct Frame<'a> {
     pub(super) number: u64,
     /// The identifier in the header.
     pub(super) named: CommitId,
     /// The file's own identifier.
     pub(super) id: CommitId,
-    pub(super) body: Vec<u8>,
+    packed: &'a [u8],
+    body_bytes: u64,
 }
 
 /// Verifies a file that [`frame`] made and takes it apart.
-pub(super) fn unframe(magic: &[u8; 8], key: &str, file: &[u8]) -> Result<Frame, CatalogError> {
+pub(super) fn unframe<'a>(magic: &[u8; 8], key: &str, file: &'a [u8]) -> Result<Frame<'a>, CatalogError> {
     let damaged = |reason: &str| CatalogError::CommitFile { key: key.to_owned(), reason: reason.to_owned() };
     if file.len() < HEADER_BYTES + HASH_BYTES {
         return Err(damaged("it is too short"));
@@ -154,7 +192,8 @@ pub(super) fn unframe(magic: &[u8; 8], key: &str, file: &[u8]) -> Result<Frame, 
         return Err(damaged("its BLAKE3 does not fit its bytes"));
     }
     let inner = |error: DecodeError| damaged(&error.to_string());
-    let mut header = Decoder::new(&covered[..HEADER_BYTES]);
+    let (header, packed) = covered.split_at(HEADER_BYTES);
+    let mut header = Decoder::new(header);
     let found = header.array::<8>().map_err(inner)?;
     if found[..7] != magic[..7] {
         return Err(damaged("it is no such file"));
@@ -169,47 +208,85 @@ pub(super) fn unframe(magic: &[u8; 8], key: &str, file: &[u8]) -> Result<Frame, 
     let number = u64::from_le_bytes(header.array().map_err(inner)?);
     let named = header.array().map_err(inner)?;
     let body_bytes = u64::from_le_bytes(header.array().map_err(inner)?);
-    if body_bytes > MAX_BODY_BYTES {
+    if body_bytes > body_limit(packed.len()) {
         return Err(damaged("its stated length is out of range"));
     }
-    let body = zstd::bulk::decompress(&covered[HEADER_BYTES..], body_bytes as usize)
-        .map_err(|error| damaged(&format!("it cannot be decompressed: {error}")))?;
-    if body.len() as u64 != body_bytes {
-        return Err(damaged("its body has another length than stated"));
-    }
-    Ok(Frame { number, named, id: id_of(hash.as_bytes()), body })
+    Ok(Frame { number, named, id: id_of(hash.as_bytes()), packed, body_bytes })
 }
 
 fn unsupported(key: &str, what: &str) -> CatalogError {
     CatalogError::Unsupported { what: format!("The file {key} has {what}") }
 }
 
-/// Decodes the changes in the body of a file whose checksum fits. A table that is unknown then is one of a later version.
-pub(super) fn decode_changes(key: &str, body: &[u8]) -> Result<Vec<Change>, CatalogError> {
-    let mut unknown = None;
-    changes_of(body, &mut unknown).map_err(|error| match unknown {
-        Some(table) => unsupported(key, &format!("rows of table {table}")),
-        None => CatalogError::CommitFile { key: key.to_owned(), reason: error.to_string() },
-    })
+impl Frame<'_> {
+    /// Returns the whole body: only of what is known to be short.
+    pub(super) fn body(&self, key: &str, most: u64) -> Result<Vec<u8>, CatalogError> {
+        let damaged = |reason: String| CatalogError::CommitFile { key: key.to_owned(), reason };
+        if self.body_bytes > most {
+            return Err(damaged("its stated length is out of range".to_owned()));
+        }
+        let body = zstd::bulk::decompress(self.packed, self.body_bytes as usize)
+            .map_err(|error| damaged(format!("it cannot be decompressed: {error}")))?;
+        if body.len() as u64 != self.body_bytes {
+            return Err(damaged("its body has another length than stated".to_owned()));
+        }
+        Ok(body)
+    }
+
+    /// Calls `visit` for the changes in the body, in order, a batch at a time.
+    pub(super) fn for_each_batch(
+        &self,
+        key: &str,
+        mut visit: impl FnMut(Vec<Change>) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        let damaged = |error: DecodeError| CatalogError::CommitFile { key: key.to_owned(), reason: error.to_string() };
+        let stream = zstd::stream::read::Decoder::with_buffer(self.packed)
+            .map_err(|_| damaged(DecodeError("it cannot be decompressed")))?;
+        let mut decoder = StreamDecoder::new(BufReader::with_capacity(128 << 10, stream), self.body_bytes);
+        // The checksum fits: a table that is unknown is one of a later version.
+        let mut unknown = None;
+        while !decoder.is_empty() {
+            let batch = decode_batch(&mut decoder, &mut unknown);
+            visit(batch.map_err(|error| match unknown {
+                Some(table) => unsupported(key, &format!("rows of table {table}")),
+                None => damaged(error),
+            })?)?;
+        }
+        decoder.finish().map_err(damaged)
+    }
 }
 
-fn changes_of(body: &[u8], unknown: &mut Option<u8>) -> Result<Vec<Change>, DecodeError> {
-    let mut decoder = Decoder::new(body);
-    let mut changes = Vec::new();
-    while !decoder.is_empty() {
+/// Decodes changes up to a batch's bytes.
+fn decode_batch(decoder: &mut impl Source, unknown: &mut Option<u8>) -> Result<Vec<Change>, DecodeError> {
+    let (mut changes, mut bytes) = (Vec::new(), 0);
+    while decoder.left() > 0 && bytes < BATCH_BYTES {
         let tag = decoder.byte()?;
         let Some(table) = Table::from_number(tag >> 1) else {
             *unknown = Some(tag >> 1);
             return Err(DecodeError("an unknown table"));
         };
+        bytes += CHANGE_BYTES;
         changes.push(match (table.is_index(), tag & 1 == 1) {
-            (false, false) => Change::Put(table, decoder.varint()?, decoder.bytes()?.to_vec()),
-            (false, true) => Change::Delete(table, decoder.varint()?),
-            (true, false) => Change::PutIndex(table, decoder.array()?, decoder.varint()?),
-            (true, true) => Change::DeleteIndex(table, decoder.array()?),
+            (false, false) => {
+                let key = Decoder::number(decoder.varint()?)?;
+                let payload = decoder.boxed_bytes()?.into_vec();
+                bytes += payload.len();
+                Change::Put(table, key, payload)
+            }
+            (false, true) => Change::Delete(table, Decoder::number(decoder.varint()?)?),
+            (true, false) => Change::PutIndex(table, hash(decoder)?, Decoder::number(decoder.varint()?)?),
+            (true, true) => Change::DeleteIndex(table, hash(decoder)?),
         });
     }
     Ok(changes)
+}
+
+fn hash(decoder: &mut impl Source) -> Result<[u8; 32], DecodeError> {
+    let mut hash = [0; 32];
+    for byte in &mut hash {
+        *byte = decoder.byte()?;
+    }
+    Ok(hash)
 }
 
 #[cfg(test)]
@@ -228,9 +305,65 @@ mod tests {
     #[test]
     fn round_trip() {
         let (file, id) = encode(5, &[3; 16], &sample()).unwrap();
-        let commit = decode(&key(5), &file).unwrap();
+        let key = key(5);
+        let commit = CommitFile::open(&key, &file).unwrap();
         assert_eq!((commit.number, commit.previous, commit.id), (5, [3; 16], id));
-        assert_eq!(commit.changes, sample());
+        assert_eq!(decode(&key, &file).unwrap(), sample());
+    }
+
+    fn decode(key: &str, file: &[u8]) -> Result<Vec<Change>, CatalogError> {
+        let mut changes = Vec::new();
+        CommitFile::open(key, file)?.for_each_batch(|batch| {
+            changes.extend(batch);
+            Ok(())
+        })?;
+        Ok(changes)
+    }
+
+    /// A commit file as nobody writes it, with a body that compresses to nearly nothing.
+    fn bomb(body: &[u8]) -> Vec<u8> {
+        let mut file = [MAGIC.as_slice(), &[0; 8], &5u64.to_le_bytes(), &[3; 16]].concat();
+        file.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        file.extend_from_slice(&zstd::bulk::compress(body, 19).unwrap());
+        let hash = blake3::hash(&file);
+        file.extend_from_slice(hash.as_bytes());
+        file
+    }
+
+    #[test]
+    fn a_small_file_unfolds_to_bounded_batches_or_not_at_all() {
+        let deletes = |count: usize| [(Table::Objects as u8) << 1 | 1, 7].repeat(count);
+        let file = bomb(&deletes(64 << 20));
+        assert!(file.len() < 64 << 10, "{}", file.len());
+        let key = key(5);
+        assert!(CommitFile::open(&key, &file).is_err(), "128 MiB out of some kilobytes");
+        let file = bomb(&deletes(8 << 20));
+        let (mut largest, mut all) = (0, 0);
+        CommitFile::open(&key, &file)
+            .unwrap()
+            .for_each_batch(|batch| {
+                largest = largest.max(batch.capacity() * CHANGE_BYTES);
+                all += batch.len();
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(all, 8 << 20);
+        assert!(largest <= 2 * BATCH_BYTES, "{largest}");
+        // What could not be read back is not written.
+        let refused = encode(5, &[3; 16], &[Change::Put(Table::Objects, 1, vec![0; 70 << 20])]);
+        assert!(matches!(refused, Err(CatalogError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn wild_numbers_are_damage() {
+        for number in [crate::coding::NUMBER_LIMIT, u64::MAX] {
+            let mut body = Vec::new();
+            put_row(&mut body, Table::Objects, number, b"row");
+            assert!(decode(&key(5), &bomb(&body)).is_err());
+            let mut body = Vec::new();
+            put_index(&mut body, Table::ChunkIndex, &[7; 32], number);
+            assert!(decode(&key(5), &bomb(&body)).is_err());
+        }
     }
 
     #[test]

@@ -350,68 +350,40 @@ impl CatalogDatabase {
         DatabaseReader::open(transaction)
     }
 
+    fn writer(&self) -> Result<&Database, CatalogError> {
+        let Handle::Writer(database) = &self.handle else { return Err(self.not_for_writing()) };
+        Ok(database)
+    }
+
     /// Applies all changes in one durable transaction.
     ///
     /// # Errors
     /// Fails when the database was opened read-only or redb fails; nothing is changed then.
     pub fn apply(&self, changes: &[Change]) -> Result<(), CatalogError> {
-        let Handle::Writer(database) = &self.handle else { return Err(self.not_for_writing()) };
-        guarded(|| Self::apply_to(database, changes))
+        let database = self.writer()?;
+        guarded(|| {
+            let transaction = database.begin_write()?;
+            apply_in(&transaction, changes)?;
+            transaction.commit()?;
+            Ok(())
+        })
     }
 
-    fn apply_to(database: &Database, changes: &[Change]) -> Result<(), CatalogError> {
-        let transaction = database.begin_write()?;
-        for table in NUMBERED {
-            let mut open = None;
-            for change in changes {
-                match change {
-                    Change::Put(into, key, payload) if *into == table => {
-                        if open.is_none() {
-                            open = Some(transaction.open_table(table.numbered())?);
-                        }
-                        let mut sealed = Vec::with_capacity(payload.len() + CHECK_BYTES);
-                        sealed.extend_from_slice(payload);
-                        sealed.extend_from_slice(&check_value(table, *key, payload));
-                        if let Some(open) = &mut open {
-                            open.insert(key, sealed.as_slice())?;
-                        }
-                    }
-                    Change::Delete(from, key) if *from == table => {
-                        if open.is_none() {
-                            open = Some(transaction.open_table(table.numbered())?);
-                        }
-                        if let Some(open) = &mut open {
-                            open.remove(key)?;
-                        }
-                    }
-                    _ => {}
-                }
-            }
-        }
-        for table in [Table::ChunkIndex, Table::ObjectIndex] {
-            let mut puts: Vec<(&[u8; 32], Option<u64>)> = changes
-                .iter()
-                .filter_map(|change| match change {
-                    Change::PutIndex(into, hash, number) if *into == table => Some((hash, Some(*number))),
-                    Change::DeleteIndex(from, hash) if *from == table => Some((hash, None)),
-                    _ => None,
-                })
-                .collect();
-            if puts.is_empty() {
-                continue;
-            }
-            // Stable, so a delete and a put of one hash keep their order; sorted inserts are several times faster.
-            puts.sort_by_key(|(hash, _)| *hash);
-            let mut open = transaction.open_table(table.index())?;
-            for (hash, number) in puts {
-                match number {
-                    Some(number) => open.insert(hash, number)?,
-                    None => open.remove(hash)?,
-                };
-            }
-        }
-        transaction.commit()?;
-        Ok(())
+    /// Applies all changes that `feed` hands on, batch by batch, in one durable transaction.
+    ///
+    /// # Errors
+    /// Fails when the database was opened read-only, redb fails, or `feed` does; nothing is changed then.
+    pub fn apply_all(
+        &self,
+        feed: impl FnOnce(&mut dyn FnMut(Vec<Change>) -> Result<(), CatalogError>) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        let database = self.writer()?;
+        guarded(|| {
+            let transaction = database.begin_write()?;
+            feed(&mut |changes| apply_in(&transaction, &changes))?;
+            transaction.commit()?;
+            Ok(())
+        })
     }
 
     /// Moves pages to the front of the file and cuts it behind them. Takes time with the size of the file.
@@ -451,4 +423,58 @@ impl CatalogDatabase {
             Handle::Reader(_) | Handle::Closed => Ok(true),
         }
     }
+}
+
+/// Applies changes in order of the tables, and of each table's in the order in which they come.
+fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<(), CatalogError> {
+    for table in NUMBERED {
+        let mut open = None;
+        for change in changes {
+            match change {
+                Change::Put(into, key, payload) if *into == table => {
+                    if open.is_none() {
+                        open = Some(transaction.open_table(table.numbered())?);
+                    }
+                    let mut sealed = Vec::with_capacity(payload.len() + CHECK_BYTES);
+                    sealed.extend_from_slice(payload);
+                    sealed.extend_from_slice(&check_value(table, *key, payload));
+                    if let Some(open) = &mut open {
+                        open.insert(key, sealed.as_slice())?;
+                    }
+                }
+                Change::Delete(from, key) if *from == table => {
+                    if open.is_none() {
+                        open = Some(transaction.open_table(table.numbered())?);
+                    }
+                    if let Some(open) = &mut open {
+                        open.remove(key)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    for table in [Table::ChunkIndex, Table::ObjectIndex] {
+        let mut puts: Vec<(&[u8; 32], Option<u64>)> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::PutIndex(into, hash, number) if *into == table => Some((hash, Some(*number))),
+                Change::DeleteIndex(from, hash) if *from == table => Some((hash, None)),
+                _ => None,
+            })
+            .collect();
+        if puts.is_empty() {
+            continue;
+        }
+        // Stable, so a delete and a put of one hash keep their order; sorted inserts are several times faster.
+        puts.sort_by_key(|(hash, _)| *hash);
+        let mut open = transaction.open_table(table.index())?;
+        for (hash, number) in puts {
+            match number {
+                Some(number) => open.insert(hash, number)?,
+                None => open.remove(hash)?,
+            };
+        }
+    }
+    Ok(())
 }

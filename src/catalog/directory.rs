@@ -15,12 +15,15 @@
 //! A body is a varint: low two bits 0 folded (the rest is the count of its entries, whose nodes follow), 1 one page object (the rest is its
 //! number), 2 an index object (the rest is its number).
 //!
+//! A page ends behind a name whose hash says so, or, whatever the name, at [`PAGE_MAX_NODES`] nodes or [`PAGE_MAX_BYTES`]; a directory with large extended attributes
+//! is not folded. Where names were chosen so that every one ends a page, and the index would grow beyond measure, hashes do not count.
+//!
 //! Index object: count of pages, then for each: separator (length, bytes: every name in the page is at or above it, every name before
 //! is below it), object number of the page as a signed difference, count of direct entries.
 
 use std::sync::Arc;
 
-use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
+use crate::coding::{DecodeError, Decoder, Source as _, put_bytes, put_signed, put_varint, unzigzag, zigzag};
 use crate::model::{Timestamp, Xattr};
 
 /// A directory with at most this many entries, those of folded directories in it included, is folded into its parent.
@@ -29,7 +32,19 @@ pub const FOLD_ENTRIES: usize = 24;
 /// with 48 names to a page a new full session of 286,000 names cost 19 bytes a name, nearly all of it names stored again.
 const PAGE_AVERAGE: u32 = 24;
 /// A page ends at the latest after so many nodes, if its last direct entry allows.
-const PAGE_MAX_NODES: usize = 512;
+pub const PAGE_MAX_NODES: usize = 512;
+/// It also ends when names and extended attributes take so many bytes.
+pub const PAGE_MAX_BYTES: usize = 512 << 10;
+/// A directory whose entries take more than this is not folded, in bytes.
+pub const FOLD_MAX_BYTES: usize = 64 << 10;
+/// An index that would take more than this has its pages cut by their length alone, in bytes.
+pub const INDEX_MAX_BYTES: usize = 64 << 20;
+/// More nodes than this in a page are refused while decoding; writers end pages at some 540.
+const PAGE_NODES_LIMIT: usize = 4096;
+/// More extended attributes than this in a page are refused while decoding. Writers that knew no bound of bytes could hardly come so far.
+const PAGE_XATTRS_LIMIT: usize = 4 << 20;
+/// More pages than this in an index are refused while decoding; each has 24 names on the average.
+const INDEX_PAGES_LIMIT: usize = 16 << 20;
 /// Deeper folding than this is refused while decoding; the writer never folds more than [`FOLD_ENTRIES`].
 const MAX_FOLD_DEPTH: usize = FOLD_ENTRIES + 1;
 
@@ -106,7 +121,28 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// Returns what names and extended attributes of this entry put into its page, roughly and in bytes.
+    pub fn page_bytes(&self) -> usize {
+        let node = match &self.node {
+            Node::Group(_) => 0,
+            Node::Directory(directory) => {
+                crate::model::held_bytes(&directory.attributes.xattrs) + directory.folded_bytes()
+            }
+        };
+        self.name.len() + 16 + node
+    }
+}
+
 impl Directory {
+    /// Returns what folded entries put into the page, roughly and in bytes.
+    fn folded_bytes(&self) -> usize {
+        match &self.body {
+            Body::Folded(entries) => entries.iter().map(Entry::page_bytes).sum(),
+            _ => 0,
+        }
+    }
+
     /// Counts the nodes of folded entries.
     pub fn folded_nodes(&self) -> usize {
         match &self.body {
@@ -116,9 +152,44 @@ impl Directory {
     }
 }
 
-/// Returns whether a page ends behind the entry of this name. Depends on the name alone, so equal names fall into equal pages.
-pub fn ends_page(name: &[u8], nodes_so_far: usize) -> bool {
-    nodes_so_far >= PAGE_MAX_NODES || fnv(name).is_multiple_of(PAGE_AVERAGE)
+/// Returns whether a page may end behind the entry of this name. Depends on the name alone, so equal names fall into equal pages.
+pub fn ends_page(name: &[u8]) -> bool {
+    fnv(name).is_multiple_of(PAGE_AVERAGE)
+}
+
+/// Cuts the entries of a directory into pages.
+pub fn cut_pages(entries: &[Entry]) -> Vec<&[Entry]> {
+    let pages = cut(entries, ends_page);
+    let index_bytes = |pages: &[&[Entry]]| -> usize {
+        let firsts = pages.iter().filter_map(|page| page.first());
+        firsts.map(|first| first.name.len() + 16).sum()
+    };
+    if index_bytes(&pages) <= INDEX_MAX_BYTES { pages } else { cut(entries, |_| false) }
+}
+
+fn cut(entries: &[Entry], ends: impl Fn(&[u8]) -> bool) -> Vec<&[Entry]> {
+    let mut pages = Vec::new();
+    let (mut first, mut nodes, mut bytes) = (0, 0, 0);
+    for (at, entry) in entries.iter().enumerate() {
+        nodes += entry.nodes();
+        bytes += entry.page_bytes();
+        // Before the entry that would be too much, unless the page had none then.
+        if bytes > PAGE_MAX_BYTES && at > first {
+            pages.push(&entries[first..at]);
+            (first, nodes, bytes) = (at, entry.nodes(), entry.page_bytes());
+        }
+        if at + 1 == entries.len() || nodes >= PAGE_MAX_NODES || bytes >= PAGE_MAX_BYTES || ends(&entry.name) {
+            pages.push(&entries[first..=at]);
+            (first, nodes, bytes) = (at + 1, 0, 0);
+        }
+    }
+    pages
+}
+
+/// Returns whether a directory's entries stand in the page of the directory above.
+pub fn folds(entries: &[Entry]) -> bool {
+    entries.iter().map(Entry::nodes).sum::<usize>() <= FOLD_ENTRIES
+        && entries.iter().map(Entry::page_bytes).sum::<usize>() <= FOLD_MAX_BYTES
 }
 
 /// Computes a 32-bit FNV-1a hash, mixed once more so that its low bits depend on every byte.
@@ -150,11 +221,22 @@ struct Context {
     uid: u32,
     gid: u32,
     seconds: i64,
+    /// Nodes and extended attributes that may still come; counted while decoding.
+    nodes_left: usize,
+    xattrs_left: usize,
 }
 
 impl Default for Context {
     fn default() -> Self {
-        Context { group: u64::MAX, mode: 0, uid: 0, gid: 0, seconds: 0 }
+        Context {
+            group: u64::MAX,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            seconds: 0,
+            nodes_left: PAGE_NODES_LIMIT,
+            xattrs_left: PAGE_XATTRS_LIMIT,
+        }
     }
 }
 
@@ -247,7 +329,7 @@ pub fn decode_root(bytes: &[u8]) -> Result<Directory, DecodeError> {
 /// # Errors
 /// Fails when the page is damaged.
 pub fn names_of_page(page: &[u8]) -> Result<u64, DecodeError> {
-    Decoder::new(page).varint()
+    Decoder::number(Decoder::new(page).varint()?)
 }
 
 /// Decodes a page with the names of its names object.
@@ -285,6 +367,7 @@ fn entry_list(
     if depth > MAX_FOLD_DEPTH {
         return Err(DecodeError("directories are folded too deep"));
     }
+    context.nodes_left = context.nodes_left.checked_sub(count).ok_or(DecodeError("a page has too many nodes"))?;
     let mut list: Vec<Entry> = Vec::with_capacity(count);
     for _ in 0..count {
         let name = names.bytes()?;
@@ -338,7 +421,10 @@ fn directory(
         mount_point: flags & 8 != 0,
     };
     if flags & 2 != 0 {
-        for _ in 0..decoder.count()? {
+        let count = decoder.count()?;
+        let left = context.xattrs_left.checked_sub(count);
+        context.xattrs_left = left.ok_or(DecodeError("a page has too many extended attributes"))?;
+        for _ in 0..count {
             attributes.xattrs.push(Xattr { name: decoder.bytes()?.into(), value: decoder.bytes()?.into() });
         }
     }
@@ -354,8 +440,8 @@ fn directory(
             }
             Body::Folded(entry_list(decoder, names, context, count, depth + 1)?)
         }
-        1 => Body::Page(body >> 2),
-        2 => Body::Index(body >> 2),
+        1 => Body::Page(Decoder::number(body >> 2)?),
+        2 => Body::Index(Decoder::number(body >> 2)?),
         _ => return Err(DecodeError("an unknown kind of body")),
     };
     Ok(Directory { attributes, body })
@@ -394,7 +480,7 @@ pub fn decode_index(bytes: &[u8]) -> Result<Vec<IndexPage>, DecodeError> {
     let mut decoder = Decoder::new(bytes);
     let mut pages: Vec<IndexPage> = Vec::new();
     let mut last = 0u64;
-    for _ in 0..decoder.count()? {
+    for _ in 0..decoder.count_up_to(INDEX_PAGES_LIMIT)? {
         let separator: Box<[u8]> = decoder.bytes()?.into();
         if pages.last().is_some_and(|before| before.separator >= separator) {
             return Err(DecodeError("separators are not in order"));

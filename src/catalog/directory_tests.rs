@@ -91,11 +91,64 @@ fn roots_and_indexes_round_trip() {
 
 #[test]
 fn page_ends_are_pinned_and_spread() {
-    let ends = (0..48_000u32).filter(|number| ends_page(format!("name-{number}").as_bytes(), 1)).count();
+    let ends = (0..48_000u32).filter(|number| ends_page(format!("name-{number}").as_bytes())).count();
     assert!((1600..2400).contains(&ends), "{ends} of an expected 2000");
-    let first: Vec<u32> = (0..2000).filter(|number| ends_page(format!("{number}.msg").as_bytes(), 1)).take(4).collect();
+    let first: Vec<u32> = (0..2000).filter(|number| ends_page(format!("{number}.msg").as_bytes())).take(4).collect();
     assert_eq!(first, PINNED_ENDS);
 }
 
 /// The first four of the names `0.msg`, `1.msg` ... that end a page: part of the format.
 const PINNED_ENDS: [u32; 4] = [37, 71, 102, 144];
+
+/// A file and an empty directory with the given extended attributes.
+fn heavy(name: String, value_bytes: usize) -> Entry {
+    let xattrs = vec![Xattr { name: (*b"user.a").into(), value: vec![7; value_bytes].into() }];
+    let attributes = DirectoryAttributes { xattrs, ..DirectoryAttributes::default() };
+    Entry {
+        name: name.into_bytes().into(),
+        node: Node::Directory(Arc::new(Directory { attributes, body: Body::default() })),
+    }
+}
+
+#[test]
+fn pages_end_by_bytes_and_large_attributes_are_not_folded() {
+    let entries: Vec<Entry> = (0..40).map(|number| heavy(format!("d{number:03}"), 100_000)).collect();
+    assert!(!folds(&entries[..1]), "one alone is too much");
+    let small: Vec<Entry> = (0..24).map(|number| heavy(format!("d{number:03}"), 100)).collect();
+    assert!(folds(&small) && !folds(&[small.clone(), entries[..1].to_vec()].concat()));
+    let pages = cut_pages(&entries);
+    assert_eq!(pages.concat(), entries);
+    let largest = pages.iter().map(|page| page.iter().map(Entry::page_bytes).sum::<usize>()).max().unwrap();
+    assert!((PAGE_MAX_BYTES / 2..=PAGE_MAX_BYTES).contains(&largest), "{largest}");
+    // One that is too large for any page has one of its own.
+    let alone = [heavy("a".to_owned(), 10), heavy("b".to_owned(), 1 << 20), heavy("c".to_owned(), 10)];
+    assert!(cut_pages(&alone).iter().any(|page| page.len() == 1 && *page[0].name == *b"b"));
+}
+
+#[test]
+fn names_that_all_end_pages_make_no_endless_index() {
+    // As a hostile source would choose them: long, alike, and each with a hash that ends a page.
+    let names = (0u64..).map(|number| format!("{}{number:012}", "x".repeat(243)));
+    let mut names: Vec<String> = names.filter(|name| ends_page(name.as_bytes())).take(1000).collect();
+    names.sort();
+    let entries: Vec<Entry> = names.iter().map(|name| entry(name, Node::Group(1))).collect();
+    assert_eq!(cut(&entries, ends_page).len(), 1000);
+    assert_eq!(cut_pages(&entries).len(), 1000, "they are few");
+    let many: Vec<Entry> = entries.iter().cycle().take(300_000).cloned().collect();
+    let pages = cut_pages(&many);
+    assert_eq!(pages.len(), many.len().div_ceil(PAGE_MAX_NODES));
+    assert!(pages.iter().map(|page| page[0].name.len() + 16).sum::<usize>() < INDEX_MAX_BYTES);
+}
+
+#[test]
+fn made_up_counts_take_no_memory() {
+    // A page of one directory, with as many nodes and attributes as bytes follow.
+    let mut page = vec![1];
+    put_varint(&mut page, 5000);
+    page.resize(1 << 20, 0);
+    assert_eq!(decode_page(&page, &[1; 1 << 16]), Err(DecodeError("a page has too many nodes")));
+    let mut root = vec![2 << 2 | 1, 0, 0, 0, 0, 0];
+    put_varint(&mut root, 5 << 20);
+    root.resize(12 << 20, 0);
+    assert_eq!(decode_root(&root), Err(DecodeError("a page has too many extended attributes")));
+}

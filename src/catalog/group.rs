@@ -13,11 +13,40 @@
 //!   with the signed difference to that number; 5 segments: count, then the segments as in a content object.
 //!
 //! A segment is a varint: low two bits 0 a chunk (the rest the zigzag difference to one above the last chunk; its plain length follows),
-//! 1 literal bytes (the rest their number; the bytes follow), 2 zeros (the rest their number).
+//! 1 literal bytes (the rest their number; the bytes follow), 2 zeros (the rest their number, which is below 2^62).
+//!
+//! A page ends with its 256th row, or before the row with which all would take more than [`PAGE_HELD_BYTES`] in memory: the numbers up to the next page are then left
+//! out. Earlier versions knew no such end, and let an inode have any extended attributes, so that a page could take gigabytes. Such a page is read row by row
+//! ([`for_each_row`]), straight from the decompressor, and written anew in the same way ([`retain_rows`]); memory: its largest row, which is at most what Linux lets an inode have
+//! (some 600 MB), and what is packed.
+
+use std::io::{BufReader, Write};
+use std::sync::Arc;
 
 use super::unpack::unpack;
-use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
+use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
 use crate::model::{Attributes, Kind, Timestamp, Xattr};
+
+/// zstd level of pages.
+const LEVEL: i32 = 3;
+/// What the rows of a page may take in memory, in bytes, unless the page has one row only.
+pub const PAGE_HELD_BYTES: usize = 512 << 10;
+/// A page of at most so many plain bytes is decompressed as a whole.
+const WHOLE_PAGE_BYTES: u64 = 8 << 20;
+/// A page has at most so many plain bytes: 256 inodes with all that Linux lets them have.
+const PAGE_PLAIN_MAX_BYTES: u64 = 160 << 30;
+/// Memory that the extended attributes of one row may take. Linux: 64 KiB of names, and 64 KiB for each value.
+const ROW_XATTRS_MAX_BYTES: usize = 640 << 20;
+/// Most extended attributes of an inode: earlier versions took 16 MiB from another host, counting 64 and more for each.
+pub(super) const ROW_XATTRS_MAX: usize = 1 << 18;
+/// Most segments in a row. Writers put no more than 16 there.
+const ROW_SEGMENTS_MAX: usize = 4096;
+/// Most content objects of a row; a thousand segments each.
+const ROW_PAGES_MAX: usize = 1 << 20;
+/// Most segments of a content object. Writers put no more than 1,024 there.
+const OBJECT_SEGMENTS_MAX: usize = 16_384;
+/// The longest hole that one segment stands for, in bytes. The format has room for almost twice as many; larger holes are several segments.
+pub const HOLE_MAX_BYTES: u64 = 1 << 61;
 
 /// A piece of a content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +73,16 @@ impl Segment {
             Segment::Chunk { length, .. } => u64::from(*length),
         }
     }
+
+    fn held_bytes(&self) -> usize {
+        let literal = if let Segment::Literal(bytes) = self { bytes.len() } else { 0 };
+        size_of::<Segment>() + literal
+    }
+}
+
+/// Returns how many bytes of a file some segments stand for; `None` when they are more than can be counted.
+pub fn length_of(segments: &[Segment]) -> Option<u64> {
+    segments.iter().try_fold(0u64, |sum, segment| sum.checked_add(segment.length()))
 }
 
 /// A part of a large content: an object that holds segments.
@@ -80,6 +119,16 @@ pub struct LinkGroup {
 }
 
 impl LinkGroup {
+    /// Returns what the row takes in memory, roughly and in bytes. Its encoding is shorter.
+    pub fn held_bytes(&self) -> usize {
+        let content = match &self.content {
+            Content::Empty | Content::Unreadable(_) => 0,
+            Content::Pages(pages) => pages.len() * size_of::<ContentPage>(),
+            Content::Segments(segments) => segments.iter().map(Segment::held_bytes).sum(),
+        };
+        size_of::<LinkGroup>() + content + crate::model::held_bytes(&self.attributes.xattrs)
+    }
+
     /// Computes the row's digest: the first eight bytes of a BLAKE3 over its encoding as the only row of a page.
     ///
     /// A snapshot's digest covers it, and so binds names to attributes and content.
@@ -108,7 +157,7 @@ fn put_segment(out: &mut Vec<u8>, segment: &Segment, last_chunk: &mut u64) {
     }
 }
 
-fn segment(decoder: &mut Decoder<'_>, last_chunk: &mut u64) -> Result<Segment, DecodeError> {
+fn segment(decoder: &mut impl Source, last_chunk: &mut u64) -> Result<Segment, DecodeError> {
     let head = decoder.varint()?;
     Ok(match head & 3 {
         0 => {
@@ -116,7 +165,7 @@ fn segment(decoder: &mut Decoder<'_>, last_chunk: &mut u64) -> Result<Segment, D
             *last_chunk = number;
             Segment::Chunk { number, length: decoder.varint32()? }
         }
-        1 => Segment::Literal(decoder.take(usize::try_from(head >> 2).map_err(|_| DecodeError("ends early"))?)?.into()),
+        1 => Segment::Literal(decoder.boxed(usize::try_from(head >> 2).map_err(|_| DecodeError("ends early"))?)?),
         2 => Segment::Zeros(head >> 2),
         _ => return Err(DecodeError("an unknown kind of segment")),
     })
@@ -139,7 +188,7 @@ pub fn encode_segments(segments: &[Segment]) -> Vec<u8> {
 /// Fails when the bytes are not what [`encode_segments`] produces.
 pub fn decode_segments(bytes: &[u8]) -> Result<Vec<Segment>, DecodeError> {
     let mut decoder = Decoder::new(bytes);
-    let count = decoder.count()?;
+    let count = decoder.count_up_to(OBJECT_SEGMENTS_MAX)?;
     let mut last_chunk = u64::MAX;
     let mut segments = Vec::with_capacity(count);
     for _ in 0..count {
@@ -157,13 +206,13 @@ struct Context {
     seconds: i64,
     last_chunk: u64,
     last_object: u64,
-    xattrs: Vec<Xattr>,
+    xattrs: Arc<Vec<Xattr>>,
 }
 
 impl Default for Context {
     fn default() -> Self {
         // One above the highest number is 0, the first chunk's.
-        Context { mode: 0, uid: 0, gid: 0, seconds: 0, last_chunk: u64::MAX, last_object: 0, xattrs: Vec::new() }
+        Context { mode: 0, uid: 0, gid: 0, seconds: 0, last_chunk: u64::MAX, last_object: 0, xattrs: Arc::default() }
     }
 }
 
@@ -196,7 +245,7 @@ impl GroupEncoder {
             put_varint(out, attributes.rdev);
         }
         if !attributes.xattrs.is_empty() {
-            if attributes.xattrs == context.xattrs {
+            if attributes.xattrs == *context.xattrs {
                 put_varint(out, 0);
             } else {
                 put_varint(out, attributes.xattrs.len() as u64);
@@ -204,7 +253,7 @@ impl GroupEncoder {
                     put_bytes(out, &xattr.name);
                     put_bytes(out, &xattr.value);
                 }
-                context.xattrs.clone_from(&attributes.xattrs);
+                context.xattrs = Arc::new(attributes.xattrs.clone());
             }
         }
         self.content(out, &group.content, group.attributes.size);
@@ -261,7 +310,7 @@ pub fn encode_page(rows: &[Option<LinkGroup>]) -> Vec<u8> {
             None => plain.push(0),
         }
     }
-    if let Ok(packed) = zstd::bulk::compress(&plain, 3)
+    if let Ok(packed) = zstd::bulk::compress(&plain, LEVEL)
         && packed.len() + 4 < plain.len()
     {
         let mut out = vec![1];
@@ -273,41 +322,121 @@ pub fn encode_page(rows: &[Option<LinkGroup>]) -> Vec<u8> {
     plain
 }
 
-/// Decodes a page of rows.
+/// Decodes a page of rows, all of them. Only for pages that are known to take little memory; see [`for_each_row`] for the others.
 ///
 /// # Errors
 /// Fails when the bytes are not what [`encode_page`] produces.
 pub fn decode_page(bytes: &[u8]) -> Result<Vec<Option<LinkGroup>>, DecodeError> {
+    let mut rows = Vec::new();
+    for_each_row(bytes, |_, row| {
+        rows.push(row);
+        Ok::<_, DecodeError>(true)
+    })?;
+    Ok(rows)
+}
+
+/// Calls `visit` for each row of a page with its place, one after the other, until it returns `false`.
+///
+/// # Errors
+/// Fails when the bytes are not what [`encode_page`] produces, or `visit` fails.
+pub fn for_each_row<E: From<DecodeError>>(
+    bytes: &[u8],
+    mut visit: impl FnMut(usize, Option<LinkGroup>) -> Result<bool, E>,
+) -> Result<(), E> {
     let mut outer = Decoder::new(bytes);
     let unpacked;
     let plain = match outer.byte()? {
         0 => outer.take(outer.remaining())?,
         1 => {
-            let length = outer.varint()? as usize;
-            if length > super::object::MAX_PLAIN_BYTES {
-                return Err(DecodeError("a page's length is out of range"));
+            let length = outer.varint()?;
+            let packed = outer.take(outer.remaining())?;
+            if length > PAGE_PLAIN_MAX_BYTES {
+                return Err(DecodeError("a page's length is out of range").into());
             }
-            unpacked = unpack(outer.take(outer.remaining())?, length)
-                .map_err(|_| DecodeError("a page cannot be decompressed"))?;
+            if length > WHOLE_PAGE_BYTES {
+                let stream = zstd::stream::read::Decoder::with_buffer(packed);
+                let stream = stream.map_err(|_| DecodeError("a page cannot be decompressed"))?;
+                let mut decoder = StreamDecoder::new(BufReader::with_capacity(1 << 17, stream), length);
+                if rows(&mut decoder, &mut visit)? {
+                    decoder.finish()?;
+                }
+                return Ok(());
+            }
+            unpacked = unpack(packed, length as usize).map_err(|_| DecodeError("a page cannot be decompressed"))?;
             unpacked.as_slice()
         }
-        _ => return Err(super::UNKNOWN_CODING),
+        _ => return Err(super::UNKNOWN_CODING.into()),
     };
     let mut decoder = Decoder::new(plain);
-    let count = decoder.count()?;
-    if count as u64 > super::chunk::PAGE_ROWS {
-        return Err(DecodeError("a page has too many rows"));
+    if rows(&mut decoder, &mut visit)? {
+        decoder.finish()?;
     }
-    let mut context = Context::default();
-    let mut rows = Vec::with_capacity(count);
-    for _ in 0..count {
-        rows.push(decode_row(&mut decoder, &mut context)?);
-    }
-    decoder.finish()?;
-    Ok(rows)
+    Ok(())
 }
 
-fn decode_row(decoder: &mut Decoder<'_>, context: &mut Context) -> Result<Option<LinkGroup>, DecodeError> {
+/// Visits the rows of a plain page; returns whether all were wanted.
+fn rows<E: From<DecodeError>>(
+    decoder: &mut impl Source,
+    visit: &mut impl FnMut(usize, Option<LinkGroup>) -> Result<bool, E>,
+) -> Result<bool, E> {
+    let count = decoder.count_up_to(super::chunk::PAGE_ROWS as usize)?;
+    let mut context = Context::default();
+    for at in 0..count {
+        if !visit(at, decode_row(decoder, &mut context)?)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Encodes a page anew with the rows for whose places `keep` holds; `None` when no row is left. One row at a time is in memory, and what is packed.
+///
+/// # Errors
+/// Fails when the bytes are not what [`encode_page`] produces.
+pub fn retain_rows(bytes: &[u8], keep: impl Fn(usize) -> bool) -> Result<Option<Vec<u8>>, DecodeError> {
+    let mut end = 0;
+    let mut held = 0;
+    for_each_row(bytes, |at, row| {
+        if let Some(row) = row.filter(|_| keep(at)) {
+            end = at + 1;
+            held += row.held_bytes();
+        }
+        Ok::<_, DecodeError>(true)
+    })?;
+    if end == 0 {
+        return Ok(None);
+    }
+    if held as u64 <= WHOLE_PAGE_BYTES {
+        let mut left = Vec::with_capacity(end);
+        for_each_row(bytes, |at, row| {
+            left.push(row.filter(|_| keep(at)));
+            Ok::<_, DecodeError>(left.len() < end)
+        })?;
+        return Ok(Some(encode_page(&left)));
+    }
+    let failed = |_| DecodeError("a page cannot be compressed");
+    let mut packer = zstd::stream::write::Encoder::new(Vec::new(), LEVEL).map_err(failed)?;
+    let mut encoder = GroupEncoder::default();
+    let mut plain = Vec::new();
+    put_varint(&mut plain, end as u64);
+    let mut length = 0;
+    for_each_row(bytes, |at, row| {
+        match row.filter(|_| keep(at)) {
+            Some(row) => encoder.row(&mut plain, &row),
+            None => plain.push(0),
+        }
+        packer.write_all(&plain).map_err(failed)?;
+        length += plain.len() as u64;
+        plain.clear();
+        Ok::<_, DecodeError>(at + 1 < end)
+    })?;
+    let mut out = vec![1];
+    put_varint(&mut out, length);
+    out.extend_from_slice(&packer.finish().map_err(failed)?);
+    Ok(Some(out))
+}
+
+fn decode_row(decoder: &mut impl Source, context: &mut Context) -> Result<Option<LinkGroup>, DecodeError> {
     let tag = decoder.byte()?;
     if tag == 0 {
         return Ok(None);
@@ -330,14 +459,13 @@ fn decode_row(decoder: &mut Decoder<'_>, context: &mut Context) -> Result<Option
     let rdev = if matches!(kind, Kind::CharDevice | Kind::BlockDevice) { decoder.varint()? } else { 0 };
     let mut xattrs = Vec::new();
     if tag & 0x20 != 0 {
-        let count = decoder.count()?;
+        let count = decoder.count_up_to(ROW_XATTRS_MAX)?;
         if count > 0 {
-            context.xattrs.clear();
-            for _ in 0..count {
-                context.xattrs.push(Xattr { name: decoder.bytes()?.into(), value: decoder.bytes()?.into() });
-            }
+            // The ones before are let go of first.
+            context.xattrs = Arc::default();
+            context.xattrs = Arc::new(decode_xattrs(decoder, count)?);
         }
-        xattrs.clone_from(&context.xattrs);
+        xattrs.extend_from_slice(&context.xattrs);
     }
     let content = decode_content(decoder, context, size)?;
     Ok(Some(LinkGroup {
@@ -356,12 +484,26 @@ fn decode_row(decoder: &mut Decoder<'_>, context: &mut Context) -> Result<Option
     }))
 }
 
-fn decode_content(decoder: &mut Decoder<'_>, context: &mut Context, size: u64) -> Result<Content, DecodeError> {
+fn decode_xattrs(decoder: &mut impl Source, count: usize) -> Result<Vec<Xattr>, DecodeError> {
+    let mut xattrs = Vec::new();
+    let mut held = 0;
+    for _ in 0..count {
+        let xattr = Xattr { name: decoder.boxed_bytes()?, value: decoder.boxed_bytes()? };
+        held += xattr.held_bytes();
+        if held > ROW_XATTRS_MAX_BYTES {
+            return Err(DecodeError("more extended attributes than an inode can have"));
+        }
+        xattrs.push(xattr);
+    }
+    Ok(xattrs)
+}
+
+fn decode_content(decoder: &mut impl Source, context: &mut Context, size: u64) -> Result<Content, DecodeError> {
     Ok(match decoder.byte()? {
         0 => Content::Empty,
         1 => Content::Unreadable(decoder.varint32()?),
         2 => {
-            let count = decoder.count()?;
+            let count = decoder.count_up_to(ROW_PAGES_MAX)?;
             let mut pages = Vec::with_capacity(count);
             for _ in 0..count {
                 context.last_object = Decoder::add(context.last_object, decoder.signed()?)?;
@@ -376,7 +518,7 @@ fn decode_content(decoder: &mut Decoder<'_>, context: &mut Context, size: u64) -
             Content::Segments(vec![Segment::Chunk { number: context.last_chunk, length }])
         }
         5 => {
-            let count = decoder.count()?;
+            let count = decoder.count_up_to(ROW_SEGMENTS_MAX)?;
             let mut segments = Vec::with_capacity(count);
             for _ in 0..count {
                 segments.push(segment(decoder, &mut context.last_chunk)?);

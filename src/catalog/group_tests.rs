@@ -94,3 +94,71 @@ fn the_digest_depends_on_every_field() {
     with(&|group| group.changed_while_read = true);
     assert!(changed.iter().all(|digest| *digest != base.digest()));
 }
+
+/// Rows with so much that a page of them is decoded and encoded as a stream.
+fn heavy_rows() -> Vec<Option<LinkGroup>> {
+    let row = |number: u8| {
+        let value = |at: u8| vec![number ^ at; 60_000].into_boxed_slice();
+        let xattrs = (0..30).map(|at| Xattr { name: format!("user.{at:02}").into_bytes().into(), value: value(at) });
+        // Every third has the attributes of the one before.
+        let xattrs: Vec<Xattr> = if number % 3 == 2 { Vec::new() } else { xattrs.collect() };
+        Some(group(Kind::File, Content::Empty, u64::from(number), xattrs))
+    };
+    (0..12).map(row).collect()
+}
+
+#[test]
+fn pages_without_measure_are_read_and_written_anew_row_by_row() {
+    let rows = heavy_rows();
+    let page = encode_page(&rows);
+    let mut plain_bytes = Decoder::new(&page[1..]);
+    assert!(plain_bytes.varint().unwrap() > WHOLE_PAGE_BYTES);
+    assert_eq!(decode_page(&page).unwrap(), rows);
+    let kept = retain_rows(&page, |at| at % 2 == 1).unwrap().unwrap();
+    let left: Vec<_> = rows.iter().enumerate().map(|(at, row)| row.clone().filter(|_| at % 2 == 1)).collect();
+    assert_eq!(decode_page(&kept).unwrap(), left);
+    assert_eq!(decode_page(&retain_rows(&page, |at| at == 2).unwrap().unwrap()).unwrap()[2], rows[2]);
+    assert_eq!(retain_rows(&page, |_| false).unwrap(), None);
+    for bad in [&page[..page.len() - 5], &page[..20]] {
+        assert!(decode_page(bad).is_err());
+    }
+    let mut longer = vec![1];
+    put_varint(&mut longer, 20 << 20);
+    longer.extend_from_slice(&zstd::bulk::compress(&vec![0; 10 << 20], 3).unwrap());
+    assert!(decode_page(&longer).is_err());
+}
+
+#[test]
+fn made_up_counts_take_no_memory() {
+    let page = |row: &[u8]| [&[0, 1][..], row, &vec![0; 1 << 20]].concat();
+    let mut attributes = vec![0x31, 0, 0, 0];
+    put_varint(&mut attributes, 1 << 19);
+    assert_eq!(decode_page(&page(&attributes)), Err(DecodeError("a count exceeds what any writer makes")));
+    let mut segments = vec![0x11, 0, 0, 0, 5];
+    put_varint(&mut segments, 1 << 19);
+    assert_eq!(decode_page(&page(&segments)), Err(DecodeError("a count exceeds what any writer makes")));
+    let mut list = Vec::new();
+    put_varint(&mut list, 1 << 19);
+    list.resize(1 << 20, 2);
+    assert!(decode_segments(&list).is_err());
+    // Numbers that no row has.
+    for number in [crate::coding::NUMBER_LIMIT, 1 << 40] {
+        let segments = [Segment::Chunk { number, length: 5 }];
+        assert!(decode_segments(&encode_segments(&segments)).is_err());
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_are_rows_or_an_error(
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        cut in 0usize..200,
+    ) {
+        use crate::catalog::{chunk, directory, links, references};
+        let whole = [&[0][..], &bytes].concat();
+        let _ = (decode_page(&bytes), decode_page(&whole), retain_rows(&whole, |at| at % 2 == 0), decode_segments(&bytes));
+        let (page, names) = bytes.split_at(cut.min(bytes.len()));
+        let _ = (directory::decode_page(page, names), directory::decode_root(&bytes), directory::decode_index(&bytes));
+        let _ = (references::of_page(&bytes, |_| ()), links::decode_page(&bytes), chunk::decode_page(&bytes));
+    }
+}

@@ -38,7 +38,7 @@ pub fn decode_page(bytes: &[u8]) -> Result<(u64, Vec<(u64, u32)>), DecodeError> 
     const RANGE: DecodeError = DecodeError("a link count leaves its page");
     let mut decoder = Decoder::new(bytes);
     let page = decoder.varint()?;
-    let mut next = page.checked_mul(PAGE_GROUPS).ok_or(RANGE)?;
+    let mut next = page.checked_mul(PAGE_GROUPS).ok_or(RANGE).and_then(Decoder::number)?;
     let end = next.checked_add(PAGE_GROUPS).ok_or(RANGE)?;
     let mut counts = Vec::new();
     while !decoder.is_empty() {

@@ -92,6 +92,26 @@ pub enum CatalogError {
         /// What does not fit.
         reason: String,
     },
+    /// Something would be written that could not be read back.
+    #[error(
+        "{what} of {bytes} bytes cannot be kept: the most that can be read back is {most}. Nothing of it was committed"
+    )]
+    TooLarge {
+        /// Kind of row.
+        what: &'static str,
+        /// Its length, in bytes.
+        bytes: u64,
+        /// The most that is taken.
+        most: u64,
+    },
+    /// One chunk was said to have two lengths.
+    #[error("Chunk {hash} was said to have {} bytes, and then {}", .lengths.0, .lengths.1)]
+    TwoLengths {
+        /// The hash.
+        hash: String,
+        /// The lengths.
+        lengths: (u32, u32),
+    },
     /// A commit file is damaged or out of sequence.
     #[error("Commit file {key} is damaged: {reason}")]
     CommitFile {
@@ -135,6 +155,8 @@ impl CatalogError {
             CatalogError::Unreadable { .. }
             | CatalogError::NeedsRepair { .. }
             | CatalogError::Unsupported { .. }
+            | CatalogError::TooLarge { .. }
+            | CatalogError::TwoLengths { .. }
             | CatalogError::Backend(_) => false,
         }
     }
@@ -165,6 +187,18 @@ impl CatalogError {
 
     fn is_full(error: &io::Error) -> bool {
         [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&error.kind())
+    }
+
+    /// Decodes a row. A decoder that gives up in a panic is a defect, and the row is damaged as well: no writer has made it so.
+    pub(crate) fn guarded<T>(
+        what: &'static str,
+        number: u64,
+        decode: impl FnOnce() -> Result<T, DecodeError>,
+    ) -> Result<T, CatalogError> {
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)) {
+            Ok(decoded) => decoded.map_err(|error| CatalogError::damaged(what, number, error)),
+            Err(_) => Err(CatalogError::damaged(what, number, DecodeError("its decoder gave up on it"))),
+        }
     }
 
     /// Wraps a decoding error with the row it struck.

@@ -26,6 +26,28 @@ pub enum ObjectKind {
 }
 
 impl ObjectKind {
+    /// Returns how many plain bytes an object of this kind may have to be written.
+    ///
+    /// Pages and lists of problems end long before; the names of a directory are cut so that its index does, up to some hundred million of them.
+    pub fn written_max_bytes(self) -> usize {
+        match self {
+            ObjectKind::Names | ObjectKind::Page => 8 << 20,
+            ObjectKind::Index => 256 << 20,
+            ObjectKind::Content => 4 << 20,
+            ObjectKind::Links => 1 << 20,
+            ObjectKind::Problems => 64 << 20,
+        }
+    }
+
+    /// Returns how many plain bytes an object of this kind may have to be read. Earlier versions knew no bound for directories with large extended attributes, nor for
+    /// indexes and problems.
+    fn read_max_bytes(self) -> usize {
+        match self {
+            ObjectKind::Page | ObjectKind::Index | ObjectKind::Problems => 1 << 30,
+            other => other.written_max_bytes(),
+        }
+    }
+
     fn from_number(number: u8) -> Option<ObjectKind> {
         Some(match number {
             1 => ObjectKind::Names,
@@ -43,8 +65,6 @@ impl ObjectKind {
 const HEAD_BYTES: usize = 10;
 /// Shorter objects are not worth a compressor's frame.
 const COMPRESS_FROM_BYTES: usize = 96;
-/// No writer makes an object larger than this, plain.
-pub const MAX_PLAIN_BYTES: usize = 256 << 20;
 const LEVEL: i32 = 3;
 
 /// Computes an object's hash.
@@ -117,7 +137,7 @@ pub fn decode(kind: ObjectKind, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
         0 => decoder.take(decoder.remaining())?.to_vec(),
         1 => {
             let length = decoder.varint()? as usize;
-            if length > MAX_PLAIN_BYTES {
+            if length > kind.read_max_bytes() {
                 return Err(DecodeError("an object's length is out of range"));
             }
             let packed = decoder.take(decoder.remaining())?;

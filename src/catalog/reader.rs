@@ -1,7 +1,7 @@
 //! Reading the catalogue: rows by number, decoded and cached, each verified.
 //!
-//! A reader sees the catalogue of one commit, or follows the commits. It may be shared between threads. Its caches hold at most some 25 MB of decoded pages, large
-//! contents aside.
+//! A reader sees the catalogue of one commit, or follows the commits. It may be shared between threads. Its caches hold at most some 25 MB of decoded pages where extended
+//! attributes are as small as they are with mail; each page of link groups that has larger ones takes up to half a MiB, and of directories somewhat more.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ pub use super::following::{OpenDatabase, RowSource};
 use super::group::{self, Content, LinkGroup, Segment};
 use super::object::{self, ObjectKind};
 use super::snapshot::SnapshotRecord;
+use crate::coding::DecodeError;
 use crate::model::ChunkHash;
 use crate::store::codec::{CodecError, Dictionary, DictionarySet};
 use crate::store::reader::{ChunkAddress, Location};
@@ -25,6 +26,10 @@ const CHUNK_PAGES: usize = 512;
 const GROUP_PAGES: usize = 192;
 const DIRECTORY_PAGES: usize = 1024;
 const PACK_ROWS: usize = 4096;
+/// Memory for the rows of one page of link groups that are kept, in bytes: all, of a page that this version wrote, but for one that is larger alone.
+const CACHED_PAGE_BYTES: usize = 2 * group::PAGE_HELD_BYTES;
+/// A page of a directory whose names and extended attributes take more than this is not kept, in bytes.
+const CACHED_DIRECTORY_BYTES: usize = 2 * directory::PAGE_MAX_BYTES;
 
 type GroupPage = Vec<Option<Arc<LinkGroup>>>;
 
@@ -106,7 +111,7 @@ impl CatalogReader {
 
     fn fetch_chunk_page(&self, page: u64) -> Result<Option<Arc<ChunkPage>>, CatalogError> {
         let decoded = self.rows.payload(Table::Chunks, page, |payload| {
-            chunk::decode_page(payload).map_err(|error| CatalogError::damaged("page of chunk rows", page, error))
+            CatalogError::guarded("page of chunk rows", page, || chunk::decode_page(payload))
         })?;
         Ok(decoded.map(|decoded| {
             let decoded = Arc::new(decoded);
@@ -148,7 +153,7 @@ impl CatalogReader {
         let row = self
             .rows
             .payload(Table::Packs, number, |payload| {
-                PackRow::decode(payload).map_err(|error| CatalogError::damaged("pack row", number, error))
+                CatalogError::guarded("pack row", number, || PackRow::decode(payload))
             })?
             .ok_or(CatalogError::Missing { what: "pack", number })?;
         self.packs.insert(number, row);
@@ -199,13 +204,39 @@ impl CatalogReader {
         }
     }
 
-    /// Returns a page of link groups as stored; empty when there is none.
+    /// Calls `visit` for each row of a page of link groups, with its place in the page, until it returns `false`. Nothing where there is no such page.
+    ///
+    /// Memory: one row at a time, whatever the page.
+    ///
+    /// # Errors
+    /// [`CatalogError::Damaged`] when it is damaged, or what `visit` returns.
+    pub fn for_each_group<E: From<CatalogError>>(
+        &self,
+        page: u64,
+        mut visit: impl FnMut(usize, Option<LinkGroup>) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut failure = None;
+        self.rows.payload(Table::Groups, page, |payload| {
+            CatalogError::guarded("page of link groups", page, || {
+                group::for_each_row(payload, |at, row| match visit(at, row) {
+                    Ok(goes_on) => Ok(goes_on),
+                    Err(error) => {
+                        failure = Some(error);
+                        Ok::<_, DecodeError>(false)
+                    }
+                })
+            })
+        })?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Returns a page of link groups as stored; empty when there is none. Only for pages that take little memory: those that are still being filled.
     ///
     /// # Errors
     /// [`CatalogError::Damaged`] when it is damaged.
     pub fn group_rows(&self, page: u64) -> Result<Vec<Option<LinkGroup>>, CatalogError> {
         let rows = self.rows.payload(Table::Groups, page, |payload| {
-            group::decode_page(payload).map_err(|error| CatalogError::damaged("page of link groups", page, error))
+            CatalogError::guarded("page of link groups", page, || group::decode_page(payload))
         })?;
         Ok(rows.unwrap_or_default())
     }
@@ -217,12 +248,24 @@ impl CatalogReader {
     pub fn group(&self, number: u64) -> Result<Arc<LinkGroup>, CatalogError> {
         let page = number / PAGE_ROWS;
         let row = |rows: &GroupPage| rows.get((number % PAGE_ROWS) as usize).cloned().flatten();
-        // A later commit may have added rows to a page that is cached.
+        // A later commit may have added rows to a page that is cached, and large rows are not kept.
         if let Some(found) = self.groups.get(&page).and_then(|rows| row(&rows)) {
             return Ok(found);
         }
-        let rows: GroupPage = self.group_rows(page)?.into_iter().map(|row| row.map(Arc::new)).collect();
-        let found = row(&rows);
+        let slot = (number % PAGE_ROWS) as usize;
+        let (mut rows, mut found, mut held) = (GroupPage::new(), None, 0);
+        self.for_each_group(page, |at, row| {
+            let row_bytes = row.as_ref().map_or(0, LinkGroup::held_bytes);
+            let row = row.map(Arc::new);
+            if at == slot {
+                found.clone_from(&row);
+            }
+            // Of a page without measure, as earlier versions made them, the large rows are decoded anew each time.
+            let is_kept = held + row_bytes <= CACHED_PAGE_BYTES;
+            held += if is_kept { row_bytes } else { 0 };
+            rows.push(row.filter(|_| is_kept));
+            Ok::<_, CatalogError>(true)
+        })?;
         self.groups.insert(page, Arc::new(rows));
         found.ok_or(CatalogError::Missing { what: "link group", number })
     }
@@ -234,7 +277,7 @@ impl CatalogReader {
     pub fn object(&self, kind: ObjectKind, number: u64) -> Result<Vec<u8>, CatalogError> {
         self.rows
             .payload(Table::Objects, number, |payload| {
-                object::decode(kind, payload).map_err(|error| CatalogError::damaged("object", number, error))
+                CatalogError::guarded("object", number, || object::decode(kind, payload))
             })?
             .ok_or(CatalogError::Missing { what: "object", number })
     }
@@ -259,10 +302,16 @@ impl CatalogReader {
         if let Some(found) = self.pages.get(&number) {
             return Ok(found);
         }
-        let damaged = |error| CatalogError::damaged("directory page", number, error);
         let page = self.object(ObjectKind::Page, number)?;
-        let names = self.object(ObjectKind::Names, directory::names_of_page(&page).map_err(damaged)?)?;
-        let entries = Arc::new(directory::decode_page(&page, &names).map_err(damaged)?);
+        let names = CatalogError::guarded("directory page", number, || directory::names_of_page(&page))?;
+        let names = self.object(ObjectKind::Names, names)?;
+        let entries = CatalogError::guarded("directory page", number, || directory::decode_page(&page, &names))?;
+        let bytes: usize = entries.iter().map(Entry::page_bytes).sum();
+        let entries = Arc::new(entries);
+        // Earlier versions made pages without measure where directories have large extended attributes.
+        if bytes > CACHED_DIRECTORY_BYTES {
+            return Ok(entries);
+        }
         self.pages.insert(number, Arc::clone(&entries));
         Ok(entries)
     }
@@ -273,7 +322,7 @@ impl CatalogReader {
     /// Fails when the index object is missing or damaged.
     pub fn directory_index(&self, number: u64) -> Result<Vec<IndexPage>, CatalogError> {
         let bytes = self.object(ObjectKind::Index, number)?;
-        directory::decode_index(&bytes).map_err(|error| CatalogError::damaged("directory index", number, error))
+        CatalogError::guarded("directory index", number, || directory::decode_index(&bytes))
     }
 
     /// Returns the segments of one content object.
@@ -282,7 +331,7 @@ impl CatalogReader {
     /// Fails when the object is missing or damaged.
     pub fn content_page(&self, number: u64) -> Result<Vec<Segment>, CatalogError> {
         let bytes = self.object(ObjectKind::Content, number)?;
-        group::decode_segments(&bytes).map_err(|error| CatalogError::damaged("content object", number, error))
+        CatalogError::guarded("content object", number, || group::decode_segments(&bytes))
     }
 
     /// Calls `visit` for every segment of a content, in file order. An unreadable or empty content has none.
@@ -300,7 +349,7 @@ impl CatalogReader {
             Content::Pages(pages) => {
                 for page in pages {
                     let segments = self.content_page(page.object)?;
-                    if segments.iter().map(Segment::length).sum::<u64>() != page.length {
+                    if group::length_of(&segments) != Some(page.length) {
                         return Err(E::from(CatalogError::Damaged {
                             what: "content object",
                             number: page.object,

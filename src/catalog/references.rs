@@ -28,7 +28,7 @@ impl From<&IndexPage> for Reference {
 /// Fails when the bytes are no page. What was visited before then is as the bytes have it.
 pub fn of_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), DecodeError> {
     let mut decoder = Decoder::new(page);
-    visit(Reference::Names(decoder.varint()?));
+    visit(Reference::Names(Decoder::number(decoder.varint()?)?));
     let mut waiting = vec![decoder.count()? as u64];
     let mut group = u64::MAX;
     while let Some(left) = waiting.last_mut() {
@@ -50,8 +50,8 @@ pub fn of_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), Deco
                     }
                     waiting.push(body >> 2);
                 }
-                body if body & 3 == 1 => visit(Reference::Page(body >> 2)),
-                body if body & 3 == 2 => visit(Reference::Index(body >> 2)),
+                body if body & 3 == 1 => visit(Reference::Page(Decoder::number(body >> 2)?)),
+                body if body & 3 == 2 => visit(Reference::Index(Decoder::number(body >> 2)?)),
                 _ => return Err(DecodeError("an unknown kind of body")),
             },
             _ => return Err(DecodeError("an unknown kind of node")),

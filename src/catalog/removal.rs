@@ -3,9 +3,10 @@
 //! Whoever removes keeps an order, so that after each commit every row that is left finds what it refers to: snapshots first, then link groups,
 //! then objects, then chunks, then packs; the packs themselves only when the commit is durable.
 
+use super::CatalogError;
 use super::chunk::{self, ChunkRow};
 use super::database::{Change, Table};
-use super::group::{self, LinkGroup};
+use super::group;
 use super::writer::{COUNTERS, CatalogWriter};
 
 /// What a change of an index takes in memory, in bytes.
@@ -35,12 +36,20 @@ impl CatalogWriter {
         self.changes.push(Change::PutIndex(index, hash, number));
     }
 
-    /// Writes a page of link groups anew, or removes it if it has no row. Numbers at or above the counter must not be in it.
-    pub fn replace_groups(&mut self, page: u64, rows: &[Option<LinkGroup>]) {
-        match last_row(rows) {
-            0 => self.remove(Table::Groups, page),
-            count => self.put(Table::Groups, page, group::encode_page(&rows[..count])),
+    /// Writes a page of link groups anew with the rows for whose places `keep` holds, or removes it if none is left. Rows that were added since the last commit are not
+    /// looked at.
+    ///
+    /// # Errors
+    /// [`CatalogError::Damaged`] when the page is damaged.
+    pub fn retain_groups(&mut self, page: u64, keep: impl Fn(usize) -> bool) -> Result<(), CatalogError> {
+        let left = self.reader().database()?.get(Table::Groups, page, |payload| {
+            CatalogError::guarded("page of link groups", page, || group::retain_rows(payload, keep))
+        })?;
+        match left.flatten() {
+            Some(encoded) => self.put(Table::Groups, page, encoded),
+            None => self.remove(Table::Groups, page),
         }
+        Ok(())
     }
 
     /// Writes a page of chunk rows anew, or removes it if it has no row. Not to be mixed with

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::directory::{Directory, decode_root, encode_root};
 use crate::coding::DecodeError;
 
+/// A record is at most so long, in bytes. Most of it are the numbers of the objects with link counts, and the names of owners.
+pub const RECORD_MAX_BYTES: usize = 64 << 20;
+
 /// What a snapshot holds, counted from its own entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
@@ -211,8 +214,11 @@ impl SnapshotRecord {
     /// Decodes a record.
     ///
     /// # Errors
-    /// Fails when the bytes are no record.
+    /// Fails when the bytes are no record, or too many.
     pub fn decode(bytes: &[u8]) -> Result<SnapshotRecord, serde_json::Error> {
+        if bytes.len() > RECORD_MAX_BYTES {
+            return Err(serde::de::Error::custom("it is longer than any record"));
+        }
         serde_json::from_slice(bytes)
     }
 }

@@ -13,14 +13,14 @@ use std::sync::Arc;
 use super::CatalogError;
 use super::checkpoint;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
-use super::commit::{self, CommitId};
+use super::commit::{self, CommitFile, CommitId};
 use super::condemned::{self, Condemned, CondemnedRow};
 use super::database::{CatalogDatabase, Change, DatabaseReader, Table};
-use super::group::{self, LinkGroup};
+use super::group::{self, LinkGroup, PAGE_HELD_BYTES};
 use super::marks::{Hold, SnapshotMarks};
 use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
-use super::snapshot::SnapshotRecord;
+use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
@@ -47,6 +47,14 @@ pub struct Counters {
     pub snapshot: u64,
 }
 
+/// The page of link groups that is being filled.
+#[derive(Clone, Copy)]
+struct OpenPage {
+    number: u64,
+    /// What its rows take in memory, in bytes; more than a page may if that was not looked at to the end.
+    held: usize,
+}
+
 impl Counters {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -66,6 +74,9 @@ impl Counters {
             snapshot: decoder.varint()?,
         };
         decoder.finish()?;
+        for value in [counters.chunk, counters.object, counters.group, counters.pack, counters.snapshot] {
+            Decoder::number(value)?;
+        }
         Ok(counters)
     }
 
@@ -158,14 +169,15 @@ pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result
             }));
         }
         let file = read_whole(backend, &key)?;
-        let decoded = commit::decode(&key, &file)?;
-        if decoded.previous != last_id {
+        let commit = CommitFile::open(&key, &file)?;
+        if commit.previous != last_id {
             return Err(broken("it does not follow the commit before it".to_owned()));
         }
-        let mut changes = decoded.changes;
-        changes.push(Change::Put(Table::Commits, number, decoded.id.to_vec()));
-        database.apply(&changes)?;
-        (last, last_id) = (number, decoded.id);
+        database.apply_all(|apply| {
+            commit.for_each_batch(&mut *apply)?;
+            apply(vec![Change::Put(Table::Commits, number, commit.id.to_vec())])
+        })?;
+        (last, last_id) = (number, commit.id);
         applied += 1;
     }
     if let Some(folded) = checkpoint.filter(|folded| folded.number > last) {
@@ -202,8 +214,8 @@ pub struct CatalogWriter {
     chunks: HashMap<ChunkHash, (u64, u32)>,
     chunk_rows: BTreeMap<u64, ChunkPage>,
     objects: HashMap<[u8; 32], u64>,
-    first_pending_group: u64,
-    groups: Vec<LinkGroup>,
+    groups: Vec<(u64, LinkGroup)>,
+    open_page: Option<OpenPage>,
     /// What the store's row of `meta` is to be, if it is not that yet.
     store: Option<Vec<u8>>,
     epoch: u32,
@@ -235,12 +247,12 @@ impl CatalogWriter {
             chunks: HashMap::new(),
             chunk_rows: BTreeMap::new(),
             objects: HashMap::new(),
-            first_pending_group: counters.group,
             groups: Vec::new(),
             store: None,
             // One above the last commit: it grows with every writer that commits anything.
             epoch: u32::try_from(last.0 + 1).unwrap_or(u32::MAX),
             next_condemned: None,
+            open_page: None,
         })
     }
 
@@ -283,7 +295,10 @@ impl CatalogWriter {
     /// # Errors
     /// Fails when the catalogue cannot be read.
     pub fn intern_chunk(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(u64, bool), CatalogError> {
-        if let Some((number, _)) = self.chunks.get(hash) {
+        if let Some((number, length)) = self.chunks.get(hash) {
+            if *length != plain_length {
+                return Err(CatalogError::TwoLengths { hash: hash.to_string(), lengths: (*length, plain_length) });
+            }
             return Ok((*number, false));
         }
         let number = match self.reader.find_chunk_row(hash, plain_length)? {
@@ -361,12 +376,40 @@ impl CatalogWriter {
     }
 
     /// Adds a link group and returns its number.
-    pub fn add_group(&mut self, group: LinkGroup) -> u64 {
+    ///
+    /// A page ends before the row with which its rows would take more memory than [`PAGE_HELD_BYTES`].
+    ///
+    /// # Errors
+    /// Fails when the page that is to be continued cannot be read.
+    pub fn add_group(&mut self, group: LinkGroup) -> Result<u64, CatalogError> {
+        let held = group.held_bytes();
+        let page = self.counters.group / PAGE_ROWS;
+        let mut open = match self.open_page {
+            Some(open) if open.number == page => open,
+            _ if self.counters.group.is_multiple_of(PAGE_ROWS) => OpenPage { number: page, held: 0 },
+            _ => OpenPage { number: page, held: self.held_by_page(page)? },
+        };
+        if open.held > 0 && open.held + held > PAGE_HELD_BYTES {
+            open = OpenPage { number: page + 1, held: 0 };
+            self.counters.group = open.number * PAGE_ROWS;
+        }
+        open.held += held;
+        self.open_page = Some(open);
         let number = self.counters.group;
         self.counters.group += 1;
-        self.pending_bytes += 200;
-        self.groups.push(group);
-        number
+        self.pending_bytes += held;
+        self.groups.push((number, group));
+        Ok(number)
+    }
+
+    /// Returns what the rows of a page take in memory; of one that takes too much, some of it.
+    fn held_by_page(&self, page: u64) -> Result<usize, CatalogError> {
+        let mut held = 0;
+        self.reader.for_each_group(page, |_, row| {
+            held += row.map_or(0, |row| row.held_bytes());
+            Ok::<_, CatalogError>(held <= PAGE_HELD_BYTES)
+        })?;
+        Ok(held)
     }
 
     /// Returns the number of an object with these bytes, which is new only when no other has them.
@@ -380,6 +423,10 @@ impl CatalogWriter {
         }
         if let Some(number) = self.reader.find_object(&hash)? {
             return Ok(number);
+        }
+        let (bytes, most) = (plain.len() as u64, kind.written_max_bytes() as u64);
+        if bytes > most {
+            return Err(CatalogError::TooLarge { what: "An object of the catalogue", bytes, most });
         }
         let number = self.counters.object;
         self.counters.object += 1;
@@ -417,6 +464,10 @@ impl CatalogWriter {
             number,
             reason: error.to_string(),
         })?;
+        let (bytes, most) = (encoded.len() as u64, RECORD_MAX_BYTES as u64);
+        if bytes > most {
+            return Err(CatalogError::TooLarge { what: "A snapshot record", bytes, most });
+        }
         self.counters.snapshot += 1;
         self.put(Table::Snapshots, number, encoded);
         Ok(number)
@@ -486,8 +537,7 @@ impl CatalogWriter {
         }
         let number = self.last.0 + 1;
         let key = commit::key(number);
-        let (file, id) = commit::encode(number, &self.last.1, &self.changes)
-            .map_err(|error| CatalogError::CommitFile { key: key.clone(), reason: error.to_string() })?;
+        let (file, id) = commit::encode(number, &self.last.1, &self.changes)?;
         self.backend.put(&key, &[&file])?;
         self.backend.sync()?;
         self.changes.push(Change::Put(Table::Commits, number, id.to_vec()));
@@ -502,22 +552,16 @@ impl CatalogWriter {
 
     fn flush_groups(&mut self) -> Result<(), CatalogError> {
         let groups = std::mem::take(&mut self.groups);
-        let mut number = self.first_pending_group;
         let mut groups = groups.into_iter().peekable();
-        while groups.peek().is_some() {
-            let page = number / PAGE_ROWS;
+        while let Some(page) = groups.peek().map(|(number, _)| number / PAGE_ROWS) {
             let mut rows = self.reader.group_rows(page)?;
-            // A gap is a number whose group was removed.
-            rows.resize((number % PAGE_ROWS) as usize, None);
-            while (rows.len() as u64) < PAGE_ROWS
-                && let Some(group) = groups.next()
-            {
+            while let Some((number, group)) = groups.next_if(|(number, _)| number / PAGE_ROWS == page) {
+                // A gap is a number whose group was removed.
+                rows.resize((number % PAGE_ROWS) as usize, None);
                 rows.push(Some(group));
-                number += 1;
             }
             self.changes.push(Change::Put(Table::Groups, page, group::encode_page(&rows)));
         }
-        self.first_pending_group = number;
         Ok(())
     }
 }

@@ -9,9 +9,9 @@ use super::ledger::{DamageKind, Key};
 use super::{CheckError, CheckReport, Checker, Phase, is_damage};
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint::{self, Checkpoint};
-use crate::catalog::commit::{self, Commit, CommitId};
+use crate::catalog::commit::{self, CommitFile, CommitId};
 use crate::catalog::database::{DatabaseReader, Table};
-use crate::catalog::replay::RowHashes;
+use crate::catalog::replay::{Replay, RowHashes};
 use crate::catalog::writer::{commit_id, last_commit, read_whole};
 
 /// The rows that the catalogue must hold.
@@ -29,7 +29,7 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
     let end = last.max(files.last().copied().unwrap_or(0));
     report.commits = last;
     checker.progress.enter(Phase::Commits, end);
-    let rows = Some(RowHashes::default());
+    let rows = Some(Replay::default());
     let mut chain = Chain { checker, last, rows, previous: CommitId::default(), intact: true };
     let first = chain.checkpoint()?;
     checker.progress.done.store(first, Ordering::Relaxed);
@@ -51,13 +51,13 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
         let reason = format!("it holds no commit, and there are {} commit files", files.len());
         checker.ledger.note(DamageKind::Catalog, Key::Step("commits"), "The catalogue".to_owned(), reason);
     }
-    Ok(Committed { rows: chain.rows })
+    Ok(Committed { rows: chain.rows.map(Replay::finish) })
 }
 
 struct Chain<'a> {
     checker: &'a Checker<'a>,
     last: u64,
-    rows: Option<RowHashes>,
+    rows: Option<Replay>,
     previous: CommitId,
     intact: bool,
 }
@@ -74,10 +74,13 @@ impl Chain<'_> {
     fn checkpoint(&mut self) -> Result<u64, CheckError> {
         let backend = self.checker.replica.backend().as_ref();
         for number in checkpoint::heads(backend)? {
-            let mut rows = RowHashes::default();
+            let mut rows = Replay::default();
             let key = checkpoint::key(number);
             let read = checkpoint::read_head(backend, number).and_then(|head: Checkpoint| {
-                head.for_each_part(backend, |changes| rows.apply(&key, &changes))?;
+                head.for_each_part(backend, |changes| {
+                    rows.apply(&changes);
+                    Ok(())
+                })?;
                 Ok(head)
             });
             let (file, reason) = match read {
@@ -119,8 +122,19 @@ impl Chain<'_> {
     fn file(&mut self, number: u64) -> Result<bool, CheckError> {
         let key = commit::key(number);
         let backend = self.checker.replica.backend();
-        let decoded = read_whole(backend.as_ref(), &key).and_then(|file| commit::decode(&key, &file));
-        let commit = match decoded {
+        let is_wanted = number <= self.last && self.intact;
+        let mut rows = self.rows.take();
+        let decoded = read_whole(backend.as_ref(), &key).and_then(|file| {
+            let commit = CommitFile::open(&key, &file)?;
+            commit.for_each_batch(|changes| {
+                if let Some(rows) = rows.as_mut().filter(|_| is_wanted) {
+                    rows.apply(&changes);
+                }
+                Ok(())
+            })?;
+            Ok((commit.previous, commit.id))
+        });
+        let (previous, id) = match decoded {
             Ok(commit) => commit,
             Err(CatalogError::CommitFile { reason, .. }) => {
                 self.damage(number, reason);
@@ -134,14 +148,12 @@ impl Chain<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        if commit.previous != self.previous {
+        if previous != self.previous {
             self.damage(number, "it does not follow the commit before it".to_owned());
         }
-        self.compare_row(number, Some(&commit.id))?;
-        self.previous = commit.id;
-        if number <= self.last && self.intact {
-            self.apply(number, commit);
-        }
+        self.compare_row(number, Some(&id))?;
+        self.previous = id;
+        self.rows = rows;
         Ok(true)
     }
 
@@ -166,12 +178,5 @@ impl Chain<'_> {
             _ => {}
         }
         Ok(())
-    }
-
-    fn apply(&mut self, number: u64, commit: Commit) {
-        let Some(rows) = &mut self.rows else { return };
-        if let Err(CatalogError::CommitFile { reason, .. }) = rows.apply(&commit::key(number), &commit.changes) {
-            self.damage(number, reason);
-        }
     }
 }

@@ -11,6 +11,7 @@ use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::database::Table;
 use crate::catalog::group::{self, Content, LinkGroup, Segment};
 use crate::model::Kind;
+use crate::paged::Paged;
 
 /// Bit of [`Groups::state`]: there is such a link group.
 const EXISTS: u8 = 1;
@@ -18,11 +19,13 @@ const EXISTS: u8 = 1;
 const DAMAGED: u8 = 2;
 
 /// All link groups, by number.
+///
+/// Nine bytes for each number, by the page, so that made-up numbers cost little.
 #[derive(Default)]
 pub(super) struct Groups {
     pub(super) count: u64,
-    digests: Vec<u64>,
-    state: Vec<u8>,
+    digests: Paged<u64>,
+    state: Paged<u8>,
     damages: HashMap<u64, Vec<DamageNumber>>,
     /// Pages of link groups that cannot be read.
     pages: HashMap<u64, DamageNumber>,
@@ -31,9 +34,8 @@ pub(super) struct Groups {
 impl Groups {
     /// Returns the digest of a link group's row and whether its content is damaged, or `None` when there is no such group.
     pub(super) fn get(&self, number: u64) -> Option<(u64, bool)> {
-        let at = usize::try_from(number).ok()?;
-        let state = *self.state.get(at)?;
-        (state & EXISTS != 0).then(|| (self.digests[at], state & DAMAGED != 0))
+        let state = self.state.get(number);
+        (state & EXISTS != 0).then(|| (self.digests.get(number), state & DAMAGED != 0))
     }
 
     /// Returns what a link group's content suffers from.
@@ -44,11 +46,6 @@ impl Groups {
     /// Returns the damage of the page that holds a link group's row.
     pub(super) fn page_damage(&self, number: u64) -> Option<DamageNumber> {
         self.pages.get(&(number / PAGE_ROWS)).copied()
-    }
-
-    /// Returns how many numbers there may be.
-    pub(super) fn len(&self) -> usize {
-        self.state.len()
     }
 }
 
@@ -62,11 +59,18 @@ pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, bad: &BadChunks) -> Res
         }
     }
     let mut work = Contents { checker, rows, bad, groups };
-    let mut page = 0;
-    while page * PAGE_ROWS < rows.counters.group {
-        let read = checker.guarded("The table of link groups", || work.page(page));
-        read?;
-        page += 1;
+    // Pages behind the counter are damage that is noted already.
+    let mut pages = Vec::new();
+    checker.guarded("The table of link groups", || {
+        Ok(checker.catalog.database()?.scan_numbers(Table::Groups, |page| {
+            if page < rows.counters.group.div_ceil(PAGE_ROWS) {
+                pages.push(page);
+            }
+            Ok(())
+        })?)
+    })?;
+    for page in pages {
+        checker.guarded("The table of link groups", || work.page(page))?;
     }
     Ok(work.groups)
 }
@@ -80,36 +84,35 @@ struct Contents<'a> {
 
 impl Contents<'_> {
     fn page(&mut self, page: u64) -> Result<(), CheckError> {
-        let rows = match self.checker.catalog.group_rows(page) {
-            Ok(rows) => rows,
-            Err(error @ CatalogError::Unsupported { .. }) => return Err(error.into()),
-            Err(error) => {
+        let read = self.checker.catalog.for_each_group(page, |at, row| {
+            let number = page * PAGE_ROWS + at as u64;
+            self.checker.progress.step()?;
+            let Some(row) = row else { return Ok(true) };
+            self.groups.count += 1;
+            *self.groups.digests.entry(number) = row.digest();
+            *self.groups.state.entry(number) = EXISTS;
+            let damages = self.content(number, &row)?;
+            if !damages.is_empty() {
+                *self.groups.state.entry(number) |= DAMAGED;
+                self.groups.damages.insert(number, damages);
+            }
+            Ok(true)
+        });
+        match read {
+            Err(CheckError::Catalog(error)) if error.is_damage() => {
+                // What the page gave before that is not to be relied on.
+                for number in page * PAGE_ROWS..(page + 1) * PAGE_ROWS {
+                    self.groups.count -= u64::from(self.groups.state.take(number) & EXISTS);
+                    self.groups.damages.remove(&number);
+                }
                 let what = format!("Page of link groups {page}");
                 let key = Key::Row(Table::Groups, page);
                 let damage = self.checker.ledger.note(DamageKind::Catalog, key, what, damage_of(error)?);
                 self.groups.pages.insert(page, damage);
-                return Ok(());
+                Ok(())
             }
-        };
-        let first = page * PAGE_ROWS;
-        let end = first as usize + rows.len();
-        if self.groups.state.len() < end {
-            self.groups.state.resize(end, 0);
-            self.groups.digests.resize(end, 0);
+            other => other,
         }
-        for (number, row) in (first..).zip(rows) {
-            self.checker.progress.step()?;
-            let Some(row) = row else { continue };
-            self.groups.count += 1;
-            self.groups.digests[number as usize] = row.digest();
-            self.groups.state[number as usize] = EXISTS;
-            let damages = self.content(number, &row)?;
-            if !damages.is_empty() {
-                self.groups.state[number as usize] |= DAMAGED;
-                self.groups.damages.insert(number, damages);
-            }
-        }
-        Ok(())
     }
 
     fn group_damage(&self, number: u64, reason: String) -> DamageNumber {
@@ -158,7 +161,7 @@ impl Contents<'_> {
         };
         match self.checker.catalog.content_page(page.object) {
             Ok(segments) => {
-                if segments.iter().map(Segment::length).fold(0, u64::saturating_add) != page.length {
+                if group::length_of(&segments) != Some(page.length) {
                     damages.push(object("it has another length than its link groups say".to_owned()));
                 }
                 for segment in &segments {

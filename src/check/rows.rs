@@ -9,10 +9,11 @@ use super::{CheckError, CheckReport, Checker, Phase, is_damage};
 use crate::catalog::chunk::{self, PAGE_ROWS, PackRow};
 use crate::catalog::database::{NUMBERED, Table};
 use crate::catalog::object::{self, ObjectKind};
-use crate::catalog::replay::payload_hash;
+use crate::catalog::replay::{TableHashes, payload_hash};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::{Counters, STORE, sources};
 use crate::catalog::{CatalogError, directory, group};
+use crate::paged::Paged;
 use crate::replica::{CONFIG, StoreConfig, Unusable};
 
 /// Where a chunk lies: what the steps that follow need of its row.
@@ -50,7 +51,7 @@ pub(super) fn verify(
     let counters = checker.guarded("The counters", || Ok(Counters::read(database)?))?;
     checker.guarded("The list of sources", || Ok(sources(checker.catalog).map(drop)?))?;
     let mut rows = Rows { counters, ..Rows::default() };
-    let (mut prefixes, mut objects) = (Vec::new(), 0);
+    let (mut prefixes, mut objects) = (Paged::new(), 0);
     // The commit rows were compared with their files.
     for table in NUMBERED.into_iter().filter(|table| *table != Table::Commits) {
         let expected = committed.rows.as_ref().map(|rows| rows.of_table(table));
@@ -65,8 +66,7 @@ pub(super) fn verify(
     report.chunks = rows.placements.len() as u64 + report.lost_chunks;
     // A lost chunk may have lost its hash, too.
     agree(checker, Table::ChunkIndex, report.chunks - report.lost_chunks..=report.chunks, |hash, number| {
-        let prefix: Option<&Option<[u8; 8]>> = usize::try_from(number).ok().and_then(|at| prefixes.get(at));
-        prefix.is_some_and(|prefix| prefix.is_some_and(|prefix| hash.starts_with(&prefix)))
+        prefixes.get(number).is_some_and(|prefix| hash.starts_with(&prefix))
     })?;
     rows.placements.sort_unstable_by_key(|placement| (placement.pack, placement.offset));
     report.packs = rows.packs.len() as u64;
@@ -80,13 +80,13 @@ pub(super) fn verify(
 struct TableScan<'a, 'b> {
     checker: &'a Checker<'a>,
     table: Table,
-    expected: Option<&'a [u64]>,
+    expected: Option<TableHashes<'a>>,
     last: Option<u64>,
     rows: &'b mut Rows,
 }
 
 impl TableScan<'_, '_> {
-    fn run(&mut self, prefixes: &mut Vec<Option<[u8; 8]>>, objects: &mut u64) -> Result<(), CheckError> {
+    fn run(&mut self, prefixes: &mut Paged<Option<[u8; 8]>>, objects: &mut u64) -> Result<(), CheckError> {
         let checker = self.checker;
         let table = self.table;
         let mut failure = None;
@@ -101,25 +101,21 @@ impl TableScan<'_, '_> {
             }
         })?;
         // Rows behind the last one seen.
-        let end = self.expected.map_or(0, |expected| expected.len() as u64);
-        self.missing(self.last.map_or(0, |last| last.saturating_add(1)), end);
+        self.missing(self.last.map_or(0, |last| last.saturating_add(1)), u64::MAX);
         Ok(())
     }
 
     /// Notes rows that were committed and were not met between two that were.
     fn missing(&mut self, from: u64, to: u64) {
         let Some(expected) = self.expected else { return };
-        // A damaged key can be any number.
-        let to = to.min(expected.len() as u64);
-        let is_row = |number: &u64| expected.get(*number as usize).is_some_and(|hash| *hash != 0);
-        let Some(first) = (from..to).find(is_row) else { return };
-        let count = (first..to).filter(is_row).count();
+        let Some(first) = expected.numbers(from, to).next() else { return };
+        let count = expected.numbers(from, to).count();
         let name = capital(self.table.row_name());
         let what =
             if count == 1 { format!("{name} {first}") } else { format!("{name} {first} and {} more", count - 1) };
         let key = Key::Missing(self.table, first);
         let damage = self.checker.ledger.note(DamageKind::Catalog, key, what, "missing from the catalogue".to_owned());
-        for number in (first..to).filter(is_row) {
+        for number in expected.numbers(from, to) {
             self.rows.damaged.insert((self.table, number), damage);
         }
     }
@@ -134,7 +130,7 @@ impl TableScan<'_, '_> {
         &mut self,
         number: u64,
         payload: Result<&[u8], CatalogError>,
-        prefixes: &mut Vec<Option<[u8; 8]>>,
+        prefixes: &mut Paged<Option<[u8; 8]>>,
         objects: &mut u64,
     ) -> Result<(), CheckError> {
         self.checker.progress.step()?;
@@ -155,9 +151,9 @@ impl TableScan<'_, '_> {
             }
         };
         if let Some(expected) = self.expected {
-            match expected.get(number as usize).copied().unwrap_or(0) {
-                0 => self.damage(number, "no commit file has it".to_owned()),
-                hash if hash != payload_hash(payload) => {
+            match expected.get(number) {
+                None => self.damage(number, "no commit file has it".to_owned()),
+                Some(hash) if hash != payload_hash(payload) => {
                     self.damage(number, "it is not as the commit files have it".to_owned());
                 }
                 _ => {}
@@ -174,6 +170,8 @@ impl TableScan<'_, '_> {
         };
         if below.is_some_and(|below| number >= below) {
             self.damage(number, "its number was never given out".to_owned());
+            // Nor is anything kept for it: it may be any number.
+            return Ok(());
         }
         match self.decode(number, payload, prefixes, objects) {
             Ok(()) => Ok(()),
@@ -189,7 +187,7 @@ impl TableScan<'_, '_> {
         &mut self,
         number: u64,
         payload: &[u8],
-        prefixes: &mut Vec<Option<[u8; 8]>>,
+        prefixes: &mut Paged<Option<[u8; 8]>>,
         objects: &mut u64,
     ) -> Result<(), CheckError> {
         let damaged = |error| CatalogError::damaged(self.table.row_name(), number, error);
@@ -198,14 +196,10 @@ impl TableScan<'_, '_> {
                 self.rows.packs.insert(number, PackRow::decode(payload).map_err(damaged)?);
             }
             Table::Chunks => {
-                let page = chunk::decode_page(payload).map_err(damaged)?;
+                let page = CatalogError::guarded("page of chunk rows", number, || chunk::decode_page(payload))?;
                 for (number, row) in (number * PAGE_ROWS..).zip(page) {
                     let Some(row) = row else { continue };
-                    let at = number as usize;
-                    if prefixes.len() <= at {
-                        prefixes.resize(at + 1, None);
-                    }
-                    prefixes[at] = Some(row.prefix);
+                    *prefixes.entry(number) = Some(row.prefix);
                     if row.is_lost() {
                         self.rows.lost.push(number);
                         continue;
@@ -221,7 +215,7 @@ impl TableScan<'_, '_> {
                     number,
                     reason: "it is of an unknown kind".to_owned(),
                 })?;
-                let plain = object::decode(kind, payload).map_err(damaged)?;
+                let plain = CatalogError::guarded("object", number, || object::decode(kind, payload))?;
                 let index = self.checker.catalog.database()?.find(Table::ObjectIndex, &object::hash(kind, &plain))?;
                 if index != Some(number) {
                     let reason = format!("object {number} is not in it under its hash");
@@ -229,13 +223,13 @@ impl TableScan<'_, '_> {
                     let key = Key::Table(Table::ObjectIndex, "entries");
                     self.checker.ledger.note(DamageKind::Catalog, key, what, reason);
                 }
-                match kind {
-                    ObjectKind::Index => directory::decode_index(&plain).map(drop).map_err(damaged)?,
-                    ObjectKind::Content => group::decode_segments(&plain).map(drop).map_err(damaged)?,
-                    ObjectKind::Links => crate::catalog::links::decode_page(&plain).map(drop).map_err(damaged)?,
+                CatalogError::guarded("object", number, || match kind {
+                    ObjectKind::Index => directory::decode_index(&plain).map(drop),
+                    ObjectKind::Content => group::decode_segments(&plain).map(drop),
+                    ObjectKind::Links => crate::catalog::links::decode_page(&plain).map(drop),
                     // Pages are decoded with their names, when the trees are walked.
-                    ObjectKind::Names | ObjectKind::Page | ObjectKind::Problems => {}
-                }
+                    ObjectKind::Names | ObjectKind::Page | ObjectKind::Problems => Ok(()),
+                })?;
             }
             Table::Snapshots => {
                 let record = SnapshotRecord::decode(payload).map_err(|error| CatalogError::Damaged {

@@ -1,6 +1,7 @@
 //! Trees: every snapshot walked from its root, every page, name and index; names, link counts, totals and digest counted anew.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::contents::Groups;
@@ -10,15 +11,11 @@ use super::{CheckError, CheckReport, Checker, Phase};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::database::Table;
-use crate::catalog::directory::{Body, Directory, Entry, Node};
+use crate::catalog::directory::{Body, Directory, Entry, IndexPage, Node};
 use crate::catalog::links;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, TreeDigest};
-
-/// Deeper trees than this are refused; paths of the sources are at most 4,096 bytes long.
-const DEPTH_MAX: usize = 8192;
-/// Stack of a walking thread, in bytes: a level of the tree takes some hundred. Only what is used costs memory.
-const STACK_BYTES: usize = 64 << 20;
+use crate::paged::Paged;
 
 /// Walks all snapshots.
 pub(super) fn verify(
@@ -32,7 +29,7 @@ pub(super) fn verify(
     let (next, names) = (AtomicUsize::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| -> Result<(), CheckError> {
         let work = || -> Result<(), CheckError> {
-            let mut counts = vec![0u32; groups.len()];
+            let mut counts = Paged::new();
             loop {
                 let place = next.fetch_add(1, Ordering::Relaxed);
                 let Some((number, record)) = rows.snapshots.get(place) else { return Ok(()) };
@@ -45,14 +42,14 @@ pub(super) fn verify(
                         let reason = format!("redb gave up on it: {}", super::panic_text(panic.as_ref()));
                         let what = format!("Snapshot {}", record.id);
                         checker.ledger.note(DamageKind::Snapshot, Key::Snapshot(*number, "walk"), what, reason);
-                        counts.fill(0);
+                        counts.clear();
                     }
                 }
             }
         };
         let mut threads = Vec::new();
         for _ in 0..checker.threads().min(rows.snapshots.len()) {
-            let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
+            let builder = std::thread::Builder::new();
             match builder.spawn_scoped(scope, work) {
                 Ok(thread) => threads.push(thread),
                 Err(error) if threads.is_empty() => return Err(CheckError::Thread(error)),
@@ -82,7 +79,7 @@ struct TreeWalk<'a> {
     groups: &'a Groups,
     place: usize,
     /// Names of each link group in this snapshot; all zero before and after.
-    counts: &'a mut [u32],
+    counts: &'a mut Paged<u32>,
     digest: TreeDigest,
     path: Vec<u8>,
     names: u64,
@@ -90,7 +87,45 @@ struct TreeWalk<'a> {
     inodes: u64,
     /// Whether every entry was met, so that what was counted can be compared.
     is_complete: bool,
-    depth: usize,
+}
+
+/// A directory on the way down. The walk keeps them in a list and not on the stack: trees may be of any depth.
+struct Level {
+    /// Length of its path.
+    path_length: usize,
+    pages: Pages,
+    /// The page that is walked, and where in it.
+    entries: Entries,
+    at: usize,
+}
+
+/// Entries of a page, or of a folded directory.
+enum Entries {
+    Page(Arc<Vec<Entry>>),
+    Folded(Arc<Directory>),
+}
+
+impl Entries {
+    fn list(&self) -> &[Entry] {
+        match self {
+            Entries::Page(entries) => entries,
+            Entries::Folded(directory) => match &directory.body {
+                Body::Folded(entries) => entries,
+                _ => &[],
+            },
+        }
+    }
+}
+
+/// The pages of a large directory that are still to come.
+#[derive(Default)]
+struct Pages {
+    /// Number of the index.
+    index: u64,
+    pages: Vec<IndexPage>,
+    next: usize,
+    /// The last name of the page before.
+    last: Option<Box<[u8]>>,
 }
 
 impl<'a> TreeWalk<'a> {
@@ -99,7 +134,7 @@ impl<'a> TreeWalk<'a> {
         rows: &'a Rows,
         groups: &'a Groups,
         place: usize,
-        counts: &'a mut [u32],
+        counts: &'a mut Paged<u32>,
     ) -> TreeWalk<'a> {
         TreeWalk {
             checker,
@@ -113,7 +148,6 @@ impl<'a> TreeWalk<'a> {
             directories: 0,
             inodes: 0,
             is_complete: true,
-            depth: 0,
         }
     }
 
@@ -136,13 +170,13 @@ impl<'a> TreeWalk<'a> {
             note("problems", format!("the list of its problems is lost: {}", reason_of(&error)));
         }
         self.digest.enter(b"", &root.attributes);
-        self.directory(&root)?;
+        self.tree(root)?;
         self.digest.leave();
         let digest = std::mem::take(&mut self.digest).finish();
         let links = self.link_counts(record);
         if !self.is_complete {
             // What is lost is noted; that the rest does not add up goes without saying.
-            self.counts.fill(0);
+            self.counts.clear();
             return Ok(());
         }
         let counted = [self.names, self.directories, self.inodes];
@@ -184,53 +218,86 @@ impl<'a> TreeWalk<'a> {
                 }
             };
             for (group, stated) in page {
-                let counted = usize::try_from(group).ok().and_then(|at| self.counts.get_mut(at));
-                let counted = counted.map_or(0, std::mem::take);
+                let counted = self.counts.take(group);
                 if counted != stated && result.is_ok() {
                     result = Err(format!("link group {group} has {counted} names, and its link counts say {stated}"));
                 }
             }
         }
-        if let Some(group) = self.counts.iter().position(|count| *count > 0) {
+        let left = self.counts.iter().find(|(_, count)| *count > 0);
+        if let Some((group, _)) = left {
             if result.is_ok() {
                 result = Err(format!("link group {group} is not in its link counts"));
             }
-            self.counts.fill(0);
+            self.counts.clear();
         }
         result
     }
 
-    fn directory(&mut self, directory: &Directory) -> Result<(), CheckError> {
-        if self.depth > DEPTH_MAX {
-            let damage = self.object_damage(u64::MAX, "the tree is deeper than any source".to_owned());
-            self.lost(damage);
-            return Ok(());
+    /// Walks everything below the root.
+    fn tree(&mut self, root: Directory) -> Result<(), CheckError> {
+        let mut levels = vec![self.level(Arc::new(root))?];
+        while let Some(level) = levels.last_mut() {
+            self.path.truncate(level.path_length);
+            let Some(entry) = level.entries.list().get(level.at) else {
+                if !self.next_page(level) {
+                    levels.pop();
+                    if !levels.is_empty() {
+                        self.digest.leave();
+                    }
+                }
+                continue;
+            };
+            level.at += 1;
+            self.checker.progress.step()?;
+            self.names += 1;
+            match &entry.node {
+                Node::Group(number) => {
+                    let (name, number) = (entry.name.clone(), *number);
+                    self.group(&name, number);
+                }
+                Node::Directory(directory) => {
+                    self.directories += 1;
+                    self.digest.enter(&entry.name, &directory.attributes);
+                    self.push(&entry.name);
+                    let inner = self.level(Arc::clone(directory))?;
+                    levels.push(inner);
+                }
+            }
         }
-        self.depth += 1;
-        match &directory.body {
-            Body::Folded(entries) => self.entries(entries)?,
-            Body::Page(number) => match self.page(*number) {
-                Ok(entries) => self.entries(&entries)?,
-                Err(damage) => self.lost(damage),
-            },
-            Body::Index(number) => self.index(*number)?,
-        }
-        self.depth -= 1;
         Ok(())
     }
 
-    /// Walks the pages of a large directory.
-    fn index(&mut self, number: u64) -> Result<(), CheckError> {
-        let pages = match self.checker.catalog.directory_index(number) {
-            Ok(pages) => pages,
-            Err(error) => {
-                let damage = self.object_damage(number, damage_of(error)?);
-                self.lost(damage);
-                return Ok(());
-            }
+    /// Starts a directory, whose path is the present one.
+    fn level(&mut self, directory: Arc<Directory>) -> Result<Level, CheckError> {
+        let nothing = || Entries::Page(Arc::default());
+        let (entries, pages) = match directory.body {
+            Body::Folded(_) => (Entries::Folded(directory), Pages::default()),
+            Body::Page(number) => match self.page(number) {
+                Ok(entries) => (Entries::Page(entries), Pages::default()),
+                Err(damage) => {
+                    self.lost(damage);
+                    (nothing(), Pages::default())
+                }
+            },
+            Body::Index(index) => match self.checker.catalog.directory_index(index) {
+                Ok(pages) => (nothing(), Pages { index, pages, ..Pages::default() }),
+                Err(error) => {
+                    let damage = self.object_damage(index, damage_of(error)?);
+                    self.lost(damage);
+                    (nothing(), Pages::default())
+                }
+            },
         };
-        let mut last: Option<Box<[u8]>> = None;
-        for (at, page) in pages.iter().enumerate() {
+        Ok(Level { path_length: self.path.len(), pages, entries, at: 0 })
+    }
+
+    /// Goes to the next page of a large directory that can be read; returns whether there is one.
+    fn next_page(&mut self, level: &mut Level) -> bool {
+        let of = &mut level.pages;
+        while let Some(page) = of.pages.get(of.next) {
+            let at = of.next;
+            of.next += 1;
             let entries = match self.page(page.page) {
                 Ok(entries) => entries,
                 Err(damage) => {
@@ -238,22 +305,23 @@ impl<'a> TreeWalk<'a> {
                     continue;
                 }
             };
-            let next = pages.get(at + 1).map(|next| &next.separator);
+            let next = of.pages.get(at + 1).map(|next| &next.separator);
             let in_order = entries.first().is_some_and(|first| {
-                first.name >= page.separator && last.as_ref().is_none_or(|last| *last < page.separator)
+                first.name >= page.separator && of.last.as_ref().is_none_or(|last| *last < page.separator)
             }) && entries.last().is_some_and(|entry| next.is_none_or(|next| entry.name < *next))
                 && (at > 0 || page.separator.is_empty());
             if !in_order || entries.len() as u64 != page.entries {
-                let damage = self.object_damage(number, format!("its page {at} does not fit it"));
+                let damage = self.object_damage(of.index, format!("its page {at} does not fit it"));
                 self.lost(damage);
             }
-            last = entries.last().map(|entry| entry.name.clone());
-            self.entries(&entries)?;
+            of.last = entries.last().map(|entry| entry.name.clone());
+            (level.entries, level.at) = (Entries::Page(entries), 0);
+            return true;
         }
-        Ok(())
+        false
     }
 
-    fn page(&self, number: u64) -> Result<std::sync::Arc<Vec<Entry>>, DamageNumber> {
+    fn page(&self, number: u64) -> Result<Arc<Vec<Entry>>, DamageNumber> {
         self.checker.catalog.directory_page(number).map_err(|error| {
             // The names of a page are an object of their own, and the one that is damaged may be either.
             let struck = match &error {
@@ -281,26 +349,6 @@ impl<'a> TreeWalk<'a> {
         self.checker.ledger.affects(damage, self.place, &path);
     }
 
-    fn entries(&mut self, entries: &[Entry]) -> Result<(), CheckError> {
-        for entry in entries {
-            self.checker.progress.step()?;
-            self.names += 1;
-            match &entry.node {
-                Node::Group(number) => self.group(&entry.name, *number),
-                Node::Directory(directory) => {
-                    self.directories += 1;
-                    self.digest.enter(&entry.name, &directory.attributes);
-                    let length = self.path.len();
-                    self.push(&entry.name);
-                    self.directory(directory)?;
-                    self.path.truncate(length);
-                    self.digest.leave();
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn push(&mut self, name: &[u8]) {
         if !self.path.is_empty() {
             self.path.push(b'/');
@@ -324,7 +372,7 @@ impl<'a> TreeWalk<'a> {
             self.affected(name, self.groups.damages(number));
         }
         self.digest.group(name, number, digest);
-        let count = &mut self.counts[number as usize];
+        let count = self.counts.entry(number);
         self.inodes += u64::from(*count == 0);
         *count = count.saturating_add(1);
     }

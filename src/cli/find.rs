@@ -10,7 +10,7 @@ use zmreplica::source::exclude::Excludes;
 use zmreplica::view::{DirectoryNode, Node, SnapshotView, Snapshots};
 
 use super::error::{CliError, Exit};
-use super::path::{join, open_view};
+use super::path::open_view;
 use super::{Context, text};
 
 /// Arguments of `find`.
@@ -52,7 +52,7 @@ pub(crate) fn run(context: &Context, args: &FindArgs) -> Result<Exit, CliError> 
         Node::Group(_) => None,
     });
     let roots = merged(roots.collect());
-    finder.directory(&[], &roots)?;
+    finder.tree(roots)?;
     Ok(Exit::Done)
 }
 
@@ -88,8 +88,42 @@ struct Found {
     directories: Vec<Version>,
 }
 
+/// The names of a directory on the way down, and the length of its path.
+type Level = (std::collections::btree_map::IntoIter<Box<[u8]>, Found>, usize);
+
 impl Finder<'_> {
-    fn directory(&self, path: &[u8], versions: &[Version]) -> Result<(), CliError> {
+    /// Looks at everything below the roots. The directories on the way down are in a list and not on the stack: trees may be of any depth.
+    fn tree(&self, roots: Vec<Version>) -> Result<(), CliError> {
+        let mut path: Vec<u8> = Vec::new();
+        let mut levels: Vec<Level> = vec![(self.names(&roots)?.into_iter(), 0)];
+        while let Some((names, length)) = levels.last_mut() {
+            path.truncate(*length);
+            let Some((name, found)) = names.next() else {
+                levels.pop();
+                continue;
+            };
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+            if let Some(group) = found.group
+                && self.matcher.excluded(&path, false)
+            {
+                self.tell(&path, Some(group), found.others)?;
+            }
+            if !found.directories.is_empty() {
+                if self.matcher.excluded(&path, true) {
+                    let holders = found.directories.iter().flat_map(|(holders, _)| holders).copied().collect();
+                    self.tell(&path, None, holders)?;
+                }
+                levels.push((self.names(&merged(found.directories))?.into_iter(), path.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the names in a directory, in whichever snapshot they are, but for files that cannot match.
+    fn names(&self, versions: &[Version]) -> Result<BTreeMap<Box<[u8]>, Found>, CliError> {
         let mut names: BTreeMap<Box<[u8]>, Found> = BTreeMap::new();
         for (holders, directory) in versions {
             let Some(view) = holders.first().and_then(|at| self.views.get(*at)) else { continue };
@@ -109,22 +143,7 @@ impl Finder<'_> {
                 }
             }
         }
-        for (name, found) in names {
-            let path = join(path, &name);
-            if let Some(group) = found.group
-                && self.matcher.excluded(&path, false)
-            {
-                self.tell(&path, Some(group), found.others)?;
-            }
-            if !found.directories.is_empty() {
-                if self.matcher.excluded(&path, true) {
-                    let holders = found.directories.iter().flat_map(|(holders, _)| holders).copied().collect();
-                    self.tell(&path, None, holders)?;
-                }
-                self.directory(&path, &merged(found.directories))?;
-            }
-        }
-        Ok(())
+        Ok(names)
     }
 
     fn tell(&self, path: &[u8], group: Option<u64>, mut holders: Vec<usize>) -> Result<(), CliError> {

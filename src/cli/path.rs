@@ -51,17 +51,6 @@ fn trim_slashes(path: &[u8]) -> &[u8] {
     &path[start..end]
 }
 
-/// Joins a directory's path and a name.
-pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(directory.len() + name.len() + 1);
-    path.extend_from_slice(directory);
-    if !directory.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path
-}
-
 /// Reads a place that may be on another host; `None` if it is on this one.
 pub(crate) fn remote(place: &OsStr) -> Result<Option<RemoteSpec>, CliError> {
     // What is not UTF-8 is a local path.
@@ -79,7 +68,6 @@ mod tests {
         for (given, expected) in [("/a/b/", "a/b"), ("a", "a"), ("/", ""), ("", "")] {
             assert_eq!(trim_slashes(given.as_bytes()), expected.as_bytes());
         }
-        assert_eq!([join(b"", b"a"), join(b"a", b"b")], [b"a".to_vec(), b"a/b".to_vec()]);
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! Sets of numbers, one bit each.
 
+use crate::paged::Paged;
+
 /// A set of the numbers below a limit.
 #[derive(Clone, Debug, Default)]
 pub struct Bitmap {
-    words: Vec<u64>,
+    words: Paged<u64>,
     limit: u64,
 }
 
 impl Bitmap {
-    /// Makes an empty set of numbers below `limit`; it takes an eighth of a byte for each.
+    /// Makes an empty set of numbers below `limit`; it takes an eighth of a byte for each that is added or near one that is.
     pub fn new(limit: u64) -> Bitmap {
-        Bitmap { words: vec![0; limit.div_ceil(64) as usize], limit }
+        Bitmap { words: Paged::new(), limit }
     }
 
     /// Adds a number; returns whether it is new, or `None` when it is not below the limit.
@@ -18,7 +20,7 @@ impl Bitmap {
         if number >= self.limit {
             return None;
         }
-        let (word, bit) = (&mut self.words[(number / 64) as usize], 1 << (number % 64));
+        let (word, bit) = (self.words.entry(number / 64), 1 << (number % 64));
         let is_new = *word & bit == 0;
         *word |= bit;
         Some(is_new)
@@ -26,18 +28,18 @@ impl Bitmap {
 
     /// Returns whether a number is in the set.
     pub fn has(&self, number: u64) -> bool {
-        self.words.get((number / 64) as usize).is_some_and(|word| word & 1 << (number % 64) != 0)
+        self.words.get(number / 64) & 1 << (number % 64) != 0
     }
 
     /// Returns how many numbers are in the set.
     pub fn count(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+        self.words.iter().map(|(_, word)| u64::from(word.count_ones())).sum()
     }
 
     /// Returns the numbers of this set that are not in `other`, ascending.
     pub fn without<'a>(&'a self, other: &'a Bitmap) -> impl Iterator<Item = u64> + 'a {
-        (0u64..).zip(&self.words).flat_map(|(at, word)| {
-            let mut left = word & !other.words.get(at as usize).copied().unwrap_or(0);
+        self.words.iter().flat_map(|(at, word)| {
+            let mut left = word & !other.words.get(at);
             std::iter::from_fn(move || {
                 let bit = (left != 0).then(|| left.trailing_zeros())?;
                 left &= left - 1;

@@ -55,7 +55,9 @@ pub(crate) fn load(replica: &Replica, path: &Path) -> Result<Option<Cache>, Prun
         commit = (number, *id);
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
     });
-    Ok(known.map(|known| Cache { path: path.to_owned(), known, commit }))
+    let Some(mut known) = known else { return Ok(None) };
+    known.retain_present(&replica.catalog()?)?;
+    Ok(Some(Cache { path: path.to_owned(), known, commit }))
 }
 
 impl Cache {

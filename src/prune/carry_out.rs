@@ -136,7 +136,9 @@ impl Work<'_> {
     fn pages(&self, writer: &CatalogWriter, table: Table, used: &Bitmap) -> Result<Vec<u64>, CatalogError> {
         let mut pages = Vec::new();
         writer.reader().database()?.scan_numbers(table, |page| {
-            if !(page * PAGE_ROWS..(page + 1) * PAGE_ROWS).all(|number| used.has(number)) {
+            // Of a page that no counter reached nothing is in use.
+            let first = page.saturating_mul(PAGE_ROWS);
+            if !(first..first.saturating_add(PAGE_ROWS)).all(|number| used.has(number)) {
                 pages.push(page);
             }
             Ok(())
@@ -148,9 +150,14 @@ impl Work<'_> {
         let used = &self.plan.marks.groups;
         for page in self.pages(writer, Table::Groups, used)? {
             self.progress.step()?;
-            let mut rows = writer.reader().group_rows(page)?;
-            if clear(&mut rows, page, used, |_, _| ()) {
-                writer.replace_groups(page, &rows);
+            let is_used = |at: usize| used.has(page.saturating_mul(PAGE_ROWS).saturating_add(at as u64));
+            let mut unused = false;
+            writer.reader().for_each_group(page, |at, row| {
+                unused |= row.is_some() && !is_used(at);
+                Ok::<_, CatalogError>(!unused)
+            })?;
+            if unused {
+                writer.retain_groups(page, is_used)?;
                 self.commit_if_large(writer)?;
             }
         }
@@ -344,7 +351,7 @@ impl Work<'_> {
 /// Takes rows out of a page that are not in use; returns whether there were any.
 fn clear<T>(rows: &mut [Option<T>], page: u64, used: &Bitmap, mut gone: impl FnMut(u64, &T)) -> bool {
     let mut any = false;
-    for (number, slot) in (page * PAGE_ROWS..).zip(rows) {
+    for (number, slot) in (page.saturating_mul(PAGE_ROWS)..).zip(rows) {
         if let Some(row) = slot
             && !used.has(number)
         {

@@ -144,28 +144,44 @@ impl Marks {
     pub fn settle(&mut self, catalog: &CatalogReader, progress: &PruneProgress) -> Result<(), PruneError> {
         // A page at a time, since rows are decoded by the page.
         let fresh: Bitmap = self.groups.clone();
-        let mut rows = (u64::MAX, Vec::new());
-        for number in fresh.without(&self.examined.clone()) {
-            let page = number / PAGE_ROWS;
-            if rows.0 != page {
-                progress.step()?;
-                rows = (page, catalog.group_rows(page)?);
+        let examined = std::mem::take(&mut self.examined);
+        let mut numbers = fresh.without(&examined).peekable();
+        while let Some(first) = numbers.next() {
+            progress.step()?;
+            let page = first / PAGE_ROWS;
+            let mut wanted = vec![first];
+            while let Some(number) = numbers.next_if(|number| number / PAGE_ROWS == page) {
+                wanted.push(number);
             }
-            let row = rows.1.get((number % PAGE_ROWS) as usize).and_then(Option::as_ref);
-            let row = row.ok_or(CatalogError::Missing { what: "link group", number })?;
-            match &row.content {
-                Content::Empty | Content::Unreadable(_) => {}
-                Content::Segments(segments) => self.segments(catalog, segments)?,
-                Content::Pages(pages) => {
-                    for page in pages {
-                        if self.object(page.object)? {
-                            self.segments(catalog, &catalog.content_page(page.object)?)?;
-                        }
+            let mut wanted = wanted.into_iter().peekable();
+            catalog.for_each_group(page, |at, row| {
+                if let Some(number) = wanted.next_if(|number| (number % PAGE_ROWS) as usize == at) {
+                    let row = row.ok_or(CatalogError::Missing { what: "link group", number })?;
+                    self.content(catalog, &row.content)?;
+                }
+                Ok::<_, CatalogError>(wanted.peek().is_some())
+            })?;
+            if let Some(number) = wanted.next() {
+                return Err(CatalogError::Missing { what: "link group", number }.into());
+            }
+        }
+        drop(numbers);
+        self.examined = fresh;
+        Ok(())
+    }
+
+    fn content(&mut self, catalog: &CatalogReader, content: &Content) -> Result<(), CatalogError> {
+        match content {
+            Content::Empty | Content::Unreadable(_) => {}
+            Content::Segments(segments) => self.segments(catalog, segments)?,
+            Content::Pages(pages) => {
+                for page in pages {
+                    if self.object(page.object)? {
+                        self.segments(catalog, &catalog.content_page(page.object)?)?;
                     }
                 }
             }
         }
-        self.examined = fresh;
         Ok(())
     }
 

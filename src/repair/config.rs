@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use super::RepairError;
 use crate::access::write_durably;
-use crate::catalog::commit;
+use crate::catalog::commit::{self, CommitFile};
 use crate::catalog::database::{CatalogDatabase, Change, DatabaseReader, Table};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::{COUNTERS, Counters, STORE, last_commit, read_whole};
@@ -198,10 +198,15 @@ impl Evidence {
         }
         for number in checkpoint::commit_files(backend)?.into_iter().filter(|number| *number > last) {
             let key = commit::key(number);
-            match read_whole(backend, &key).and_then(|file| commit::decode(&key, &file)) {
-                Ok(commit) => commit.changes.iter().for_each(|change| self.change(change, ConfigSource::CommitFiles)),
+            let read = read_whole(backend, &key).and_then(|file| {
+                CommitFile::open(&key, &file)?.for_each_batch(|changes| {
+                    changes.iter().for_each(|change| self.change(change, ConfigSource::CommitFiles));
+                    Ok(())
+                })
+            });
+            match read {
                 Err(CatalogError::CommitFile { .. }) => {}
-                Err(error) => return Err(error),
+                other => other?,
             }
         }
         Ok(())

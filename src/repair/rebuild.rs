@@ -7,12 +7,13 @@ use std::sync::Arc;
 use super::{CatalogOutcome, LostSnapshot, RepairError, RepairReport};
 use crate::catalog::checkpoint;
 use crate::catalog::chunk::ChunkRow;
-use crate::catalog::commit;
+use crate::catalog::commit::{self, CommitFile};
 use crate::catalog::database::{CatalogDatabase, Change, NUMBERED, Table};
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, read_whole};
 use crate::catalog::{CatalogError, object};
 use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
+use crate::coding::NUMBER_LIMIT;
 use crate::prune::mark::Marks;
 use crate::prune::{PruneError, PruneProgress, caches, for_each_chunk};
 use crate::replica::{LockedReplica, Replica, ReplicaError, has_catalog};
@@ -99,7 +100,14 @@ fn put_together(
         Err(CatalogError::NeedsRepair { .. }) => 0,
         known => unless_damaged(known)?.unwrap_or(0),
     };
-    let mut take = |changes: Vec<Change>| -> Result<(), CatalogError> {
+    let mut take = |mut changes: Vec<Change>| -> Result<(), CatalogError> {
+        // A damaged catalogue may have rows of any number.
+        changes.retain(|change| match change {
+            Change::Put(_, number, _) | Change::Delete(_, number) | Change::PutIndex(_, _, number) => {
+                *number < NUMBER_LIMIT
+            }
+            Change::DeleteIndex(..) => true,
+        });
         for change in &changes {
             raise(&mut counters, change);
             *rows += 1;
@@ -131,22 +139,25 @@ fn put_together(
     let files = checkpoint::commit_files(backend)?;
     let newest = files.last().copied().unwrap_or(0).max(known).max(last);
     let first = last + 1;
-    let read = |number: u64| {
+    // A file that cannot be decoded to its end gives what comes before.
+    let mut read = |number: u64, take: &mut dyn FnMut(Vec<Change>) -> Result<(), CatalogError>| {
         let key = commit::key(number);
-        read_whole(backend, &key).and_then(|file| commit::decode(&key, &file))
+        let file = read_whole(backend, &key);
+        let read = file.and_then(|file| CommitFile::open(&key, &file)?.for_each_batch(take));
+        match read {
+            Err(error) if error.is_damage() => {
+                lost_files.push(key);
+                Ok(())
+            }
+            other => other,
+        }
     };
     for number in first..=known.min(newest) {
-        match unless_damaged(read(number))? {
-            Some(commit) => take(commit.changes)?,
-            None => lost_files.push(commit::key(number)),
-        }
+        read(number, &mut take)?;
     }
     overlay(old, &mut take)?;
     for number in first.max(known + 1)..=newest {
-        match unless_damaged(read(number))? {
-            Some(commit) => take(commit.changes)?,
-            None => lost_files.push(commit::key(number)),
-        }
+        read(number, &mut take)?;
     }
     if *rows == 0 {
         let reason = format!("nothing can be read of it or of the others ({reason})");
@@ -161,7 +172,12 @@ fn put_together(
 
 /// Lets the counters be above every number that is in use.
 fn raise(counters: &mut Counters, change: &Change) {
-    let above = |counter: &mut u64, number: u64| *counter = (*counter).max(number + 1);
+    // Numbers beyond the limit are in no commit; a damaged catalogue may have any.
+    let above = |counter: &mut u64, number: u64| {
+        if number < NUMBER_LIMIT - 1 {
+            *counter = (*counter).max(number + 1);
+        }
+    };
     match change {
         Change::Put(Table::Meta, COUNTERS, payload) => {
             if let Ok(found) = Counters::decode(payload) {
@@ -175,8 +191,8 @@ fn raise(counters: &mut Counters, change: &Change) {
         Change::Put(Table::Packs, number, _) => above(&mut counters.pack, *number),
         Change::Put(Table::Objects, number, _) => above(&mut counters.object, *number),
         Change::Put(Table::Snapshots, number, _) => above(&mut counters.snapshot, *number),
-        Change::Put(Table::Chunks, page, _) => above(&mut counters.chunk, *page * 256 + 255),
-        Change::Put(Table::Groups, page, _) => above(&mut counters.group, *page * 256 + 255),
+        Change::Put(Table::Chunks, page, _) => above(&mut counters.chunk, page.saturating_mul(256).saturating_add(255)),
+        Change::Put(Table::Groups, page, _) => above(&mut counters.group, page.saturating_mul(256).saturating_add(255)),
         _ => {}
     }
 }

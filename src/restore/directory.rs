@@ -130,74 +130,162 @@ pub(super) fn permit(fd: &OwnedFd) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Directories that are held open while a tree is removed; those further up are found again from below.
+const OPEN_LEVELS: usize = 64;
+
+/// A directory that is being emptied.
+struct Level {
+    name: Box<[u8]>,
+    /// `None` while it is far above the one that is worked in.
+    fd: Option<OwnedFd>,
+    identity: (u64, u64),
+    names: std::vec::IntoIter<Box<[u8]>>,
+    /// Whether all in it is gone so far.
+    is_empty: bool,
+}
+
+/// What was found under a name that is to go.
+enum Stray {
+    /// It is gone, or was refused.
+    Done(bool),
+    /// It is a directory, which is to be emptied first.
+    Directory(Level),
+}
+
 /// Removes a name that the snapshot does not have, with all below it. Stays on this mount. Returns whether it is gone.
 ///
-/// Whatever is removed or refused is noted.
+/// Whatever is removed or refused is noted. The directories on the way down are in a list and not on the stack, and few of them are open: trees may be of any depth.
 pub(super) fn remove(environment: &Environment<'_>, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> bool {
-    let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => stat,
-        Err(Errno::NOENT) => return true,
-        Err(errno) => {
-            environment.refused(path, "Cannot remove it", errno);
+    let mut path = path.to_vec();
+    let mut levels = match stray(environment, parent, name, &path) {
+        Stray::Done(gone) => return gone,
+        Stray::Directory(level) => vec![level],
+    };
+    while let Some(mut level) = levels.pop() {
+        if environment.stopped() {
             return false;
         }
+        let (Some(fd), Some(inner)) = (&level.fd, level.names.next()) else {
+            let gone = leave(environment, parent, &mut levels, level, &path);
+            path.truncate(path.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
+            match levels.last_mut() {
+                Some(above) => above.is_empty &= gone,
+                None => return gone,
+            }
+            continue;
+        };
+        let length = path.len();
+        path.push(b'/');
+        path.extend_from_slice(&inner);
+        let found = stray(environment, fd.as_fd(), &inner, &path);
+        if let Stray::Done(gone) = &found {
+            level.is_empty &= gone;
+            path.truncate(length);
+        }
+        levels.push(level);
+        if let Stray::Directory(deeper) = found {
+            let far = levels.len().checked_sub(OPEN_LEVELS);
+            if let Some(above) = far.and_then(|at| levels.get_mut(at)) {
+                above.fd = None;
+            }
+            levels.push(deeper);
+        }
+    }
+    false
+}
+
+/// Removes what is no directory, and opens what is one.
+fn stray(environment: &Environment<'_>, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Stray {
+    let refused = |action, errno| {
+        environment.refused(path, action, errno);
+        Stray::Done(false)
+    };
+    let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Stray::Done(true),
+        Err(errno) => return refused("Cannot remove it", errno),
     };
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         if !environment.options.dry_run
             && let Err(errno) = unlinkat(parent, name, AtFlags::empty())
         {
-            environment.refused(path, "Cannot remove it", errno);
-            return false;
+            return refused("Cannot remove it", errno);
         }
         environment.deleted(path);
-        return true;
+        return Stray::Done(true);
     }
     if environment.protected.contains(&(stat.st_dev, stat.st_ino)) {
         environment.problem(path, "Not removed: it is the store", false);
-        return false;
+        return Stray::Done(false);
     }
-    let fd = match open_same_mount(parent, name, stat.st_dev) {
-        Ok(fd) => fd,
+    let opened = open_same_mount(parent, name, stat.st_dev).and_then(|fd| Ok((fstat(&fd)?, fd)));
+    let (stat, fd) = match opened {
+        Ok(opened) => opened,
         Err(Errno::XDEV) => {
             environment.problem(path, "Not removed: another file system is mounted on it", false);
-            return false;
+            return Stray::Done(false);
         }
-        Err(errno) => {
-            environment.refused(path, "Cannot remove it", errno);
-            return false;
-        }
+        Err(errno) => return refused("Cannot remove it", errno),
     };
-    let mut empty = true;
     match names_of(fd.as_fd()) {
-        Ok(names) => {
-            for inner in names {
-                if environment.stopped() {
-                    return false;
+        Ok(names) => Stray::Directory(Level {
+            name: name.into(),
+            fd: Some(fd),
+            identity: (stat.st_dev, stat.st_ino),
+            names: names.into_iter(),
+            is_empty: true,
+        }),
+        Err(errno) => refused("Cannot list it", errno),
+    }
+}
+
+/// Removes a directory that was emptied, from the one above it, the last of `levels` or `parent`. Returns whether it is gone.
+fn leave(
+    environment: &Environment<'_>,
+    parent: BorrowedFd<'_>,
+    levels: &mut [Level],
+    level: Level,
+    path: &[u8],
+) -> bool {
+    let refused = |errno| {
+        environment.refused(path, "Cannot remove it", errno);
+        false
+    };
+    let above = match levels.last_mut() {
+        None => parent,
+        Some(above) => {
+            if above.fd.is_none() {
+                match level.fd.as_ref().map(|fd| back(fd, above.identity)) {
+                    Some(Ok(fd)) => above.fd = Some(fd),
+                    Some(Err(errno)) => return refused(errno),
+                    None => return refused(Errno::STALE),
                 }
-                let mut inner_path = path.to_vec();
-                inner_path.push(b'/');
-                inner_path.extend_from_slice(&inner);
-                empty &= remove(environment, fd.as_fd(), &inner, &inner_path);
+            }
+            match &above.fd {
+                Some(fd) => fd.as_fd(),
+                None => return false,
             }
         }
-        Err(errno) => {
-            environment.refused(path, "Cannot list it", errno);
-            return false;
-        }
-    }
-    // Closed first: a tree deeper than the limit of open files is emptied from below.
-    drop(fd);
-    if !empty {
+    };
+    // Closed first: some file systems keep a directory that is open.
+    drop(level.fd);
+    if !level.is_empty {
         return false;
     }
     if !environment.options.dry_run
-        && let Err(errno) = unlinkat(parent, name, AtFlags::REMOVEDIR)
+        && let Err(errno) = unlinkat(above, &*level.name, AtFlags::REMOVEDIR)
     {
-        environment.refused(path, "Cannot remove it", errno);
-        return false;
+        return refused(errno);
     }
     environment.deleted(path);
     true
+}
+
+/// Opens the directory above one, if that is still the same: it may have been moved meanwhile.
+fn back(fd: &OwnedFd, identity: (u64, u64)) -> Result<OwnedFd, Errno> {
+    let above = openat(fd, c"..", OPEN, Mode::empty())?;
+    let stat = fstat(&above)?;
+    if (stat.st_dev, stat.st_ino) == identity { Ok(above) } else { Err(Errno::STALE) }
 }
 
 /// Opens a directory to empty it; `EXDEV` when something is mounted there, be it the same file system once more.

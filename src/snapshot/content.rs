@@ -1,7 +1,7 @@
 //! Gathering the segments of one file into its content.
 
 use crate::catalog::CatalogError;
-use crate::catalog::group::{Content, ContentPage, Segment, encode_segments};
+use crate::catalog::group::{Content, ContentPage, HOLE_MAX_BYTES, Segment, encode_segments, length_of};
 use crate::catalog::object::ObjectKind;
 use crate::catalog::writer::CatalogWriter;
 
@@ -13,6 +13,10 @@ const INLINE_LITERAL_BYTES: usize = 512;
 const PAGE_SEGMENTS: usize = 1024;
 /// ... or this many literal bytes.
 const PAGE_LITERAL_BYTES: usize = 64 << 10;
+/// Most content objects of one file: some 130 million segments. What is cut into more is not taken.
+const PAGES_MAX: usize = 128 << 10;
+/// Most bytes of one file: what Linux can address.
+const FILE_MAX_BYTES: u64 = i64::MAX as u64;
 
 /// Gathers segments; what exceeds one page goes to the catalogue at once, so memory is bounded whatever the file's size.
 #[derive(Default)]
@@ -20,6 +24,9 @@ pub struct ContentBuilder {
     segments: Vec<Segment>,
     literal_bytes: usize,
     pages: Vec<ContentPage>,
+    /// Bytes of the file so far.
+    length: u64,
+    too_large: bool,
 }
 
 impl ContentBuilder {
@@ -28,6 +35,36 @@ impl ContentBuilder {
     /// # Errors
     /// Fails when the catalogue cannot be read.
     pub fn push(&mut self, writer: &mut CatalogWriter, segment: Segment) -> Result<(), CatalogError> {
+        let length = self.length.checked_add(segment.length()).filter(|length| *length <= FILE_MAX_BYTES);
+        let Some(length) = length.filter(|_| self.pages.len() < PAGES_MAX) else {
+            // The rest of it is of no use either.
+            self.clear();
+            self.too_large = true;
+            return Ok(());
+        };
+        if self.too_large {
+            return Ok(());
+        }
+        self.length = length;
+        if let Segment::Zeros(zeros @ HOLE_MAX_BYTES..) = segment {
+            // Longer than one segment can say.
+            let mut left = zeros;
+            while left > 0 {
+                let piece = left.min(HOLE_MAX_BYTES - 1);
+                self.segment(writer, Segment::Zeros(piece))?;
+                left -= piece;
+            }
+            return Ok(());
+        }
+        self.segment(writer, segment)
+    }
+
+    /// Returns whether the file is larger, or in more pieces, than can be kept; its content is then not kept at all.
+    pub fn is_too_large(&self) -> bool {
+        self.too_large
+    }
+
+    fn segment(&mut self, writer: &mut CatalogWriter, segment: Segment) -> Result<(), CatalogError> {
         if let Segment::Literal(bytes) = &segment {
             self.literal_bytes += bytes.len();
         }
@@ -45,7 +82,8 @@ impl ContentBuilder {
 
     fn spill(&mut self, writer: &mut CatalogWriter) -> Result<(), CatalogError> {
         let object = writer.intern_object(ObjectKind::Content, &encode_segments(&self.segments))?;
-        let length = self.segments.iter().map(Segment::length).sum();
+        // Not more than the file's length, which was counted.
+        let length = length_of(&self.segments).unwrap_or(self.length);
         self.pages.push(ContentPage { object, length });
         self.segments.clear();
         self.literal_bytes = 0;
@@ -60,12 +98,13 @@ impl ContentBuilder {
         let inline = self.segments.len() <= INLINE_SEGMENTS && self.literal_bytes <= INLINE_LITERAL_BYTES;
         if self.pages.is_empty() && inline {
             let segments = std::mem::take(&mut self.segments);
-            self.literal_bytes = 0;
+            (self.literal_bytes, self.length) = (0, 0);
             return Ok(if segments.is_empty() { Content::Empty } else { Content::Segments(segments) });
         }
         if !self.segments.is_empty() {
             self.spill(writer)?;
         }
+        self.length = 0;
         Ok(Content::Pages(std::mem::take(&mut self.pages)))
     }
 }

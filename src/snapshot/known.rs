@@ -22,9 +22,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::access::Replacement;
+use crate::catalog::CatalogError;
+use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::commit::CommitId;
+use crate::catalog::reader::CatalogReader;
 use crate::coding::{DecodeError, Decoder};
 use crate::model::Stat;
+use crate::paged::Paged;
 
 const MAGIC: &[u8; 8] = b"ZMRINOD2";
 const ENTRY_BYTES: usize = 44;
@@ -133,6 +137,33 @@ impl KnownInodes {
         }) as u32
     }
 
+    /// Forgets inodes whose link group the catalogue does not have, or cannot read: a file that was made up, or is of a catalogue that lost rows, must not end a run or
+    /// get into a snapshot. Such inodes are read again.
+    ///
+    /// # Errors
+    /// Fails when the catalogue cannot be read at all.
+    pub fn retain_present(&mut self, catalog: &CatalogReader) -> Result<(), CatalogError> {
+        let mut wanted: Paged<bool> = Paged::new();
+        self.inodes.iter().for_each(|inode| *wanted.entry(inode.group) = true);
+        let mut pages: Vec<u64> =
+            wanted.iter().filter(|(_, is_wanted)| *is_wanted).map(|(group, _)| group / PAGE_ROWS).collect();
+        pages.dedup();
+        let mut present: Paged<bool> = Paged::new();
+        for page in pages {
+            let groups = page * PAGE_ROWS..(page + 1) * PAGE_ROWS;
+            let read = catalog.for_each_group(page, |at, row| {
+                *present.entry(groups.start + at as u64) = row.is_some();
+                Ok::<_, CatalogError>(true)
+            });
+            match read {
+                Err(error) if error.is_damage() => groups.for_each(|group| *present.entry(group) = false),
+                other => other?,
+            }
+        }
+        self.inodes.retain(|inode| present.get(inode.group));
+        Ok(())
+    }
+
     /// Encodes the file.
     pub fn encode(&self, commit: u64, commit_id: &CommitId) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.inodes.len() * ENTRY_BYTES + 256);
@@ -194,14 +225,22 @@ impl KnownInodes {
         }
         let mut inodes = Vec::with_capacity(count as usize);
         for _ in 0..count {
-            inodes.push(KnownInode {
+            let inode = KnownInode {
                 file_system: u32::from_le_bytes(decoder.array()?),
                 ino: u64::from_le_bytes(decoder.array()?),
                 identity: u64::from_le_bytes(decoder.array()?),
                 state: u64::from_le_bytes(decoder.array()?),
-                group: u64::from_le_bytes(decoder.array()?),
+                group: Decoder::number(u64::from_le_bytes(decoder.array()?))?,
                 row_digest: u64::from_le_bytes(decoder.array()?),
-            });
+            };
+            let key = |inode: &KnownInode| (inode.file_system, inode.ino);
+            if inodes.last().is_some_and(|last| key(last) >= key(&inode)) {
+                return Err(DecodeError("its inodes are not in order"));
+            }
+            if inode.file_system as usize >= file_systems.len().max(1) {
+                return Err(DecodeError("an inode on a file system that is not named"));
+            }
+            inodes.push(inode);
         }
         Ok((KnownInodes { acls, file_systems, inodes }, commit, commit_id))
     }
@@ -238,6 +277,10 @@ mod tests {
             vec![Vec::new(), b"mnt".to_vec()],
             vec![inode(9, 1), inode(3, 2), inode(9, 4)],
         );
+        for group in [crate::coding::NUMBER_LIMIT, u64::MAX] {
+            let wild = KnownInodes::new(None, vec![Vec::new()], vec![inode(3, group)]);
+            assert!(KnownInodes::decode(&wild.encode(12, &[3; 16])).is_err(), "a number that no catalogue has");
+        }
         assert_eq!(known.find(0, 9).map(|inode| inode.group), Some(4));
         assert_eq!(known.find(1, 9), None);
         let bytes = known.encode(12, &[3; 16]);

@@ -1,10 +1,13 @@
 //! From answers to link groups: what a name of a listing turns out to stand for.
 
+use rustix::io::Errno;
+
 use super::SnapshotError;
 use super::content::ContentBuilder;
 use super::ingest::Ingest;
 use super::inodes::Slot;
 use super::known::{KnownInode, identity};
+use super::options::RunProblem;
 use super::owners::Owners;
 use super::progress::Progress;
 use super::run::Run;
@@ -12,7 +15,7 @@ use super::tree::Resolved;
 use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::group::{Content, LinkGroup, Segment};
 use crate::catalog::writer::CatalogWriter;
-use crate::model::{Kind, Stat, Xattr};
+use crate::model::{self, Kind, NAME_MAX_BYTES, Stat, Xattr};
 use crate::source::cut::SinkClosed;
 use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
 use crate::source::scan::{Listing, ProblemKind};
@@ -101,6 +104,23 @@ pub(super) fn directory_attributes(stat: &Stat, xattrs: Vec<Xattr>, unreadable: 
     }
 }
 
+/// Problems that are kept by name ...
+const PROBLEMS_KEPT: usize = 100_000;
+/// ... unless their list would be so long, in bytes; further ones are counted.
+const PROBLEMS_KEPT_BYTES: usize = 48 << 20;
+
+/// Returns how long a problem is in the list that a snapshot keeps, at most and in bytes.
+fn listed_bytes(path: &[u8], message: &str) -> usize {
+    // What is escaped is escaped once more as JSON.
+    let message: usize = message.bytes().map(|byte| if byte < 0x20 { 6 } else { 2 }).sum();
+    2 * path.escape_ascii().count() + message + 64
+}
+
+/// Returns whether a path has a name that is longer than any directory of a snapshot has.
+pub(super) fn has_long_name(path: &[u8]) -> bool {
+    path.len() > NAME_MAX_BYTES && path.split(|byte| *byte == b'/').any(|name| name.len() > NAME_MAX_BYTES)
+}
+
 /// Takes the events of an inode that is read out of turn, on the run's own thread.
 struct DirectSink<'r> {
     writer: &'r mut CatalogWriter,
@@ -187,9 +207,13 @@ impl Run<'_> {
         &mut self,
         path: &[u8],
         asked: Asked,
-        outcome: ReadOutcome,
+        mut outcome: ReadOutcome,
         mut builder: ContentBuilder,
     ) -> Result<Option<Resolved>, SnapshotError> {
+        let has_all_attributes = self.bound_xattrs(path, &mut outcome.xattrs, model::XATTRS_MAX_BYTES);
+        if builder.is_too_large() && matches!(outcome.result, ReadResult::Read | ReadResult::Changed) {
+            outcome.result = ReadResult::Failed(Errno::FBIG.raw_os_error());
+        }
         self.work.read_bytes += outcome.read_bytes;
         self.acls.note(&outcome.xattrs);
         if asked.want == Want::Content {
@@ -233,7 +257,7 @@ impl Run<'_> {
         let row = LinkGroup { attributes: stat.attributes(outcome.xattrs), content, changed_while_read: changed };
         let known = asked.known.filter(|_| !exchanged);
         let (group, digest) = self.number(row, known)?;
-        self.inodes.note(asked.file_system, &stat, group, digest, !changed && !failed);
+        self.inodes.note(asked.file_system, &stat, group, digest, !changed && !failed && has_all_attributes);
         if exchanged {
             if stat.nlink > 1 {
                 self.inodes.add_slot(asked.file_system, &stat, Slot::Group(group, digest));
@@ -242,6 +266,42 @@ impl Run<'_> {
             self.inodes.set(slot, Slot::Group(group, digest));
         }
         Ok(Some(Resolved::Group(group, digest)))
+    }
+
+    pub(super) fn problem(&mut self, path: Vec<u8>, message: String) {
+        self.problem_count += 1;
+        let bytes = listed_bytes(&path, &message);
+        if self.problems.len() < PROBLEMS_KEPT && self.problem_bytes + bytes <= PROBLEMS_KEPT_BYTES {
+            self.problem_bytes += bytes;
+            self.problems.push(RunProblem { path, message });
+        }
+    }
+
+    /// Says that a name is longer than any that is taken.
+    pub(super) fn leave_out_long_name(&mut self, prefix: &[u8], name: &[u8]) {
+        let length = name.len();
+        let message = format!(
+            "Its name has {length} bytes, more than {NAME_MAX_BYTES}; the snapshot does not hold it, nor what is below"
+        );
+        self.problem([prefix, name].concat(), message);
+    }
+
+    /// Keeps extended attributes within what is taken of one inode, and says so where there are more. Returns whether all are there.
+    fn bound_xattrs(&mut self, path: &[u8], xattrs: &mut Vec<Xattr>, most: usize) -> bool {
+        let are_all = model::bound_xattrs(xattrs, most);
+        if !are_all {
+            let most = most >> 10;
+            let message = format!(
+                "Has more than {most} KiB of extended attributes; the snapshot holds it without those of users (user.*)"
+            );
+            self.problem(path.to_vec(), message);
+        }
+        are_all
+    }
+
+    pub(super) fn bound_directory_xattrs(&mut self, listing: &mut Listing) {
+        let most = if listing.path.is_empty() { model::ROOT_XATTRS_MAX_BYTES } else { model::XATTRS_MAX_BYTES };
+        self.bound_xattrs(&listing.path, &mut listing.xattrs, most);
     }
 
     fn lose(&mut self, asked: &Asked) {
@@ -279,6 +339,6 @@ impl Run<'_> {
             return Ok((known.group, known.row_digest));
         }
         let digest = row.digest();
-        Ok((self.writer.add_group(row), digest))
+        Ok((self.writer.add_group(row)?, digest))
     }
 }

@@ -16,7 +16,7 @@ use super::options::{RunProblem, SnapshotOptions, SnapshotReport, cores};
 use super::owners::{Acls, Owners};
 use super::place::source_name;
 use super::progress::Progress;
-use super::resolve::{Asked, Pending, PendingListing};
+use super::resolve::{Asked, Pending, PendingListing, has_long_name};
 use super::tree::{Resolved, ResolvedListing, TreeBuilder};
 use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::links;
@@ -24,7 +24,7 @@ use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, Totals, Work};
 use crate::catalog::writer::{CatalogWriter, commit_id};
 use crate::guard;
-use crate::model::{Kind, Stat};
+use crate::model::{Kind, NAME_MAX_BYTES, Stat};
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
 use crate::source::read::{ReadRequest, Want};
@@ -37,11 +37,6 @@ const WINDOW_REQUESTS: usize = 8192;
 const PENDING_NAMES: usize = 1 << 17;
 /// Pending changes of the catalogue that make the run commit its progress, in bytes.
 const PROGRESS_PENDING_BYTES: usize = 48 << 20;
-/// Problems that are kept by name ...
-const PROBLEMS_KEPT: usize = 100_000;
-/// ... unless their paths and texts are so long together; further ones are counted.
-const PROBLEMS_KEPT_BYTES: usize = 32 << 20;
-
 /// Takes a snapshot of a local tree and commits it.
 ///
 /// # Errors
@@ -115,9 +110,11 @@ fn known_path(replica: &Replica, source: u32) -> PathBuf {
 
 pub(super) fn load_known(replica: &Replica, source: u32) -> Option<KnownInodes> {
     let reader = replica.database().read().ok()?;
-    KnownInodes::load(&known_path(replica, source), |number, id| {
+    let mut known = KnownInodes::load(&known_path(replica, source), |number, id| {
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
-    })
+    })?;
+    known.retain_present(&replica.catalog().ok()?).ok()?;
+    Some(known)
 }
 
 pub(super) struct Run<'a> {
@@ -130,7 +127,7 @@ pub(super) struct Run<'a> {
     pub(super) inodes: RunInodes,
     pub(super) problems: Vec<RunProblem>,
     pub(super) problem_count: u64,
-    problem_bytes: usize,
+    pub(super) problem_bytes: usize,
     pub(super) totals: Totals,
     pub(super) work: Work,
     pub(super) owners: Owners,
@@ -230,6 +227,10 @@ impl<'a> Run<'a> {
         let mut flushed_names = 0;
         while let Some(listing) = self.source_tree.next_listing()? {
             self.check_interrupt()?;
+            if has_long_name(&listing.path) {
+                // Below a directory that was left out for its name.
+                continue;
+            }
             let pending = self.classify(listing)?;
             self.pending_names += pending.names();
             self.pending.push_back(pending);
@@ -273,14 +274,6 @@ impl<'a> Run<'a> {
         if self.progress.interrupted() { Err(self.progress.interruption()) } else { Ok(()) }
     }
 
-    pub(super) fn problem(&mut self, path: Vec<u8>, message: String) {
-        self.problem_count += 1;
-        self.problem_bytes += path.len() + message.len();
-        if self.problems.len() < PROBLEMS_KEPT && self.problem_bytes <= PROBLEMS_KEPT_BYTES {
-            self.problems.push(RunProblem { path, message });
-        }
-    }
-
     /// Returns the lasting number of a file system of the scan.
     fn file_system(&mut self, scanned: u32) -> u32 {
         let at = scanned as usize;
@@ -302,6 +295,7 @@ impl<'a> Run<'a> {
             }
         }
         Progress::add(&self.progress.names, listing.entries.len() as u64);
+        self.bound_directory_xattrs(&mut listing);
         self.acls.note(&listing.xattrs);
         let mut pending = PendingListing::new(&listing, &mut self.owners);
         if let Some(problem) = &listing.unreadable {
@@ -313,6 +307,10 @@ impl<'a> Run<'a> {
             prefix.push(b'/');
         }
         for entry in listing.entries {
+            if entry.name.len() > NAME_MAX_BYTES {
+                self.leave_out_long_name(&prefix, &entry.name);
+                continue;
+            }
             let state = match entry.what {
                 Found::Directory => Pending::Ready(Resolved::Directory),
                 Found::Boundary(stat) => {
@@ -576,6 +574,8 @@ impl Totals {
             _ => &mut self.specials,
         };
         *of_kind = of_kind.saturating_add_signed(by);
-        self.bytes = self.bytes.saturating_add_signed(by * stat.size as i64);
+        // A source may state any size.
+        let add = if by < 0 { u64::saturating_sub } else { u64::saturating_add };
+        self.bytes = add(self.bytes, stat.size);
     }
 }

@@ -7,12 +7,11 @@
 use std::sync::Arc;
 
 use crate::catalog::CatalogError;
-use crate::catalog::directory::{
-    self, Body, Directory, DirectoryAttributes, Entry, FOLD_ENTRIES, IndexPage, Node, ends_page,
-};
+use crate::catalog::directory::{self, Body, Directory, DirectoryAttributes, Entry, IndexPage, Node};
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::TreeDigest;
 use crate::catalog::writer::CatalogWriter;
+use crate::paged::Paged;
 
 /// What a name was found to stand for.
 #[derive(Clone, Debug)]
@@ -49,7 +48,7 @@ pub struct TreeBuilder {
     frames: Vec<Frame>,
     digest: TreeDigest,
     root: Option<Directory>,
-    link_counts: Vec<u32>,
+    link_counts: Paged<u32>,
     names: u64,
     directories: u64,
 }
@@ -98,11 +97,8 @@ impl TreeBuilder {
                 Some((name, Resolved::Group(number, row_digest))) => {
                     self.digest.group(&name, number, row_digest);
                     self.names += 1;
-                    let at = number as usize;
-                    if self.link_counts.len() <= at {
-                        self.link_counts.resize(at + 1 + at / 8, 0);
-                    }
-                    self.link_counts[at] += 1;
+                    let count = self.link_counts.entry(number);
+                    *count = count.saturating_add(1);
                     frame.done.push(Entry { name, node: Node::Group(number) });
                 }
                 Some((name, Resolved::Leaf(attributes))) => {
@@ -123,10 +119,9 @@ impl TreeBuilder {
     fn close(&mut self, writer: &mut CatalogWriter) -> Result<(), CatalogError> {
         let Some(frame) = self.frames.pop() else { return Ok(()) };
         self.digest.leave();
-        let nodes: usize = frame.done.iter().map(Entry::nodes).sum();
         let parent = self.frames.last_mut();
         let body = match &parent {
-            Some(_) if nodes <= FOLD_ENTRIES => Body::Folded(frame.done),
+            Some(_) if directory::folds(&frame.done) => Body::Folded(frame.done),
             _ => store_pages(writer, frame.done)?,
         };
         let closed = Directory { attributes: frame.attributes, body };
@@ -142,7 +137,7 @@ impl TreeBuilder {
         if !self.frames.is_empty() {
             return None;
         }
-        let link_counts = (0..).zip(self.link_counts).filter(|(_, count)| *count > 0).collect();
+        let link_counts = self.link_counts.iter().filter(|(_, count)| *count > 0).collect();
         Some(BuiltTree {
             root: self.root?,
             digest: self.digest.finish(),
@@ -156,21 +151,16 @@ impl TreeBuilder {
 /// Writes a directory's entries as pages.
 fn store_pages(writer: &mut CatalogWriter, entries: Vec<Entry>) -> Result<Body, CatalogError> {
     let mut pages: Vec<IndexPage> = Vec::new();
-    let mut first = 0;
-    let mut nodes = 0;
-    for at in 0..entries.len() {
-        nodes += entries[at].nodes();
-        if at + 1 == entries.len() || ends_page(&entries[at].name, nodes) {
-            let page = &entries[first..=at];
-            let separator = match first.checked_sub(1) {
-                None => Box::default(),
-                Some(before) => directory::separator(&entries[before].name, &page[0].name),
-            };
-            let names = writer.intern_object(ObjectKind::Names, &directory::encode_names(page))?;
-            let number = writer.intern_object(ObjectKind::Page, &directory::encode_page(names, page))?;
-            pages.push(IndexPage { separator, page: number, entries: page.len() as u64 });
-            (first, nodes) = (at + 1, 0);
-        }
+    let mut before: Option<&Entry> = None;
+    for page in directory::cut_pages(&entries) {
+        let separator = match (before, page.first()) {
+            (Some(before), Some(first)) => directory::separator(&before.name, &first.name),
+            _ => Box::default(),
+        };
+        let names = writer.intern_object(ObjectKind::Names, &directory::encode_names(page))?;
+        let number = writer.intern_object(ObjectKind::Page, &directory::encode_page(names, page))?;
+        pages.push(IndexPage { separator, page: number, entries: page.len() as u64 });
+        before = page.last();
     }
     Ok(match pages.as_slice() {
         [] => Body::default(),

@@ -1,6 +1,9 @@
 //! Reads the extended attributes of one inode, POSIX ACLs included.
 //!
 //! A file system without them counts as one where no inode has any.
+//!
+//! Memory: some [`XATTRS_MAX_BYTES`] for an inode. What is beyond is not read: the list that is returned is then longer than a snapshot takes, and whoever takes
+//! it cuts it ([`bound_xattrs`](crate::model::bound_xattrs)). Those of the system come first, so that they are in it.
 
 use std::ffi::CStr;
 use std::io;
@@ -9,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{fgetxattr, flistxattr, getxattr, lgetxattr, listxattr, llistxattr};
 use rustix::io::Errno;
 
-use crate::model::Xattr;
+use crate::model::{XATTRS_MAX_BYTES, Xattr};
 
 /// Bytes tried first, for the list of names and for each value; nearly every inode stays below.
 const FIRST_BYTES: usize = 512;
@@ -66,11 +69,14 @@ fn collect(
         }
         Err(error) => return Err(error.into()),
     };
+    let names = names.split_inclusive(|&byte| byte == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok());
+    let (of_users, others): (Vec<&CStr>, Vec<&CStr>) = names.partition(|name| name.to_bytes().starts_with(b"user."));
     let mut xattrs = Vec::new();
-    for name in names.split_inclusive(|&byte| byte == 0) {
-        let Ok(name) = CStr::from_bytes_with_nul(name) else {
-            continue;
-        };
+    let mut held = 0;
+    for name in others.into_iter().chain(of_users) {
+        if held > XATTRS_MAX_BYTES {
+            break;
+        }
         let mut first = [0; FIRST_BYTES];
         let value: Box<[u8]> = match get(name, &mut first) {
             Ok(length) => first[..length].into(),
@@ -81,7 +87,9 @@ fn collect(
             Err(Errno::NOTSUP) => continue,
             Err(error) => return Err(error.into()),
         };
-        xattrs.push(Xattr { name: name.to_bytes().into(), value });
+        let xattr = Xattr { name: name.to_bytes().into(), value };
+        held += xattr.held_bytes();
+        xattrs.push(xattr);
     }
     xattrs.sort_unstable();
     Ok(xattrs)

@@ -14,6 +14,7 @@
 //! of use; old ones are left out.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -32,7 +33,11 @@ const LEVEL: i32 = 3;
 /// Entries that were of no use in so many writings are left out.
 const AGE_MAX: u32 = 16;
 /// Larger than this, plain, no file is written or read: some millions of entries.
-const PLAIN_MAX_BYTES: usize = 1 << 30;
+const PLAIN_MAX_BYTES: u64 = 1 << 30;
+/// What a file of any length may unfold to, in bytes ...
+const EXPANSION_BASE_BYTES: u64 = 1 << 20;
+/// ... and what each of its bytes adds to that. The texts compress to a tenth or twentieth. A few kilobytes that would unfold to a gigabyte are none of ours.
+const EXPANSION_FACTOR: u64 = 100;
 
 /// An entry: key, age, value.
 pub(super) type Entry<T> = (String, u32, T);
@@ -76,18 +81,30 @@ pub(super) fn unseal<T: DeserializeOwned>(
     if !fits {
         return None;
     }
-    let plain =
-        zstd::bulk::decompress(packed, PLAIN_MAX_BYTES.min(zstd::bulk::Decompressor::upper_bound(packed)?)).ok()?;
+    let most = plain_limit(packed.len());
+    let mut plain = Vec::new();
+    zstd::stream::read::Decoder::with_buffer(packed).ok()?.take(most + 1).read_to_end(&mut plain).ok()?;
+    if plain.len() as u64 > most {
+        return None;
+    }
     serde_json::from_slice(&plain).ok()
+}
+
+/// Returns how many plain bytes a file may have, by its length.
+fn plain_limit(packed_bytes: usize) -> u64 {
+    (packed_bytes as u64).saturating_mul(EXPANSION_FACTOR).saturating_add(EXPANSION_BASE_BYTES).min(PLAIN_MAX_BYTES)
 }
 
 /// Returns a file of this layout; `None` when there is too much.
 pub(super) fn seal<T: Serialize>(magic: &[u8; 8], snapshot: &str, value: &T) -> Option<Vec<u8>> {
     let plain = serde_json::to_vec(value).ok()?;
-    if plain.len() > PLAIN_MAX_BYTES || snapshot.len() != SNAPSHOT_BYTES {
+    if snapshot.len() != SNAPSHOT_BYTES {
         return None;
     }
     let packed = zstd::bulk::compress(&plain, LEVEL).ok()?;
+    if plain.len() as u64 > plain_limit(packed.len()) {
+        return None;
+    }
     let mut bytes = [magic.as_slice(), snapshot.as_bytes(), &packed].concat();
     let hash = blake3::hash(&bytes);
     bytes.extend_from_slice(hash.as_bytes());
@@ -129,6 +146,26 @@ pub(super) fn key_of(text: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_unfolds_only_so_far() {
+        let snapshot = "0123456789abcdef0123456789abcdef";
+        let sealed = |text: &str| {
+            let packed = zstd::bulk::compress(text.as_bytes(), 19).unwrap();
+            let mut bytes = [MAGIC.as_slice(), snapshot.as_bytes(), &packed].concat();
+            let hash = blake3::hash(&bytes);
+            bytes.extend_from_slice(hash.as_bytes());
+            bytes
+        };
+        let entry = r#"["00000000000000000000000000000000",0,[]]"#;
+        let text = |count: usize| format!(r#"{{"facts":[],"shared":[{}]}}"#, vec![entry; count].join(","));
+        let read = |text: &str| decode(&sealed(text), |_| true).map(|kept| kept.shared.len());
+        assert_eq!(read(&text(10_000)), Some(10_000));
+        let bomb = text(400_000);
+        assert!(sealed(&bomb).len() < 20_000, "{}", sealed(&bomb).len());
+        assert_eq!(read(&bomb), None);
+        assert!(seal(MAGIC, snapshot, &bomb).is_none(), "and is not written either");
+    }
 
     #[test]
     fn the_file_is_used_only_where_it_fits() {

@@ -15,6 +15,8 @@ use crate::remote::protocol::listing::BLOCK_LIMIT_BYTES;
 
 const MAGIC: &[u8; 8] = b"ZMRLIST1";
 const HEAD_BYTES: u64 = 36;
+/// Blocks that are known again: some hundred bytes of memory each. A million are a scan of a billion names.
+const BLOCKS_MAX: usize = 1 << 20;
 
 type Hash = [u8; 32];
 
@@ -64,7 +66,7 @@ impl BlockCache {
             return Ok(());
         }
         let mut at = MAGIC.len() as u64;
-        while at + HEAD_BYTES <= length {
+        while at + HEAD_BYTES <= length && self.order.len() < BLOCKS_MAX {
             let mut head = [0; HEAD_BYTES as usize];
             file.read_exact_at(&mut head, at)?;
             let (mut hash, mut size) = ([0; 32], [0; 4]);
