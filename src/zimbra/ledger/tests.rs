@@ -55,6 +55,7 @@ fn page(accounts: Vec<AccountEntry>) -> Page {
 #[test]
 fn a_page_is_believed_only_whole_and_of_its_snapshot() {
     let store = tempfile::tempdir().unwrap();
+    fs::create_dir(store.path().join("cache")).unwrap();
     let (one, other) = (record(1).id, record(2).id);
     let written = page(vec![entry("a", AccountState::Whole), entry("b", AccountState::Lost)]);
     page::save(store.path(), &one, &written);
