@@ -10,8 +10,9 @@
 //! puts, some 8 MiB plain. The body of the head is the number of parts and the bytes that they take (varints), then for each its identifier (16 bytes).
 //! The rows of the table of commits are in the last part, so that a database which got a part of a checkpoint holds no commit.
 //!
-//! Order of writes: parts, a barrier, the head, a barrier; then older heads, older parts and the folded commit files are deleted, in this order. A crash
-//! before the head leaves parts that mean nothing; one after it leaves files that the next fold deletes.
+//! Order of writes: parts, a barrier, the head, a barrier; then a commit that condemns what it takes the place of. After the grace older heads, older
+//! parts and the folded commit files are deleted, in this order. A crash before the head leaves parts that mean nothing; one after it leaves files that
+//! go with the next fold.
 
 use std::collections::BTreeSet;
 
@@ -97,6 +98,43 @@ pub fn newest(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError>
         }
     }
     failure.map_or(Ok(None), Err)
+}
+
+/// Returns the newest checkpoint of which every part can be read: what a rebuild begins with. Until a prune deletes them, an older checkpoint and the
+/// commit files behind it are still there, and do as well. `None` where there is no checkpoint, or none is whole and the commit files begin with the first.
+///
+/// # Errors
+/// [`CatalogError::CommitFile`] when no checkpoint is whole and the commit files do not go back to the first.
+pub fn newest_whole(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError> {
+    let mut failure = None;
+    for number in heads(backend)? {
+        let whole = read_head(backend, number).and_then(|head| {
+            head.for_each_part(backend, |_| Ok(()))?;
+            Ok(head)
+        });
+        match whole {
+            Ok(head) => return Ok(Some(head)),
+            Err(error @ CatalogError::CommitFile { .. }) => failure = failure.or(Some(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    match failure {
+        Some(error) if commit_files(backend)?.first() != Some(&1) => Err(error),
+        _ => Ok(None),
+    }
+}
+
+/// Returns whether the newest checkpoint is damaged, its head or a part of it.
+///
+/// # Errors
+/// Fails when the backend cannot be read.
+pub fn is_newest_damaged(backend: &dyn Backend) -> Result<bool, CatalogError> {
+    let Some(number) = heads(backend)?.first().copied() else { return Ok(false) };
+    match newest_whole(backend) {
+        Ok(whole) => Ok(whole.is_none_or(|whole| whole.number != number)),
+        Err(error) if error.is_damage() => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads and verifies the head of a checkpoint.

@@ -141,10 +141,13 @@ fn sources_damaged(error: &serde_json::Error) -> CatalogError {
 /// [`CatalogError::CommitFile`] when one is missing, damaged or does not follow the one before.
 pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result<u64, CatalogError> {
     let (mut last, mut last_id) = last_commit(&database.read()?)?;
-    let checkpoint = match checkpoint::newest(backend) {
-        // Only an empty catalogue needs it.
-        Err(CatalogError::CommitFile { .. }) if last > 0 => None,
-        other => other?,
+    let checkpoint = match last {
+        0 => checkpoint::newest_whole(backend)?,
+        _ => match checkpoint::newest(backend) {
+            // Only an empty catalogue needs it.
+            Err(CatalogError::CommitFile { .. }) => None,
+            other => other?,
+        },
     };
     if last == 0
         && let Some(checkpoint) = &checkpoint
@@ -180,10 +183,10 @@ pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result
         (last, last_id) = (number, commit.id);
         applied += 1;
     }
-    if let Some(folded) = checkpoint.filter(|folded| folded.number > last) {
+    let newest = checkpoint::heads(backend)?.first().copied().filter(|_| last == 0 || checkpoint.is_some());
+    if let Some(folded) = newest.filter(|folded| *folded > last) {
         let reason = format!(
-            "it was folded into the checkpoint of commit {}, and the catalogue is older; `zmreplica repair` rebuilds it",
-            folded.number
+            "it was folded into the checkpoint of commit {folded}, and the catalogue is older; `zmreplica repair` rebuilds it",
         );
         return Err(CatalogError::CommitFile { key: commit::key(last + 1), reason });
     }

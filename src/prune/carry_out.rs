@@ -11,7 +11,7 @@ use super::repack::{Repacker, keep_dictionaries};
 use super::{Bitmap, Phase, PruneError, PruneProgress, sweep};
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint;
-use crate::catalog::chunk::{PAGE_ROWS, PackRow};
+use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::condemned::{self, Condemned};
 use crate::catalog::database::Table;
 use crate::catalog::marks::SnapshotMarks;
@@ -75,7 +75,7 @@ pub fn carry_out(
             return Err(PruneError::Outdated);
         }
         caches::settle(replica)?;
-        let mut work = Work { replica, plan, progress, report: &mut report };
+        let mut work = Work { replica, plan, progress, report: &mut report, removed_rows: BTreeSet::new() };
         work.snapshots(&mut writer)?;
         work.groups(&mut writer)?;
         work.objects(&mut writer)?;
@@ -97,6 +97,8 @@ struct Work<'a> {
     plan: &'a PrunePlan,
     progress: &'a PruneProgress,
     report: &'a mut PruneReport,
+    /// Rows of packs that this run has removed.
+    removed_rows: BTreeSet<u64>,
 }
 
 impl Work<'_> {
@@ -225,20 +227,26 @@ impl Work<'_> {
             writer.add_pack(row);
         }
         for (number, pack) in packs.iter().filter(|(_, pack)| pack.fate == Fate::Goes) {
-            writer.remove(Table::Packs, *number);
-            self.condemn(writer, Condemned::Pack(pack.row.id), pack.row.bytes)?;
+            self.remove_pack(writer, *number, pack)?;
         }
         Ok(writer.commit()?)
+    }
+
+    /// Removes the row of a pack, and condemns the pack unless another row names it: stores of format 1 may have two rows of one pack.
+    fn remove_pack(&mut self, writer: &mut CatalogWriter, number: u64, pack: &PackPlan) -> Result<(), PruneError> {
+        writer.remove(Table::Packs, number);
+        self.removed_rows.insert(number);
+        let others = self.plan.packs.iter().filter(|(_, other)| other.row.id == pack.row.id);
+        if others.into_iter().all(|(other, _)| self.removed_rows.contains(other)) {
+            self.condemn(writer, Condemned::Pack(pack.row.id), pack.row.bytes)?;
+        }
+        Ok(())
     }
 
     /// Condemns packs that no row names: what crashes left.
     fn condemn_unnamed(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
         let mut named: BTreeSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
-        writer.reader().database()?.scan(Table::Packs, 0, |number, payload| {
-            let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
-            named.insert(row.id);
-            Ok(())
-        })?;
+        named.extend(sweep::named_packs(writer.reader())?);
         for (key, bytes) in self.replica.backend().list(PACK_PREFIX)? {
             if let Some(id) = PackId::from_key(&key).filter(|id| !named.contains(id)) {
                 self.condemn(writer, Condemned::Pack(id), bytes)?;
@@ -259,6 +267,9 @@ impl Work<'_> {
         self.report.deleted_packs += swept.packs;
         self.report.deleted_bytes += swept.pack_bytes;
         self.report.folded_bytes += swept.folded_bytes;
+        if swept.not_tidied.is_some() {
+            self.report.not_folded = swept.not_tidied;
+        }
         Ok(())
     }
 
@@ -288,8 +299,7 @@ impl Work<'_> {
                 self.report.written_packs += packs;
                 self.report.written_bytes += bytes;
                 for (number, pack) in unit {
-                    writer.remove(Table::Packs, *number);
-                    self.condemn(writer, Condemned::Pack(pack.row.id), pack.row.bytes)?;
+                    self.remove_pack(writer, *number, pack)?;
                 }
                 writer.commit()?;
                 self.sweep_at_once(writer)?;

@@ -2,16 +2,24 @@
 //!
 //! Order of writes: the object goes, then its row. A crash between them leaves a row whose object is gone, which the next sweep removes. The
 //! other way round it would leave a pack that no row names, which a run may adopt while somebody else is about to delete it.
+//!
+//! Architecture invariant: no pack is deleted that a row of the table of packs names. Two rows may name one pack (ids of format 1 follow from the
+//! content), and a repair may bring a row back whose pack was condemned; such a pack is condemned no longer.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Phase, PruneError, PruneProgress};
+use crate::catalog::CatalogError;
 use crate::catalog::checkpoint;
+use crate::catalog::chunk::PackRow;
 use crate::catalog::condemned::{self, Condemned, Verdict};
 use crate::catalog::database::Table;
+use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::CatalogWriter;
 use crate::replica::Replica;
 use crate::store::backend::BackendError;
+use crate::store::pack::PackId;
 
 /// What was deleted.
 #[derive(Debug, Default)]
@@ -22,6 +30,19 @@ pub(super) struct Swept {
     pub(super) pack_bytes: u64,
     /// Bytes of commit files and checkpoints.
     pub(super) folded_bytes: u64,
+    /// Why commit files and checkpoints stay that were due.
+    pub(super) not_tidied: Option<String>,
+}
+
+/// Returns the packs that rows name.
+pub(super) fn named_packs(catalog: &CatalogReader) -> Result<BTreeSet<PackId>, CatalogError> {
+    let mut named = BTreeSet::new();
+    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
+        let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+        named.insert(row.id);
+        Ok(())
+    })?;
+    Ok(named)
 }
 
 /// Deletes what is due by the clock `now`, and notes of the rest that it was seen. Commits.
@@ -37,8 +58,13 @@ pub(super) fn sweep(
     let mut swept = Swept::default();
     let mut gone = Vec::new();
     let backend = replica.backend();
+    let named = named_packs(writer.reader())?;
     for (number, row) in rows {
         progress.step()?;
+        if matches!(row.what, Condemned::Pack(id) if named.contains(&id)) {
+            gone.push(number);
+            continue;
+        }
         match row.judge(now, grace) {
             Verdict::Waits(seen) => {
                 if seen != row {
@@ -46,12 +72,18 @@ pub(super) fn sweep(
                 }
                 continue;
             }
-            Verdict::Due => gone.push(number),
+            Verdict::Due => {}
         }
         match row.what {
-            Condemned::OlderThan(checkpoint) => {
-                swept.folded_bytes += checkpoint::tidy(backend.as_ref(), checkpoint)?;
-            }
+            Condemned::OlderThan(checkpoint) => match checkpoint::tidy(backend.as_ref(), checkpoint) {
+                Ok(bytes) => swept.folded_bytes += bytes,
+                // What it took the place of may be needed still: it waits for a repair, or for the next checkpoint.
+                Err(error) if error.is_damage() => {
+                    swept.not_tidied = Some(error.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            },
             Condemned::Pack(id) => match backend.delete(&id.key()) {
                 Ok(()) => {
                     swept.packs += 1;
@@ -62,6 +94,7 @@ pub(super) fn sweep(
                 Err(error) => return Err(error.into()),
             },
         }
+        gone.push(number);
     }
     if !gone.is_empty() {
         backend.sync()?;

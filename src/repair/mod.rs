@@ -28,7 +28,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::access::Depth;
-use crate::catalog::CatalogError;
+use crate::catalog::{CatalogError, checkpoint};
 use crate::check::CheckError;
 use crate::prune::{Phase, PruneError, PruneProgress};
 use crate::replica::{LockedReplica, ReplicaError, StoreConfig, refuse_denied};
@@ -204,7 +204,9 @@ pub fn repair_over(
     };
     let replica = LockedReplica::open_over(path, Arc::clone(&backend))?;
     report.raised_from = (replica.config().format != format).then_some(format);
-    if !matches!(report.catalog, CatalogOutcome::Rebuilt { .. }) {
+    // Also where it was made without a damaged checkpoint, which gets a successor.
+    let is_rebuilt = matches!(report.catalog, CatalogOutcome::Rebuilt { .. });
+    if !is_rebuilt || checkpoint::is_newest_damaged(backend.as_ref())? {
         rebuild::complete(&replica, &mut report, progress)?;
     }
     salvage::packs(&replica, options, &mut report, progress)?;

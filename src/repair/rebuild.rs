@@ -8,6 +8,7 @@ use super::{CatalogOutcome, LostSnapshot, RepairError, RepairReport};
 use crate::catalog::checkpoint;
 use crate::catalog::chunk::ChunkRow;
 use crate::catalog::commit::{self, CommitFile};
+use crate::catalog::condemned::Condemned;
 use crate::catalog::database::{CatalogDatabase, Change, NUMBERED, Table};
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, read_whole};
@@ -251,7 +252,14 @@ pub(super) fn complete(
     writer.commit()?;
     let backend = replica.backend().as_ref();
     let written = checkpoint::write(&*writer.reader().database()?, backend, None)?;
-    checkpoint::tidy(backend, written.number)?;
+    if matches!(&report.catalog, CatalogOutcome::PutTogether { lost_files, .. } if !lost_files.is_empty()) {
+        // Somebody may still get more out of them than this repair did.
+        let bytes = checkpoint::superseded(backend, written.number)?.iter().map(|(_, bytes)| bytes).sum();
+        writer.condemn(Condemned::OlderThan(written.number), bytes, jiff::Timestamp::now())?;
+        writer.commit()?;
+    } else {
+        checkpoint::tidy(backend, written.number)?;
+    }
     Ok(())
 }
 

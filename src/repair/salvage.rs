@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{DamagedPack, RepairError, RepairOptions, RepairReport};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::{ChunkRow, PackRow};
-use crate::catalog::condemned;
+use crate::catalog::condemned::{self, Condemned};
 use crate::catalog::database::Table;
 use crate::catalog::group::{LinkGroup, Segment};
 use crate::catalog::reader::CatalogReader;
@@ -37,6 +37,7 @@ pub(super) fn packs(
     let mut writer = replica.writer()?;
     let rows = pack_rows(writer.reader())?;
     let rows = single_rows(&mut writer, rows)?;
+    named_is_not_condemned(&mut writer, &rows)?;
     let damaged = damaged_packs(replica, &rows, options, report, progress)?;
     let mut work = Salvage {
         replica,
@@ -120,6 +121,17 @@ fn single_rows(
     }
     writer.commit()?;
     Ok(rows)
+}
+
+/// Takes packs out of the table of condemned objects that have a row: they are needed, and a prune would delete them.
+fn named_is_not_condemned(writer: &mut CatalogWriter, rows: &BTreeMap<u64, PackRow>) -> Result<(), RepairError> {
+    let named: BTreeSet<PackId> = rows.values().map(|row| row.id).collect();
+    for (number, row) in condemned::read(writer.reader())? {
+        if matches!(row.what, Condemned::Pack(id) if named.contains(&id)) {
+            writer.remove(Table::Condemned, number);
+        }
+    }
+    Ok(writer.commit()?)
 }
 
 fn unnamed_packs(replica: &LockedReplica, rows: &BTreeMap<u64, PackRow>) -> Result<u64, CatalogError> {

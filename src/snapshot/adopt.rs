@@ -83,7 +83,10 @@ fn take_dictionaries(
         let id = entry.header.dictionary_id;
         let plain = entry.header.codec == Codec::Plain;
         let at = u64::from(entry.offset) + crate::store::pack::ENTRY_HEADER_BYTES as u64;
-        let bytes = replica.backend().read_at(&pack.key(), at, entry.header.stored_length as usize)?;
+        // One that cannot be read now is passed over, as a damaged one is.
+        let Ok(bytes) = replica.backend().read_at(&pack.key(), at, entry.header.stored_length as usize) else {
+            return Ok(false);
+        };
         if !plain || crate::model::ChunkHash::of(&bytes) != entry.header.hash {
             return Ok(false);
         }

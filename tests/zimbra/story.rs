@@ -26,8 +26,8 @@ fn a_lost_mailbox_is_found_and_restored() {
     // Auto-grouped, so that one session alone holds an account.
     let (scene, generator) = scene(Config { accounts: 7, groups: 7, fulls: 1, ..small(BlobMode::Files) });
     let before = scene.path("before");
-    shell(r#"cp -a "$1" "$2""#, &[&scene.source(), &before]);
     let good = scene.snapshot();
+    shell(r#"cp -a "$1" "$2""#, &[&scene.source(), &before]);
     assert!(scene.ok(&["accounts"]).contains("whole"));
 
     // The newest session is deleted by accident, and the night after faithfully records it.
