@@ -379,6 +379,20 @@ fn an_interrupt_leaves_only_whole_files() {
 }
 
 #[test]
+fn every_name_that_is_removed_is_a_step_of_the_work() {
+    let scene = Scene::new();
+    scene.write("file", "text");
+    scene.snapshot();
+    fs::create_dir_all(scene.target("strays/deep")).unwrap();
+    (0..50).for_each(|number| fs::write(scene.target(&format!("strays/deep/{number}")), "stray").unwrap());
+    let (progress, options) = (RestoreProgress::default(), RestoreOptions { delete: true, ..Default::default() });
+    let report = restore(&scene.view(), b"", &scene.target(""), &options, &progress).unwrap();
+    assert_eq!(report.deleted, 52);
+    assert!(progress.steps.load(Ordering::Relaxed) >= 52, "{progress:?}");
+    assert!(progress.syncing.load(Ordering::Relaxed));
+}
+
+#[test]
 fn an_inherited_acl_does_not_stay() {
     let scene = Scene::new();
     scene.write("file", "text");

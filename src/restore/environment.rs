@@ -113,6 +113,7 @@ impl<'v> Environment<'v> {
     /// Changes the report.
     pub(super) fn count(&self, change: impl FnOnce(&mut RestoreReport)) {
         change(&mut lock(&self.report));
+        self.progress.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Notes a name that was removed.

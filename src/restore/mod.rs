@@ -83,6 +83,10 @@ pub struct RestoreProgress {
     pub files: AtomicU64,
     /// Bytes written.
     pub written_bytes: AtomicU64,
+    /// Changes of the report: also what the counters above do not show, as the removal of names, moves it.
+    pub steps: AtomicU64,
+    /// Whether nothing is left but to wait until everything is on disk.
+    pub syncing: AtomicBool,
     /// Names to expect, where a whole snapshot is restored, else 0.
     pub expected_entries: AtomicU64,
     /// Bytes to expect, where a whole snapshot is restored, else 0.

@@ -118,6 +118,7 @@ pub(super) fn run(
     if let Some(fd) = sync
         && !options.dry_run
     {
+        progress.syncing.store(true, Ordering::Relaxed);
         syncfs(&*fd)
             .map_err(|errno| RestoreError::Sync { path: destination.display().to_string(), source: errno.into() })?;
     }

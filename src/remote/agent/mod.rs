@@ -15,6 +15,7 @@
 
 mod devices;
 mod names;
+mod news;
 mod outbox;
 mod read;
 mod restore;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Sender, bounded};
 
 use super::AgentError;
+use super::news::{News, unwritten_kib};
 use super::outbox::Outbox;
 use crate::catalog::CatalogError;
 use crate::catalog::database::Table;
@@ -18,7 +19,6 @@ use crate::catalog::reader::{CatalogReader, RowSource};
 use crate::catalog::snapshot::{SnapshotRecord, from_hex};
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
-use crate::remote::protocol::messages::Figures;
 use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, ROWS_AHEAD_BYTES, Reply, Wish};
 use crate::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
 use crate::store::backend::{Backend, BackendError};
@@ -222,20 +222,8 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
     let progress = RestoreProgress::default();
     std::thread::scope(|scope| {
         let (exchange, progress) = (&exchange, &progress);
-        let mut told = Figures::default();
-        let write = move || {
-            exchange.outbox.write_all(&mut output, 0, || {
-                let now = Figures {
-                    names: progress.entries.load(Ordering::Relaxed),
-                    files: progress.files.load(Ordering::Relaxed),
-                    bytes: progress.written_bytes.load(Ordering::Relaxed),
-                };
-                (now != told).then(|| {
-                    told = now;
-                    now.encode()
-                })
-            });
-        };
+        let mut news = News::default();
+        let write = move || exchange.outbox.write_all(&mut output, 0, || news.of(progress, unwritten_kib));
         std::thread::Builder::new().spawn_scoped(scope, write)?;
         let take = move || exchange.take_all(&mut input, progress);
         if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, take) {

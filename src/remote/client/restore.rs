@@ -2,8 +2,11 @@
 //!
 //! The agent may read what is restored and no more: see `served`.
 //!
-//! Memory: what the agent asks for and does not read is bounded by `OUTGOING_BYTES`, what it sends by `FRAMES_AHEAD`; its questions wait meanwhile. An agent that takes nothing, or
-//! says nothing but that it is alive, for as long as the user's patience is given up.
+//! Memory: what the agent asks for and does not read is bounded by `OUTGOING_BYTES`, what it sends by `FRAMES_AHEAD`; its questions wait meanwhile.
+//!
+//! Time: an agent that takes nothing of what it asked for, or says nothing but that it is alive, is given up after the user's patience. The signs of life of this side count for
+//! neither. An honest agent reports figures while it does what needs no answer: it removes names, or waits for the disk. An agent that goes on to ask, or to report figures, is not
+//! given up: the user sees how far it is, and may interrupt the restore.
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::Ordering;
@@ -204,21 +207,21 @@ fn wish(view: &SnapshotView, subtree: &[u8], options: &RestoreOptions) -> Result
     })
 }
 
-/// Writes frames as they come, and a sign of life when none do.
+/// Writes frames as they come, and a sign of life when none do. That such a sign was written is no sign of the agent's work.
 fn write_all(output: &mut dyn Write, outgoing: &Receiver<Vec<u8>>, window: &Window) {
+    let mut alive = Vec::new();
+    frame::put(&mut alive, Kind::Alive, &[]);
     loop {
-        let bytes = match outgoing.recv_timeout(Duration::from_secs(ALIVE_SECONDS)) {
-            Ok(bytes) => bytes,
-            Err(RecvTimeoutError::Timeout) => {
-                let mut alive = Vec::new();
-                frame::put(&mut alive, Kind::Alive, &[]);
-                alive
+        let written = match outgoing.recv_timeout(Duration::from_secs(ALIVE_SECONDS)) {
+            Ok(bytes) => {
+                let written = output.write_all(&bytes).and_then(|()| output.flush());
+                // Also what cannot be written takes no room any more.
+                window.written(bytes.capacity() + FRAME_BYTES);
+                written
             }
+            Err(RecvTimeoutError::Timeout) => output.write_all(&alive).and_then(|()| output.flush()),
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        let written = output.write_all(&bytes).and_then(|()| output.flush());
-        // Also what cannot be written takes no room any more.
-        window.written(bytes.capacity() + FRAME_BYTES);
         if written.is_err() {
             return;
         }
@@ -356,7 +359,7 @@ struct Flow {
     ahead: usize,
     unwritten: usize,
     closed: bool,
-    /// When something was written last.
+    /// When something that the agent needs was written last.
     moved: Instant,
 }
 

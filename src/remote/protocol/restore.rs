@@ -8,7 +8,7 @@
 //! | run | Answer | number of the question, then 0: there is none; 1 and the bytes; 2 and a text: it cannot be had |
 //! | run | Ahead | table, key, bytes: a row that will be asked for next, as far as the run can tell |
 //! | agent | Taken | so many bytes of those were used or thrown away: the run stops at [`ROWS_AHEAD_BYTES`] |
-//! | agent | Figures | names done, files and bytes written |
+//! | agent | Figures | names done, files and bytes written; also when only what these do not show has moved, as the removal of names: a sign of progress |
 //! | agent | Report | JSON: what was done; the last frame. Or Failed |
 //!
 //! What comes is verified there, by the same code: rows are decoded with their bounds, chunks compared with their hashes.
