@@ -10,6 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::io::Errno;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter,
+};
 use zmreplica::check::{CheckOptions, CheckProgress, check};
 use zmreplica::model::{Stat, Timestamp};
 use zmreplica::remote::agentless::{AgentlessOptions, AgentlessTree};
@@ -341,6 +346,44 @@ fn a_file_under_a_used_inode_number_is_read_though_size_and_time_are_those_of_th
         let outcome = reader.read(&request, &mut delivered).unwrap();
         assert!(matches!(outcome.result, ReadResult::Read));
         assert_eq!((delivered.0, outcome.stat), (due, now), "{scanned:?}");
+    }
+}
+
+/// Lets the kernel answer one call of this thread with an error, if an argument has some bits.
+fn let_fail(call: i64, argument: u8, bits: u64, errno: Errno) {
+    let condition =
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits), bits).unwrap();
+    let rules = [(call, vec![SeccompRule::new(vec![condition]).unwrap()])].into_iter().collect();
+    let answer = SeccompAction::Errno(errno.raw_os_error().unsigned_abs());
+    let architecture = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, answer, architecture).unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+#[test]
+fn what_a_file_system_refuses_with_the_error_of_another_kind_is_unreadable_and_not_vanished() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("file"), "content").unwrap();
+    symlink("file", directory.path().join("link")).unwrap();
+    let root = Arc::new(OwnedFd::from(fs::File::open(directory.path()).unwrap()));
+    let opening = u64::from(libc::O_NONBLOCK.unsigned_abs());
+    for (name, call, argument, bits, errno) in [
+        ("file", libc::SYS_openat, 2, opening, Errno::LOOP),
+        ("file", libc::SYS_openat, 2, opening, Errno::NXIO),
+        ("file", libc::SYS_openat, 2, opening, Errno::NODEV),
+        ("link", libc::SYS_readlinkat, 0, 0, Errno::INVAL),
+    ] {
+        let root = Arc::clone(&root);
+        let read = move || {
+            let stat = stat_at(root.as_fd(), name.as_bytes()).unwrap();
+            let_fail(call, argument, bits, errno);
+            let request = ReadRequest { path: name.as_bytes().to_vec(), stat, want: Want::Content };
+            let outcome = InodeReader::new(root).read(&request, &mut Delivered(0)).unwrap();
+            let failed = matches!(outcome.result, ReadResult::Failed(code) if code == errno.raw_os_error());
+            assert!(failed, "{name} {errno}: {:?}", outcome.result);
+        };
+        // The filter ends with the thread.
+        std::thread::spawn(read).join().unwrap();
     }
 }
 

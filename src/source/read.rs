@@ -406,8 +406,10 @@ impl InodeReader {
                 });
                 let file = match file {
                     Ok(file) => File::from(file),
-                    // Only a symbolic link, a socket and a device answer so: it was exchanged since the look at it.
-                    Err(Errno::LOOP | Errno::NXIO | Errno::NODEV) => return Ok(Attempt::Exchanged),
+                    // A symbolic link, a socket and a device answer so: it was exchanged since the look at it.
+                    Err(error @ (Errno::LOOP | Errno::NXIO | Errno::NODEV)) => {
+                        return exchanged(parent, name, &before, error);
+                    }
                     Err(error) => return Err(CutError::Read(error.into())),
                 };
                 let opened = stat_at(file.as_fd(), b"").map_err(CutError::Read)?;
@@ -427,7 +429,7 @@ impl InodeReader {
                 let target = match readlinkat(parent, name, Vec::new()) {
                     Ok(target) => target.into_bytes(),
                     // It is no link any more.
-                    Err(Errno::INVAL) => return Ok(Attempt::Exchanged),
+                    Err(error @ Errno::INVAL) => return exchanged(parent, name, &before, error),
                     Err(error) => return Err(CutError::Read(error.into())),
                 };
                 outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
@@ -493,6 +495,14 @@ fn still_there(parent: BorrowedFd<'_>, name: &[u8], before: &Stat) -> Result<Att
     let after = stat_at(parent, name).map_err(CutError::Read)?;
     let same = (after.dev, after.ino, after.kind, after.btime) == (before.dev, before.ino, before.kind, before.btime);
     Ok(if same { Attempt::Same } else { Attempt::Exchanged })
+}
+
+/// Judges an error that another kind of inode gives: what still is what it was cannot be read, and did not vanish.
+fn exchanged(parent: BorrowedFd<'_>, name: &[u8], before: &Stat, error: Errno) -> Result<Attempt, CutError> {
+    match still_there(parent, name, before)? {
+        Attempt::Same => Err(CutError::Read(error.into())),
+        other => Ok(other),
+    }
 }
 
 /// Calls `statx` for a name in a directory, or with an empty name for the open file itself; symbolic links are not followed.
