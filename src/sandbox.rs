@@ -5,6 +5,10 @@
 //! connected to. *seccomp* refuses the calls that make sockets, run programs, change the system, or change files in ways that Landlock leaves alone (modes, owners, attributes,
 //! times). Both hold for the calling thread and all that it starts later, for ever.
 //!
+//! The walls are there for paths that lead to the wrong place and for mistakes in this program's code. They do not hold code of a stranger that runs in the process: threads that
+//! started before share its memory and are not confined. Nor does the filter see what `openat2` opens, for its flags lie in memory: where there is no Landlock, it may open for
+//! writing.
+//!
 //! A kernel without one of them, or a processor that the filter does not know, is no reason not to serve: what is enforced is returned.
 
 use std::collections::BTreeMap;
@@ -26,6 +30,13 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 /// Numbers of the x32 calls, by which a filter for x86-64 could be passed by.
 #[cfg(target_arch = "x86_64")]
 const X32_BIT: i64 = 0x4000_0000;
+
+// Calls that are younger than the C library's table of them. Their numbers are the same on all processors.
+const FCHMODAT2: i64 = 452;
+const SETXATTRAT: i64 = 463;
+const REMOVEXATTRAT: i64 = 466;
+const OPEN_TREE_ATTR: i64 = 467;
+const FILE_SETATTR: i64 = 469;
 
 /// What the kernel enforces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +95,11 @@ fn confine_calls() -> Result<bool, Box<dyn std::error::Error>> {
         #[cfg(target_arch = "x86_64")]
         rules.insert(call | X32_BIT, writing(argument)?);
     }
+    rules.insert(libc::SYS_ioctl, changing_files()?);
+    #[cfg(target_arch = "x86_64")]
+    for call in [514, libc::SYS_ioctl] {
+        rules.insert(call | X32_BIT, changing_files()?);
+    }
     // The calls that have numbers of their own as x32: execve, ptrace, process_vm_writev, execveat.
     #[cfg(target_arch = "x86_64")]
     rules.extend([520, 521, 540, 545].map(|call| (call | X32_BIT, Vec::new())));
@@ -108,6 +124,25 @@ fn writing(argument: u8) -> Result<Vec<SeccompRule>, seccompiler::BackendError> 
         SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, mask, value)?])
     };
     flags.into_iter().map(rule).collect()
+}
+
+/// Returns the rules that match an `ioctl` by which a file that is open for reading, or its file system, is changed. The numbers are those of the processors that the filter knows.
+fn changing_files() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    // FS_IOC_SETFLAGS for programs of 64 and 32 bits, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, FS_IOC_ENABLE_VERITY, FS_IOC_SET_ENCRYPTION_POLICY, FIFREEZE, FITHAW, FITRIM.
+    let requests: [u64; 9] = [
+        0x4008_6602,
+        0x4004_6602,
+        0x401c_5820,
+        0x4008_7602,
+        0x4080_6685,
+        0x800c_6613,
+        0xc004_5877,
+        0xc004_5878,
+        0xc018_5879,
+    ];
+    let rule =
+        |request| SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?]);
+    requests.into_iter().map(rule).collect()
 }
 
 /// Calls that open by flags, with the place of the flags.
@@ -141,8 +176,13 @@ fn refused_calls() -> Vec<i64> {
         libc::SYS_renameat,
         libc::SYS_fork,
         libc::SYS_vfork,
+        libc::SYS_iopl,
+        libc::SYS_ioperm,
+        libc::SYS_kexec_file_load,
     ];
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    let old = [libc::SYS_renameat, libc::SYS_kexec_file_load];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let old = [];
     let all = [
         // Other hosts and other programs.
@@ -160,6 +200,9 @@ fn refused_calls() -> Vec<i64> {
         libc::SYS_process_vm_writev,
         libc::SYS_pidfd_getfd,
         libc::SYS_io_uring_setup,
+        libc::SYS_kill,
+        libc::SYS_tkill,
+        libc::SYS_pidfd_send_signal,
         // Files.
         libc::SYS_unlinkat,
         libc::SYS_renameat2,
@@ -182,12 +225,20 @@ fn refused_calls() -> Vec<i64> {
         libc::SYS_fremovexattr,
         libc::SYS_utimensat,
         libc::SYS_open_by_handle_at,
+        FCHMODAT2,
+        SETXATTRAT,
+        REMOVEXATTRAT,
+        FILE_SETATTR,
         // The system.
         libc::SYS_mount,
         libc::SYS_umount2,
         libc::SYS_open_tree,
+        OPEN_TREE_ATTR,
         libc::SYS_move_mount,
         libc::SYS_fsopen,
+        libc::SYS_fsconfig,
+        libc::SYS_fsmount,
+        libc::SYS_fspick,
         libc::SYS_mount_setattr,
         libc::SYS_pivot_root,
         libc::SYS_chroot,
@@ -208,7 +259,27 @@ fn refused_calls() -> Vec<i64> {
         libc::SYS_swapoff,
         libc::SYS_settimeofday,
         libc::SYS_clock_settime,
+        libc::SYS_adjtimex,
+        libc::SYS_clock_adjtime,
         libc::SYS_sethostname,
+        libc::SYS_setdomainname,
+        libc::SYS_acct,
+        libc::SYS_quotactl,
+        libc::SYS_syslog,
     ];
     all.into_iter().chain(old).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What can only be called by its number has to be looked for by its number.
+    #[test]
+    fn calls_without_a_name_in_the_library_are_refused_too() {
+        let refused = refused_calls();
+        for call in [452, 463, 466, 467, 469, libc::SYS_adjtimex, libc::SYS_quotactl, libc::SYS_syslog] {
+            assert!(refused.contains(&call), "{call}");
+        }
+    }
 }

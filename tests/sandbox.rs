@@ -34,6 +34,12 @@ impl Scene {
     }
 }
 
+/// Sets the flags of a file to what they are. Some file systems have none: then the answer is the kernel's, and not a refusal.
+fn set_again(file: &File) -> rustix::io::Result<()> {
+    let flags = rustix::fs::ioctl_getflags(file).unwrap_or(rustix::fs::IFlags::empty());
+    rustix::fs::ioctl_setflags(file, flags)
+}
+
 /// Everything that must be refused, with its name.
 fn refused(root: &Path, tcp: std::net::SocketAddr) -> Vec<(&'static str, io::Result<()>)> {
     let file = root.join("file");
@@ -67,6 +73,8 @@ fn refused(root: &Path, tcp: std::net::SocketAddr) -> Vec<(&'static str, io::Res
             "set an attribute",
             rustix::fs::setxattr(&file, "user.x", b"x", rustix::fs::XattrFlags::empty()).map_err(io::Error::from),
         ),
+        ("set a flag", set_again(&opened).map_err(io::Error::from)),
+        ("signal a process", rustix::process::test_kill_process(rustix::process::getpid()).map_err(io::Error::from)),
         ("run a program", Command::new("/bin/true").status().map(drop)),
         ("run a shell", Command::new("sh").args(["-c", "true"]).status().map(drop)),
         ("connect", TcpStream::connect(tcp).map(drop)),
@@ -85,7 +93,8 @@ fn a_confined_thread_reads_below_its_root_and_does_nothing_else() {
     let copy = Scene::new();
     for (what, result) in refused(&copy.root(), copy.tcp.local_addr().unwrap()) {
         // Some need what one before has taken away, and no file that is open for reading can be cut short.
-        let gone = ["cut short", "rename", "link", "change the mode", "change the owner", "set an attribute"];
+        let gone =
+            ["cut short", "rename", "link", "change the mode", "change the owner", "set an attribute", "set a flag"];
         let is_in_order = result.is_ok() || gone.contains(&what);
         assert!(is_in_order, "{what}: {result:?}");
     }
