@@ -1,8 +1,8 @@
 //! A last wall against a peer that makes this program take memory: a limit that the process sets itself.
 //!
 //! What the other side of a connection can make this one hold is bounded where it is held (see `remote`). Should one of these bounds fail, the process ends itself, as an allocation fails,
-//! before the host has to choose what to end. The limit is `RLIMIT_DATA`: memory that is the process's own and may be written, and not, as `RLIMIT_AS`, address space that is only set
-//! aside, of which the allocator and threads take much. It is the soft limit: hooks and programs that are started may raise it again.
+//! before the host has to choose what to end. The limit is `RLIMIT_DATA`: private mappings that may be written, also what was never touched of them, and not, as `RLIMIT_AS`, address space
+//! that is only set aside, of which the allocator and threads take much. So it has to leave room for stacks, and for tables that grow: for a moment these are there twice. It is the soft limit: hooks and programs that are started may raise it again.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::sysinfo;
@@ -10,7 +10,7 @@ use rustix::system::sysinfo;
 /// How much of the host's memory a process may take.
 #[derive(Clone, Copy, Debug)]
 pub enum Share {
-    /// An agent, on the mail server: half of the memory, at least 1 GiB. It needs some 100 MB, and 40 bytes for each inode of several names.
+    /// An agent, on the mail server: three quarters of the memory, at least 1 GiB. It needs some 100 MB, and 40 bytes for each inode of several names.
     Agent,
     /// A run on the replica that talks to another host: three quarters of memory and swap, at least 4 GiB.
     Run,
@@ -19,8 +19,8 @@ pub enum Share {
 impl Share {
     fn limit(self, memory_bytes: u64, swap_bytes: u64) -> u64 {
         match self {
-            Share::Agent => (memory_bytes / 2).max(1 << 30),
-            Share::Run => ((memory_bytes.saturating_add(swap_bytes)) / 4).saturating_mul(3).max(4 << 30),
+            Share::Agent => (memory_bytes / 4).saturating_mul(3).max(1 << 30),
+            Share::Run => (memory_bytes.saturating_add(swap_bytes) / 4).saturating_mul(3).max(4 << 30),
         }
     }
 }
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn limits_leave_room_for_honest_work_and_for_the_host() {
         const GIB: u64 = 1 << 30;
-        assert_eq!(Share::Agent.limit(16 * GIB, 8 * GIB), 8 * GIB);
+        assert_eq!(Share::Agent.limit(16 * GIB, 8 * GIB), 12 * GIB);
         assert_eq!(Share::Agent.limit(GIB, 0), GIB);
         assert_eq!(Share::Run.limit(16 * GIB, 8 * GIB), 18 * GIB);
         assert_eq!(Share::Run.limit(2 * GIB, 0), 4 * GIB);

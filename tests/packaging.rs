@@ -10,6 +10,8 @@ use tempfile::TempDir;
 const UNIT: &str = include_str!("../packaging/systemd/zmreplica-nightly.service");
 const PULL: &str = include_str!("../packaging/systemd/zmreplica-pull.conf");
 
+const EXAMPLE: &str = include_str!("../packaging/zmreplica.toml");
+
 /// The last value of a setting, as systemd reads a unit.
 fn setting<'a>(unit: &'a str, name: &str) -> Option<&'a str> {
     unit.lines().rev().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
@@ -80,4 +82,9 @@ fn a_pull_runs_as_a_user_of_its_own_without_capabilities() {
         assert_eq!(setting(UNIT, name), Some(value), "{name}");
     }
     assert!(setting(UNIT, "MemoryMax").is_some());
+    // The example's log is not for this user. What is said instead lies in a directory of its own.
+    let log = EXAMPLE.lines().find_map(|line| line.strip_prefix("log = ")).unwrap().trim_matches('"');
+    assert!(PULL.contains(&format!("cannot open {log},")), "{log}");
+    let own = format!("/var/log/{}", setting(PULL, "LogsDirectory").unwrap());
+    assert!(PULL.contains(&format!("log = \"{own}/")) && EXAMPLE.contains(&own), "{own}");
 }
