@@ -12,6 +12,7 @@ use rustix::process::geteuid;
 use super::attributes::magic_path;
 use super::environment::Environment;
 use super::links::Identity;
+use crate::limits;
 
 /// Flags of a directory that is worked in.
 pub(super) const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -130,8 +131,10 @@ pub(super) fn permit(fd: &OwnedFd) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Directories that are held open while a tree is removed; those further up are found again from below.
+/// Most directories that are held open while a tree is removed, if the process may open so many; those further up are found again from below.
 const OPEN_LEVELS: usize = 64;
+/// Fewest: the one that is emptied, and the one above it.
+const FEWEST_LEVELS: usize = 2;
 
 /// A directory that is being emptied.
 struct Level {
@@ -161,6 +164,7 @@ pub(super) fn remove(environment: &Environment<'_>, parent: BorrowedFd<'_>, name
         Stray::Done(gone) => return gone,
         Stray::Directory(level) => vec![level],
     };
+    let mut most_open = None;
     while let Some(mut level) = levels.pop() {
         if environment.stopped() {
             return false;
@@ -184,7 +188,12 @@ pub(super) fn remove(environment: &Environment<'_>, parent: BorrowedFd<'_>, name
         }
         levels.push(level);
         if let Stray::Directory(deeper) = found {
-            let far = levels.len().checked_sub(OPEN_LEVELS);
+            let far = levels.len().checked_sub(FEWEST_LEVELS).and_then(|_| {
+                // The other half is for all else. Asked only where a tree is deep: it takes a look at /proc.
+                let most =
+                    most_open.get_or_insert_with(|| (limits::open_files_left() / 2).clamp(FEWEST_LEVELS, OPEN_LEVELS));
+                levels.len().checked_sub(*most)
+            });
             if let Some(above) = far.and_then(|at| levels.get_mut(at)) {
                 above.fd = None;
             }
@@ -218,7 +227,8 @@ fn stray(environment: &Environment<'_>, parent: BorrowedFd<'_>, name: &[u8], pat
         environment.problem(path, "Not removed: it is the store", false);
         return Stray::Done(false);
     }
-    let opened = open_same_mount(parent, name, stat.st_dev).and_then(|fd| Ok((fstat(&fd)?, fd)));
+    let handles = &environment.handles;
+    let opened = handles.with_room(|| open_same_mount(parent, name, stat.st_dev)).and_then(|fd| Ok((fstat(&fd)?, fd)));
     let (stat, fd) = match opened {
         Ok(opened) => opened,
         Err(Errno::XDEV) => {
@@ -227,7 +237,7 @@ fn stray(environment: &Environment<'_>, parent: BorrowedFd<'_>, name: &[u8], pat
         }
         Err(errno) => return refused("Cannot remove it", errno),
     };
-    match names_of(fd.as_fd()) {
+    match handles.with_room(|| names_of(fd.as_fd())) {
         Ok(names) => Stray::Directory(Level {
             name: name.into(),
             fd: Some(fd),
@@ -255,7 +265,7 @@ fn leave(
         None => parent,
         Some(above) => {
             if above.fd.is_none() {
-                match level.fd.as_ref().map(|fd| back(fd, above.identity)) {
+                match level.fd.as_ref().map(|fd| back(environment, fd, above.identity)) {
                     Some(Ok(fd)) => above.fd = Some(fd),
                     Some(Err(errno)) => return refused(errno),
                     None => return refused(Errno::STALE),
@@ -282,8 +292,8 @@ fn leave(
 }
 
 /// Opens the directory above one, if that is still the same: it may have been moved meanwhile.
-fn back(fd: &OwnedFd, identity: (u64, u64)) -> Result<OwnedFd, Errno> {
-    let above = openat(fd, c"..", OPEN, Mode::empty())?;
+fn back(environment: &Environment<'_>, fd: &OwnedFd, identity: (u64, u64)) -> Result<OwnedFd, Errno> {
+    let above = environment.handles.with_room(|| openat(fd, c"..", OPEN, Mode::empty()))?;
     let stat = fstat(&above)?;
     if (stat.st_dev, stat.st_ino) == identity { Ok(above) } else { Err(Errno::STALE) }
 }
