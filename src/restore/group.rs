@@ -18,6 +18,11 @@ use crate::model::{Attributes, Kind, Xattr};
 use crate::source::xattrs;
 use crate::view::{Node, ViewError};
 
+/// Extended attribute of a file that lets who runs it do more than they may.
+const CAPABILITIES: &[u8] = b"security.capability";
+/// Names of extended attributes that only root may set begin so.
+const PRIVILEGED: [&[u8]; 2] = [b"security.", b"trusted."];
+
 impl<'e> Walker<'_, 'e> {
     /// Restores one name of a link group.
     pub(super) fn group(&mut self, place: &Arc<Place<'e>>, name: &[u8], group: u64, found: Option<Stat>) {
@@ -83,7 +88,8 @@ impl<'e> Walker<'_, 'e> {
     fn leaves_out(&self, attributes: &Attributes) -> bool {
         let environment = self.environment;
         let is_device = matches!(attributes.kind, Kind::CharDevice | Kind::BlockDevice);
-        let is_set_id = attributes.kind == Kind::File && attributes.mode & SET_ID_BITS != 0;
+        let has_capabilities = || attributes.xattrs.iter().any(|xattr| &*xattr.name == CAPABILITIES);
+        let is_set_id = attributes.kind == Kind::File && (attributes.mode & SET_ID_BITS != 0 || has_capabilities());
         let is_left_out = environment.options.no_specials && (is_device || is_set_id);
         if is_device || is_set_id {
             environment.count(|report| {
@@ -193,13 +199,21 @@ impl<'e> Walker<'_, 'e> {
     }
 
     /// Returns whether a file may be another one than the snapshot's, put under its name by somebody who would gain from what the restore does to it:
-    /// it has another owner, or it is root's and its permissions would change. Size and time are too little to tell.
+    /// it has another owner, it is root's and its permissions would change, or it would get what its owner cannot give it. Size and time are too little to
+    /// tell.
     fn is_foreign(&self, inode: BorrowedFd<'_>, wanted: &Attributes, stat: &Stat) -> bool {
         let owner = self.environment.owner(wanted.uid, wanted.gid);
-        if stat.st_uid != 0 || owner.0 != 0 {
-            return stat.st_uid != owner.0;
+        if stat.st_uid != owner.0 {
+            return true;
         }
         let Ok(xattrs) = xattrs::of_path_fd(inode) else { return true };
+        if owner.0 != 0 {
+            // With a set-group-ID bit it runs as a group, with capabilities as more than its owner.
+            let changes = stat.st_gid != owner.1 || stat.st_mode & 0o7777 != wanted.mode;
+            let is_given = |xattr: &Xattr| PRIVILEGED.iter().any(|prefix| xattr.name.starts_with(prefix));
+            return wanted.mode & SET_ID_BITS != 0 && changes
+                || wanted.xattrs.iter().any(|xattr| is_given(xattr) && !xattrs.contains(xattr));
+        }
         let is_stray_acl = |xattr: &Xattr| xattr.name.starts_with(ACL_PREFIX) && !wanted.xattrs.contains(xattr);
         stat.st_gid != owner.1
             || stat.st_mode & 0o7777 != wanted.mode
