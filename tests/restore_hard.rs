@@ -44,7 +44,11 @@ fn summary(output: &Output) -> Value {
 }
 
 fn set_time(path: &Path, seconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: 9 };
+    set_time_to(path, seconds, 9);
+}
+
+fn set_time_to(path: &Path, tv_sec: i64, tv_nsec: i64) {
+    let time = Timespec { tv_sec, tv_nsec };
     let times = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
@@ -374,15 +378,193 @@ fn root_follows_no_link_of_a_user_to_the_destination() {
         AtFlags::SYMLINK_NOFOLLOW,
     )
     .unwrap();
-    for what in ["latest", "latest:file"] {
-        let message = err(&scene.code(1, &["restore", what, "home/link"]));
-        assert!(message.contains("symbolic link of user 4242") && message.contains("name the directory"), "{message}");
+    symlink("home/link", scene.path("to link")).unwrap();
+    let rsh = scene.path("rsh");
+    fs::write(&rsh, "#!/bin/bash\nshift\neval \"$*\"\n").unwrap();
+    set_mode(&rsh, 0o755);
+    let rsh = rsh.to_str().unwrap();
+    let agent = assert_cmd::cargo::cargo_bin!("zmreplica").to_str().unwrap();
+    let destinations = [
+        ("latest", "home/link"),
+        ("latest", "home/link/"),
+        ("latest", "home/./link/."),
+        ("latest", "to link"),
+        ("latest:file", "home/link"),
+        ("latest:file", "home/link//"),
+        ("latest:file", "home/link/new"),
+        ("latest:file", "to link/new"),
+    ];
+    for (what, destination) in destinations {
+        let remote = format!("far:{}", scene.path("").join(destination).display());
+        let by_agent = ["restore", "--rsh", rsh, "--agent-path", agent, what, &remote];
+        for arguments in [&["restore", what, destination][..], &by_agent] {
+            let message = err(&scene.code(1, arguments));
+            let is_told = message.contains("symbolic link of user 4242") && message.contains("name the directory");
+            assert!(is_told, "{arguments:?}: {message}");
+        }
     }
+    // An agent that is confined to a directory further up resolves the path itself.
+    let bound = scene.path("bound");
+    let line = format!("exec {agent} agent --writable --root {}", scene.path("").display());
+    fs::write(&bound, format!("#!/bin/bash\n{line}\n")).unwrap();
+    set_mode(&bound, 0o755);
+    let remote = format!("far:{}/", link.display());
+    let message = err(&scene.code(1, &["restore", "--rsh", bound.to_str().unwrap(), "latest", &remote]));
+    assert!(message.contains("symbolic link of user 4242"), "{message}");
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
     // Root's own link is one that root meant.
     symlink("victim", scene.path("own")).unwrap();
-    scene.ok(&["restore", "latest", "own"]);
-    assert!(victim.join("file").exists());
+    symlink("own", scene.path("own2")).unwrap();
+    for (number, (what, destination)) in
+        [("latest", "own/"), ("latest", "own2"), ("latest:file", "own2"), ("latest:file", "own2/file")]
+            .into_iter()
+            .enumerate()
+    {
+        scene.ok(&["restore", what, destination]);
+        assert!(victim.join("file").exists(), "{number}");
+        fs::remove_file(victim.join("file")).unwrap();
+    }
+    // One that leads nowhere is not made into something.
+    symlink("nowhere", scene.path("broken")).unwrap();
+    scene.code(1, &["restore", "latest", "broken"]);
+    assert!(!scene.path("nowhere").exists());
+    scene.ok(&["restore", "latest", "a/b/../c/"]);
+    assert!(scene.path("a/c/file").exists());
+}
+
+/// The capability to become any user, effective at once, as the file system has it.
+const CAN_BECOME_ANYBODY: [u8; 20] = [1, 0, 0, 2, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const CAPABILITIES: &str = "security.capability";
+
+#[test]
+fn a_file_of_a_user_gets_no_rights_that_he_cannot_give_it() {
+    let scene = Scene::new();
+    let at = |name: &str| scene.source().join(name);
+    chown(scene.source(), Some(USER), Some(USER)).unwrap();
+    for name in ["g", "c", "plain"] {
+        fs::write(at(name), "good").unwrap();
+        chown(at(name), Some(USER), Some(if name == "g" { 0 } else { USER })).unwrap();
+        set_mode(&at(name), if name == "g" { 0o2755 } else { 0o755 });
+        set_time(&at(name), 1_500_000_000);
+    }
+    setxattr(at("c"), CAPABILITIES, &CAN_BECOME_ANYBODY, XattrFlags::empty()).unwrap();
+    scene.snapshot();
+    let home = scene.path("home");
+    fs::create_dir(&home).unwrap();
+    for name in ["g", "c", "plain"] {
+        fs::write(home.join(name), "EVIL").unwrap();
+        chown(home.join(name), Some(USER), Some(USER)).unwrap();
+        set_mode(&home.join(name), 0o755);
+        set_time(&home.join(name), 1_500_000_000);
+    }
+    chown(&home, Some(USER), Some(USER)).unwrap();
+    let restore = ["--json", "restore", "--numeric-ids", "latest", "home"];
+    assert_eq!(summary(&scene.code(0, &restore))["unchanged"], 1);
+    for name in ["g", "c"] {
+        assert_eq!(fs::read_to_string(home.join(name)).unwrap(), "good", "{name}");
+    }
+    assert_eq!(fs::metadata(home.join("g")).unwrap().mode() & 0o7777, 0o2755);
+    assert!(getxattr(home.join("c"), CAPABILITIES, &mut [0; 64][..]).is_ok());
+    // With nothing to gain, they are kept.
+    let again = summary(&scene.code(0, &restore));
+    assert_eq!((&again["unchanged"], &again["files"]), (&3.into(), &0.into()));
+    let without = summary(&scene.code(0, &["--json", "restore", "--no-specials", "latest", "without"]));
+    assert_eq!((&without["set_id_files"], &without["left_out"]), (&2.into(), &2.into()));
+    assert_eq!(fs::read_dir(scene.path("without")).unwrap().count(), 1);
+}
+
+/// A file system of exFAT on a loop device, which has the owner and modes that it is mounted with.
+struct ExFat(PathBuf, String);
+
+impl ExFat {
+    fn new(scene: &Scene, options: &str) -> ExFat {
+        let (image, place) = (scene.path("exfat.img"), scene.path("exfat"));
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        run(Command::new("mkfs.exfat").arg(&image));
+        let device = run(Command::new("losetup").args(["-f", "--show"]).arg(&image)).trim().to_owned();
+        fs::create_dir(&place).unwrap();
+        let mounted = ExFat(place, device);
+        run(Command::new("mount.exfat-fuse").args(["-o", options]).arg(&mounted.1).arg(&mounted.0));
+        mounted
+    }
+}
+
+impl Drop for ExFat {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+        let _ = Command::new("losetup").arg("-d").arg(&self.1).status();
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn root_restores_to_a_file_system_that_chooses_owners_itself() {
+    for (options, owner) in [("uid=4242,gid=4242,umask=022", USER), ("umask=000", 0), ("fmask=0177,dmask=000", 0)] {
+        let scene = Scene::new();
+        fs::create_dir_all(scene.source().join("directory/inner")).unwrap();
+        fs::create_dir(scene.source().join("empty")).unwrap();
+        for name in ["a", "directory/b", "directory/inner/c"] {
+            fs::write(scene.source().join(name), name).unwrap();
+        }
+        for name in ["a", "directory/b", "directory/inner/c", "directory/inner", "directory", "empty", ""] {
+            chown(scene.source().join(name), Some(owner), Some(owner)).unwrap();
+            // As exFAT can keep it.
+            set_time_to(&scene.source().join(name), 1_500_000_000, 0);
+        }
+        scene.snapshot();
+        let disk = ExFat::new(&scene, options);
+        let restore = ["--json", "restore", "--numeric-ids", "--delete", "latest", "exfat/target"];
+        let first = summary(&scene.code(0, &restore));
+        assert_eq!((&first["files"], &first["unguarded"]), (&3.into(), &true.into()), "{options}");
+        shell(r#"diff -r "$1" "$2""#, &[&scene.source(), &disk.0.join("target")]);
+        fs::write(disk.0.join("target/directory/stray"), "stray").unwrap();
+        // This exFAT gives a file that was written the time at which it is closed.
+        for name in ["a", "directory/b", "directory/inner/c"] {
+            set_time_to(&disk.0.join("target").join(name), 1_500_000_000, 0);
+        }
+        // What is there is kept.
+        let again = summary(&scene.code(0, &restore));
+        assert_eq!((&again["files"], &again["deleted"]), (&0.into(), &1.into()), "{options}: {again}");
+        // Onto the root of the file system, and a single file.
+        scene.ok(&["restore", "--numeric-ids", "latest:directory", "exfat"]);
+        scene.ok(&["restore", "--numeric-ids", "latest:a", "exfat/inner/new"]);
+        assert_eq!(fs::read_to_string(disk.0.join("inner/new")).unwrap(), "a");
+        let left = shell(r#"find "$1" -name '.zmreplica*' -o -name '.fuse*'"#, &[&disk.0]);
+        assert_eq!(left, "");
+    }
+    // Where owners are kept, nothing is said of it.
+    let scene = Scene::new();
+    fs::write(scene.source().join("file"), "text").unwrap();
+    scene.snapshot();
+    let home = scene.path("home");
+    fs::create_dir(&home).unwrap();
+    chown(&home, Some(USER), Some(USER)).unwrap();
+    fs::write(home.join("file"), "own").unwrap();
+    set_time(&home, 1_400_000_000);
+    let report = summary(&scene.code(0, &["--json", "restore", "--overwrite", "never", "latest", "home"]));
+    assert_eq!(report["unguarded"], false);
+    assert_eq!(fs::metadata(&home).unwrap().mtime(), 1_400_000_000, "the time of a directory that is left alone");
+}
+
+#[test]
+fn with_few_open_files_deep_strays_go() {
+    let scene = Scene::new();
+    fs::write(scene.source().join("file"), "text").unwrap();
+    fs::write(scene.source().join("taken"), "text").unwrap();
+    scene.snapshot();
+    for files in [40, 48, 64] {
+        let target = scene.path(&format!("target {files}"));
+        scene.ok(&["restore", "latest", target.to_str().unwrap()]);
+        fs::remove_file(target.join("taken")).unwrap();
+        let way = vec!["d"; 150].join("/");
+        for name in ["stray", "taken"] {
+            fs::create_dir_all(target.join(name).join(&way)).unwrap();
+            fs::write(target.join(name).join(&way).join("file"), "text").unwrap();
+        }
+        let report = with_files(&scene, files, &["restore", "--delete", "latest", target.to_str().unwrap()]);
+        assert_eq!(report.status.code(), Some(0), "{files} files: {}{}", out(&report), err(&report));
+        assert_rsync_finds_nothing(&scene.source(), &target);
+    }
 }
 
 #[test]

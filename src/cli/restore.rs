@@ -81,6 +81,7 @@ struct SummaryEvent<'a> {
     set_id_files: u64,
     device_nodes: u64,
     left_out: u64,
+    unguarded: bool,
     unchanged: u64,
     deleted: u64,
     /// The first of them.
@@ -182,6 +183,7 @@ fn tell(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(
             set_id_files: report.set_id_files,
             device_nodes: report.device_nodes,
             left_out: report.left_out,
+            unguarded: report.unguarded,
             unchanged: report.unchanged,
             deleted: report.deleted,
             deletions: &report.deletions,
@@ -211,11 +213,16 @@ fn tell(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(
     }
     if report.set_id_files + report.device_nodes > 0 {
         output.note(&format!(
-            "{} with a set-user-ID or set-group-ID bit and {}, which belong in no backup of Zimbra{}",
+            "{} with a set-user-ID or set-group-ID bit or capabilities and {}, which belong in no backup of Zimbra{}",
             text::plural(report.set_id_files, "file", "files"),
             text::plural(report.device_nodes, "device node", "device nodes"),
             if args.no_specials { ", left out." } else { "; --no-specials leaves them out." },
         ));
+    }
+    if report.unguarded {
+        output.note(
+            "A file system of the destination chooses owners or modes itself: root does not guard there against others who exchange names meanwhile.",
+        );
     }
     if !report.owners_kept && !args.dry_run {
         output.note("Owners were not set: only root may give files away.");

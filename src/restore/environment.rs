@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::Stat;
 use rustix::io::Errno;
 
+use super::exposure::Tried;
 use super::handles::Handles;
 use super::{RestoreError, RestoreOptions, RestoreProblem, RestoreProgress, RestoreReport};
 use crate::catalog::snapshot::to_hex;
@@ -17,9 +17,6 @@ use crate::view::{OwnerMap, SnapshotView, ViewError, display_path};
 const KEPT_PROBLEMS: usize = 10_000;
 /// How long a wait for other threads lasts before the reason is looked at again.
 const WAIT: Duration = Duration::from_millis(50);
-
-/// Bits of a mode that let others than the owner write; with an access control list, its mask is among them.
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Work under way, which the walk waits for when it is too much.
 #[derive(Default)]
@@ -45,6 +42,8 @@ pub(super) struct Environment<'v> {
     pub(super) handles: Handles,
     /// Whether names of directories that are done may be exchanged by others, so that what one leads to has to be looked at.
     pub(super) watches_links: AtomicBool,
+    /// The file systems that were asked whether they keep owners.
+    pub(super) tried: Tried,
     temporary: String,
     temporaries: AtomicU64,
     load: Mutex<Load>,
@@ -81,6 +80,7 @@ impl<'v> Environment<'v> {
             fatal: Mutex::default(),
             handles: Handles::new(files_left, threads),
             watches_links: AtomicBool::new(false),
+            tried: Tried::default(),
             temporary: to_hex(&seed),
             temporaries: AtomicU64::new(0),
             load: Mutex::default(),
@@ -96,11 +96,6 @@ impl<'v> Environment<'v> {
     /// Notes that an owner could not be restored.
     pub(super) fn owner_lost(&self) {
         self.owners_lost.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns whether others than root may exchange the names of a directory in which root works.
-    pub(super) fn is_exposed(&self, directory: &Stat) -> bool {
-        self.privileged && (directory.st_uid != 0 || directory.st_mode & WRITABLE_BY_OTHERS != 0)
     }
 
     /// Returns a name for a file that is not complete yet. It begins with a dot and is in no snapshot but by malice, and is only ever

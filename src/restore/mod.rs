@@ -26,6 +26,7 @@ mod contents;
 mod destination;
 mod directory;
 mod environment;
+mod exposure;
 mod group;
 mod handles;
 mod links;
@@ -39,6 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::destination::refuse_foreign_link;
 use crate::view::{SnapshotView, ViewError};
 
 /// What to do where the target has a name of the snapshot already.
@@ -68,7 +70,7 @@ pub struct RestoreOptions {
     pub dry_run: bool,
     /// Threads that write files; 0 for one per processor.
     pub threads: usize,
-    /// Whether to leave out what belongs in no tree of mail: files with a set-user-ID or set-group-ID bit, and device nodes.
+    /// Whether to leave out what belongs in no tree of mail: files with a set-user-ID or set-group-ID bit or with capabilities, and device nodes.
     pub no_specials: bool,
     /// Directories that must not be touched: the store.
     pub protect: Vec<PathBuf>,
@@ -119,7 +121,7 @@ pub struct RestoreReport {
     pub links: u64,
     /// Symbolic links and special files made.
     pub others: u64,
-    /// Names of files with a set-user-ID or set-group-ID bit, restored or not.
+    /// Names of files with a set-user-ID or set-group-ID bit, or with capabilities, restored or not.
     #[serde(default)]
     pub set_id_files: u64,
     /// Names of device nodes, restored or not.
@@ -128,6 +130,10 @@ pub struct RestoreReport {
     /// Those of both that were left out on request.
     #[serde(default)]
     pub left_out: u64,
+    /// Whether a file system of the target, or its server, gives owners or modes of its own choice, so that root could not guard against names that
+    /// others exchange meanwhile.
+    #[serde(default)]
+    pub unguarded: bool,
     /// Names whose content was right already, or that were left alone on request. Their attributes may have been brought in line.
     pub unchanged: u64,
     /// Names removed because the snapshot does not have them; a directory counts with all that was in it.

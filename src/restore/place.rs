@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::attributes::{DEFAULT_ACL, Present, apply_open};
 use super::directory::{self, OPEN, identity_of};
 use super::environment::Environment;
+use super::exposure::is_exposed;
 use super::handles::Handle;
 use crate::catalog::directory::DirectoryAttributes;
 
@@ -54,7 +55,7 @@ impl<'e> Place<'e> {
                 (Some((_, None)), Some(parent)) => parent.inherits,
                 _ => fgetxattr(&fd, DEFAULT_ACL, &mut [0; 0][..]).is_ok(),
             };
-            exposed = environment.is_exposed(&stat);
+            exposed = is_exposed(environment, fd.as_fd(), &stat);
             let (admitted, held) = environment.handles.admit(fd, identity_of(&stat));
             destination = Some(held).filter(|_| parent.is_none());
             handle = Some(admitted);

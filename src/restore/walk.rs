@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -72,12 +72,7 @@ pub(super) fn run(
             (Arc::clone(&place), Start::Directory(place, directory, found.is_some()))
         }
         Node::Group(group) => {
-            let (parent, name) = place_of_file(&environment, subtree, destination).map_err(unusable)?;
-            let fd = match std::fs::File::open(&parent) {
-                Ok(file) => Some(OwnedFd::from(file)),
-                Err(error) if options.dry_run && error.kind() == io::ErrorKind::NotFound => None,
-                Err(error) => return Err(unusable(error)),
-            };
+            let (fd, name) = place_of_file(&environment, subtree, destination).map_err(unusable)?;
             let place = Arc::new(Place::new(&environment, None, fd, b"", None).map_err(failed)?);
             (Arc::clone(&place), Start::File(place, group, name))
         }

@@ -179,6 +179,9 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
         })
     });
     let confines = confines.transpose()?;
+    if start.task == Task::Restore {
+        crate::restore::refuse_foreign_link(asked).map_err(refused)?;
+    }
     let real = resolve(asked).map_err(refused)?;
     if let Some(root) = &confines
         && !real.starts_with(root)
@@ -194,7 +197,9 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
             "The agent on {host} only reads. To restore there, let it be started with `zmreplica agent --writable`, with another key than the nightly one"
         )));
     }
-    Ok(real)
+    // A restore decides itself which symbolic link at the end it follows. Where the path is the very one that the agent is confined to, it may.
+    let is_confined_to_it = options.root.as_deref().is_none_or(|root| root == asked);
+    Ok(if start.task == Task::Restore && is_confined_to_it { asked.to_owned() } else { real })
 }
 
 /// Resolves a path whose end may not be there yet.
