@@ -44,11 +44,7 @@ fn summary(output: &Output) -> Value {
 }
 
 fn set_time(path: &Path, seconds: i64) {
-    set_time_to(path, seconds, 9);
-}
-
-fn set_time_to(path: &Path, tv_sec: i64, tv_nsec: i64) {
-    let time = Timespec { tv_sec, tv_nsec };
+    let time = Timespec { tv_sec: seconds, tv_nsec: 9 };
     let times = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
@@ -471,79 +467,6 @@ fn a_file_of_a_user_gets_no_rights_that_he_cannot_give_it() {
     let without = summary(&scene.code(0, &["--json", "restore", "--no-specials", "latest", "without"]));
     assert_eq!((&without["set_id_files"], &without["left_out"]), (&2.into(), &2.into()));
     assert_eq!(fs::read_dir(scene.path("without")).unwrap().count(), 1);
-}
-
-/// A file system of exFAT on a loop device, which has the owner and modes that it is mounted with.
-struct ExFat(PathBuf, String);
-
-impl ExFat {
-    fn new(scene: &Scene, options: &str) -> ExFat {
-        let (image, place) = (scene.path("exfat.img"), scene.path("exfat"));
-        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        run(Command::new("mkfs.exfat").arg(&image));
-        let device = run(Command::new("losetup").args(["-f", "--show"]).arg(&image)).trim().to_owned();
-        fs::create_dir(&place).unwrap();
-        let mounted = ExFat(place, device);
-        run(Command::new("mount.exfat-fuse").args(["-o", options]).arg(&mounted.1).arg(&mounted.0));
-        mounted
-    }
-}
-
-impl Drop for ExFat {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-        let _ = Command::new("losetup").arg("-d").arg(&self.1).status();
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
-#[test]
-fn root_restores_to_a_file_system_that_chooses_owners_itself() {
-    for (options, owner) in [("uid=4242,gid=4242,umask=022", USER), ("umask=000", 0), ("fmask=0177,dmask=000", 0)] {
-        let scene = Scene::new();
-        fs::create_dir_all(scene.source().join("directory/inner")).unwrap();
-        fs::create_dir(scene.source().join("empty")).unwrap();
-        for name in ["a", "directory/b", "directory/inner/c"] {
-            fs::write(scene.source().join(name), name).unwrap();
-        }
-        for name in ["a", "directory/b", "directory/inner/c", "directory/inner", "directory", "empty", ""] {
-            chown(scene.source().join(name), Some(owner), Some(owner)).unwrap();
-            // As exFAT can keep it.
-            set_time_to(&scene.source().join(name), 1_500_000_000, 0);
-        }
-        scene.snapshot();
-        let disk = ExFat::new(&scene, options);
-        let restore = ["--json", "restore", "--numeric-ids", "--delete", "latest", "exfat/target"];
-        let first = summary(&scene.code(0, &restore));
-        assert_eq!((&first["files"], &first["unguarded"]), (&3.into(), &true.into()), "{options}");
-        shell(r#"diff -r "$1" "$2""#, &[&scene.source(), &disk.0.join("target")]);
-        fs::write(disk.0.join("target/directory/stray"), "stray").unwrap();
-        // This exFAT gives a file that was written the time at which it is closed.
-        for name in ["a", "directory/b", "directory/inner/c"] {
-            set_time_to(&disk.0.join("target").join(name), 1_500_000_000, 0);
-        }
-        // What is there is kept.
-        let again = summary(&scene.code(0, &restore));
-        assert_eq!((&again["files"], &again["deleted"]), (&0.into(), &1.into()), "{options}: {again}");
-        // Onto the root of the file system, and a single file.
-        scene.ok(&["restore", "--numeric-ids", "latest:directory", "exfat"]);
-        scene.ok(&["restore", "--numeric-ids", "latest:a", "exfat/inner/new"]);
-        assert_eq!(fs::read_to_string(disk.0.join("inner/new")).unwrap(), "a");
-        let left = shell(r#"find "$1" -name '.zmreplica*' -o -name '.fuse*'"#, &[&disk.0]);
-        assert_eq!(left, "");
-    }
-    // Where owners are kept, nothing is said of it.
-    let scene = Scene::new();
-    fs::write(scene.source().join("file"), "text").unwrap();
-    scene.snapshot();
-    let home = scene.path("home");
-    fs::create_dir(&home).unwrap();
-    chown(&home, Some(USER), Some(USER)).unwrap();
-    fs::write(home.join("file"), "own").unwrap();
-    set_time(&home, 1_400_000_000);
-    let report = summary(&scene.code(0, &["--json", "restore", "--overwrite", "never", "latest", "home"]));
-    assert_eq!(report["unguarded"], false);
-    assert_eq!(fs::metadata(&home).unwrap().mtime(), 1_400_000_000, "the time of a directory that is left alone");
 }
 
 #[test]

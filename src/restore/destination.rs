@@ -105,7 +105,7 @@ fn open_directory(privileged: bool, path: &Path) -> io::Result<OwnedFd> {
     Err(Errno::LOOP.into())
 }
 
-/// Refuses a destination at whose end is a symbolic link that [`restore`](super::restore) would not follow, for those who resolve the path before.
+/// Refuses a destination at whose end is a symbolic link that [`restore`](super::restore()) would not follow, for those who resolve the path before.
 ///
 /// # Errors
 /// That it is one.

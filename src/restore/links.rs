@@ -100,9 +100,9 @@ impl Linker {
         let temporary = environment.temporary_name();
         make(&temporary)?;
         let renamed = renameat(directory, temporary.as_slice(), directory, name);
-        if renamed.is_err() {
-            let _ = unlinkat(directory, temporary.as_slice(), AtFlags::empty());
-        }
+        // Also when it worked: between two names of one inode a rename does nothing, and a file system whose inode numbers do not last, such as sshfs,
+        // hides that they are of one.
+        let _ = unlinkat(directory, temporary.as_slice(), AtFlags::empty());
         renamed
     }
 }
