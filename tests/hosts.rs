@@ -180,7 +180,7 @@ fn a_host_that_goes_away_in_the_middle_is_waited_for() {
     let count = bench.scene.path("count").display().to_string();
     bench.rsh(&format!(
         "n=$(cat {count} 2>/dev/null || echo 0); echo $((n + 1)) > {count}\n\
-         case $n in 0) sh -c \"$1\" | stdbuf -o0 head -c 300; exit 255;;\n\
+         case $n in 0) exec 3<&0; stdbuf -o0 head -c 300 < <(sh -c \"$1\" <&3 2>/dev/null); exit 255;;\n\
          1) echo 'ssh: connect to host far port 22: Connection refused' >&2; exit 255;; *) exec sh -c \"$1\";; esac"
     ));
     let said = bench.pull(0, &["--agentless"]);
