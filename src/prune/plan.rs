@@ -229,7 +229,8 @@ fn mark_known(
     progress: &PruneProgress,
 ) -> Result<(), PruneError> {
     for path in caches::paths(replica.path())? {
-        let Some(cache) = caches::load(replica, &path)? else { continue };
+        let is_marked = |group| marks.groups.has(group);
+        let Some(cache) = caches::load(replica, &path, is_marked)? else { continue };
         for inode in cache.known.inodes() {
             marks.group(inode.group)?;
         }

@@ -404,7 +404,7 @@ fn forget(replica: &LockedReplica, catalog: &CatalogReader, lost: &Bitmap) -> Re
     };
     let mut count = 0;
     for path in caches::paths(replica.path())? {
-        if let Some(mut cache) = caches::load(replica, &path)? {
+        if let Some(mut cache) = caches::load(replica, &path, |_| true)? {
             count += cache.forget(|inode| catalog.group(inode.group).map_or(true, |group| needs_lost(&group)))?;
         }
     }

@@ -48,7 +48,9 @@ pub(super) fn dry_run_over(
     let started = jiff::Timestamp::now();
     let reader = replica.catalog()?;
     let number = sources(&reader)?.iter().position(|known| known == name);
-    let known = number.and_then(|number| load_known(replica, number as u32)).unwrap_or_default();
+    let last = reader.snapshots()?.into_iter().rev().find(|(_, record)| record.source == name);
+    let last = last.as_ref().map(|(_, record)| record);
+    let known = number.and_then(|number| load_known(replica, number as u32, last)).unwrap_or_default();
     let mut inodes = RunInodes::new(known, options.rescan, started);
     let mut report = DryRun::default();
     let (mut room, mut untold) = (PROBLEMS_MAX_BYTES, 0u64);

@@ -21,10 +21,12 @@ use super::tree::{Resolved, ResolvedListing, TreeBuilder};
 use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::links;
 use crate::catalog::object::ObjectKind;
+use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{SnapshotRecord, Totals, Work};
 use crate::catalog::writer::{CatalogWriter, commit_id};
 use crate::guard;
 use crate::model::{Kind, NAME_MAX_BYTES, Stat};
+use crate::paged::Paged;
 use crate::replica::{LockedReplica, Replica};
 use crate::source::exclude::Excludes;
 use crate::source::read::{ReadRequest, Want};
@@ -108,13 +110,27 @@ fn known_path(replica: &Replica, source: u32) -> PathBuf {
     replica.path().join("cache").join(format!("inodes-{source}"))
 }
 
-pub(super) fn load_known(replica: &Replica, source: u32) -> Option<KnownInodes> {
+/// Loads what is known of a source's inodes. `last` is its newest snapshot.
+pub(super) fn load_known(replica: &Replica, source: u32, last: Option<&SnapshotRecord>) -> Option<KnownInodes> {
     let reader = replica.database().read().ok()?;
     let mut known = KnownInodes::load(&known_path(replica, source), |number, id| {
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
     })?;
-    known.retain_present(&replica.catalog().ok()?).ok()?;
+    let catalog = replica.catalog().ok()?;
+    let named = last.map(|last| named_groups(&catalog, last)).unwrap_or_default();
+    known.retain_present(&catalog, |group| named.get(group)).ok()?;
     Some(known)
+}
+
+/// Returns the link groups that a snapshot names, by its link counts. Those whose counts cannot be read are left out. A byte for each.
+fn named_groups(catalog: &CatalogReader, snapshot: &SnapshotRecord) -> Paged<bool> {
+    let mut named = Paged::new();
+    for object in &snapshot.links {
+        let Ok(page) = catalog.object(ObjectKind::Links, *object) else { continue };
+        let Ok((_, counts)) = links::decode_page(&page) else { continue };
+        counts.iter().for_each(|(group, _)| *named.entry(*group) = true);
+    }
+    named
 }
 
 pub(super) struct Run<'a> {
@@ -165,8 +181,8 @@ impl<'a> Run<'a> {
             progress.tell(format!("{adopted} chunks that an interrupted run had stored are taken over."));
         }
         let source_number = writer.intern_source(source)?;
-        let known = load_known(replica, source_number).unwrap_or_default();
         let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);
+        let known = load_known(replica, source_number, last.as_ref().map(|(_, record)| record)).unwrap_or_default();
         let acls = if known.is_empty() || options.rescan { Acls::none() } else { Acls(known.acls) };
         let mut last_root_files = Vec::new();
         if let Some((_, record)) = &last {
