@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::spec::RemoteSpec;
@@ -14,6 +15,8 @@ use super::{Connection, Control, LastWords, SILENCE, Silence, Transport, Transpo
 
 /// How long a program may take to end after its stdout has.
 const END_TIME: Duration = Duration::from_secs(5);
+/// How long its stderr may stay open after the program ended: one that it left behind, as a shared connection of `ssh`, may hold it for ever.
+const STDERR_TIME: Duration = Duration::from_secs(1);
 
 /// Runs commands on a host through a program of the user's choice.
 pub struct CommandTransport {
@@ -53,14 +56,19 @@ impl Transport for CommandTransport {
             return Err(self.error("its pipes are missing".to_owned()));
         };
         let silence = Silence::of(SILENCE);
+        let (reading_stderr, stderr_ended) = bounded(0);
         let control = Arc::new(ChildControl {
             silence: silence.clone(),
             child: Mutex::new(child),
             stderr: Mutex::default(),
+            stderr_ended,
             program: self.program.clone(),
         });
         let keeper = Arc::clone(&control);
-        let spawned = std::thread::Builder::new().name("rsh-stderr".to_owned()).spawn(move || keeper.keep(stderr));
+        let spawned = std::thread::Builder::new().name("rsh-stderr".to_owned()).spawn(move || {
+            keeper.keep(stderr);
+            drop(reading_stderr);
+        });
         spawned.map_err(|error| self.error(format!("a thread cannot be started: {error}")))?;
         Ok(Connection {
             input: Box::new(TimedReader { fd: stdout.into(), silence }),
@@ -78,6 +86,8 @@ struct ChildControl {
     silence: Silence,
     child: Mutex<Child>,
     stderr: Mutex<Vec<u8>>,
+    /// Disconnected once all of stderr has been read.
+    stderr_ended: Receiver<()>,
     program: String,
 }
 
@@ -125,8 +135,8 @@ impl Control for ChildControl {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        // What the thread has still in its hands.
-        std::thread::sleep(Duration::from_millis(20));
+        // The reason of the end may stand in what the thread has not read yet. Nothing is ever sent.
+        let _ = self.stderr_ended.recv_timeout(STDERR_TIME);
         let stderr = String::from_utf8_lossy(&lock(&self.stderr)).into_owned();
         let carrier = matches!(code, Some(126 | 127)) && self.is_not_found(&stderr);
         LastWords { code, stderr, carrier }
@@ -189,5 +199,22 @@ impl Read for TimedReader {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The cause of an end decides whether another attempt is worth it, so it must not get lost on a busy host.
+    #[test]
+    fn the_reason_of_an_end_is_waited_for() {
+        let spec = RemoteSpec::parse("far:/x");
+        let late = "sh -c '(exec >&-; sleep 0.3; echo late >&2) & exit 255' ;";
+        let mut transport = CommandTransport::new(late, &spec.unwrap().unwrap());
+        let mut connection = transport.run("true").unwrap();
+        assert_eq!(connection.input.read(&mut [0]).unwrap(), 0);
+        let words = connection.control.last_words();
+        assert_eq!((words.code, words.stderr.as_str()), (Some(255), "late\n"));
     }
 }
