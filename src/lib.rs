@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod check;
 pub mod coding;
 pub mod guard;
+pub mod layout;
 pub mod lease;
 pub mod limits;
 mod locks;

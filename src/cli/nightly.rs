@@ -12,10 +12,11 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::guard::Judged;
+use zmreplica::layout::UNFINISHED;
 use zmreplica::nightly::hooks::{HOOK_LIMIT, HookCommand};
 use zmreplica::nightly::last::LastNight;
 use zmreplica::nightly::metrics::{self, RunFigures};
-use zmreplica::nightly::settle::{Settled, WORKING, change_since, wait};
+use zmreplica::nightly::settle::{Settled, change_since, wait};
 use zmreplica::nightly::status::Status;
 use zmreplica::plain;
 use zmreplica::replica::{Replica, StoreConfig};
@@ -300,7 +301,7 @@ impl Night<'_> {
         let change = |since| match &remote {
             None => change_since(source, since),
             Some(spec) => {
-                for directory in WORKING {
+                for directory in UNFINISHED {
                     let changed = pull::change_since(spec, &far, directory, since).map_err(std::io::Error::other)?;
                     if changed.is_some() {
                         return Ok(changed);

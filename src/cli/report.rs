@@ -10,6 +10,7 @@ use jiff::{Span, Timestamp};
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
 use zmreplica::guard::{Judged, judged};
+use zmreplica::layout::{Label, SessionKind};
 use zmreplica::nightly::status::pack_bytes;
 use zmreplica::report::{self, AccountRow, Event, Night, NightState, Report, SessionBar};
 use zmreplica::view::{Readers, SnapshotView, ViewOptions};
@@ -176,7 +177,7 @@ fn vanished(records: &[&SnapshotRecord], life: &SessionLife) -> Option<(usize, E
 fn bar(records: &[&SnapshotRecord], life: &SessionLife) -> SessionBar {
     SessionBar {
         label: life.label.clone(),
-        is_full: life.label.starts_with("full-"),
+        is_full: Label::parse(&life.label).is_some_and(|label| label.kind == SessionKind::Full),
         start: life.start,
         appeared: records[life.appeared].time,
         last_seen: records[life.last_seen].time,

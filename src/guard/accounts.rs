@@ -1,32 +1,33 @@
 //! What `accounts.xml` says: the label of each account's newest full backup.
 //!
-//! The file is read in a stream, and only for one attribute. Whatever else is in it, well-formed or not, is passed over: the tree is replicated as faithfully,
-//! and a question of form must not keep anybody awake.
+//! The file is read in a stream. What in it is not well-formed is stepped over: the tree is replicated as faithfully, and a question of form must not keep
+//! anybody awake.
 
 use std::collections::BTreeSet;
-use std::io;
 
 use super::{Side, counted, listed};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
-use crate::view::{CopyError, ViewError};
+use crate::layout::xml::read_accounts;
+use crate::layout::{ACCOUNTS_FILE, session_path};
+use crate::view::{FileInput, InputFailure, ViewError};
 
-const FILE: &[u8] = b"accounts.xml";
-const ATTRIBUTE: &[u8] = b"latestFullBackupLabel";
 /// Longer values are no labels.
-const MAX_VALUE_BYTES: usize = 256;
+const LABEL_MAX_BYTES: usize = 256;
 /// Further labels are not kept; a site has some hundreds of sessions.
 const MAX_LABELS: usize = 100_000;
 
 /// Judges accounts.xml. What the last good snapshot lacks as well is no news.
 pub(super) fn judge(old: Option<&Side>, new: &Side, reasons: &mut Vec<SuspectReason>) -> Result<(), ViewError> {
-    if new.leaves_out(FILE, false) {
+    if new.leaves_out(ACCOUNTS_FILE.as_bytes(), false) {
         return Ok(());
     }
     let mut found = |kind, text: String| reasons.push(SuspectReason { kind, text });
     let named = labels(new)?;
     let before = match old {
         // Most nights it is the same file.
-        Some(old) if old.root_file(FILE)? == new.root_file(FILE)? => named.clone(),
+        Some(old) if old.root_file(ACCOUNTS_FILE.as_bytes())? == new.root_file(ACCOUNTS_FILE.as_bytes())? => {
+            named.clone()
+        }
         Some(old) => labels(old)?,
         None => Named::Labels(BTreeSet::new()),
     };
@@ -55,8 +56,7 @@ pub(super) fn judge(old: Option<&Side>, new: &Side, reasons: &mut Vec<SuspectRea
     let dangling = |side: &Side, named: BTreeSet<String>| -> Result<BTreeSet<String>, ViewError> {
         let mut missing = BTreeSet::new();
         for label in named {
-            let path = [b"sessions/", label.as_bytes()].concat();
-            let there = side.leaves_out(&path, true)
+            let there = side.leaves_out(session_path(&label).as_bytes(), true)
                 || match &side.sessions {
                     Some(sessions) => side.view.lookup(sessions, label.as_bytes())?.is_some(),
                     None => false,
@@ -93,116 +93,21 @@ enum Named {
 }
 
 fn labels(side: &Side) -> Result<Named, ViewError> {
-    let Some(group) = side.root_file(FILE)? else { return Ok(Named::Missing) };
-    let mut scanner = Scanner::default();
-    match side.view.copy_to(group, &mut scanner) {
-        Err(CopyError::View(ViewError::Unreadable { .. })) => Ok(Named::Unreadable),
-        Err(CopyError::View(error)) => Err(error),
-        // The scanner takes everything.
-        Ok(_) | Err(CopyError::Write(_)) => Ok(Named::Labels(scanner.labels)),
-    }
-}
-
-/// Where the scanner is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
-    /// Anywhere else.
-    #[default]
-    Text,
-    /// So many bytes of the attribute's name were seen.
-    Name(usize),
-    /// The name is complete; an equals sign must come.
-    Equals,
-    /// A quotation mark must come.
-    Quote,
-    /// Within the value, which this mark ends.
-    Value(u8),
-}
-
-/// Gathers the values of one attribute from a stream of bytes.
-#[derive(Debug, Default)]
-struct Scanner {
-    state: State,
-    last: u8,
-    value: Vec<u8>,
-    labels: BTreeSet<String>,
-}
-
-impl Scanner {
-    fn byte(&mut self, byte: u8) {
-        self.state = match self.state {
-            State::Name(seen) if ATTRIBUTE.get(seen) == Some(&byte) => match seen + 1 {
-                all if all == ATTRIBUTE.len() => State::Equals,
-                seen => State::Name(seen),
-            },
-            State::Equals if byte == b'=' => State::Quote,
-            State::Equals | State::Quote if byte.is_ascii_whitespace() => self.state,
-            State::Quote if byte == b'"' || byte == b'\'' => {
-                self.value.clear();
-                State::Value(byte)
-            }
-            State::Value(mark) if byte == mark => {
-                self.take();
-                State::Text
-            }
-            // A value that does not end is none.
-            State::Value(_) if self.value.len() >= MAX_VALUE_BYTES || byte == b'<' => State::Text,
-            State::Value(mark) => {
-                self.value.push(byte);
-                State::Value(mark)
-            }
-            // An attribute's name begins behind white space.
-            _ if byte == ATTRIBUTE[0] && self.last.is_ascii_whitespace() => State::Name(1),
-            _ => State::Text,
-        };
-        self.last = byte;
-    }
-
-    fn take(&mut self) {
-        if let Ok(label) = std::str::from_utf8(&self.value)
-            && !label.is_empty()
-            && self.labels.len() < MAX_LABELS
-            && !self.labels.contains(label)
+    let Some(group) = side.root_file(ACCOUNTS_FILE.as_bytes())? else { return Ok(Named::Missing) };
+    let failure = InputFailure::default();
+    let mut labels = BTreeSet::new();
+    let read = read_accounts(FileInput::new(&side.view, group, &failure), |account| {
+        if let Some(label) = account.latest
+            && label.len() <= LABEL_MAX_BYTES
+            && labels.len() < MAX_LABELS
         {
-            self.labels.insert(label.to_owned());
+            labels.insert(label);
         }
-    }
-}
-
-impl io::Write for Scanner {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for byte in bytes {
-            self.byte(*byte);
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scan(text: &[u8], piece: usize) -> Vec<String> {
-        let mut scanner = Scanner::default();
-        for piece in text.chunks(piece) {
-            io::Write::write_all(&mut scanner, piece).unwrap();
-        }
-        scanner.labels.into_iter().collect()
-    }
-
-    #[test]
-    fn labels_are_found_however_the_stream_is_cut_and_whatever_else_is_in_it() {
-        let text = b"<a latestFullBackupLabel=\"full-1\" x='latestFullBackupLabels' latestFullBackupLabel = 'full-2'\n\
-            notlatestFullBackupLabel=\"no\" latestFullBackupLabel=\"\" latestFullBackupLabel\n=\n\"full-3\"/>&#7; <b \
-            llatestFullBackupLabel='no' latestFullBackupLabel=no latestFullBackupLabel=\"\xff\" latestFullBackupLabel='open<";
-        for piece in [1, 2, 7, 1000] {
-            assert_eq!(scan(text, piece), ["full-1", "full-2", "full-3"]);
-        }
-        let long = format!("<a latestFullBackupLabel='{}' latestFullBackupLabel='full-4'>", "x".repeat(10_000));
-        assert_eq!(scan(long.as_bytes(), 100), ["full-4"]);
+    });
+    match (failure.take(), read) {
+        (Some(ViewError::Unreadable { .. }), _) => Ok(Named::Unreadable),
+        (Some(error), _) => Err(error),
+        // The input fails for no other reason.
+        (None, Ok(_) | Err(_)) => Ok(Named::Labels(labels)),
     }
 }

@@ -8,11 +8,9 @@ use std::sync::Arc;
 
 use super::{GuardOptions, MASS, Side, sessions};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
+use crate::layout::{UNFINISHED, is_inside_a_session};
 use crate::model::Kind;
 use crate::view::{DirectoryNode, Listing, Node, SnapshotView, ViewEntry, ViewError};
-
-/// Where Zimbra writes: changes are the rule there.
-const WORKING: [&[u8]; 2] = [b"tmp", b"sessions_tmp"];
 
 /// What the walk found.
 #[derive(Default)]
@@ -103,11 +101,12 @@ fn compare(old: &Side, new: &Side, zimbra: bool) -> Result<Changes, ViewError> {
             path.push(b'/');
         }
         path.extend_from_slice(&before.name);
-        if zimbra && WORKING.contains(&path.as_slice()) {
+        // Changes are the rule where Zimbra writes.
+        if zimbra && UNFINISHED.iter().any(|name| name.as_bytes() == path) {
             continue;
         }
         match (before.node, after.map(|entry| entry.node)) {
-            (node, None) if zimbra && sessions::is_inside_a_session(&path) => {
+            (node, None) if zimbra && is_inside_a_session(&path) => {
                 if new.leaves_out(&path, matches!(node, Node::Directory(_))) {
                     continue;
                 }

@@ -12,7 +12,6 @@
 mod accounts;
 mod changes;
 mod clock;
-mod label;
 mod sessions;
 mod specials;
 
@@ -23,6 +22,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::marks::{self, SnapshotMarks};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Verdict};
+use crate::layout::{Label, SESSIONS, split_deleting};
 use crate::model::Kind;
 use crate::replica::Replica;
 use crate::retention::Within;
@@ -30,7 +30,6 @@ use crate::source::exclude::Excludes;
 use crate::view::{DirectoryNode, Node, Readers, SnapshotView, ViewError, ViewOptions, display_path};
 
 pub use crate::catalog::marks::{Hold, hold};
-pub use label::{Label, LabelKind};
 
 /// Chunks kept while `accounts.xml` is read, in bytes: it is read once, in order.
 const CACHE_BYTES: u64 = 4 << 20;
@@ -199,16 +198,13 @@ struct Side {
     excludes: Excludes,
 }
 
-/// What `zmbackup -del` puts before the label of a session that it removes in the background.
-const DELETING: &[u8] = b"TO_DELETE-";
-
 impl Side {
     fn open(readers: &Readers, record: &SnapshotRecord) -> Result<Side, ViewError> {
         let view = SnapshotView::over(readers, record.clone())?;
         let Node::Directory(root) = view.root() else {
             return Err(ViewError::NotADirectory { path: "/".to_owned() });
         };
-        let sessions = match view.lookup(&root, b"sessions")? {
+        let sessions = match view.lookup(&root, SESSIONS.as_bytes())? {
             Some(Node::Directory(directory)) => Some(directory),
             _ => None,
         };
@@ -222,9 +218,10 @@ impl Side {
                 if !matches!(entry.node, Node::Directory(_)) {
                     continue;
                 }
-                match entry.name.strip_prefix(DELETING) {
-                    Some(name) => side.deleting.extend(Label::parse(name)),
-                    None => side.labels.extend(Label::parse(&entry.name)),
+                let Ok(name) = std::str::from_utf8(&entry.name) else { continue };
+                match split_deleting(name) {
+                    (true, name) => side.deleting.extend(Label::parse(name)),
+                    (false, name) => side.labels.extend(Label::parse(name)),
                 }
             }
         }

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{GuardOptions, Judged, Label, LabelKind, Side, counted, listed, shown};
+use super::{GuardOptions, Judged, Side, counted, listed, shown};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
+use crate::layout::{Label, SESSIONS, SessionKind, session_path};
 use crate::view::{Node, Readers, ViewError};
 
 /// So many of the last snapshots are looked at for the age at which sessions go.
@@ -32,8 +33,8 @@ pub(super) fn judge(
 ) -> Result<(), ViewError> {
     let mut vanished: Vec<&Label> = Vec::new();
     for label in old.labels.difference(&new.labels) {
-        let path = [b"sessions/", label.name().as_bytes()].concat();
-        if !new.leaves_out(&path, true) && !moved_away(new, label)? {
+        let path = session_path(&label.to_string());
+        if !new.leaves_out(path.as_bytes(), true) && !moved_away(new, label)? {
             vanished.push(label);
         }
     }
@@ -54,7 +55,7 @@ pub(super) fn judge(
         gone(all);
         return Ok(());
     }
-    let is_full = |label: &&Label| label.kind == LabelKind::Full;
+    let is_full = |label: &&Label| label.kind == SessionKind::Full;
     let fulls_gone = vanished.iter().filter(|label| is_full(label)).count() as u64;
     if fulls_gone > 0 && !new.labels.iter().any(|label| is_full(&label)) {
         let count = counted(fulls_gone, "went", "went");
@@ -69,7 +70,7 @@ pub(super) fn judge(
                 // The deletion runs once a day, and the newest session may be as old as sessions are apart.
                 let slack = DAY_SECONDS + pace(&old.labels);
                 let cutoff = age.before(&now.to_zoned(jiff::tz::TimeZone::UTC));
-                let expected = label.started.as_second() <= cutoff.as_second() + slack;
+                let expected = label.start.as_second() <= cutoff.as_second() + slack;
                 (!expected).then(|| format!("expect-retention is {age}"))
             }
             None => {
@@ -99,12 +100,12 @@ pub(super) fn judge(
 
 /// Returns the time of the newest session.
 fn newest(labels: &BTreeSet<Label>) -> Option<Timestamp> {
-    labels.iter().map(|label| label.started).max()
+    labels.iter().map(|label| label.start).max()
 }
 
 /// Returns the seconds between the last two sessions.
 fn pace(labels: &BTreeSet<Label>) -> i64 {
-    let mut times: Vec<i64> = labels.iter().map(|label| label.started.as_second()).collect();
+    let mut times: Vec<i64> = labels.iter().map(|label| label.start.as_second()).collect();
     times.sort_unstable_by(|left, right| right.cmp(left));
     times.first().zip(times.get(1)).map_or(0, |(last, before)| last - before)
 }
@@ -114,8 +115,8 @@ fn moved_away(new: &Side, label: &Label) -> Result<bool, ViewError> {
     for entry in new.view.list(&new.root)? {
         let entry = entry?;
         if let Node::Directory(directory) = &entry.node
-            && let Some(Node::Directory(sessions)) = new.view.lookup(directory, b"sessions")?
-            && new.view.lookup(&sessions, label.name().as_bytes())?.is_some()
+            && let Some(Node::Directory(sessions)) = new.view.lookup(directory, SESSIONS.as_bytes())?
+            && new.view.lookup(&sessions, label.to_string().as_bytes())?.is_some()
         {
             return Ok(true);
         }
@@ -152,31 +153,31 @@ impl Learned {
             let labels = Side::open(readers, &snapshot.record)?.labels;
             if snapshot.is_suspect() {
                 let seen_last_night = last_seen.iter().filter(|(_, (seen, _))| Some(*seen) == newest_snapshot);
-                missed.extend(seen_last_night.map(|(label, _)| label).filter(|label| !labels.contains(label)).cloned());
+                missed.extend(seen_last_night.map(|(label, _)| label).filter(|label| !labels.contains(label)).copied());
                 continue;
             }
             missed.retain(|label| !labels.contains(label));
             let now = newest(&labels).map_or(0, |time| time.as_second());
             last_seen.extend(labels.into_iter().map(|label| {
-                let age = now - label.started.as_second();
+                let age = now - label.start.as_second();
                 (label, (place, age))
             }));
             newest_snapshot = Some(place);
         }
-        let gone = |kind: LabelKind| {
+        let gone = |kind: SessionKind| {
             let gone =
                 last_seen.iter().filter(|(label, (place, _))| label.kind == kind && Some(*place) != newest_snapshot);
             usual(gone.filter(|(label, _)| !missed.contains(label)).map(|(_, seen)| *seen).collect())
         };
-        Ok(Learned { full: gone(LabelKind::Full), incremental: gone(LabelKind::Incremental) })
+        Ok(Learned { full: gone(SessionKind::Full), incremental: gone(SessionKind::Incremental) })
     }
 
     /// Tells why it is too early for a session to be gone; `None` when it is not.
     fn too_early(&self, label: &Label, now: Timestamp, left: &BTreeSet<Label>) -> Option<String> {
-        let age = now.as_second() - label.started.as_second();
+        let age = now.as_second() - label.start.as_second();
         let usual = match label.kind {
-            LabelKind::Full => self.full,
-            LabelKind::Incremental => self.incremental,
+            SessionKind::Full => self.full,
+            SessionKind::Incremental => self.incremental,
         };
         if let Some(usual) = usual {
             // Months have 28 to 31 days, and neither zmbackup nor the snapshots run at the same minute every day.
@@ -192,14 +193,6 @@ impl Learned {
     }
 }
 
-/// Returns whether a path lies inside a session: `sessions/<label>/...`.
-pub(super) fn is_inside_a_session(path: &[u8]) -> bool {
-    let mut parts = path.splitn(3, |byte| *byte == b'/');
-    parts.next() == Some(b"sessions")
-        && parts.next().is_some_and(|label| Label::parse(label).is_some())
-        && parts.next().is_some()
-}
-
 /// Says that names are gone from inside sessions.
 pub(super) fn incomplete(count: u64, example: &[u8]) -> SuspectReason {
     let names = counted(count, "name is gone", "names are gone");
@@ -212,7 +205,7 @@ mod tests {
     use super::*;
 
     fn label(text: &str) -> Label {
-        Label::parse(text.as_bytes()).unwrap()
+        Label::parse(text).unwrap()
     }
 
     fn labels(texts: &[&str]) -> BTreeSet<Label> {
@@ -264,14 +257,5 @@ mod tests {
         let mut gone: Vec<(usize, i64)> = (0..100).map(|night| (night, 90)).collect();
         gone.extend((100..108).map(|night| (night, 31)));
         assert_eq!(usual(gone), Some(31));
-    }
-
-    #[test]
-    fn paths_inside_sessions() {
-        assert!(is_inside_a_session(b"sessions/full-20260730.010000.000/session.xml"));
-        for other in [&b"sessions/full-20260730.010000.000"[..], b"sessions/other/x", b"tmp/full-20260730.010000.000/x"]
-        {
-            assert!(!is_inside_a_session(other));
-        }
     }
 }

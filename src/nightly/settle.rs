@@ -9,10 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Directories below a source in which sessions are written.
-pub const WORKING: [&str; 2] = ["tmp", "sessions_tmp"];
-/// Scratch of restores, which are no sessions.
-const RESTORES: &str = "restore";
+use crate::layout::{RESTORE_SCRATCH, UNFINISHED};
+
 /// Longest sleep before the wish to end is looked at.
 const NAP: Duration = Duration::from_millis(200);
 
@@ -31,7 +29,7 @@ pub struct Settled {
 /// # Errors
 /// Fails when the source cannot be looked at. What vanishes meanwhile, or may not be read, is passed over.
 pub fn change_since(source: &Path, since: SystemTime) -> io::Result<Option<SystemTime>> {
-    let mut waiting: Vec<PathBuf> = WORKING.iter().map(|name| source.join(name)).collect();
+    let mut waiting: Vec<PathBuf> = UNFINISHED.iter().map(|name| source.join(name)).collect();
     source.metadata()?;
     while let Some(path) = waiting.pop() {
         let metadata = match path.symlink_metadata() {
@@ -51,7 +49,7 @@ pub fn change_since(source: &Path, since: SystemTime) -> io::Result<Option<Syste
         };
         for entry in listing {
             let entry = entry?;
-            let is_scratch = entry.file_name() == RESTORES && path.parent() == Some(source);
+            let is_scratch = entry.file_name() == RESTORE_SCRATCH && path.parent() == Some(source);
             if !is_scratch {
                 waiting.push(entry.path());
             }

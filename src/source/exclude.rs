@@ -11,15 +11,19 @@
 //!   character literally. `?` and a class stand for one byte.
 //! - A directory that is left out is not entered, so its content is left out too.
 //!
-//! Unless they are switched off, [`DEFAULT_PATTERNS`] apply as well.
+//! Unless they are switched off, `lost+found` at the root and sessions that are being deleted are left out as well.
 
 use globset::{Candidate, GlobBuilder, GlobMatcher};
 
-/// Patterns that apply unless they are switched off.
+use crate::layout::{DELETING_PREFIX, SESSIONS};
+
+/// Returns the patterns that apply unless they are switched off.
 ///
 /// `lost+found` belongs to the file system and only root may read it. A session whose deletion has begun is renamed
-/// to `TO_DELETE-<label>` and then taken apart, possibly for hours: half a session is nobody's state.
-pub const DEFAULT_PATTERNS: [&str; 2] = ["/lost+found", "/sessions/TO_DELETE-*"];
+/// and then taken apart, possibly for hours: half a session is nobody's state.
+fn default_patterns() -> [String; 2] {
+    ["/lost+found".to_owned(), format!("/{SESSIONS}/{DELETING_PREFIX}*")]
+}
 
 /// A pattern that cannot be understood.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +58,9 @@ impl Excludes {
     /// # Errors
     /// An empty pattern, or one that is no valid glob.
     pub fn new(patterns: &[String], with_defaults: bool) -> Result<Excludes, PatternError> {
-        let defaults = if with_defaults { &DEFAULT_PATTERNS[..] } else { &[] };
-        let all = defaults.iter().copied().chain(patterns.iter().map(String::as_str));
-        Ok(Excludes { patterns: all.map(Pattern::new).collect::<Result<_, _>>()? })
+        let defaults = with_defaults.then(default_patterns);
+        let all = defaults.iter().flatten().chain(patterns);
+        Ok(Excludes { patterns: all.map(|pattern| Pattern::new(pattern)).collect::<Result<_, _>>()? })
     }
 
     /// Tells whether there is no pattern at all.

@@ -7,6 +7,7 @@
 
 mod content;
 pub mod diff;
+mod input;
 mod links;
 mod listing;
 mod owners;
@@ -24,6 +25,7 @@ use crate::model::{Attributes, Kind};
 use crate::store::reader::{ChunkError, ChunkReader};
 
 pub use content::CopyError;
+pub use input::{FileInput, InputFailure};
 pub use listing::{Listing, ViewEntry, Walk, WalkEntry};
 pub use owners::OwnerMap;
 pub use snapshots::{ResolveError, Snapshots, StoredSnapshot, parse_time, split_spec};

@@ -18,11 +18,11 @@ use super::account::{Account, AccountState, Fault, FaultKind, FullOfAccount, Sev
 use super::cache::{self, Kept};
 use super::facts::{Facts, FactsKey, Meta, SharedKey, SharedMessages, facts_key, gather, shared_key};
 use super::input::{StoreError, ZipReader};
-use super::label::SessionKind;
 use super::recent::Recent;
 use super::redo::{Chain, RedoLogs, SequenceRange};
 use super::site::{Files, ListedAccount, Place, Session, SessionState, Site, read_site};
-use super::xml::AccountStatus;
+use crate::layout::xml::AccountStatus;
+use crate::layout::{SESSION_ACCOUNTS, SHARED_BLOBS, SessionKind};
 use crate::view::{DirectoryNode, Node, SnapshotView, ViewError};
 
 /// Threads that look at accounts' directories.
@@ -159,7 +159,7 @@ impl Analyser {
         listed: &[ListedAccount],
     ) -> Result<Held, ViewError> {
         let directories = self.directories(view, session, listed)?;
-        let shared = match view.lookup(&session.directory, b"shared_blobs")? {
+        let shared = match view.lookup(&session.directory, SHARED_BLOBS.as_bytes())? {
             Some(Node::Directory(directory)) => Some(directory),
             _ => None,
         };
@@ -204,7 +204,7 @@ impl Analyser {
         let wanted: HashMap<&str, u32> =
             listed.iter().map(|account| (self.files.names.text(account.id), account.id)).collect();
         let mut found = Vec::with_capacity(listed.len());
-        if let Some(Node::Directory(top)) = view.lookup(&session.directory, b"accounts")? {
+        if let Some(Node::Directory(top)) = view.lookup(&session.directory, SESSION_ACCOUNTS.as_bytes())? {
             descend(view, &top, session.depth(), &wanted, &mut found)?;
         }
         Ok(found)

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobName, DigestKey, last_component, shared_digest, shared_path};
-use super::input::{Failure, ViewFile, ZipReader, store_error};
-use super::xml::read_meta;
+use super::input::{ZipReader, store_error};
 use crate::catalog::directory::{Body, Directory, Node as StoredNode};
 use crate::catalog::group::Content;
-use crate::view::{DirectoryNode, Node, SnapshotView, ViewError, display_path};
+use crate::layout::xml::{ROOT, read_meta};
+use crate::view::{DirectoryNode, FileInput, InputFailure, Node, SnapshotView, ViewError, display_path};
 
 /// Most examples that are kept of one kind of fault in one directory.
 const EXAMPLES: usize = 3;
@@ -314,17 +314,15 @@ fn blob(name: &[u8], size: u64, messages: &mut u64, missing: &mut Counted, share
 }
 
 fn read_meta_of(view: &SnapshotView, group: u64) -> Result<Meta, ViewError> {
-    let failure = Failure::default();
-    let read = read_meta(ViewFile::new(view, group, &failure));
+    let failure = InputFailure::default();
+    let read = read_meta(FileInput::new(view, group, &failure));
     store_error(&failure)?;
     Ok(match read {
         Err(error) => Meta::Damaged(error.to_string()),
         Ok(file) => match file.redo_sequence {
-            Some(redo_sequence) => {
-                Meta::Read { redo_sequence, end: file.end, remark: file.reading.remark(super::xml::ROOT) }
-            }
+            Some(redo_sequence) => Meta::Read { redo_sequence, end: file.end, remark: file.reading.remark(ROOT) },
             None => {
-                let why = file.reading.remark(super::xml::ROOT);
+                let why = file.reading.remark(ROOT);
                 Meta::Damaged(why.unwrap_or_else(|| "it names no redo sequence number".to_owned()))
             }
         },

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::label::Label;
+use crate::layout::{Label, SESSIONS};
 use crate::view::{Node, SnapshotView, ViewError};
 
 /// A session younger than this is not deleted by any usual retention; the shortest known is 8 days.
@@ -35,7 +35,7 @@ pub fn session_names(view: &SnapshotView, tree: &[u8], snapshot: usize) -> Resul
         Err(error) => return Err(error),
     };
     if let Some(Node::Directory(root)) = root
-        && let Some(Node::Directory(sessions)) = view.lookup(&root, b"sessions")?
+        && let Some(Node::Directory(sessions)) = view.lookup(&root, SESSIONS.as_bytes())?
     {
         for entry in view.list(&sessions)? {
             let entry = entry?;

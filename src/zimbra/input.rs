@@ -1,12 +1,9 @@
-//! Files of a snapshot as inputs of parsers.
+//! Errors of the store that an analysis meets, and zips of a snapshot.
 
-use std::cell::RefCell;
-use std::io::{self, Read};
-
-use rawzip::{ReaderAt, ZipLocator};
+use rawzip::ZipLocator;
 use serde::Serialize;
 
-use crate::view::{SnapshotView, ViewError};
+use crate::view::{FileInput, InputFailure, SnapshotView, ViewError};
 
 /// How far from the end of a zip its end record can stand: its own 22 bytes and a comment.
 const END_RECORD_REACH: u64 = (64 << 10) + 22;
@@ -14,9 +11,6 @@ const END_RECORD_REACH: u64 = (64 << 10) + 22;
 const LOCATE_BYTES: usize = 512;
 /// Bytes of a central directory read at a time; no record is longer than 46 + 3 * 65,535.
 const DIRECTORY_BYTES: usize = 256 << 10;
-
-/// Where a file leaves what went wrong with the store: parsers pass errors on as text at best, and damage of the store is none of the file.
-pub(super) type Failure = RefCell<Option<ViewError>>;
 
 /// What kept something from being read that the store should hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -44,50 +38,11 @@ impl StoreErrors {
     }
 }
 
-/// A file of a snapshot.
-pub(super) struct ViewFile<'a> {
-    view: &'a SnapshotView,
-    group: u64,
-    position: u64,
-    failure: &'a Failure,
-}
-
-impl<'a> ViewFile<'a> {
-    /// Starts to read the file of a link group.
-    pub(super) fn new(view: &'a SnapshotView, group: u64, failure: &'a Failure) -> ViewFile<'a> {
-        ViewFile { view, group, position: 0, failure }
-    }
-
-    fn read_part(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.view.read(self.group, offset, buffer.len()).map_err(|error| {
-            let text = error.to_string();
-            self.failure.replace(Some(error));
-            io::Error::other(text)
-        })?;
-        buffer[..bytes.len()].copy_from_slice(&bytes);
-        Ok(bytes.len())
-    }
-}
-
 /// Returns an error of the store that a file met. That the source could not read the file is none.
-pub(super) fn store_error(failure: &Failure) -> Result<(), ViewError> {
+pub(super) fn store_error(failure: &InputFailure) -> Result<(), ViewError> {
     match failure.take() {
         None | Some(ViewError::Unreadable { .. }) => Ok(()),
         Some(error) => Err(error),
-    }
-}
-
-impl Read for ViewFile<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.read_part(self.position, buffer)?;
-        self.position += count as u64;
-        Ok(count)
-    }
-}
-
-impl ReaderAt for ViewFile<'_> {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.read_part(offset, buffer)
     }
 }
 
@@ -109,7 +64,7 @@ impl ZipReader {
         group: u64,
         visit: impl FnMut(&[u8], u64),
     ) -> Result<Option<String>, ViewError> {
-        let failure = Failure::default();
+        let failure = InputFailure::default();
         let fault = self.read_entries(view, group, &failure, visit)?.err();
         store_error(&failure)?;
         Ok(fault)
@@ -119,13 +74,13 @@ impl ZipReader {
         &mut self,
         view: &SnapshotView,
         group: u64,
-        failure: &Failure,
+        failure: &InputFailure,
         mut visit: impl FnMut(&[u8], u64),
     ) -> Result<Result<(), String>, ViewError> {
         let size = view.group(group)?.attributes.size;
         self.buffer.resize(DIRECTORY_BYTES, 0);
         let located = ZipLocator::new().max_search_space(END_RECORD_REACH).locate_in_reader(
-            ViewFile::new(view, group, failure),
+            FileInput::new(view, group, failure),
             &mut self.buffer[..LOCATE_BYTES],
             size,
         );

@@ -3,7 +3,7 @@
 //! Everything here reads snapshots; nothing that takes or keeps them depends on it. A tree that cannot be understood is replicated just as well, and the
 //! answers say what could not be read.
 //!
-//! From the bottom: [`label`], [`redo`] and [`blob`] know names, [`xml`] the three files; a session is put together from those, an account's facts from its
+//! From the bottom: [`redo`] and [`blob`] know names of files, [`layout`](crate::layout) those above and the three XML files; a session is put together from those, an account's facts from its
 //! directory, and [`Analyser`] judges what can be restored. [`history`] compares snapshots, [`sizes`] weighs sessions.
 //! [`ledger`] keeps what was found with each snapshot.
 
@@ -15,14 +15,12 @@ pub mod drill;
 mod facts;
 pub mod history;
 mod input;
-pub mod label;
 pub mod ledger;
 pub mod plan;
 mod recent;
 pub mod redo;
 mod site;
 pub mod sizes;
-pub mod xml;
 
 pub use analysis::{Analyser, Analysis};
 pub use input::StoreError;

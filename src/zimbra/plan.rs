@@ -5,9 +5,9 @@ use jiff::tz::TimeZone;
 
 use super::account::{Account, Answer};
 use super::analysis::Analysis;
-use super::label::stamp_in;
 use super::redo::SequenceRange;
 use super::site::Session;
+use crate::layout::stamp_in;
 use crate::plain::{is_plain, quoted};
 
 /// Before the name of an account that is restored beside the one that is there.

@@ -6,7 +6,7 @@
 
 use jiff::Timestamp;
 
-use super::label::parse_stamp;
+use crate::layout::parse_stamp;
 
 /// The name of a redo log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

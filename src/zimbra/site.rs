@@ -6,18 +6,16 @@ use std::sync::Arc;
 use jiff::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::input::{Failure, StoreErrors, ViewFile, store_error};
-use super::label::{Label, SessionKind};
+use super::input::{StoreErrors, store_error};
 use super::recent::Recent;
 use super::redo::{NamedLogs, RedoLog, RedoLogs, RedoName, SequenceRange};
-use super::xml::{AccountStatus, ROOT, Reading, SessionFile, SessionItem, read_accounts, read_session};
 use crate::catalog::group::Content;
-use crate::view::{DirectoryNode, Node, SnapshotView, ViewError};
+use crate::layout::xml::{AccountStatus, ROOT, Reading, SessionFile, SessionItem, read_accounts, read_session};
+use crate::layout::{
+    ACCOUNTS_FILE, Label, REDO_LOGS, SESSION_ACCOUNTS, SESSION_FILE, SESSIONS, SessionKind, UNFINISHED, split_deleting,
+};
+use crate::view::{DirectoryNode, FileInput, InputFailure, Node, SnapshotView, ViewError};
 
-/// Beginning of the name of a session that is being removed.
-const DELETING: &str = "TO_DELETE-";
-/// Directories in which sessions are written.
-const UNFINISHED: [&str; 2] = ["tmp", "sessions_tmp"];
 /// A session that was begun, or last moved, longer ago than this is no longer running.
 const RUNNING_HOURS: i64 = 24;
 /// Errors kept of one session.
@@ -122,7 +120,7 @@ impl Session {
 
     /// Returns the path of an account's directory below that of the session.
     pub fn account_path(&self, id: &str) -> String {
-        let mut path = String::from("accounts/");
+        let mut path = format!("{SESSION_ACCOUNTS}/");
         for level in 0..self.depth() as usize {
             path.push_str(id.get(LEVEL_CHARACTERS * level..LEVEL_CHARACTERS * (level + 1)).unwrap_or_default());
             path.push('/');
@@ -210,8 +208,8 @@ impl Files {
             return Ok(known);
         }
         let (names, mut accounts, mut errors) = (&mut self.names, Vec::new(), Vec::new());
-        let failure = Failure::default();
-        let file = read_session(ViewFile::new(view, group, &failure), |item| match item {
+        let failure = InputFailure::default();
+        let file = read_session(FileInput::new(view, group, &failure), |item| match item {
             SessionItem::Account(account) => accounts.push(ListedAccount {
                 id: names.number(&account.id),
                 email: names.number(&account.email.to_lowercase()),
@@ -236,8 +234,8 @@ impl Files {
             return Ok(known);
         }
         let (names, mut accounts) = (&mut self.names, Vec::new());
-        let failure = Failure::default();
-        let reading = read_accounts(ViewFile::new(view, group, &failure), |entry| {
+        let failure = InputFailure::default();
+        let reading = read_accounts(FileInput::new(view, group, &failure), |entry| {
             accounts.push(KnownAccount {
                 id: names.number(&entry.id),
                 email: names.number(&entry.email),
@@ -253,7 +251,7 @@ impl Files {
     }
 
     /// Notes an error of the store that a file met; returns whether there was none.
-    fn note(&mut self, failure: &Failure) -> bool {
+    fn note(&mut self, failure: &InputFailure) -> bool {
         store_error(failure).inspect_err(|error| self.store_errors.add(error)).is_ok()
     }
 }
@@ -273,7 +271,7 @@ pub(super) fn read_site(files: &mut Files, view: &SnapshotView, tree: &[u8]) -> 
         return Err(ViewError::NotADirectory { path: crate::view::display_path(tree) });
     };
     let mut remarks = Vec::new();
-    let accounts = match view.lookup(&root, b"accounts.xml")? {
+    let accounts = match view.lookup(&root, ACCOUNTS_FILE.as_bytes())? {
         Some(Node::Group(group)) => match files.accounts(view, group) {
             Ok(parsed) => {
                 if let Some(remark) = parsed.reading.remark(ROOT) {
@@ -295,8 +293,8 @@ pub(super) fn read_site(files: &mut Files, view: &SnapshotView, tree: &[u8]) -> 
         }
     };
     let mut sessions = Vec::new();
-    if let Some(Node::Directory(finished)) = view.lookup(&root, b"sessions")? {
-        read_sessions_below(files, view, &finished, &join(tree, "sessions"), false, &mut sessions)?;
+    if let Some(Node::Directory(finished)) = view.lookup(&root, SESSIONS.as_bytes())? {
+        read_sessions_below(files, view, &finished, &join(tree, SESSIONS), false, &mut sessions)?;
     } else {
         remarks.push("There is no directory sessions/: this is no backup tree, or an empty one".to_owned());
     }
@@ -335,12 +333,11 @@ fn read_sessions_below(
     for entry in view.list(directory)? {
         let entry = entry?;
         let (Node::Directory(session), Ok(name)) = (&entry.node, std::str::from_utf8(&entry.name)) else { continue };
-        let deleted = name.strip_prefix(DELETING);
-        let label = deleted.unwrap_or(name);
-        let place = match (unfinished, deleted) {
+        let (is_deleting, label) = split_deleting(name);
+        let place = match (unfinished, is_deleting) {
             (true, _) => Place::Unfinished,
-            (false, Some(_)) => Place::Deleting,
-            (false, None) => Place::Sessions,
+            (false, true) => Place::Deleting,
+            (false, false) => Place::Sessions,
         };
         let path = format!("{path}/{name}");
         if let Some(session) = read_one(files, view, session, label, path, place)? {
@@ -361,7 +358,7 @@ fn read_one(
 ) -> Result<Option<Session>, ViewError> {
     let label = Label::parse(name);
     let mut remarks = Vec::new();
-    let file = match view.lookup(directory, b"session.xml")? {
+    let file = match view.lookup(directory, SESSION_FILE.as_bytes())? {
         Some(Node::Group(group)) => match files.session(view, group) {
             Ok(parsed) => Some(parsed),
             Err(reason) => {
@@ -437,7 +434,7 @@ fn is_running(view: &SnapshotView, directory: &DirectoryNode, start: Timestamp) 
 fn read_redo_logs(view: &SnapshotView, sessions: &mut [Session]) -> Result<RedoLogs, ViewError> {
     let (mut logs, mut named, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
     for (place, session) in sessions.iter_mut().enumerate() {
-        let directory = match view.lookup(&session.directory, b"redologs")? {
+        let directory = match view.lookup(&session.directory, REDO_LOGS.as_bytes())? {
             Some(Node::Directory(directory)) => Some(directory),
             _ => None,
         };
@@ -500,7 +497,7 @@ pub fn moved_trees(view: &SnapshotView) -> Result<Vec<String>, ViewError> {
     for entry in view.list(&root)? {
         let entry = entry?;
         let (Node::Directory(directory), Ok(name)) = (&entry.node, std::str::from_utf8(&entry.name)) else { continue };
-        if is_version_pair(name) && matches!(view.lookup(directory, b"sessions")?, Some(Node::Directory(_))) {
+        if is_version_pair(name) && matches!(view.lookup(directory, SESSIONS.as_bytes())?, Some(Node::Directory(_))) {
             found.push(name.to_owned());
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use zmreplica::layout::Label;
 use zmreplica::zimbra::account::{AccountState, Answer, FaultKind, Interval};
-use zmreplica::zimbra::label::Label;
 use zmreplica::zimbra::plan::plan;
 use zmreplica::zimbra::redo::{RedoName, SequenceRange};
 use zmreplica::zimbra::{Analyser, SessionState};

@@ -7,8 +7,8 @@ use std::io::{self, Read};
 
 use jiff::Timestamp;
 
-use super::super::label::SessionKind;
 use super::{Element, Piece, Reading, read};
+use crate::layout::label::SessionKind;
 
 /// Root element of all three files.
 pub const ROOT: &str = "backupMetadata";
@@ -204,11 +204,7 @@ fn backup_set(element: &Element<'_>, file: &mut SessionFile) {
         "label" => file.label = Some(value),
         "zcsRelease" => file.release = Some(value),
         "type" => {
-            file.kind = match value.as_str() {
-                "full" => Some(SessionKind::Full),
-                "incremental" => Some(SessionKind::Incremental),
-                _ => None,
-            }
+            file.kind = [SessionKind::Full, SessionKind::Incremental].into_iter().find(|kind| kind.word() == value);
         }
         "startTime" => file.start = milliseconds(&value),
         "endTime" => file.end = milliseconds(&value),

@@ -67,7 +67,7 @@ fn the_vendors_files_are_read() {
     assert_eq!((meta.redo_sequence, meta.end, meta.reading.complete), (Some(117), None, true));
 }
 
-use super::super::label::SessionKind;
+use crate::layout::label::SessionKind;
 
 #[test]
 fn forbidden_characters_and_unknown_entities_are_no_obstacle() {

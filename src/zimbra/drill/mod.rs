@@ -22,6 +22,7 @@ use super::blob::{
 };
 use super::plan::RestorePlan;
 use super::redo::RedoName;
+use crate::layout::{ACCOUNTS_FILE, REDO_LOGS, SESSION_FILE, SHARED_BLOBS};
 use digest::{Hasher, read_through};
 
 /// Bytes of a central directory read at a time.
@@ -119,11 +120,11 @@ impl<'a> Driller<'a> {
     /// Reads all that the planned restore of an account reads.
     pub fn account(&mut self, account: &Account, plan: &RestorePlan) -> Drilled {
         let mut drilled = Drilled::default();
-        self.common(&mut drilled, PathBuf::from("accounts.xml"));
+        self.common(&mut drilled, PathBuf::from(ACCOUNTS_FILE));
         for read in &plan.reads {
             let session = &self.analysis.sessions[read.session];
             let directory = self.session_path(&session.path);
-            self.common(&mut drilled, directory.join("session.xml"));
+            self.common(&mut drilled, directory.join(SESSION_FILE));
             self.redo_logs(&mut drilled, &directory, read.logs.iter().map(|range| (range.first, range.last)).collect());
             if read.is_full {
                 let own = directory.join(session.account_path(&account.id));
@@ -158,7 +159,7 @@ impl<'a> Driller<'a> {
         if wanted.is_empty() {
             return;
         }
-        let directory = session.join("redologs");
+        let directory = session.join(REDO_LOGS);
         let listing = match list(&self.root.join(&directory)) {
             Ok(listing) => listing,
             Err(error) => return drilled.fault(fault(&directory, &error)),
@@ -294,7 +295,7 @@ impl<'a> Driller<'a> {
         if digest.len() != SHA1_DIGEST_LEN && digest.len() != SHA256_DIGEST_LEN {
             return;
         }
-        let file = session.join("shared_blobs").join(shared_path(digest));
+        let file = session.join(SHARED_BLOBS).join(shared_path(digest));
         if fs::symlink_metadata(self.root.join(&file)).is_ok() {
             if let Err(fault) = self.whole_file(drilled, &file, Some(digest)) {
                 drilled.fault(fault);
@@ -302,7 +303,7 @@ impl<'a> Driller<'a> {
             return;
         }
         if self.shared_zips.as_ref().is_none_or(|(known, _)| *known != place) {
-            let zips = self.index_shared_zips(drilled, &session.join("shared_blobs"));
+            let zips = self.index_shared_zips(drilled, &session.join(SHARED_BLOBS));
             self.shared_zips = Some((place, zips));
         }
         let found = self.shared_zips.as_ref().and_then(|(_, shared)| {

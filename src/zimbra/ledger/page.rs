@@ -11,10 +11,10 @@ use super::super::account::{Account, AccountState, Fault, StateCounts, is_named}
 use super::super::analysis::Analysis;
 use super::super::cache::{seal, unseal};
 use super::super::input::StoreError;
-use super::super::label::SessionKind;
 use super::super::site::{Session, SessionState};
 use super::changes::Changes;
 use crate::access::{self, write_durably};
+use crate::layout::SessionKind;
 
 /// Changes whenever the same snapshot would be judged in another way: pages of other editions are made anew.
 const MAGIC: &[u8; 8] = b"ZMRLEDG1";

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::changes::Changes;
 use super::page::{Page, SessionEntry, Told};
+use crate::layout::SessionKind;
 use crate::zimbra::account::StateCounts;
 use crate::zimbra::input::StoreError;
-use crate::zimbra::label::SessionKind;
 use crate::zimbra::site::SessionState;
 
 /// What can be restored from a snapshot, in short.

@@ -12,11 +12,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::layout::SessionKind;
 use crate::replica::{Replica, init};
 use crate::retention::{Within, WithinUnit};
 use crate::view::ViewOptions;
 use crate::zimbra::account::AccountState;
-use crate::zimbra::label::SessionKind;
 use crate::zimbra::site::SessionState;
 
 fn entry(id: &str, state: AccountState) -> AccountEntry {
