@@ -225,7 +225,7 @@ fn commit_one(database: &Arc<CatalogDatabase>, backend: &Arc<MemoryBackend>, see
     let (number, is_new) = writer.intern_chunk(&hash, 100).map_err(|error| error.to_string())?;
     assert!(is_new, "each round has a chunk of its own");
     let mut builder = PackBuilder::new(1 << 20, PackId::unique(writer.epoch()).unwrap());
-    let offset = builder.push(hash, 100, Codec::Plain, 0, &plain).unwrap();
+    let offset = builder.push(hash, 100, Codec::Plain, &plain).unwrap();
     let pack = builder.finish();
     backend.put(&pack.id.key(), &[&pack.bytes]).map_err(|error| error.to_string())?;
     backend.sync().map_err(|error| error.to_string())?;

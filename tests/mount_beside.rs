@@ -121,8 +121,7 @@ fn rewrite_packs(store: &Path) -> usize {
         let bytes = replica.backend().read_at(&location.pack.key(), location.offset.into(), length).unwrap();
         let (head, stored) = bytes.split_at(ENTRY_HEADER_BYTES);
         let header = EntryHeader::decode(head.try_into().unwrap()).unwrap();
-        let offset =
-            builder.push(header.hash, header.plain_length, header.codec, header.dictionary_id, stored).unwrap();
+        let offset = builder.push(header.hash, header.plain_length, header.codec, stored).unwrap();
         old.push(location.pack);
         moved.push((number, offset, location, address.hash_prefix));
     }

@@ -19,7 +19,7 @@ use super::object::{self, ObjectKind};
 use super::snapshot::SnapshotRecord;
 use crate::coding::DecodeError;
 use crate::model::ChunkHash;
-use crate::store::codec::{CodecError, Dictionary, DictionarySet};
+use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
 use crate::store::reader::{ChunkAddress, Location};
 
 const CHUNK_PAGES: usize = 512;
@@ -385,10 +385,11 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when one is damaged.
-    pub fn dictionaries(&self) -> Result<Vec<(u32, Vec<u8>)>, CatalogError> {
+    pub fn dictionaries(&self) -> Result<Vec<(DictionaryId, Vec<u8>)>, CatalogError> {
         let mut all = Vec::new();
         self.rows.get()?.scan(Table::Dictionaries, 0, |number, payload| {
-            let id = u32::try_from(number).map_err(|_| CatalogError::Damaged {
+            let id = u32::try_from(number).ok().and_then(|id| DictionaryId::new(id).ok());
+            let id = id.ok_or_else(|| CatalogError::Damaged {
                 what: "dictionary",
                 number,
                 reason: "its number is out of range".to_owned(),
@@ -405,13 +406,12 @@ impl CatalogReader {
     /// Fails when one is damaged.
     pub fn load_dictionaries(&self, set: &DictionarySet) -> Result<(), CatalogError> {
         for (id, bytes) in self.dictionaries()? {
-            let damaged = |error: CodecError| CatalogError::Damaged {
-                what: "dictionary",
-                number: id.into(),
-                reason: error.to_string(),
-            };
             if set.get(id).is_none() {
-                set.insert(Arc::new(Dictionary::new(id, bytes).map_err(damaged)?)).map_err(damaged)?;
+                set.insert(Arc::new(Dictionary::new(id, bytes))).map_err(|error| CatalogError::Damaged {
+                    what: "dictionary",
+                    number: id.get().into(),
+                    reason: error.to_string(),
+                })?;
             }
         }
         Ok(())

@@ -24,6 +24,7 @@ use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
+use crate::store::codec::DictionaryId;
 
 /// Number of the row of `meta` that holds the counters.
 pub(crate) const COUNTERS: u64 = 0;
@@ -374,8 +375,8 @@ impl CatalogWriter {
     }
 
     /// Adds a dictionary under the number that chunks compressed with it carry.
-    pub fn add_dictionary(&mut self, id: u32, bytes: &[u8]) {
-        self.put(Table::Dictionaries, u64::from(id), bytes.to_vec());
+    pub fn add_dictionary(&mut self, id: DictionaryId, bytes: &[u8]) {
+        self.put(Table::Dictionaries, u64::from(id.get()), bytes.to_vec());
     }
 
     /// Adds a link group and returns its number.

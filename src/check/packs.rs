@@ -303,7 +303,7 @@ impl PackReader<'_> {
         let fits = header.stored_length == row.stored_length
             && header.plain_length == row.plain_length
             && header.hash.prefix() == row.prefix
-            && !header.is_dictionary;
+            && header.dictionary.is_none();
         if fits
             && !matches!(self.checker.catalog.find_chunk(&header.hash, row.plain_length), Ok(Some(number)) if number == chunk.number)
         {

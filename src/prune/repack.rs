@@ -9,6 +9,7 @@ use crate::catalog::chunk::{ChunkRow, PackRow};
 use crate::catalog::writer::CatalogWriter;
 use crate::replica::Replica;
 use crate::store::backend::Backend;
+use crate::store::codec::DictionaryId;
 use crate::store::pack::{PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
 use crate::store::reader::{ChunkAddress, ChunkError, ChunkReader};
 use crate::store::{EntryHeader, FinishedPack, list_pack, put_pack};
@@ -105,8 +106,8 @@ impl Filling {
             Some(builder) => builder,
             none => none.insert(PackBuilder::new(PACK_TARGET_BYTES, PackId::unique(self.epoch)?)),
         };
-        let EntryHeader { hash, plain_length, stored_length, codec, dictionary_id, .. } = *header;
-        let offset = builder.push(hash, plain_length, codec, dictionary_id, stored)?;
+        let EntryHeader { hash, plain_length, stored_length, codec, .. } = *header;
+        let offset = builder.push(hash, plain_length, codec, stored)?;
         let is_full = builder.is_full();
         let row = ChunkRow { pack: 0, offset, stored_length, plain_length, prefix: hash.prefix() };
         self.rows.push((number, row));
@@ -149,9 +150,7 @@ pub(crate) fn keep_dictionaries(
             // Damaged or gone: they are written again.
             Err(_) => continue,
         };
-        let has = |wanted: u32| {
-            entries.iter().any(|entry| entry.header.is_dictionary && entry.header.dictionary_id == wanted)
-        };
+        let has = |wanted: DictionaryId| entries.iter().any(|entry| entry.header.dictionary == Some(wanted));
         if all.iter().all(|dictionary| has(dictionary.id())) {
             return Ok(None);
         }

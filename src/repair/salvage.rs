@@ -246,7 +246,7 @@ impl Salvage<'_> {
                     let at = walk.entries.binary_search_by_key(&row.offset, |entry| entry.offset);
                     at.is_ok_and(|at| {
                         let header = &walk.entries[at].header;
-                        !header.is_dictionary
+                        header.dictionary.is_none()
                             && (header.stored_length, header.plain_length) == (row.stored_length, row.plain_length)
                             && header.hash.prefix() == row.prefix
                     })
@@ -313,7 +313,7 @@ impl Salvage<'_> {
                 _ => continue,
             };
             let mut placed = Vec::new();
-            for entry in entries.iter().filter(|entry| !entry.header.is_dictionary) {
+            for entry in entries.iter().filter(|entry| entry.header.dictionary.is_none()) {
                 let header = &entry.header;
                 if let Some(number) = self.wanted.remove(&(header.hash.prefix(), header.plain_length)) {
                     placed.push((number, entry));
@@ -328,7 +328,7 @@ impl Salvage<'_> {
                 self.copy_condemned(id, &placed)?;
                 continue;
             }
-            let chunks = entries.iter().filter(|entry| !entry.header.is_dictionary).count() as u64;
+            let chunks = entries.iter().filter(|entry| entry.header.dictionary.is_none()).count() as u64;
             let pack = writer.add_pack(PackRow { id, bytes, chunks, format });
             for (number, entry) in placed {
                 let header = &entry.header;

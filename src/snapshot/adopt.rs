@@ -51,7 +51,7 @@ pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64
             _ => continue,
         }
         let mut rows = Vec::new();
-        for PackEntry { offset, header } in entries.iter().filter(|entry| !entry.header.is_dictionary) {
+        for PackEntry { offset, header } in entries.iter().filter(|entry| entry.header.dictionary.is_none()) {
             let (number, is_new) = writer.intern_chunk(&header.hash, header.plain_length)?;
             if is_new {
                 let (stored_length, plain_length) = (header.stored_length, header.plain_length);
@@ -63,7 +63,7 @@ pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64
             continue;
         }
         adopted += rows.len() as u64;
-        let chunks = entries.iter().filter(|entry| !entry.header.is_dictionary).count() as u64;
+        let chunks = entries.iter().filter(|entry| entry.header.dictionary.is_none()).count() as u64;
         let pack = writer.add_pack(PackRow { id, bytes, chunks, format });
         for (number, row) in rows {
             writer.place_chunk(number, ChunkRow { pack, ..row })?;
@@ -79,8 +79,8 @@ fn take_dictionaries(
     pack: PackId,
     entries: &[PackEntry],
 ) -> Result<bool, SnapshotError> {
-    for entry in entries.iter().filter(|entry| entry.header.is_dictionary) {
-        let id = entry.header.dictionary_id;
+    for entry in entries {
+        let Some(id) = entry.header.dictionary else { continue };
         let plain = entry.header.codec == Codec::Plain;
         let at = u64::from(entry.offset) + crate::store::pack::ENTRY_HEADER_BYTES as u64;
         // One that cannot be read now is passed over, as a damaged one is.
@@ -95,7 +95,7 @@ fn take_dictionaries(
             Some(known) if known.bytes() != bytes => return Ok(false),
             Some(_) => {}
             None => {
-                let dictionary = Arc::new(Dictionary::new(id, bytes)?);
+                let dictionary = Arc::new(Dictionary::new(id, bytes));
                 writer.add_dictionary(id, dictionary.bytes());
                 replica.dictionaries().insert(dictionary)?;
             }
@@ -105,5 +105,5 @@ fn take_dictionaries(
 }
 
 fn lacks_dictionary(replica: &Replica, entry: &PackEntry) -> bool {
-    entry.header.codec == Codec::ZstdDictionary && replica.dictionaries().get(entry.header.dictionary_id).is_none()
+    matches!(entry.header.codec, Codec::ZstdDictionary(id) if replica.dictionaries().get(id).is_none())
 }

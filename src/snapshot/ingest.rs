@@ -20,7 +20,8 @@ use crate::model::ChunkHash;
 use crate::source::tree::ArrivedChunk;
 use crate::store::backend::Backend;
 use crate::store::codec::{
-    Codec, Compressor, DICTIONARY_CHUNK_MAX_BYTES, Decompressor, Dictionary, DictionarySet, TRAINING_BYTES, train,
+    Codec, Compressor, DICTIONARY_CHUNK_MAX_BYTES, Decompressor, Dictionary, DictionaryId, DictionarySet,
+    TRAINING_BYTES, train,
 };
 use crate::store::pack::{FinishedPack, PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
 use crate::store::put_pack;
@@ -70,7 +71,6 @@ struct StoredChunk {
     hash: ChunkHash,
     plain_length: u32,
     codec: Codec,
-    dictionary_id: u32,
     stored: Vec<u8>,
 }
 
@@ -201,7 +201,7 @@ impl Ingest {
         let small = chunk.plain_length as usize <= DICTIONARY_CHUNK_MAX_BYTES && self.options.dictionary;
         // A small chunk may gain by a dictionary, or be a sample for one.
         let as_it_came = match codec {
-            Codec::ZstdDictionary => true,
+            Codec::ZstdDictionary(_) => true,
             Codec::Zstd => !small,
             Codec::Plain => false,
         };
@@ -252,8 +252,11 @@ impl Ingest {
         let samples: Vec<Vec<u8>> = self.small.iter().map(|chunk| chunk.plain.clone()).collect();
         match train(&samples, DICTIONARY_MAX_BYTES, self.options.level) {
             Some(bytes) => {
-                let id = self.dictionaries.all().iter().map(|known| known.id()).max().unwrap_or(0) + 1;
-                let dictionary = Arc::new(Dictionary::new(id, bytes)?);
+                let id = match self.dictionaries.all().last() {
+                    Some(last) => DictionaryId::new(last.id().get() + 1)?,
+                    None => DictionaryId::FIRST,
+                };
+                let dictionary = Arc::new(Dictionary::new(id, bytes));
                 self.dictionaries.insert(Arc::clone(&dictionary))?;
                 writer.add_dictionary(id, dictionary.bytes());
                 // The packs alone must do to read every chunk.
@@ -384,7 +387,7 @@ struct Worker {
     level: i32,
     dictionaries: Arc<DictionarySet>,
     /// Kept with the number of its dictionary, for setting it up costs more than a chunk.
-    compressor: Option<(u32, Compressor)>,
+    compressor: Option<(Option<DictionaryId>, Compressor)>,
 }
 
 impl Worker {
@@ -404,27 +407,29 @@ impl Worker {
     }
 
     fn compress(&mut self, batch: Batch) -> Result<Vec<StoredChunk>, SnapshotError> {
-        let wanted = batch.dictionary.as_ref().map_or(0, |dictionary| dictionary.id());
+        let wanted = batch.dictionary.as_ref().map(|dictionary| dictionary.id());
         // A compressor with a dictionary serves large chunks as well.
-        let fits = self.compressor.as_ref().is_some_and(|(id, _)| wanted == 0 || *id == wanted);
+        let fits = self.compressor.as_ref().is_some_and(|(id, _)| wanted.is_none() || *id == wanted);
         if !fits {
             self.compressor = Some((wanted, Compressor::new(self.level, batch.dictionary.clone())?));
         }
         let Some((_, compressor)) = &mut self.compressor else { return Ok(Vec::new()) };
         let stored = batch.chunks.into_iter().map(|chunk| {
             let stored = compressor.compress(&chunk.plain)?;
-            let (codec, dictionary_id) = (stored.codec, stored.dictionary_id);
+            let codec = stored.codec;
             let stored = stored.bytes.to_vec();
             let plain_length = chunk.plain.len() as u32;
-            Ok(StoredChunk { number: chunk.number, hash: chunk.hash, plain_length, codec, dictionary_id, stored })
+            Ok(StoredChunk { number: chunk.number, hash: chunk.hash, plain_length, codec, stored })
         });
         stored.collect()
     }
 }
 
 fn codec_of(chunk: &ArrivedChunk) -> Result<Codec, SnapshotError> {
-    Codec::from_number(chunk.codec)
-        .ok_or_else(|| SnapshotError::WrongChunk { reason: format!("codec {} is unknown", chunk.codec) })
+    let ArrivedChunk { codec, dictionary_id, .. } = chunk;
+    Codec::from_numbers(*codec, *dictionary_id).ok_or_else(|| SnapshotError::WrongChunk {
+        reason: format!("codec {codec} with dictionary {dictionary_id} is unknown"),
+    })
 }
 
 /// Returns the plain bytes of a chunk that came from another host, if they are what its hash says.
@@ -436,7 +441,7 @@ fn verified(
 ) -> Result<Vec<u8>, SnapshotError> {
     let wrong = |reason: String| SnapshotError::WrongChunk { reason };
     let plain = decompressor
-        .decompress(codec, chunk.dictionary_id, dictionaries, &chunk.stored, chunk.plain_length)
+        .decompress(codec, dictionaries, &chunk.stored, chunk.plain_length)
         .map_err(|error| wrong(error.to_string()))?;
     if ChunkHash::of(&plain) == chunk.hash { Ok(plain) } else { Err(wrong("its BLAKE3 is another".to_owned())) }
 }
@@ -453,8 +458,8 @@ fn verify(
     let verified = chunks.into_iter().map(|chunk| {
         let codec = codec_of(&chunk)?;
         verified(decompressor, dictionaries, codec, &chunk)?;
-        let ArrivedChunk { number, hash, plain_length, dictionary_id, stored, .. } = chunk;
-        Ok(StoredChunk { number, hash, plain_length, codec, dictionary_id, stored })
+        let ArrivedChunk { number, hash, plain_length, stored, .. } = chunk;
+        Ok(StoredChunk { number, hash, plain_length, codec, stored })
     });
     verified.collect()
 }
@@ -512,8 +517,8 @@ impl Packer {
     }
 
     fn push(&mut self, chunk: &StoredChunk) -> Result<Result<(), PutterGone>, SnapshotError> {
-        let StoredChunk { number, hash, plain_length, codec, dictionary_id, stored } = chunk;
-        let offset = self.builder()?.push(*hash, *plain_length, *codec, *dictionary_id, stored)?;
+        let StoredChunk { number, hash, plain_length, codec, stored } = chunk;
+        let offset = self.builder()?.push(*hash, *plain_length, *codec, stored)?;
         let row = ChunkRow {
             pack: 0,
             offset,

@@ -48,6 +48,6 @@ impl ChunkIntake for Intake<'_> {
     }
 
     fn dictionary(&self) -> Option<(u32, &[u8])> {
-        self.ingest.dictionary().map(|dictionary| (dictionary.id(), dictionary.bytes()))
+        self.ingest.dictionary().map(|dictionary| (dictionary.id().get(), dictionary.bytes()))
     }
 }

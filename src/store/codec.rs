@@ -8,7 +8,9 @@
 //! the dictionary above all, costs more than a small chunk does.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io;
+use std::num::NonZeroU32;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
@@ -24,6 +26,36 @@ pub const DICTIONARY_CHUNK_MAX_BYTES: usize = 32 << 10;
 
 /// The largest dictionary id: entry headers have 24 bits for it.
 pub const DICTIONARY_ID_MAX: u32 = (1 << 24) - 1;
+
+/// Names a dictionary: 1 to [`DICTIONARY_ID_MAX`], for 0 means "none" on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DictionaryId(NonZeroU32);
+
+impl DictionaryId {
+    /// The id of the first dictionary of a store.
+    pub const FIRST: DictionaryId = DictionaryId(NonZeroU32::MIN);
+
+    /// Makes an id of its number.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::BadDictionaryId`] for 0 and above [`DICTIONARY_ID_MAX`].
+    pub fn new(number: u32) -> Result<DictionaryId, CodecError> {
+        let id = NonZeroU32::new(number).filter(|id| id.get() <= DICTIONARY_ID_MAX);
+        id.map(DictionaryId).ok_or(CodecError::BadDictionaryId { id: number })
+    }
+
+    /// Returns the number.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for DictionaryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// Chunks longer than this, in bytes, are probed before they are compressed.
 const PROBE_MIN_BYTES: usize = 64 << 10;
@@ -52,25 +84,39 @@ const TRAINING_GAIN_DIVISOR: usize = 33;
 
 /// Tells how a chunk's stored bytes are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
 pub enum Codec {
     /// The stored bytes are the plain bytes.
-    Plain = 0,
+    Plain,
     /// One zstd frame.
-    Zstd = 1,
-    /// One zstd frame that needs a dictionary.
-    ZstdDictionary = 2,
+    Zstd,
+    /// One zstd frame that needs this dictionary.
+    ZstdDictionary(DictionaryId),
 }
 
 impl Codec {
-    /// Returns the codec for its number on disk, or `None` for an unknown number.
-    pub fn from_number(number: u8) -> Option<Codec> {
-        Some(match number {
-            0 => Codec::Plain,
-            1 => Codec::Zstd,
-            2 => Codec::ZstdDictionary,
-            _ => return None,
-        })
+    /// Returns whether this version knows the codec of that number on disk.
+    pub fn is_known(number: u8) -> bool {
+        number <= 2
+    }
+
+    /// Returns the codec for its number on disk and that of the dictionary beside it, which is 0 where none is needed; `None` where they
+    /// do not go together.
+    pub fn from_numbers(codec: u8, dictionary: u32) -> Option<Codec> {
+        match (codec, dictionary) {
+            (0, 0) => Some(Codec::Plain),
+            (1, 0) => Some(Codec::Zstd),
+            (2, id) => DictionaryId::new(id).ok().map(Codec::ZstdDictionary),
+            _ => None,
+        }
+    }
+
+    /// Returns what stands on disk: the codec's number, and that of the dictionary or 0.
+    pub fn numbers(self) -> (u8, u32) {
+        match self {
+            Codec::Plain => (0, 0),
+            Codec::Zstd => (1, 0),
+            Codec::ZstdDictionary(id) => (2, id.get()),
+        }
     }
 }
 
@@ -93,13 +139,13 @@ pub enum CodecError {
     #[error("Dictionary {id} is not known; packs hold a copy of it, so rebuild the catalogue from them")]
     UnknownDictionary {
         /// The id of the dictionary.
-        id: u32,
+        id: DictionaryId,
     },
     /// Two dictionaries with different bytes have the same id.
     #[error("Two different dictionaries have the id {id}")]
     DictionaryConflict {
         /// The id of both.
-        id: u32,
+        id: DictionaryId,
     },
     /// The stream decompressed to another length than the one stated.
     #[error("The chunk has {found} bytes instead of {expected}")]
@@ -117,25 +163,18 @@ pub enum CodecError {
 /// A trained dictionary. It is kept for ever: chunks compressed with it cannot be read without.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Dictionary {
-    id: u32,
+    id: DictionaryId,
     bytes: Vec<u8>,
 }
 
 impl Dictionary {
     /// Makes a dictionary of its id and bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`CodecError::BadDictionaryId`] for id 0 (which means "none") and ids above [`DICTIONARY_ID_MAX`].
-    pub fn new(id: u32, bytes: Vec<u8>) -> Result<Dictionary, CodecError> {
-        if id == 0 || id > DICTIONARY_ID_MAX {
-            return Err(CodecError::BadDictionaryId { id });
-        }
-        Ok(Dictionary { id, bytes })
+    pub fn new(id: DictionaryId, bytes: Vec<u8>) -> Dictionary {
+        Dictionary { id, bytes }
     }
 
-    /// Returns the id, 1 to [`DICTIONARY_ID_MAX`].
-    pub fn id(&self) -> u32 {
+    /// Returns the id.
+    pub fn id(&self) -> DictionaryId {
         self.id
     }
 
@@ -148,7 +187,7 @@ impl Dictionary {
 /// The dictionaries known, by id. It can grow while others read.
 #[derive(Debug, Default)]
 pub struct DictionarySet {
-    by_id: RwLock<BTreeMap<u32, Arc<Dictionary>>>,
+    by_id: RwLock<BTreeMap<DictionaryId, Arc<Dictionary>>>,
 }
 
 impl DictionarySet {
@@ -172,7 +211,7 @@ impl DictionarySet {
     }
 
     /// Returns a dictionary by its id.
-    pub fn get(&self, id: u32) -> Option<Arc<Dictionary>> {
+    pub fn get(&self, id: DictionaryId) -> Option<Arc<Dictionary>> {
         self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
@@ -187,8 +226,6 @@ impl DictionarySet {
 pub struct Stored<'a> {
     /// How `bytes` are to be read.
     pub codec: Codec,
-    /// The dictionary needed, or 0.
-    pub dictionary_id: u32,
     /// The stored bytes, never more than the plain ones.
     pub bytes: &'a [u8],
 }
@@ -196,7 +233,7 @@ pub struct Stored<'a> {
 /// Compresses chunks, one at a time, reusing its memory.
 pub struct Compressor {
     long: bulk::Compressor<'static>,
-    short: Option<(u32, bulk::Compressor<'static>)>,
+    short: Option<(DictionaryId, bulk::Compressor<'static>)>,
     probe: bulk::Compressor<'static>,
     output: Vec<u8>,
     pieces: Vec<u8>,
@@ -234,20 +271,16 @@ impl Compressor {
         if plain.len() > CHUNK_MAX_BYTES as usize {
             return Err(CodecError::TooLong { plain_bytes: plain.len() as u64 });
         }
-        let as_is = Stored { codec: Codec::Plain, dictionary_id: 0, bytes: plain };
+        let as_is = Stored { codec: Codec::Plain, bytes: plain };
         if plain.len() > PROBE_MIN_BYTES && !self.probe(plain)? {
             return Ok(as_is);
         }
-        let (codec, dictionary_id, compressor) = match &mut self.short {
-            Some((id, short)) if plain.len() <= DICTIONARY_CHUNK_MAX_BYTES => (Codec::ZstdDictionary, *id, short),
-            _ => (Codec::Zstd, 0, &mut self.long),
+        let (codec, compressor) = match &mut self.short {
+            Some((id, short)) if plain.len() <= DICTIONARY_CHUNK_MAX_BYTES => (Codec::ZstdDictionary(*id), short),
+            _ => (Codec::Zstd, &mut self.long),
         };
         compress_into(compressor, plain, &mut self.output)?;
-        if is_gain(plain.len(), self.output.len()) {
-            Ok(Stored { codec, dictionary_id, bytes: &self.output })
-        } else {
-            Ok(as_is)
-        }
+        if is_gain(plain.len(), self.output.len()) { Ok(Stored { codec, bytes: &self.output }) } else { Ok(as_is) }
     }
 
     /// Tells whether pieces of a long chunk can be compressed.
@@ -286,7 +319,7 @@ fn compress_into(compressor: &mut bulk::Compressor<'_>, plain: &[u8], output: &m
 pub struct Decompressor {
     long: bulk::Decompressor<'static>,
     /// One for each dictionary met, digested when it was set up.
-    short: HashMap<u32, (Arc<Dictionary>, bulk::Decompressor<'static>)>,
+    short: HashMap<DictionaryId, (Arc<Dictionary>, bulk::Decompressor<'static>)>,
 }
 
 impl Decompressor {
@@ -310,7 +343,6 @@ impl Decompressor {
     pub fn decompress(
         &mut self,
         codec: Codec,
-        dictionary_id: u32,
         dictionaries: &DictionarySet,
         stored: &[u8],
         plain_length: u32,
@@ -325,8 +357,8 @@ impl Decompressor {
             Codec::Plain => {
                 return Err(CodecError::WrongLength { expected: plain_length.into(), found: stored.len() as u64 });
             }
-            Codec::Zstd | Codec::ZstdDictionary => {
-                self.unpack(codec, dictionary_id, dictionaries, stored, &mut plain)?;
+            Codec::Zstd | Codec::ZstdDictionary(_) => {
+                self.unpack(codec, dictionaries, stored, &mut plain)?;
             }
         }
         if plain.len() != plain_length as usize {
@@ -343,7 +375,6 @@ impl Decompressor {
     pub fn decompress_into(
         &mut self,
         codec: Codec,
-        dictionary_id: u32,
         dictionaries: &DictionarySet,
         stored: &[u8],
         plain: &mut [u8],
@@ -355,7 +386,7 @@ impl Decompressor {
                 }
                 stored.len()
             }
-            Codec::Zstd | Codec::ZstdDictionary => self.unpack(codec, dictionary_id, dictionaries, stored, plain)?,
+            Codec::Zstd | Codec::ZstdDictionary(_) => self.unpack(codec, dictionaries, stored, plain)?,
         };
         if found == plain.len() {
             Ok(())
@@ -368,16 +399,14 @@ impl Decompressor {
     fn unpack(
         &mut self,
         codec: Codec,
-        dictionary_id: u32,
         dictionaries: &DictionarySet,
         stored: &[u8],
         plain: &mut (impl WriteBuf + ?Sized),
     ) -> Result<usize, CodecError> {
-        if codec != Codec::ZstdDictionary {
+        let Codec::ZstdDictionary(id) = codec else {
             return Ok(self.long.decompress_to_buffer(stored, plain)?);
-        }
-        let unknown = CodecError::UnknownDictionary { id: dictionary_id };
-        let dictionary = dictionaries.get(dictionary_id).ok_or(unknown)?;
+        };
+        let dictionary = dictionaries.get(id).ok_or(CodecError::UnknownDictionary { id })?;
         Ok(self.with_dictionary(&dictionary)?.decompress_to_buffer(stored, plain)?)
     }
 

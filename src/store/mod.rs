@@ -21,7 +21,9 @@ pub mod walk;
 mod tests;
 
 pub use backend::{Backend, BackendError};
-pub use codec::{CHUNK_MAX_BYTES, Codec, CodecError, Compressor, Decompressor, Dictionary, DictionarySet, Stored};
+pub use codec::{
+    CHUNK_MAX_BYTES, Codec, CodecError, Compressor, Decompressor, Dictionary, DictionaryId, DictionarySet, Stored,
+};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
 pub use pack::{EntryHeader, FinishedPack, PackBuilder, PackError, PackFormat, PackId};

@@ -50,7 +50,7 @@ use std::str::FromStr;
 use blake3::Hasher;
 use thiserror::Error;
 
-use super::codec::{CHUNK_MAX_BYTES, Codec, DICTIONARY_ID_MAX, Dictionary};
+use super::codec::{CHUNK_MAX_BYTES, Codec, Dictionary, DictionaryId};
 use crate::model::ChunkHash;
 
 /// The first bytes of a pack of format 1.
@@ -194,7 +194,7 @@ pub enum PackError {
     },
     /// The entry breaks a rule of the format.
     #[error(
-        "Entry {hash} ({stored_length} bytes stored of {plain_length}, {codec:?}, dictionary {dictionary_id}) does not fit the format of packs"
+        "Entry {hash} ({stored_length} bytes stored of {plain_length}, {codec:?}) does not fit the format of packs"
     )]
     BadEntry {
         /// The hash of the entry.
@@ -205,8 +205,6 @@ pub enum PackError {
         stored_length: usize,
         /// The codec.
         codec: Codec,
-        /// The id of the dictionary.
-        dictionary_id: u32,
     },
     /// The system has no random bytes for an id.
     #[error("Cannot get random bytes for the id of a pack: {0}")]
@@ -227,10 +225,8 @@ pub struct EntryHeader {
     pub stored_length: u32,
     /// How the stored bytes are to be read.
     pub codec: Codec,
-    /// Whether this is a dictionary rather than a chunk.
-    pub is_dictionary: bool,
-    /// The dictionary needed, or the id of the dictionary this is, or 0.
-    pub dictionary_id: u32,
+    /// Which dictionary this is, if it is one rather than a chunk.
+    pub dictionary: Option<DictionaryId>,
 }
 
 impl EntryHeader {
@@ -240,8 +236,10 @@ impl EntryHeader {
         bytes[..32].copy_from_slice(&self.hash.0);
         bytes[32..36].copy_from_slice(&self.plain_length.to_le_bytes());
         bytes[36..40].copy_from_slice(&self.stored_length.to_le_bytes());
-        bytes[40] = self.codec as u8 | if self.is_dictionary { DICTIONARY_BIT } else { 0 };
-        bytes[41..44].copy_from_slice(&self.dictionary_id.to_le_bytes()[..3]);
+        let (codec, needed) = self.codec.numbers();
+        let (bit, id) = self.dictionary.map_or((0, needed), |id| (DICTIONARY_BIT, id.get()));
+        bytes[40] = codec | bit;
+        bytes[41..44].copy_from_slice(&id.to_le_bytes()[..3]);
         bytes
     }
 
@@ -249,19 +247,24 @@ impl EntryHeader {
     pub(super) fn of_unknown_codec(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Option<(u8, usize)> {
         let codec = bytes[40] & !DICTIONARY_BIT;
         let (plain, stored) = (u32::from_le_bytes(array(bytes, 32)), u32::from_le_bytes(array(bytes, 36)));
-        let fits = Codec::from_number(codec).is_none() && stored > 0 && stored.max(plain) <= CHUNK_MAX_BYTES;
+        let fits = !Codec::is_known(codec) && stored > 0 && stored.max(plain) <= CHUNK_MAX_BYTES;
         fits.then_some((codec, ENTRY_HEADER_BYTES + stored as usize))
     }
 
     /// Reads a header, or returns `None` if it breaks a rule of the format.
     pub fn decode(bytes: &[u8; ENTRY_HEADER_BYTES]) -> Option<EntryHeader> {
+        let (codec, id) = (bytes[40] & !DICTIONARY_BIT, u32::from_le_bytes([bytes[41], bytes[42], bytes[43], 0]));
+        let (codec, dictionary) = match bytes[40] & DICTIONARY_BIT {
+            0 => (Codec::from_numbers(codec, id)?, None),
+            // A dictionary that needs another one could not be read first, so the id is its own.
+            _ => (Codec::from_numbers(codec, 0)?, Some(DictionaryId::new(id).ok()?)),
+        };
         let header = EntryHeader {
             hash: ChunkHash(array(bytes, 0)),
             plain_length: u32::from_le_bytes(array(bytes, 32)),
             stored_length: u32::from_le_bytes(array(bytes, 36)),
-            codec: Codec::from_number(bytes[40] & !DICTIONARY_BIT)?,
-            is_dictionary: bytes[40] & DICTIONARY_BIT != 0,
-            dictionary_id: u32::from_le_bytes([bytes[41], bytes[42], bytes[43], 0]),
+            codec,
+            dictionary,
         };
         header.is_valid().then_some(header)
     }
@@ -274,13 +277,9 @@ impl EntryHeader {
     fn is_valid(&self) -> bool {
         let lengths = match self.codec {
             Codec::Plain => self.stored_length == self.plain_length,
-            Codec::Zstd | Codec::ZstdDictionary => self.stored_length < self.plain_length,
+            Codec::Zstd | Codec::ZstdDictionary(_) => self.stored_length < self.plain_length,
         };
-        let needs_id = self.is_dictionary || self.codec == Codec::ZstdDictionary;
-        // A dictionary that needs another one could not be read first.
-        let readable = !(self.is_dictionary && self.codec == Codec::ZstdDictionary);
-        let id = self.dictionary_id <= DICTIONARY_ID_MAX && (self.dictionary_id != 0) == needs_id;
-        lengths && readable && id && self.plain_length <= CHUNK_MAX_BYTES && self.stored_length > 0
+        lengths && self.plain_length <= CHUNK_MAX_BYTES && self.stored_length > 0
     }
 }
 
@@ -358,17 +357,9 @@ impl PackBuilder {
     ///
     /// # Errors
     ///
-    /// [`PackError::BadEntry`] for an empty chunk, one longer than [`CHUNK_MAX_BYTES`], stored bytes longer than plain,
-    /// or a dictionary id that does not go with the codec. [`PackError::TooLong`] if the pack was not finished when full.
-    pub fn push(
-        &mut self,
-        hash: ChunkHash,
-        plain_length: u32,
-        codec: Codec,
-        dictionary_id: u32,
-        stored: &[u8],
-    ) -> Result<u32, PackError> {
-        self.push_entry(hash, plain_length, codec, dictionary_id, false, stored)
+    /// [`PackError::BadEntry`] for an empty chunk, one longer than [`CHUNK_MAX_BYTES`], and stored bytes longer than plain. [`PackError::TooLong`] if the pack was not finished when full.
+    pub fn push(&mut self, hash: ChunkHash, plain_length: u32, codec: Codec, stored: &[u8]) -> Result<u32, PackError> {
+        self.push_entry(hash, plain_length, codec, None, stored)
     }
 
     /// Adds a copy of a dictionary, so that the packs alone suffice to read every chunk; returns its offset.
@@ -380,7 +371,7 @@ impl PackBuilder {
         let bytes = dictionary.bytes();
         // A length that does not fit is longer than any entry may be, and refused as such.
         let plain_length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        self.push_entry(ChunkHash::of(bytes), plain_length, Codec::Plain, dictionary.id(), true, bytes)
+        self.push_entry(ChunkHash::of(bytes), plain_length, Codec::Plain, Some(dictionary.id()), bytes)
     }
 
     fn push_entry(
@@ -388,15 +379,14 @@ impl PackBuilder {
         hash: ChunkHash,
         plain_length: u32,
         codec: Codec,
-        dictionary_id: u32,
-        is_dictionary: bool,
+        dictionary: Option<DictionaryId>,
         stored: &[u8],
     ) -> Result<u32, PackError> {
         let stored_length = u32::try_from(stored.len()).unwrap_or(u32::MAX);
-        let header = EntryHeader { hash, plain_length, stored_length, codec, is_dictionary, dictionary_id };
+        let header = EntryHeader { hash, plain_length, stored_length, codec, dictionary };
         if !header.is_valid() {
             let stored_length = stored.len();
-            return Err(PackError::BadEntry { hash, plain_length, stored_length, codec, dictionary_id });
+            return Err(PackError::BadEntry { hash, plain_length, stored_length, codec });
         }
         if self.bytes.len() + header.entry_bytes() + PACK_TRAILER_BYTES > PACK_MAX_BYTES {
             return Err(PackError::TooLong);

@@ -408,7 +408,7 @@ fn open_entry_into(
         return Err(ChunkError::mismatch(pack, offset, "the plain length", target.len(), header.plain_length));
     }
     decompressor
-        .decompress_into(header.codec, header.dictionary_id, dictionaries, stored, target)
+        .decompress_into(header.codec, dictionaries, stored, target)
         .map_err(|source| ChunkError::Decompress { pack, offset, source })?;
     check_hash(pack, offset, &header, target)
 }
@@ -425,7 +425,7 @@ fn checked_entry<'a>(
         let unknown = entry.first_chunk().and_then(EntryHeader::of_unknown_codec);
         unknown.map_or_else(|| invalid_entry(pack, at), |(codec, _)| unknown_codec(pack, at, codec))
     })?;
-    if header.is_dictionary {
+    if header.dictionary.is_some() {
         return Err(ChunkError::mismatch(pack, at, "the kind of the entry", "a chunk", "a dictionary"));
     }
     if header.hash.prefix() != expect_prefix {
@@ -468,7 +468,7 @@ pub(super) fn verified(
     stored: &[u8],
 ) -> Result<Vec<u8>, ChunkError> {
     let plain = decompressor
-        .decompress(header.codec, header.dictionary_id, dictionaries, stored, header.plain_length)
+        .decompress(header.codec, dictionaries, stored, header.plain_length)
         .map_err(|source| ChunkError::Decompress { pack, offset, source })?;
     check_hash(pack, offset, header, &plain)?;
     Ok(plain)

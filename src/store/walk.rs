@@ -262,9 +262,8 @@ impl<'a> Walker<'a> {
             Ok(plain) => plain,
             Err(error) => return Ok(Err(error)),
         };
-        if header.is_dictionary {
-            let added = Dictionary::new(header.dictionary_id, plain)
-                .and_then(|dictionary| self.dictionaries.insert(dictionary.into()));
+        if let Some(dictionary) = header.dictionary {
+            let added = self.dictionaries.insert(Dictionary::new(dictionary, plain).into());
             return Ok(added.map_err(|source| ChunkError::Decompress { pack: id, offset, source }));
         }
         Ok(Ok(()))

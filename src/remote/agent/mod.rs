@@ -41,7 +41,7 @@ use crate::sandbox;
 use crate::source::exclude::Excludes;
 use crate::source::read::{ReadPool, ReadRequest, stat_at};
 use crate::source::scan::{Scan, ScanOptions};
-use crate::store::codec::Dictionary;
+use crate::store::codec::{Dictionary, DictionaryId};
 use devices::Devices;
 use names::Names;
 use outbox::Outbox;
@@ -391,7 +391,8 @@ impl Inbox<'_> {
                 let mut decoder = Decoder::new(&frame.payload);
                 let id = decoder.varint32()?;
                 let bytes = decoder.take(decoder.remaining())?.to_vec();
-                let made = Dictionary::new(id, bytes).map_err(|error| AgentError::Protocol(error.to_string()))?;
+                let id = DictionaryId::new(id).map_err(|error| AgentError::Protocol(error.to_string()))?;
+                let made = Dictionary::new(id, bytes);
                 *self.dictionary.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(made));
             }
             Kind::StatRoot => {

@@ -18,7 +18,7 @@ use crate::remote::protocol::messages::{ChunkFrame, Event, StatCoder, put_event,
 use crate::remote::protocol::{EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
 use crate::source::cut::SinkClosed;
 use crate::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadPool, ReadRequest};
-use crate::store::codec::{Codec, Compressor, Dictionary};
+use crate::store::codec::{Codec, Compressor, Dictionary, DictionaryId};
 
 /// Chunks that may wait for each compressing thread.
 pub(super) const COMPRESS_AHEAD: usize = 4;
@@ -187,23 +187,24 @@ pub(super) fn compress(
     outbox: &Outbox,
     queue: &Receiver<WantedChunk>,
 ) -> Result<(), Closed> {
-    let mut ready: Option<(u32, Compressor)> = None;
+    let mut ready: Option<(Option<DictionaryId>, Compressor)> = None;
     let mut payload = Vec::new();
     for WantedChunk { offer, plain } in queue {
-        let as_is = ChunkFrame { offer, codec: Codec::Plain as u8, dictionary_id: 0, stored: &plain };
+        let (codec, dictionary_id) = Codec::Plain.numbers();
+        let as_is = ChunkFrame { offer, codec, dictionary_id, stored: &plain };
         payload.clear();
         if level == 0 {
             as_is.put(&mut payload);
         } else {
             let current = dictionary.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let wanted = current.as_ref().map_or(0, |dictionary| dictionary.id());
+            let wanted = current.as_ref().map(|dictionary| dictionary.id());
             if ready.as_ref().is_none_or(|(id, _)| *id != wanted) {
                 ready = Some((wanted, Compressor::new(level, current).map_err(|_| Closed)?));
             }
             match &mut ready {
                 Some((_, compressor)) => {
                     let stored = compressor.compress(&plain).map_err(|_| Closed)?;
-                    let (codec, dictionary_id) = (stored.codec as u8, stored.dictionary_id);
+                    let (codec, dictionary_id) = stored.codec.numbers();
                     ChunkFrame { offer, codec, dictionary_id, stored: stored.bytes }.put(&mut payload);
                 }
                 None => as_is.put(&mut payload),

@@ -22,7 +22,7 @@ use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, ROWS_AHEAD_BYTES, Reply, Wish};
 use crate::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
 use crate::store::backend::{Backend, BackendError};
-use crate::store::codec::{Dictionary, DictionarySet};
+use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
 use crate::store::pack::PackId;
 use crate::store::reader::ChunkReader;
 use crate::view::{SnapshotView, ViewOptions};
@@ -261,7 +261,8 @@ fn read_wish(input: &mut dyn Read) -> Result<(Wish, DictionarySet), AgentError> 
                 if dictionary_bytes > DICTIONARIES_MAX_BYTES {
                     return Err(protocol("more dictionaries than a store has".to_owned()));
                 }
-                let made = Dictionary::new(id, bytes).map_err(|error| protocol(error.to_string()))?;
+                let id = DictionaryId::new(id).map_err(|error| protocol(error.to_string()))?;
+                let made = Dictionary::new(id, bytes);
                 dictionaries.insert(Arc::new(made)).map_err(|error| protocol(error.to_string()))?;
             }
             Kind::Wish => {

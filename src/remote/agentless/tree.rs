@@ -136,7 +136,7 @@ impl EventSink for Gathered<'_> {
                 let length = plain.len() as u32;
                 let (number, wanted) = self.intake.offer(&hash, length).map_err(|_| SinkClosed)?;
                 if wanted {
-                    let (codec, dictionary_id) = (Codec::Plain as u8, 0);
+                    let (codec, dictionary_id) = Codec::Plain.numbers();
                     let chunk =
                         ArrivedChunk { number, hash, plain_length: length, codec, dictionary_id, stored: plain };
                     self.intake.arrive(chunk).map_err(|_| SinkClosed)?;

@@ -122,7 +122,7 @@ pub fn restore_to(
     let mut greeting = Vec::new();
     for dictionary in replica.dictionaries().all() {
         let mut payload = Vec::new();
-        put_varint(&mut payload, u64::from(dictionary.id()));
+        put_varint(&mut payload, u64::from(dictionary.id().get()));
         payload.extend_from_slice(dictionary.bytes());
         frame::put_compressed(&mut greeting, Kind::Dictionary, &payload);
     }

@@ -62,7 +62,7 @@ fn store(plains: Vec<Vec<u8>>, dictionary: Option<Arc<Dictionary>>) -> Sample {
         let stored = compressor.compress(&plain).unwrap();
         let (hash, plain_length) = (ChunkHash::of(&plain), plain.len() as u32);
         let stored_length = stored.bytes.len() as u32;
-        let offset = builder.push(hash, plain_length, stored.codec, stored.dictionary_id, stored.bytes).unwrap();
+        let offset = builder.push(hash, plain_length, stored.codec, stored.bytes).unwrap();
         placed.push((offset, stored_length, plain));
     }
     let pack = builder.finish();
@@ -78,7 +78,11 @@ fn store(plains: Vec<Vec<u8>>, dictionary: Option<Arc<Dictionary>>) -> Sample {
 
 fn small_dictionary() -> Arc<Dictionary> {
     // Any bytes serve as a dictionary; these are what the mails begin with.
-    Arc::new(Dictionary::new(7, mail(1, 600)).unwrap())
+    Arc::new(Dictionary::new(number(7), mail(1, 600)))
+}
+
+fn number(number: u32) -> DictionaryId {
+    DictionaryId::new(number).unwrap()
 }
 
 /// A pack with every kind of entry, small enough to damage each byte in turn.
@@ -107,13 +111,13 @@ fn chunks_come_back_and_the_pack_tells_the_same() {
     let walk = sample.walk();
     assert_eq!(walk.damage, []);
     assert_eq!(walk.entries, list_pack(&*sample.backend, sample.pack.id).unwrap().entries);
-    assert!(walk.entries[0].header.is_dictionary);
+    assert_eq!(walk.entries[0].header.dictionary, Some(number(7)));
     let found: Vec<Location> = walk.entries[1..].iter().map(|entry| entry.location(walk.id)).collect();
     let expected: Vec<Location> = sample.chunks.iter().map(|(address, _)| address.location).collect();
     assert_eq!(found, expected);
     let codecs: Vec<Codec> = walk.entries.iter().map(|entry| entry.header.codec).collect();
-    use Codec::{Plain, ZstdDictionary};
-    assert_eq!(codecs, [Plain, ZstdDictionary, Plain, ZstdDictionary, ZstdDictionary, Plain]);
+    let (plain, with) = (Codec::Plain, Codec::ZstdDictionary(number(7)));
+    assert_eq!(codecs, [plain, with, plain, with, with, plain]);
 }
 
 const GOLDEN_ENTRIES: [&str; 2] = [
@@ -131,9 +135,9 @@ fn golden(header: &str, trailer: [&str; 3]) -> Vec<u8> {
 #[test]
 fn golden_pack() {
     let mut builder = PackBuilder::new(1000, PackId([0x5a; 16]));
-    let offset = builder.push(ChunkHash::of(b"abc"), 3, Codec::Plain, 0, b"abc").unwrap();
+    let offset = builder.push(ChunkHash::of(b"abc"), 3, Codec::Plain, b"abc").unwrap();
     assert_eq!(offset, 80);
-    builder.push_dictionary(&Dictionary::new(0x01_02_03, b"dict".to_vec()).unwrap()).unwrap();
+    builder.push_dictionary(&Dictionary::new(number(0x01_02_03), b"dict".to_vec())).unwrap();
     let length = builder.len();
     let pack = builder.finish();
     assert_eq!(length, pack.bytes.len());
@@ -266,7 +270,7 @@ fn right_or_error(sample: &Sample, reader: &ChunkReader) -> usize {
 
 /// Checks that a walk lists nothing but what was stored; returns how many chunks it found.
 fn listed_is_true(sample: &Sample, walk: &PackWalk) -> usize {
-    let chunks = walk.entries.iter().filter(|entry| !entry.header.is_dictionary);
+    let chunks = walk.entries.iter().filter(|entry| entry.header.dictionary.is_none());
     let known = |entry: &&PackEntry| {
         let same = |(address, plain): &(ChunkAddress, Vec<u8>)| {
             address.location == entry.location(walk.id) && ChunkHash::of(plain) == entry.header.hash
@@ -446,21 +450,21 @@ fn a_long_pack_is_walked_in_windows() {
 fn entries_that_break_the_format_are_refused() {
     let mut builder = PackBuilder::new(200, PackId([1; 16]));
     let hash = ChunkHash::of(b"");
-    assert!(builder.push(hash, 0, Codec::Plain, 0, b"").is_err());
-    assert!(builder.push(hash, 5, Codec::Plain, 0, b"four").is_err());
-    assert!(builder.push(hash, 4, Codec::Zstd, 0, b"four").is_err());
-    assert!(builder.push(hash, 9, Codec::Zstd, 1, b"four").is_err());
-    assert!(builder.push(hash, 9, Codec::ZstdDictionary, 0, b"four").is_err());
-    assert!(builder.push(hash, 9, Codec::ZstdDictionary, 1 << 24, b"four").is_err());
-    assert!(builder.push(hash, CHUNK_MAX_BYTES + 1, Codec::Zstd, 0, b"four").is_err());
+    assert!(builder.push(hash, 0, Codec::Plain, b"").is_err());
+    assert!(builder.push(hash, 5, Codec::Plain, b"four").is_err());
+    assert!(builder.push(hash, 4, Codec::Zstd, b"four").is_err());
+    for (codec, dictionary) in [(0, 1), (1, 1), (2, 0), (2, 1 << 24), (3, 0)] {
+        assert_eq!(Codec::from_numbers(codec, dictionary), None);
+    }
+    assert!(builder.push(hash, CHUNK_MAX_BYTES + 1, Codec::Zstd, b"four").is_err());
     assert!(builder.is_empty() && !builder.is_full());
-    builder.push(hash, 9, Codec::Zstd, 0, b"four").unwrap();
+    builder.push(hash, 9, Codec::Zstd, b"four").unwrap();
     assert!(builder.is_full());
-    assert!(Dictionary::new(0, vec![]).is_err() && Dictionary::new(1 << 24, vec![]).is_err());
+    assert!(DictionaryId::new(0).is_err() && DictionaryId::new(1 << 24).is_err());
     let set = DictionarySet::new();
     set.insert(small_dictionary()).unwrap();
     set.insert(small_dictionary()).unwrap();
-    assert!(set.insert(Arc::new(Dictionary::new(7, vec![1]).unwrap())).is_err());
+    assert!(set.insert(Arc::new(Dictionary::new(number(7), vec![1]))).is_err());
 }
 
 #[test]
@@ -468,7 +472,7 @@ fn codec_choices() {
     let dictionary = small_dictionary();
     let mut compressor = Compressor::new(3, Some(dictionary)).unwrap();
     let mut codec = |plain: &[u8]| compressor.compress(plain).unwrap().codec;
-    assert_eq!(codec(&mail(5, 4000)), Codec::ZstdDictionary);
+    assert_eq!(codec(&mail(5, 4000)), Codec::ZstdDictionary(number(7)));
     assert_eq!(codec(&mail(5, 40_000)), Codec::Zstd);
     assert_eq!(codec(&mail(5, 400_000)), Codec::Zstd);
     assert_eq!(codec(&noise(5, 4000)), Codec::Plain);
@@ -481,9 +485,9 @@ fn codec_choices() {
 fn a_compression_bomb_takes_no_memory() {
     let stored = zstd::bulk::compress(&vec![0; 64 << 20], 3).unwrap();
     let mut decompressor = Decompressor::new().unwrap();
-    let plain = decompressor.decompress(Codec::Zstd, 0, &DictionarySet::new(), &stored, 1000);
+    let plain = decompressor.decompress(Codec::Zstd, &DictionarySet::new(), &stored, 1000);
     assert!(matches!(plain, Err(CodecError::Zstd(_))));
-    let plain = decompressor.decompress(Codec::Zstd, 0, &DictionarySet::new(), &stored, u32::MAX);
+    let plain = decompressor.decompress(Codec::Zstd, &DictionarySet::new(), &stored, u32::MAX);
     assert!(matches!(plain, Err(CodecError::TooLong { .. })));
 }
 
@@ -516,9 +520,9 @@ proptest! {
         set.insert(small_dictionary()).unwrap();
         let mut decompressor = Decompressor::new().unwrap();
         let framed = [&[0x28, 0xb5, 0x2f, 0xfd][..], &stored].concat();
-        for codec in [Codec::Plain, Codec::Zstd, Codec::ZstdDictionary] {
+        for codec in [Codec::Plain, Codec::Zstd, Codec::ZstdDictionary(number(7))] {
             for bytes in [&stored, &framed] {
-                if let Ok(plain) = decompressor.decompress(codec, 7, &set, bytes, length) {
+                if let Ok(plain) = decompressor.decompress(codec, &set, bytes, length) {
                     prop_assert_eq!(plain.len(), length as usize);
                 }
             }
