@@ -300,3 +300,28 @@ fn a_damaged_checkpoint_is_made_good_by_the_commit_files_before_it() {
         assert_same(&of_directory(&restored), &expected, damaged);
     }
 }
+
+/// The commit files that a checkpoint stands for are deleted only while each of its parts can be read.
+#[test]
+fn what_a_damaged_checkpoint_took_the_place_of_is_not_deleted() {
+    for damaged in ["part", "head"] {
+        let site = Site::new();
+        let replica = site.open();
+        let backend = replica.backend().as_ref();
+        let written = checkpoint::write(&replica.database().read().unwrap(), backend, None).unwrap();
+        let superseded = checkpoint::superseded(backend, written.number).unwrap();
+        assert!(!superseded.is_empty());
+        let part = site.store().join(format!("checkpoints/{:016x}.00000000", written.number));
+        let file = if damaged == "part" { part } else { part.with_extension("") };
+        let whole = fs::read(&file).unwrap();
+        let mut bytes = whole.clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert!(checkpoint::tidy(backend, written.number).is_err_and(|error| error.is_damage()), "{damaged}");
+        assert_eq!(checkpoint::superseded(backend, written.number).unwrap(), superseded, "{damaged}");
+        fs::write(&file, whole).unwrap();
+        assert!(checkpoint::tidy(backend, written.number).unwrap() > 0);
+        assert!(checkpoint::superseded(backend, written.number).unwrap().is_empty());
+    }
+}

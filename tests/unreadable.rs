@@ -341,3 +341,23 @@ fn walk(directory: &Path) -> Vec<PathBuf> {
     }
     all
 }
+
+/// A dictionary of a pack that no run came to name is in the catalogue: the pack goes, the dictionary stays in another.
+#[test]
+fn a_dictionary_outlives_the_pack_that_brought_it() {
+    let place = tempfile::tempdir().unwrap();
+    let (base, _) = make_store(place.path());
+    let key = row_of_dictionaries(&open(&base)).unwrap().id.key();
+    let (store, source) = (place.path().join("other"), place.path().join("source"));
+    init(&store).unwrap();
+    fs::create_dir_all(store.join(&key).parent().unwrap()).unwrap();
+    fs::copy(base.join(&key), store.join(&key)).unwrap();
+    take(&open(&store), &source);
+    assert_eq!(open(&store).dictionaries().all().len(), 1);
+    assert!(row_of_dictionaries(&open(&store)).is_none());
+    prune(&mut open(&store), &last(1), 0).unwrap();
+    let kept = row_of_dictionaries(&open(&store)).expect("a pack of the dictionary");
+    assert_ne!(kept.id.key(), key);
+    assert!(!store.join(&key).exists());
+    assert_clean(&open(&store), "without the pack");
+}

@@ -106,8 +106,19 @@ pub fn newest(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError>
 /// # Errors
 /// [`CatalogError::CommitFile`] when no checkpoint is whole and the commit files do not go back to the first.
 pub fn newest_whole(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError> {
+    match whole_since(backend, 0) {
+        Err(CatalogError::CommitFile { .. }) if commit_files(backend)?.first() == Some(&1) => Ok(None),
+        found => found,
+    }
+}
+
+/// Returns the newest checkpoint from a number on of which every part can be read; `None` where there is no such number.
+///
+/// # Errors
+/// [`CatalogError::CommitFile`] when there are some, and none is whole.
+fn whole_since(backend: &dyn Backend, first: u64) -> Result<Option<Checkpoint>, CatalogError> {
     let mut failure = None;
-    for number in heads(backend)? {
+    for number in heads(backend)?.into_iter().filter(|number| *number >= first) {
         let whole = read_head(backend, number).and_then(|head| {
             head.for_each_part(backend, |_| Ok(()))?;
             Ok(head)
@@ -118,10 +129,7 @@ pub fn newest_whole(backend: &dyn Backend) -> Result<Option<Checkpoint>, Catalog
             Err(error) => return Err(error),
         }
     }
-    match failure {
-        Some(error) if commit_files(backend)?.first() != Some(&1) => Err(error),
-        _ => Ok(None),
-    }
+    failure.map_or(Ok(None), Err)
 }
 
 /// Returns whether the newest checkpoint is damaged, its head or a part of it.
@@ -351,15 +359,16 @@ pub fn superseded(backend: &dyn Backend, checkpoint: u64) -> Result<Vec<(String,
 }
 
 /// Deletes what the checkpoint of that number makes superfluous, and returns the bytes that this frees. Without a checkpoint of that number, or a newer
-/// one, whose head can be read, nothing is deleted. The caller holds the store's lock.
+/// one, nothing is deleted. The caller holds the store's lock.
 ///
 /// # Errors
-/// Fails when something cannot be deleted; what is left means nothing.
+/// [`CatalogError::CommitFile`] when no such checkpoint is whole, its parts included: what it took the place of is all that there is, and stays. Fails, too,
+/// when something cannot be deleted; what is left means nothing.
 pub fn tidy(backend: &dyn Backend, checkpoint: u64) -> Result<u64, CatalogError> {
-    if newest(backend)?.is_none_or(|newest| newest.number < checkpoint) {
+    let doomed = superseded(backend, checkpoint)?;
+    if doomed.is_empty() || whole_since(backend, checkpoint)?.is_none() {
         return Ok(0);
     }
-    let doomed = superseded(backend, checkpoint)?;
     let heads = doomed.iter().filter(|(name, _)| name.starts_with(PREFIX) && !name.contains('.')).count();
     let mut freed = 0;
     for (at, (name, bytes)) in doomed.iter().enumerate() {

@@ -80,8 +80,8 @@ pub fn carry_out(
         work.groups(&mut writer)?;
         work.objects(&mut writer)?;
         work.chunks(&mut writer)?;
-        work.packs(&mut writer)?;
-        work.condemn_unnamed(&mut writer)?;
+        let unnamed = work.unnamed_packs(&writer)?;
+        work.packs(&mut writer, &unnamed)?;
         work.sweep(&mut writer)?;
         work.rewrite(&mut writer)?;
         work.fold(&mut writer)?;
@@ -212,10 +212,10 @@ impl Work<'_> {
         Ok(writer.commit()?)
     }
 
-    /// Removes the rows of packs without chunks, once the dictionaries are safe.
-    fn packs(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+    /// Removes the rows of packs without chunks and condemns those packs and the ones that no row names, once the dictionaries are safe.
+    fn packs(&mut self, writer: &mut CatalogWriter, unnamed: &[(PackId, u64)]) -> Result<(), PruneError> {
         let packs = &self.plan.packs;
-        if packs.values().all(|pack| pack.fate == Fate::Stays) {
+        if unnamed.is_empty() && packs.values().all(|pack| pack.fate == Fate::Stays) {
             return Ok(());
         }
         let of_dictionaries: Vec<PackId> =
@@ -228,6 +228,9 @@ impl Work<'_> {
         }
         for (number, pack) in packs.iter().filter(|(_, pack)| pack.fate == Fate::Goes) {
             self.remove_pack(writer, *number, pack)?;
+        }
+        for (id, bytes) in unnamed {
+            self.condemn(writer, Condemned::Pack(*id), *bytes)?;
         }
         Ok(writer.commit()?)
     }
@@ -243,16 +246,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Condemns packs that no row names: what crashes left.
-    fn condemn_unnamed(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+    /// Returns the packs that no row names, with their bytes: what crashes left. Their dictionaries may be in the catalogue.
+    fn unnamed_packs(&self, writer: &CatalogWriter) -> Result<Vec<(PackId, u64)>, PruneError> {
         let mut named: BTreeSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
         named.extend(sweep::named_packs(writer.reader())?);
-        for (key, bytes) in self.replica.backend().list(PACK_PREFIX)? {
-            if let Some(id) = PackId::from_key(&key).filter(|id| !named.contains(id)) {
-                self.condemn(writer, Condemned::Pack(id), bytes)?;
-            }
-        }
-        Ok(writer.commit()?)
+        let packs = self.replica.backend().list(PACK_PREFIX)?.into_iter();
+        let packs = packs.filter_map(|(key, bytes)| Some((PackId::from_key(&key)?, bytes)));
+        Ok(packs.filter(|(id, _)| !named.contains(id)).collect())
     }
 
     fn condemn(&mut self, writer: &mut CatalogWriter, what: Condemned, bytes: u64) -> Result<(), PruneError> {

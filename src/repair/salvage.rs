@@ -325,7 +325,7 @@ impl Salvage<'_> {
             if condemned.contains(&id) {
                 // It will be deleted: what is wanted of it is copied, and it gets no row again.
                 found += placed.len() as u64;
-                self.copy_condemned(id, &placed)?;
+                self.copy_condemned(writer, id, &placed)?;
                 continue;
             }
             let chunks = entries.iter().filter(|entry| entry.header.dictionary.is_none()).count() as u64;
@@ -336,9 +336,7 @@ impl Salvage<'_> {
                 let prefix = header.hash.prefix();
                 let row = ChunkRow { pack, offset: entry.offset, stored_length, plain_length, prefix };
                 writer.place_chunk(number, row)?;
-                if writer.reader().database()?.hash_of(Table::ChunkIndex, prefix, number)?.is_none() {
-                    writer.name_hash(Table::ChunkIndex, header.hash.0, number);
-                }
+                name(writer, number, entry)?;
                 found += 1;
                 if let Some(owner) = self.owner.get(&number) {
                     *self.saved.entry(*owner).or_default() += 1;
@@ -349,7 +347,12 @@ impl Salvage<'_> {
     }
 
     /// Copies chunks of an intact pack that is condemned into a new one.
-    fn copy_condemned(&mut self, id: PackId, placed: &[(u64, &PackEntry)]) -> Result<(), RepairError> {
+    fn copy_condemned(
+        &mut self,
+        writer: &mut CatalogWriter,
+        id: PackId,
+        placed: &[(u64, &PackEntry)],
+    ) -> Result<(), RepairError> {
         let chunks: Vec<(u64, ChunkAddress)> = placed
             .iter()
             .map(|(number, entry)| {
@@ -358,7 +361,8 @@ impl Salvage<'_> {
             })
             .collect();
         self.repacker.copy(&chunks, |_| Ok(()), |_, source| Err(PruneError::Chunk { source }))?;
-        for (number, _) in placed {
+        for (number, entry) in placed {
+            name(writer, *number, entry)?;
             if let Some(owner) = self.owner.get(number) {
                 *self.saved.entry(*owner).or_default() += 1;
             }
@@ -384,6 +388,15 @@ impl Salvage<'_> {
         }
         Ok(all)
     }
+}
+
+/// Lets the index name a chunk by its hash, if it does not yet.
+fn name(writer: &mut CatalogWriter, number: u64, entry: &PackEntry) -> Result<(), CatalogError> {
+    let hash = entry.header.hash;
+    if writer.reader().database()?.hash_of(Table::ChunkIndex, hash.prefix(), number)?.is_none() {
+        writer.name_hash(Table::ChunkIndex, hash.0, number);
+    }
+    Ok(())
 }
 
 /// Lets the next snapshots read again what needs a lost chunk; returns how many inodes.
