@@ -44,7 +44,8 @@ pub use self::destination::refuse_foreign_link;
 use crate::view::{SnapshotView, ViewError};
 
 /// What to do where the target has a name of the snapshot already.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Overwrite {
     /// Leave it as it is. Existing directories are filled and keep their attributes.
     Never,

@@ -16,11 +16,11 @@ use super::outbox::Outbox;
 use crate::catalog::CatalogError;
 use crate::catalog::database::Table;
 use crate::catalog::reader::{CatalogReader, RowSource};
-use crate::catalog::snapshot::{SnapshotRecord, from_hex};
+use crate::catalog::snapshot::from_hex;
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
-use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, ROWS_AHEAD_BYTES, Reply, Wish};
-use crate::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
+use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, ROWS_AHEAD_BYTES, Reply, RestoreRequest};
+use crate::restore::{RestoreOptions, RestoreProgress, RestoreReport, restore};
 use crate::store::backend::{Backend, BackendError};
 use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
 use crate::store::pack::PackId;
@@ -212,7 +212,14 @@ impl Backend for FarPacks {
 
 /// Restores what the other side wishes into `root`.
 pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, root: &Path) -> Result<(), AgentError> {
-    let (wish, dictionaries) = read_wish(&mut input)?;
+    let (request, dictionaries) = match read_request(&mut input) {
+        Ok(read) => read,
+        Err(error) => {
+            // The run shows why; that it is gone is no other reason.
+            let _ = frame::write(&mut output, Kind::Failed, error.to_string().as_bytes());
+            return Err(error);
+        }
+    };
     let exchange = Arc::new(Exchange {
         outbox: Outbox::default(),
         next: AtomicU64::new(0),
@@ -231,7 +238,7 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
             exchange.outbox.close();
             return Ok(());
         }
-        let report = run(&wish, dictionaries, root, exchange, progress);
+        let report = run(request, dictionaries, root, exchange, progress);
         match report {
             Ok(report) => match serde_json::to_vec(&bounded_report(report)) {
                 Ok(encoded) => drop(exchange.outbox.send_compressed(Kind::Report, &encoded)),
@@ -245,7 +252,7 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
     })
 }
 
-fn read_wish(input: &mut dyn Read) -> Result<(Wish, DictionarySet), AgentError> {
+fn read_request(input: &mut dyn Read) -> Result<(RestoreRequest, DictionarySet), AgentError> {
     let dictionaries = DictionarySet::new();
     let protocol = |error: String| AgentError::Protocol(error);
     let mut dictionary_bytes = 0;
@@ -266,39 +273,34 @@ fn read_wish(input: &mut dyn Read) -> Result<(Wish, DictionarySet), AgentError> 
                 dictionaries.insert(Arc::new(made)).map_err(|error| protocol(error.to_string()))?;
             }
             Kind::Wish => {
-                let wish = serde_json::from_slice(&payload).map_err(|error| protocol(error.to_string()))?;
-                return Ok((wish, dictionaries));
+                let request = serde_json::from_slice(&payload)
+                    .map_err(|error| protocol(format!("a restore that this version does not know: {error}")))?;
+                return Ok((request, dictionaries));
             }
-            other => return Err(protocol(format!("{other:?} before a wish"))),
+            other => return Err(protocol(format!("{other:?} before a request"))),
         }
     }
 }
 
 fn run(
-    wish: &Wish,
+    request: RestoreRequest,
     dictionaries: DictionarySet,
     root: &Path,
     exchange: &Arc<Exchange>,
     progress: &RestoreProgress,
 ) -> Result<RestoreReport, String> {
-    let record: SnapshotRecord = serde_json::from_value(wish.record.clone()).map_err(|error| error.to_string())?;
-    let subtree = from_hex(&wish.subtree).ok_or("a path that is not hexadecimal")?;
+    let subtree = from_hex(&request.subtree).ok_or("a path that is not hexadecimal")?;
     let rows: Arc<dyn RowSource> = Arc::clone(exchange) as Arc<dyn RowSource>;
     let catalog = Arc::new(CatalogReader::asking(rows));
     let packs: Arc<dyn Backend> = Arc::new(FarPacks(Arc::clone(exchange)));
     let chunks = Arc::new(ChunkReader::new(packs, Arc::new(dictionaries)));
-    let view = SnapshotView::open(catalog, chunks, record, VIEW).map_err(|error| error.to_string())?;
+    let view = SnapshotView::open(catalog, chunks, request.record, VIEW).map_err(|error| error.to_string())?;
     let options = RestoreOptions {
-        overwrite: match wish.overwrite.as_str() {
-            "never" => Overwrite::Never,
-            "changed" => Overwrite::Changed,
-            "always" => Overwrite::Always,
-            _ => return Err("an unknown way to overwrite".to_owned()),
-        },
-        delete: wish.delete,
-        numeric_ids: wish.numeric_ids,
-        dry_run: wish.dry_run,
-        no_specials: wish.no_specials,
+        overwrite: request.overwrite,
+        delete: request.delete,
+        numeric_ids: request.numeric_ids,
+        dry_run: request.dry_run,
+        no_specials: request.no_specials,
         // More threads than processors: each waits for answers now and then.
         threads: std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 8),
         protect: Vec::new(),

@@ -6,6 +6,7 @@ pub mod connect;
 mod link;
 mod pace;
 pub mod restore;
+mod send_window;
 mod served;
 mod tree;
 

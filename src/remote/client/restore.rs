@@ -2,7 +2,7 @@
 //!
 //! The agent may read what is restored and no more: see `served`.
 //!
-//! Memory: what the agent asks for and does not read is bounded by `OUTGOING_BYTES`, what it sends by `FRAMES_AHEAD`; its questions wait meanwhile.
+//! Memory: what the agent asks for and does not read is bounded by `SendWindow`, what it sends by `FRAMES_AHEAD`; its questions wait meanwhile.
 //!
 //! Time: an agent that takes nothing of what it asked for, or says nothing but that it is alive, is given up after the user's patience. The signs of life of this side count for
 //! neither. An honest agent reports figures while it does what needs no answer: it removes names, or waits for the disk. An agent that goes on to ask, or to report figures, is not
@@ -10,13 +10,14 @@
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::connect::{AgentChoice, ConnectError, connect};
+use super::send_window::SendWindow;
 use super::served::{Refused, Served};
 use crate::catalog::CatalogError;
 use crate::catalog::database::Table;
@@ -25,17 +26,15 @@ use crate::catalog::snapshot::to_hex;
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::messages::Figures;
-use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, ROWS_AHEAD_BYTES, Reply, Wish};
+use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, Reply, RestoreRequest};
 use crate::remote::protocol::{ALIVE_SECONDS, Start, Task};
 use crate::remote::transport::{Connection, Transport};
 use crate::replica::Replica;
-use crate::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport};
+use crate::restore::{RestoreOptions, RestoreProgress, RestoreReport};
 use crate::view::{Node, SnapshotView, ViewOptions};
 
 /// How often the interrupt is looked at.
 const TICK: Duration = Duration::from_millis(200);
-/// Bytes that may wait to be written before no further question is answered. What was sent ahead is bounded apart.
-const OUTGOING_BYTES: usize = 16 << 20;
 /// Frames of the agent that may wait: questions of some bytes, and a report of 1 MiB.
 const FRAMES_AHEAD: usize = 16;
 /// What a frame takes in a queue beside its bytes.
@@ -118,7 +117,16 @@ pub fn restore_to(
     let opened = connect(transport, agent, &start, true)?;
     let Connection { mut input, mut output, control } = opened.connection;
     let lost = |reason: String| RemoteRestoreError::Lost { host: host.clone(), reason };
-    let wish = wish(view, subtree, options).map_err(|error| lost(error.to_string()))?;
+    let request = RestoreRequest {
+        record: view.record().clone(),
+        subtree: to_hex(subtree),
+        overwrite: options.overwrite,
+        delete: options.delete,
+        numeric_ids: options.numeric_ids,
+        dry_run: options.dry_run,
+        no_specials: options.no_specials,
+    };
+    let request = serde_json::to_vec(&request).map_err(|error| lost(error.to_string()))?;
     let mut greeting = Vec::new();
     for dictionary in replica.dictionaries().all() {
         let mut payload = Vec::new();
@@ -126,10 +134,10 @@ pub fn restore_to(
         payload.extend_from_slice(dictionary.bytes());
         frame::put_compressed(&mut greeting, Kind::Dictionary, &payload);
     }
-    frame::put_compressed(&mut greeting, Kind::Wish, &wish);
+    frame::put_compressed(&mut greeting, Kind::Wish, &request);
     output.write_all(&greeting).and_then(|()| output.flush()).map_err(|error| lost(error.to_string()))?;
 
-    let window = Window::default();
+    let window = Arc::new(SendWindow::new());
     thread::scope(|scope| {
         let (frames, incoming) = bounded(FRAMES_AHEAD);
         let (out, outgoing) = unbounded::<Vec<u8>>();
@@ -142,10 +150,10 @@ pub fn restore_to(
         };
         let read = move || read_all(&mut *input, &frames);
         start(thread::Builder::new().spawn_scoped(scope, read).map(drop))?;
-        let written = window.clone();
+        let written = Arc::clone(&window);
         let write = move || write_all(&mut output, &outgoing, &written);
         start(thread::Builder::new().spawn_scoped(scope, write).map(drop))?;
-        let ahead = Arc::new(AheadRows { served: Arc::clone(&served), out: out.clone(), window: window.clone() });
+        let ahead = Arc::new(AheadRows { served: Arc::clone(&served), out: out.clone(), window: Arc::clone(&window) });
         let (record, chunks) = (view.record().clone(), Arc::clone(view.chunks()));
         let walk = move || {
             let catalog = Arc::new(CatalogReader::asking(ahead));
@@ -190,25 +198,8 @@ fn read_all(input: &mut dyn Read, frames: &Sender<Result<Frame, String>>) {
     }
 }
 
-fn wish(view: &SnapshotView, subtree: &[u8], options: &RestoreOptions) -> Result<Vec<u8>, serde_json::Error> {
-    let overwrite = match options.overwrite {
-        Overwrite::Never => "never",
-        Overwrite::Changed => "changed",
-        Overwrite::Always => "always",
-    };
-    serde_json::to_vec(&Wish {
-        record: serde_json::to_value(view.record())?,
-        subtree: to_hex(subtree),
-        overwrite: overwrite.to_owned(),
-        delete: options.delete,
-        numeric_ids: options.numeric_ids,
-        dry_run: options.dry_run,
-        no_specials: options.no_specials,
-    })
-}
-
 /// Writes frames as they come, and a sign of life when none do. That such a sign was written is no sign of the agent's work.
-fn write_all(output: &mut dyn Write, outgoing: &Receiver<Vec<u8>>, window: &Window) {
+fn write_all(output: &mut dyn Write, outgoing: &Receiver<Vec<u8>>, window: &SendWindow) {
     let mut alive = Vec::new();
     frame::put(&mut alive, Kind::Alive, &[]);
     loop {
@@ -240,7 +231,7 @@ struct Desk<'a> {
     replica: &'a Replica,
     served: &'a Served,
     out: Sender<Vec<u8>>,
-    window: &'a Window,
+    window: &'a SendWindow,
     progress: &'a RestoreProgress,
     patience: Duration,
 }
@@ -262,7 +253,7 @@ impl Desk<'_> {
                 Err(RecvTimeoutError::Disconnected) => return Err("it ended".to_owned()),
             }
             // What it was sent and has not read yet it cannot answer.
-            heard = heard.max(self.window.moved());
+            heard = heard.max(self.window.last_written());
             if heard.elapsed() > self.patience {
                 return Err(format!("the agent has said nothing of its work for {} s", heard.elapsed().as_secs()));
             }
@@ -279,7 +270,7 @@ impl Desk<'_> {
                 }
                 let mut bytes = Vec::new();
                 frame::put(&mut bytes, Kind::Answer, &self.answer(question).encode(number));
-                self.window.waits(bytes.capacity() + FRAME_BYTES);
+                self.window.queued(bytes.capacity() + FRAME_BYTES);
                 // A writer that is gone shows at the next read.
                 let _ = self.out.send(bytes);
             }
@@ -305,15 +296,14 @@ impl Desk<'_> {
     /// Waits until the agent has read enough of what it asked for; `false` if the restore is interrupted.
     fn wait_for_room(&self) -> Result<bool, String> {
         let began = Instant::now();
-        while self.window.is_full() {
+        while !self.window.wait_for_room(TICK) {
             if self.progress.interrupt.load(Ordering::Relaxed) {
                 return Ok(false);
             }
-            let silent = began.max(self.window.moved()).elapsed();
+            let silent = began.max(self.window.last_written()).elapsed();
             if silent > self.patience {
                 return Err(format!("the agent has read nothing of what it asked for in {} s", silent.as_secs()));
             }
-            self.window.pause();
         }
         Ok(true)
     }
@@ -351,87 +341,11 @@ fn readable(number: u8) -> Option<Table> {
     matches!(table, Table::Chunks | Table::Packs | Table::Groups | Table::Objects).then_some(table)
 }
 
-/// How many bytes are sent ahead and not taken, and how many wait to be written.
-#[derive(Clone)]
-struct Window(Arc<(Mutex<Flow>, Condvar)>);
-
-struct Flow {
-    ahead: usize,
-    unwritten: usize,
-    closed: bool,
-    /// When something that the agent needs was written last.
-    moved: Instant,
-}
-
-impl Default for Window {
-    fn default() -> Window {
-        let flow = Flow { ahead: 0, unwritten: 0, closed: false, moved: Instant::now() };
-        Window(Arc::new((Mutex::new(flow), Condvar::new())))
-    }
-}
-
-impl Window {
-    fn flow(&self) -> MutexGuard<'_, Flow> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Flow)) {
-        change(&mut self.flow());
-        self.0.1.notify_all();
-    }
-
-    fn taken(&self, bytes: u64) {
-        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        self.change(|flow| flow.ahead = flow.ahead.saturating_sub(bytes));
-    }
-
-    fn close(&self) {
-        self.change(|flow| flow.closed = true);
-    }
-
-    fn waits(&self, bytes: usize) {
-        self.change(|flow| flow.unwritten += bytes);
-    }
-
-    fn written(&self, bytes: usize) {
-        self.change(|flow| {
-            flow.unwritten = flow.unwritten.saturating_sub(bytes);
-            flow.moved = Instant::now();
-        });
-    }
-
-    fn moved(&self) -> Instant {
-        self.flow().moved
-    }
-
-    fn is_full(&self) -> bool {
-        self.flow().unwritten > OUTGOING_BYTES
-    }
-
-    /// Waits a moment for a change.
-    fn pause(&self) {
-        drop(self.0.1.wait_timeout(self.flow(), TICK));
-    }
-
-    /// Waits for room ahead; returns whether there will be any.
-    fn enter(&self, bytes: usize) -> bool {
-        let mut flow = self.flow();
-        while flow.ahead > ROWS_AHEAD_BYTES || flow.unwritten > OUTGOING_BYTES {
-            if flow.closed {
-                return false;
-            }
-            flow = self.0.1.wait_timeout(flow, TICK).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        flow.ahead += bytes;
-        !flow.closed
-    }
-}
-
 /// Reads rows, and sends each to the agent on the way.
 struct AheadRows {
     served: Arc<Served>,
     out: Sender<Vec<u8>>,
-    window: Window,
+    window: Arc<SendWindow>,
 }
 
 impl RowSource for AheadRows {
@@ -442,7 +356,7 @@ impl RowSource for AheadRows {
             Refused::Elsewhere => unwanted(),
         })?;
         if let Some(row) = row.as_ref().filter(|row| row.len() <= ANSWER_MAX_BYTES) {
-            if !self.window.enter(row.len()) {
+            if !self.window.reserve_ahead(row.len()) {
                 return Err(unwanted());
             }
             let mut payload = vec![table as u8];
@@ -450,7 +364,7 @@ impl RowSource for AheadRows {
             payload.extend_from_slice(row);
             let mut bytes = Vec::new();
             frame::put(&mut bytes, Kind::Ahead, &payload);
-            self.window.waits(bytes.capacity() + FRAME_BYTES);
+            self.window.queued(bytes.capacity() + FRAME_BYTES);
             let _ = self.out.send(bytes);
         }
         Ok(row)

@@ -3,7 +3,7 @@
 //! | from | kind | payload |
 //! | --- | --- | --- |
 //! | run | Dictionary | number, bytes; each that the store has |
-//! | run | Wish | JSON: [`Wish`] |
+//! | run | Wish | JSON: [`RestoreRequest`] |
 //! | agent | Ask | number of the question (varint), then 0, table, key: a row; or 1, pack (16 bytes), offset, length: bytes of a pack |
 //! | run | Answer | number of the question, then 0: there is none; 1 and the bytes; 2 and a text: it cannot be had |
 //! | run | Ahead | table, key, bytes: a row that will be asked for next, as far as the run can tell |
@@ -15,7 +15,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::snapshot::SnapshotRecord;
 use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::restore::Overwrite;
 use crate::store::pack::PackId;
 
 /// Most bytes of rows that are sent before they are asked for, and not taken yet.
@@ -25,13 +27,13 @@ pub const ANSWER_MAX_BYTES: usize = 1 << 20;
 
 /// What is to be restored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Wish {
+pub struct RestoreRequest {
     /// The snapshot's record.
-    pub record: serde_json::Value,
+    pub record: SnapshotRecord,
     /// The path in it, in hexadecimal: it may have any bytes.
     pub subtree: String,
-    /// What to do with names that exist: `never`, `changed` or `always`.
-    pub overwrite: String,
+    /// What to do with names that exist.
+    pub overwrite: Overwrite,
     /// Whether to remove names that the snapshot does not have.
     pub delete: bool,
     /// Whether owners are set by number.
