@@ -19,7 +19,7 @@ use zmreplica::check::{CheckOptions, CheckProgress, check};
 use zmreplica::model::{Stat, Timestamp};
 use zmreplica::remote::agentless::{AgentlessOptions, AgentlessTree};
 use zmreplica::remote::client::{AgentChoice, RemoteTree, connect};
-use zmreplica::remote::protocol::messages::ZERO_STAT;
+use zmreplica::remote::protocol::fields::ZERO_STAT;
 use zmreplica::remote::protocol::{Start, Task};
 use zmreplica::remote::transport::command::CommandTransport;
 use zmreplica::remote::transport::spec::RemoteSpec;
@@ -180,7 +180,7 @@ impl Scene {
                     cross_file_systems: false,
                     scan_only: false,
                     bytes_per_second: 0,
-                    patience: Duration::from_secs(60),
+                    idle_timeout: Duration::from_secs(60),
                     spool: self.store().join("cache"),
                     interrupted: Arc::new(|| false),
                 };

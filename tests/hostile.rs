@@ -23,10 +23,11 @@ use odd::noise;
 use zmreplica::coding::put_varint;
 use zmreplica::model::ChunkHash;
 use zmreplica::remote::client::RemoteTree;
+use zmreplica::remote::protocol::fields::StatCoder;
 use zmreplica::remote::protocol::frame::{self, Kind};
-use zmreplica::remote::protocol::messages::{Event, StatCoder, encode_requests, put_event};
+use zmreplica::remote::protocol::messages::{Event, encode_requests, put_event};
 use zmreplica::remote::protocol::{MAGIC, Start, Task, VERSION};
-use zmreplica::remote::transport::{Connection, Control, LastWords};
+use zmreplica::remote::transport::{Connection, Control, ExitInfo};
 use zmreplica::source::read::{ReadEvent, ReadRequest, Want};
 use zmreplica::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed, SourceTree};
 
@@ -313,8 +314,8 @@ impl Control for Socket {
         let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 
-    fn last_words(&self) -> LastWords {
-        LastWords::default()
+    fn exit_info(&self) -> ExitInfo {
+        ExitInfo::default()
     }
 }
 
@@ -345,8 +346,8 @@ fn what_comes_instead_of_chunks_that_are_due_is_bounded() {
         output: Box::new(near.try_clone().unwrap()),
         control: Arc::new(Socket(near)),
     };
-    let patience = std::time::Duration::from_secs(60);
-    let mut tree = RemoteTree::start(connection, Arc::default(), Path::new(""), patience).unwrap();
+    let idle_timeout = std::time::Duration::from_secs(60);
+    let mut tree = RemoteTree::start(connection, Arc::default(), Path::new(""), idle_timeout).unwrap();
     let mut intake = Wanting(0);
     tree.submit(request(b"file".to_vec())).unwrap();
     tree.flush().unwrap();
@@ -415,7 +416,7 @@ impl Agent {
 }
 
 fn request(path: Vec<u8>) -> ReadRequest {
-    ReadRequest { path, stat: zmreplica::remote::protocol::messages::ZERO_STAT, want: Want::Content }
+    ReadRequest { path, stat: zmreplica::remote::protocol::fields::ZERO_STAT, want: Want::Content }
 }
 
 #[test]

@@ -30,7 +30,7 @@ use zmreplica::check::{CheckOptions, CheckProgress, check};
 use zmreplica::remote::agent::{AgentOptions, serve};
 use zmreplica::remote::client::{RemoteTree, WireCounters};
 use zmreplica::remote::protocol::{Start, Task};
-use zmreplica::remote::transport::{Connection, Control, LastWords};
+use zmreplica::remote::transport::{Connection, Control, ExitInfo};
 use zmreplica::replica::{LockedReplica, Replica, init};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
@@ -206,8 +206,8 @@ impl Control for Socket {
         let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 
-    fn last_words(&self) -> LastWords {
-        LastWords::default()
+    fn exit_info(&self) -> ExitInfo {
+        ExitInfo::default()
     }
 }
 

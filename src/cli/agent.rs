@@ -19,7 +19,7 @@ use super::output::stderr_line;
 /// The niceness that the agent takes on: the mail server comes first.
 const NICE: i32 = 10;
 /// An agent waits longer than a run before it takes the other side for lost: the run is the one to tell.
-const PATIENCE: Duration = Duration::from_secs(2 * SILENCE.as_secs());
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2 * SILENCE.as_secs());
 
 /// How long the agent may take to end once its input has.
 const END_TIME: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &AgentArgs) -> Result<Exit, CliError> {
     let options = AgentOptions { root: args.root.clone(), writable: args.writable, confine: true };
     // No buffer of std's own: frames are written whole.
     let mut output = File::from(output);
-    let input = Ending { input: TimedReader::new(input, PATIENCE) };
+    let input = Ending { input: TimedReader::new(input, IDLE_TIMEOUT) };
     let served = serve(input, &mut output, &options);
     let _ = output.flush();
     match served {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde::Deserialize;
-use zmreplica::remote::client::{AgentChoice, HANDSHAKE, PATIENCE};
+use zmreplica::remote::client::{AgentChoice, HANDSHAKE, IDLE_TIMEOUT};
 use zmreplica::remote::transport::ssh::{PASSPHRASE_VARIABLE, Passphrase, SshOptions};
 use zmreplica::snapshot::pull::{CompressAt, PullOptions, Way};
 use zmreplica::wall::{Share, limit_memory};
@@ -127,7 +127,8 @@ pub(crate) fn options(
             "Nothing can be compressed at the source without an agent: leave out --agentless or --compress-at";
         return Err(CliError::Usage(message.to_owned()));
     }
-    let patience = args.timeout.or(config.timeout).map_or(PATIENCE, |seconds| Duration::from_secs(seconds.max(1)));
+    let idle_timeout =
+        args.timeout.or(config.timeout).map_or(IDLE_TIMEOUT, |seconds| Duration::from_secs(seconds.max(1)));
     let agent_named = args.agent_path.is_some() || args.agent_binary.is_some();
     let configured = config.bwlimit.as_deref().map(parse_rate).transpose().map_err(CliError::Usage)?;
     Ok(PullOptions {
@@ -136,7 +137,7 @@ pub(crate) fn options(
             path: args.agent_path.clone().or_else(|| config.agent_path.clone()),
             upload: !args.no_upload && config.upload.unwrap_or(true),
             binary: args.agent_binary.clone().or_else(|| config.agent_binary.clone()),
-            handshake: patience.min(HANDSHAKE),
+            handshake: idle_timeout.min(HANDSHAKE),
         },
         // An agent that is named on the command line is meant.
         agentless: args.agentless || (config.agentless.unwrap_or(false) && !agent_named),
@@ -145,7 +146,7 @@ pub(crate) fn options(
             Some(CompressAtArg::Source) | None => CompressAt::Source,
         },
         bytes_per_second: args.bwlimit.or(configured).unwrap_or(0),
-        patience,
+        idle_timeout,
         retries: args.retries.or(config.retries).unwrap_or(RETRIES),
     })
 }

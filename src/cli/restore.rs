@@ -136,7 +136,7 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
             subtree: &subtree,
             agent: &reaching.agent,
             options: &options,
-            patience: reaching.patience,
+            idle_timeout: reaching.idle_timeout,
         };
         Ok(restore_to(&mut *reaching.way.transport(spec), &spec.path, &what, progress)?)
     })?;

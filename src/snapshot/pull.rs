@@ -78,7 +78,7 @@ pub struct PullOptions {
     /// Most bytes a second that the agent sends; 0 for no limit.
     pub bytes_per_second: u64,
     /// How long the agent may say nothing but that it is alive before the connection counts as lost.
-    pub patience: Duration,
+    pub idle_timeout: Duration,
     /// Attempts in a row that may fail without having brought anything worth it before the run gives up.
     pub retries: u32,
 }
@@ -140,7 +140,7 @@ pub fn change_since(
             cross_file_systems: false,
             scan_only: true,
             bytes_per_second: 0,
-            patience: pull.patience,
+            idle_timeout: pull.idle_timeout,
             spool: std::env::temp_dir(),
             interrupted: Arc::new(|| false),
         };
@@ -163,7 +163,7 @@ pub fn change_since(
         opened => opened?,
     };
     // A look, of which nothing is kept.
-    change_in(&mut RemoteTree::start(opened.connection, Arc::default(), Path::new(""), pull.patience)?, since)
+    change_in(&mut RemoteTree::start(opened.connection, Arc::default(), Path::new(""), pull.idle_timeout)?, since)
 }
 
 /// Returns the time of a change in a tree that is newer than `since`.
@@ -238,7 +238,7 @@ fn open(
     }
     let (wire, blocks) = (Arc::clone(&progress.wire), block_cache(replica, spec));
     let stop = Arc::clone(progress);
-    let tree = RemoteTree::start(opened.connection, wire, &blocks, pull.patience)?;
+    let tree = RemoteTree::start(opened.connection, wire, &blocks, pull.idle_timeout)?;
     Ok(Box::new(tree.stopped_by(Arc::new(move || stop.interrupted()))))
 }
 
@@ -258,7 +258,7 @@ fn open_agentless(
         cross_file_systems: options.cross_file_systems,
         scan_only: matches!(task, Task::Scan),
         bytes_per_second: pull.bytes_per_second,
-        patience: pull.patience,
+        idle_timeout: pull.idle_timeout,
         spool: replica.path().join("cache"),
         interrupted: Arc::new(move || interrupted.interrupted()),
     };

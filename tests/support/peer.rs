@@ -7,17 +7,16 @@ use std::time::Duration;
 
 use zmreplica::coding::{put_bytes, put_varint};
 use zmreplica::model::{ChunkHash, Kind as InodeKind, Stat, Xattr};
+use zmreplica::remote::protocol::fields::{StatCoder, ZERO_STAT};
 use zmreplica::remote::protocol::frame::{self, Kind};
 use zmreplica::remote::protocol::listing::BlockWriter;
-use zmreplica::remote::protocol::messages::{
-    EndResult, Event, Figures, StatCoder, ZERO_STAT, decode_requests, put_event,
-};
-use zmreplica::remote::protocol::restore::{Question, Reply};
+use zmreplica::remote::protocol::messages::{EndResult, Event, Figures, decode_requests, put_event};
+use zmreplica::remote::protocol::restore::{Query, Reply};
 use zmreplica::remote::protocol::{MAGIC, VERSION};
 use zmreplica::source::scan::{Entry, Found, Listing, Problem, ProblemKind};
 use zmreplica::store::pack::PackId;
 
-/// Waits between drips: shorter than the patience that the tests give.
+/// Waits between drips: shorter than the timeout that the tests set.
 const DRIP: Duration = Duration::from_millis(250);
 
 struct Peer {
@@ -315,7 +314,7 @@ fn drips(peer: &mut Peer, attack: &str) {
 }
 
 fn at_restore(peer: &mut Peer, attack: &str) {
-    peer.wait_for(Kind::Wish);
+    peer.wait_for(Kind::RestoreRequest);
     let name = std::env::var("HOSTILE_PACK").unwrap();
     let mut pack = PackId([0; 16]);
     for (at, byte) in pack.0.iter_mut().enumerate() {
@@ -325,7 +324,7 @@ fn at_restore(peer: &mut Peer, attack: &str) {
         "unread-answers" => {
             let mut many = Vec::new();
             (0..100)
-                .for_each(|number| frame::put(&mut many, Kind::Ask, &Question::Pack(pack, 0, 250_000).encode(number)));
+                .for_each(|number| frame::put(&mut many, Kind::Query, &Query::Pack(pack, 0, 250_000).encode(number)));
             (0..100).for_each(|_| peer.raw(&many));
             // The end of stdin would be read.
             std::thread::sleep(Duration::from_secs(120));
@@ -334,12 +333,12 @@ fn at_restore(peer: &mut Peer, attack: &str) {
             let mut stolen = Vec::new();
             let mut questions = Vec::new();
             for table in 0..16 {
-                questions.extend((0..40).map(|key| Question::Row(table, key)));
+                questions.extend((0..40).map(|key| Query::Row(table, key)));
             }
             let length = std::fs::metadata(pack_path(&name)).unwrap().len();
-            questions.extend([Question::Pack(pack, 0, length), Question::Pack(pack, length / 2, length - length / 2)]);
+            questions.extend([Query::Pack(pack, 0, length), Query::Pack(pack, length / 2, length - length / 2)]);
             for (number, question) in (0..).zip(questions) {
-                peer.send(Kind::Ask, &question.encode(number));
+                peer.send(Kind::Query, &question.encode(number));
                 let (_, reply) = Reply::decode(&peer.wait_for(Kind::Answer)).unwrap();
                 if let Reply::Bytes(bytes) = reply {
                     // What is compressed is looked through as it was.

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::super::protocol::messages::NO_FILE_SYSTEM;
+use super::super::protocol::fields::NO_FILE_SYSTEM;
 use crate::model::Stat;
 use crate::source::scan::{Found, Listing};
 

@@ -35,7 +35,7 @@ use super::protocol::frame::{self, Frame, Kind};
 use super::protocol::messages::{
     Figures, decode_owners, decode_requests, encode_owner_names, encode_root_stat, request_bytes,
 };
-use super::protocol::{Hello, MAGIC, PREAMBLE_BYTES, Start, Task, VERSION};
+use super::protocol::{Hello, PREAMBLE_BYTES, Start, Task, VERSION, preamble};
 use crate::coding::{DecodeError, Decoder};
 use crate::sandbox;
 use crate::source::exclude::Excludes;
@@ -76,7 +76,7 @@ pub enum AgentError {
     /// The other side does not keep to the protocol.
     #[error("The other side broke the protocol: {0}")]
     Protocol(String),
-    /// The wish was refused; the other side was told.
+    /// The request was refused, and that was reported to the run.
     #[error("{0}")]
     Refused(String),
 }
@@ -128,14 +128,6 @@ pub fn serve(
             Session::start(&root, &start, cores, names)?.serve(input, output)
         }
     }
-}
-
-/// Returns the preamble that each side begins with.
-pub(super) fn preamble() -> [u8; PREAMBLE_BYTES] {
-    let mut bytes = [0; PREAMBLE_BYTES];
-    bytes[..8].copy_from_slice(&MAGIC);
-    bytes[8..].copy_from_slice(&VERSION.to_le_bytes());
-    bytes
 }
 
 fn hello() -> Hello {

@@ -11,15 +11,15 @@ use crossbeam_channel::{Sender, bounded};
 use crate::source::tree::{OwnerNames, owner_names};
 
 /// A question, and where the answer goes.
-type Question = (BTreeSet<u32>, BTreeSet<u32>, Sender<OwnerNames>);
+type Query = (BTreeSet<u32>, BTreeSet<u32>, Sender<OwnerNames>);
 
 /// The way to the thread, which ends with it.
-pub(super) struct Names(Sender<Question>);
+pub(super) struct Names(Sender<Query>);
 
 impl Names {
     /// Starts the thread.
     pub(super) fn start() -> io::Result<Names> {
-        let (sender, questions) = bounded::<Question>(1);
+        let (sender, questions) = bounded::<Query>(1);
         std::thread::Builder::new().name("names".to_owned()).spawn(move || {
             for (users, groups, answer) in questions {
                 // Whoever asked may be gone.

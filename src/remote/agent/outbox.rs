@@ -98,9 +98,9 @@ impl Outbox {
     }
 
     /// Returns what waits, all of it in one piece; nothing when it is time for a sign of life, `None` at the end.
-    fn take(&self, patience: Duration) -> Option<Vec<u8>> {
+    fn take(&self, idle_timeout: Duration) -> Option<Vec<u8>> {
         let mut state = self.lock();
-        let until = Instant::now() + patience;
+        let until = Instant::now() + idle_timeout;
         loop {
             if state.broken {
                 return None;

@@ -1,6 +1,6 @@
 //! The agent as the far end of a restore: writes below one directory what a snapshot elsewhere holds, by the same code as a restore on one host.
 //!
-//! Rows that came ahead of their question are kept up to [`AHEAD_MAX_BYTES`], the oldest thrown away first.
+//! Rows that came before their query are kept up to [`PREFETCHED_MAX_BYTES`], the oldest thrown away first.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ use crate::catalog::reader::{CatalogReader, RowSource};
 use crate::catalog::snapshot::from_hex;
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
-use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, ROWS_AHEAD_BYTES, Reply, RestoreRequest};
+use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Query, ROWS_AHEAD_BYTES, Reply, RestoreRequest};
 use crate::restore::{RestoreOptions, RestoreProgress, RestoreReport, restore};
 use crate::store::backend::{Backend, BackendError};
 use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
@@ -30,8 +30,8 @@ use crate::view::{SnapshotView, ViewOptions};
 /// The agent keeps less than a restore on the replica would: the mail server's memory is not its own.
 const VIEW: ViewOptions = ViewOptions { cache_bytes: 8 << 20 };
 
-/// Most bytes of rows that came ahead of their question, as they count in memory: the run's window, of which small rows take several times their length.
-const AHEAD_MAX_BYTES: usize = 6 * ROWS_AHEAD_BYTES;
+/// Most bytes of rows that came before their query, as they count in memory: the run's window, of which small rows take several times their length.
+const PREFETCHED_MAX_BYTES: usize = 6 * ROWS_AHEAD_BYTES;
 /// What such a row takes beside its bytes.
 const ROW_BYTES: usize = 128;
 /// Most bytes of dictionaries. A store has one of 112 KiB, as a rule.
@@ -47,29 +47,29 @@ struct Exchange {
     next: AtomicU64,
     /// `None` once the connection is gone.
     waiting: Mutex<Option<HashMap<u64, Sender<Reply>>>>,
-    ahead: Mutex<Ahead>,
+    prefetched: Mutex<Prefetched>,
 }
 
 /// Rows that came before they were asked for.
 #[derive(Default)]
-struct Ahead {
+struct Prefetched {
     rows: HashMap<(u8, u64), Vec<u8>>,
     order: VecDeque<(u8, u64)>,
     bytes: usize,
 }
 
 impl Exchange {
-    fn ask(&self, question: Question) -> Result<crossbeam_channel::Receiver<Reply>, String> {
+    fn ask(&self, query: Query) -> Result<crossbeam_channel::Receiver<Reply>, String> {
         let gone = || "the connection to the replica is gone".to_owned();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = bounded(1);
         lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(number, sender);
-        self.outbox.send(Kind::Ask, &question.encode(number)).map_err(|_| gone())?;
+        self.outbox.send(Kind::Query, &query.encode(number)).map_err(|_| gone())?;
         Ok(receiver)
     }
 
-    fn answer(&self, question: Question) -> Result<Option<Vec<u8>>, String> {
-        match self.ask(question)?.recv() {
+    fn answer(&self, query: Query) -> Result<Option<Vec<u8>>, String> {
+        match self.ask(query)?.recv() {
             Ok(Reply::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(Reply::None) => Ok(None),
             Ok(Reply::Failed(reason)) => Err(reason),
@@ -78,11 +78,11 @@ impl Exchange {
     }
 
     /// Takes a row that came ahead, and tells the other side that there is room.
-    fn take_ahead(&self, table: u8, key: u64) -> Option<Vec<u8>> {
+    fn take_prefetched(&self, table: u8, key: u64) -> Option<Vec<u8>> {
         let payload = {
-            let mut ahead = lock(&self.ahead);
-            let payload = ahead.rows.remove(&(table, key))?;
-            ahead.bytes -= payload.len() + ROW_BYTES;
+            let mut prefetched = lock(&self.prefetched);
+            let payload = prefetched.rows.remove(&(table, key))?;
+            prefetched.bytes -= payload.len() + ROW_BYTES;
             payload
         };
         self.taken(payload.len());
@@ -95,23 +95,23 @@ impl Exchange {
         let _ = self.outbox.send(Kind::Taken, &payload);
     }
 
-    fn keep_ahead(&self, payload: &[u8]) -> Result<(), AgentError> {
+    fn keep_prefetched(&self, payload: &[u8]) -> Result<(), AgentError> {
         let mut decoder = Decoder::new(payload);
         let place = (decoder.byte()?, decoder.varint()?);
         let row = decoder.take(decoder.remaining())?.to_vec();
         let mut thrown = 0;
         {
-            let mut ahead = lock(&self.ahead);
-            ahead.bytes += row.len() + ROW_BYTES;
-            if let Some(before) = ahead.rows.insert(place, row) {
-                ahead.bytes -= before.len() + ROW_BYTES;
+            let mut prefetched = lock(&self.prefetched);
+            prefetched.bytes += row.len() + ROW_BYTES;
+            if let Some(before) = prefetched.rows.insert(place, row) {
+                prefetched.bytes -= before.len() + ROW_BYTES;
                 thrown += before.len();
             }
-            ahead.order.push_back(place);
-            while ahead.bytes > AHEAD_MAX_BYTES || ahead.order.len() > 1 << 20 {
-                let Some(oldest) = ahead.order.pop_front() else { break };
-                if let Some(row) = ahead.rows.remove(&oldest) {
-                    ahead.bytes -= row.len() + ROW_BYTES;
+            prefetched.order.push_back(place);
+            while prefetched.bytes > PREFETCHED_MAX_BYTES || prefetched.order.len() > 1 << 20 {
+                let Some(oldest) = prefetched.order.pop_front() else { break };
+                if let Some(row) = prefetched.rows.remove(&oldest) {
+                    prefetched.bytes -= row.len() + ROW_BYTES;
                     thrown += row.len();
                 }
             }
@@ -127,7 +127,7 @@ impl Exchange {
         while let Ok(Frame { kind, payload }) = frame::read(input) {
             let taken = match kind {
                 Kind::Alive => Ok(()),
-                Kind::Ahead => self.keep_ahead(&payload),
+                Kind::Prefetched => self.keep_prefetched(&payload),
                 Kind::Answer => Reply::decode(&payload).map_err(AgentError::from).map(|(number, reply)| {
                     let waiting = lock(&self.waiting).as_mut().and_then(|waiting| waiting.remove(&number));
                     if let Some(waiting) = waiting {
@@ -149,10 +149,10 @@ impl Exchange {
 
 impl RowSource for Exchange {
     fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError> {
-        if let Some(row) = self.take_ahead(table as u8, key) {
+        if let Some(row) = self.take_prefetched(table as u8, key) {
             return Ok(Some(row));
         }
-        self.answer(Question::Row(table as u8, key))
+        self.answer(Query::Row(table as u8, key))
             .map_err(|message| CatalogError::Open { path: "of the replica".to_owned(), message })
     }
 }
@@ -178,12 +178,12 @@ impl Backend for FarPacks {
     fn read_into(&self, key: &str, offset: u64, buffer: &mut [u8]) -> Result<(), BackendError> {
         let failed = |reason: String| BackendError::io("read", key, std::io::Error::other(reason));
         let pack = PackId::from_key(key).ok_or_else(|| BackendError::BadKey { key: key.to_owned() })?;
-        // All questions first: the answers then come in one round trip.
+        // All queries first: the answers then come in one round trip.
         let mut asked = Vec::new();
         for (at, piece) in buffer.chunks_mut(ANSWER_MAX_BYTES).enumerate() {
             let offset = offset + (at * ANSWER_MAX_BYTES) as u64;
-            let question = Question::Pack(pack, offset, piece.len() as u64);
-            asked.push((self.0.ask(question).map_err(failed)?, piece));
+            let query = Query::Pack(pack, offset, piece.len() as u64);
+            asked.push((self.0.ask(query).map_err(failed)?, piece));
         }
         for (answer, piece) in asked {
             match answer.recv() {
@@ -210,7 +210,7 @@ impl Backend for FarPacks {
     }
 }
 
-/// Restores what the other side wishes into `root`.
+/// Restores what the run asks for into `root`.
 pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, root: &Path) -> Result<(), AgentError> {
     let (request, dictionaries) = match read_request(&mut input) {
         Ok(read) => read,
@@ -224,7 +224,7 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
         outbox: Outbox::default(),
         next: AtomicU64::new(0),
         waiting: Mutex::new(Some(HashMap::new())),
-        ahead: Mutex::default(),
+        prefetched: Mutex::default(),
     });
     let progress = RestoreProgress::default();
     std::thread::scope(|scope| {
@@ -272,7 +272,7 @@ fn read_request(input: &mut dyn Read) -> Result<(RestoreRequest, DictionarySet),
                 let made = Dictionary::new(id, bytes);
                 dictionaries.insert(Arc::new(made)).map_err(|error| protocol(error.to_string()))?;
             }
-            Kind::Wish => {
+            Kind::RestoreRequest => {
                 let request = serde_json::from_slice(&payload)
                     .map_err(|error| protocol(format!("a restore that this version does not know: {error}")))?;
                 return Ok((request, dictionaries));

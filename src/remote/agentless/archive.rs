@@ -8,10 +8,9 @@
 
 use std::io::{self, Read};
 
-use super::find::PATH_MAX_BYTES;
 use super::shell::breach;
 use crate::model::{Kind, Timestamp, Xattr};
-use crate::remote::protocol::messages::XATTRS_MAX_BYTES;
+use crate::remote::protocol::fields::{PATH_MAX_BYTES, XATTRS_MAX_BYTES};
 
 /// Size of a block.
 const BLOCK_BYTES: usize = 512;

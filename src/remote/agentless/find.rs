@@ -7,9 +7,8 @@
 use rustix::io::Errno;
 
 use crate::model::{Kind, Stat, Timestamp};
+use crate::remote::protocol::fields::PATH_MAX_BYTES;
 
-/// The longest path that is taken, in bytes. Deep trees go beyond what the system takes in one call.
-pub(super) const PATH_MAX_BYTES: usize = 128 << 10;
 /// The longest record: a path and numbers.
 pub(super) const RECORD_MAX_BYTES: usize = PATH_MAX_BYTES + 512;
 

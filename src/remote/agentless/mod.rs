@@ -11,7 +11,7 @@
 //!
 //! One connection, one command at a time; its names follow on stdin, its answer has an end of its own. Nothing is written on the far side.
 //!
-//! Architecture invariant: no answer counts before the exit code and the messages of its command are known (`words`, `find::complaints`): `tar` fills up with zeros what it cannot read,
+//! Architecture invariant: no answer counts before the exit code and the messages of its command are known (`tar_messages`, `find::complaints`): `tar` fills up with zeros what it cannot read,
 //! `find` leaves out what it cannot look at, and both say so there alone. A name of which neither an answer nor a message came counts as unreadable, never as gone.
 //!
 //! Content comes as a tar stream, each file into a temporary file here, so that the cutter of local files cuts it, at the same places. `find` looks
@@ -25,14 +25,14 @@
 
 mod archive;
 mod find;
-mod look;
 mod read;
 mod scan;
 mod shell;
 mod sort;
 mod spool;
+mod tar_messages;
 mod tree;
-mod words;
+mod xattr_probe;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ pub struct AgentlessOptions {
     /// Most bytes a second that are taken; 0 for no limit.
     pub bytes_per_second: u64,
     /// How long the far side may be waited for while next to nothing comes.
-    pub patience: Duration,
+    pub idle_timeout: Duration,
     /// An existing directory for temporary files; they have no names. It takes the names of the tree and the largest file.
     pub spool: PathBuf,
     /// Asked now and then while much comes in.

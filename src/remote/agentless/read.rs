@@ -8,10 +8,10 @@ use rustix::io::Errno;
 
 use super::archive::{Archive, Member};
 use super::find::{self, RECORD_MAX_BYTES, relative};
-use super::look::look;
 use super::shell::{Shell, breach, shown};
 use super::spool::Spool;
-use super::words::{Trouble, Words};
+use super::tar_messages::{TarMessages, Trouble};
+use super::xattr_probe::probe_xattrs;
 use crate::model::{Kind, Stat};
 use crate::source::cut::{CutError, Cutter};
 use crate::source::read::{ATTEMPTS, EventSink, Hashing, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
@@ -68,7 +68,7 @@ pub(super) fn headers<'p>(
         }
     };
     let said = ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))?;
-    let words = Words::parse(&said);
+    let words = TarMessages::parse(&said);
     found.retain(|(path, _)| words.understood() && words.of(path).is_none());
     Ok(found)
 }
@@ -81,7 +81,7 @@ struct Now {
 }
 
 /// Asks what is at some names now. Names that are not there are missing in the answer; those that could not be looked at have the system's error number.
-fn look_again<'p>(
+fn stat_paths<'p>(
     shell: &mut Shell,
     paths: impl Iterator<Item = &'p [u8]> + Clone,
 ) -> Result<HashMap<Vec<u8>, Result<Now, i32>>, SourceError> {
@@ -139,7 +139,7 @@ fn forget_elsewhere<'r>(
     });
     let moved: Vec<&[u8]> = moved.map(|(path, _)| path).collect();
     let directories: BTreeSet<&[u8]> = moved.iter().flat_map(|path| above(path)).collect();
-    let seen = look_again(shell, directories.iter().copied())?;
+    let seen = stat_paths(shell, directories.iter().copied())?;
     for path in moved {
         let inside =
             above(path).all(|path| matches!(seen.get(path), Some(Ok(now)) if now.stat.kind == Kind::Directory));
@@ -152,7 +152,7 @@ fn forget_elsewhere<'r>(
 
 /// Looks at one name.
 pub(super) fn stat_one(shell: &mut Shell, path: &[u8]) -> Result<Option<Stat>, SourceError> {
-    match look_again(shell, std::iter::once(path))?.remove(path) {
+    match stat_paths(shell, std::iter::once(path))?.remove(path) {
         None => Ok(None),
         Some(Ok(now)) => Ok(Some(now.stat)),
         Some(Err(errno)) => {
@@ -288,9 +288,9 @@ impl Reader {
             shell.command_with("tar", names);
             words = Some(self.take_members(shell, requests, places, sinks, attempt, &mut taken)?);
         }
-        let sound = words.as_ref().is_none_or(Words::understood);
+        let sound = words.as_ref().is_none_or(TarMessages::understood);
         let said = words.unwrap_or_default();
-        let mut now = look_again(shell, places.iter().map(path))?;
+        let mut now = stat_paths(shell, places.iter().map(path))?;
         forget_elsewhere(shell, places.iter().map(|place| &requests[*place]), &mut now)?;
         let mut ended = Vec::with_capacity(places.len());
         for (place, taken) in places.iter().zip(taken) {
@@ -310,7 +310,7 @@ impl Reader {
         sinks: &mut dyn BatchSink,
         attempt: u32,
         taken: &mut [Option<Taken>],
-    ) -> Result<Words, SourceError> {
+    ) -> Result<TarMessages, SourceError> {
         let mut archive = Archive::new(&mut *shell);
         let mut next = 0;
         let ended = loop {
@@ -345,7 +345,7 @@ impl Reader {
             taken[at] = Some(Taken { member, skipped, delivered });
         };
         let said = ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))?;
-        Ok(Words::parse(&said))
+        Ok(TarMessages::parse(&said))
     }
 
     fn spool_failed(&self, source: io::Error) -> SourceError {
@@ -485,8 +485,8 @@ impl Reader {
 fn known_content(shell: &mut Shell, requests: &[ReadRequest]) -> Result<Vec<Option<ReadOutcome>>, SourceError> {
     let alone = |request: &&ReadRequest| request.want == Want::Attributes && request.stat.kind == Kind::File;
     let paths = || requests.iter().filter(alone).map(|request| request.path.as_slice());
-    let looked = look(shell, paths())?;
-    let now = look_again(shell, paths())?;
+    let looked = probe_xattrs(shell, paths())?;
+    let now = stat_paths(shell, paths())?;
     let answers = requests.iter().map(|request| {
         if !alone(&request) || looked.get(&request.path) != Some(&false) {
             return None;

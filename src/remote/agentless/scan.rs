@@ -9,10 +9,10 @@ use std::io;
 
 use super::AgentlessOptions;
 use super::find::{self, RECORD_MAX_BYTES};
-use super::look::look;
 use super::read::headers;
 use super::shell::{Shell, WORDS_MAX_BYTES, breach, shown};
 use super::sort::{MEMORY_BYTES, Record, Sorted, Sorter};
+use super::xattr_probe::probe_xattrs;
 use crate::model::{Kind, Stat, Xattr};
 use crate::source::scan::{Entry, Found, Listing, Problem};
 use crate::source::tree::{ScanEnd, SourceError};
@@ -308,7 +308,7 @@ impl Scan {
     /// Brings the extended attributes of the directories that are ready.
     fn attributes(&mut self, shell: &mut Shell) -> Result<(), SourceError> {
         shell.check_interrupt()?;
-        let looked = look(shell, self.ready.iter().map(|listing| listing.path.as_slice()))?;
+        let looked = probe_xattrs(shell, self.ready.iter().map(|listing| listing.path.as_slice()))?;
         let with = looked.iter().filter(|(_, any)| **any).map(|(path, _)| path.as_slice());
         let mut found: HashMap<Vec<u8>, Vec<Xattr>> =
             headers(shell, with)?.into_iter().map(|(path, member)| (path, member.xattrs)).collect();

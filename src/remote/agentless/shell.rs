@@ -74,25 +74,25 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// Watches that what is waited for comes, and not byte by byte without an end.
 struct Pace {
-    patience: Duration,
+    idle_timeout: Duration,
     waited: Duration,
     bytes: u64,
 }
 
 impl Pace {
-    fn new(patience: Duration) -> Pace {
-        Pace { patience, waited: Duration::ZERO, bytes: 0 }
+    fn new(idle_timeout: Duration) -> Pace {
+        Pace { idle_timeout, waited: Duration::ZERO, bytes: 0 }
     }
 
     /// Counts bytes that were waited for.
     fn add(&mut self, waited: Duration, bytes: usize) -> io::Result<()> {
         self.waited += waited;
         self.bytes += bytes as u64;
-        if self.waited < self.patience {
+        if self.waited < self.idle_timeout {
             return Ok(());
         }
         let (seconds, bytes) = (self.waited.as_secs_f64(), self.bytes);
-        *self = Pace::new(self.patience);
+        *self = Pace::new(self.idle_timeout);
         if bytes as f64 >= seconds * SLOWEST_BYTES_PER_SECOND {
             return Ok(());
         }
@@ -130,7 +130,7 @@ impl Read for Metered {
                     if (self.interrupted)() {
                         return Err(io::Error::other("the run is to end"));
                     }
-                    if waited >= self.pace.patience {
+                    if waited >= self.pace.idle_timeout {
                         let message = format!("nothing came for {} s", waited.as_secs());
                         return Err(io::Error::new(io::ErrorKind::TimedOut, message));
                     }
@@ -185,13 +185,13 @@ impl Shell {
             inner: input,
             counters: Arc::clone(counters),
             bytes_per_second: options.bytes_per_second,
-            pace: Pace::new(options.patience),
+            pace: Pace::new(options.idle_timeout),
             interrupted: Arc::clone(&options.interrupted),
             due: Instant::now(),
         };
         let mut input = BufReader::with_capacity(BUFFER_BYTES, metered);
         let broken = |reason: String| ConnectError::Broken { host: host.clone(), reason };
-        let deadline = Deadline::start(Arc::clone(&control), HANDSHAKE.min(options.patience))
+        let deadline = Deadline::start(Arc::clone(&control), HANDSHAKE.min(options.idle_timeout))
             .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
         let late = || deadline.passed("the greeting of its shell");
         let answer = match greeting(&mut input, || late().is_some()) {
@@ -208,7 +208,7 @@ impl Shell {
                 if let Some(reason) = late() {
                     return Err(broken(reason));
                 }
-                let words = control.last_words();
+                let words = control.exit_info();
                 if let Some(error) = words.lasting(&host) {
                     return Err(error.into());
                 }
@@ -231,7 +231,7 @@ impl Shell {
         match answer.as_slice() {
             b"ok" => {}
             b"root" => {
-                let words = control.last_words();
+                let words = control.exit_info();
                 // What ls says of it.
                 let reason = words.stderr.trim().rsplit(": ").next().unwrap_or_default();
                 return Err(ConnectError::Refused {
@@ -242,7 +242,7 @@ impl Shell {
                 });
             }
             b"options" => {
-                let words = control.last_words();
+                let words = control.exit_info();
                 return Err(ConnectError::NoAgent {
                     message: format!(
                         "The tar on {host} cannot do what --agentless needs of it, extended attributes above all ({words}). Install another there, or let the agent run"
@@ -321,7 +321,7 @@ impl Shell {
             io::ErrorKind::InvalidData => {
                 SourceError::Protocol { reason: format!("it sent {error} where its find and tar never would") }
             }
-            io::ErrorKind::UnexpectedEof => SourceError::Lost { reason: self.control.last_words().to_string() },
+            io::ErrorKind::UnexpectedEof => SourceError::Lost { reason: self.control.exit_info().to_string() },
             _ => SourceError::Lost { reason: error.to_string() },
         }
     }

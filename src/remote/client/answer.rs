@@ -1,7 +1,8 @@
 //! Checks of what an agent answers to one read request: lengths, extended attributes, and that it comes to an end.
 
 use crate::model::{Kind, Stat, Xattr};
-use crate::remote::protocol::messages::{XATTRS_MAX_BYTES, request_bytes};
+use crate::remote::protocol::fields::XATTRS_MAX_BYTES;
+use crate::remote::protocol::messages::request_bytes;
 use crate::source::cut::MAX_CHUNK_BYTES;
 use crate::source::read::{ReadOutcome, ReadRequest, ReadResult, Want};
 use crate::source::tree::SourceError;

@@ -11,9 +11,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::remote::agent::preamble;
 use crate::remote::protocol::frame::{self, Kind};
-use crate::remote::protocol::{Hello, MAGIC, NOISE_BYTES, PREAMBLE_BYTES, Start, VERSION};
+use crate::remote::protocol::{Hello, MAGIC, NOISE_BYTES, PREAMBLE_BYTES, Start, VERSION, preamble};
 use crate::remote::transport::deadline::Deadline;
 use crate::remote::transport::upload::{UploadError, upload};
 use crate::remote::transport::{Connection, Transport, TransportError, printed, quoted};
@@ -208,7 +207,7 @@ fn attempt(
             if let Some(reason) = deadline.passed("the handshake") {
                 return Err(broken(reason));
             }
-            let words = connection.control.last_words();
+            let words = connection.control.exit_info();
             if let Some(error) = words.lasting(&host) {
                 return Err(NotThis::Error(error.into()));
             }
@@ -234,7 +233,7 @@ fn attempt(
             if let Some(reason) = deadline.passed("the handshake") {
                 return Err(broken(reason));
             }
-            let words = connection.control.last_words();
+            let words = connection.control.exit_info();
             return Err(broken(format!("{error}; {words}")));
         }
     };

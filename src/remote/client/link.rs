@@ -3,7 +3,7 @@
 //! The reading thread never waits for whoever takes the frames, and the run never for the writing thread: the queues have no bound of their own, and what may be in them, counted
 //! as it lies in memory, is bounded by the protocol's windows. An agent that exceeds these is cut off, and so is one that reads nothing of what it is sent.
 //!
-//! Time: an agent that says nothing but that it is alive for as long as the user's patience is given up, and so is one that brings next to nothing over [`PATIENCE_AT_MOST`] times as
+//! Time: an agent that says nothing but that it is alive for as long as the user's timeout is given up, and so is one that brings next to nothing over [`IDLE_TIMEOUTS`] times as
 //! long (see [`super::pace`]). What it says of its own progress counts for the first, and not for the second.
 
 use std::io::{self, Read, Write};
@@ -24,9 +24,9 @@ use crate::source::tree::SourceError;
 /// Bytes of frames that an agent which keeps to the windows can have under way; above that it is cut off.
 pub(super) const UNDER_WAY_MAX_BYTES: usize = 2 * (OFFERED_AHEAD_BYTES + EVENTS_AHEAD_BYTES) + (32 << 20);
 /// How long a call waits, unless told otherwise, while the agent says nothing but that it is alive: a scan of a directory on a sick disk may take minutes.
-pub const PATIENCE: Duration = Duration::from_secs(600);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Over so many times that long of waiting, however many answers it is for, something must have come.
-const PATIENCE_AT_MOST: u32 = 6;
+const IDLE_TIMEOUTS: u32 = 6;
 /// What a frame takes in a queue beside its payload.
 const FRAME_BYTES: usize = 96;
 /// Bytes that may wait to be sent. Requests and answers to offers that may be under way, and a dictionary, are far less.
@@ -123,7 +123,7 @@ pub(super) enum Queue {
 
 /// The connection.
 pub(super) struct Link {
-    patience: Duration,
+    idle_timeout: Duration,
     pace: Mutex<Pace>,
     stop: Stop,
     shared: Arc<Shared>,
@@ -138,7 +138,11 @@ pub(super) struct Link {
 
 impl Link {
     /// Starts the threads over a connection whose handshake is done.
-    pub(super) fn start(connection: Connection, counters: Arc<WireCounters>, patience: Duration) -> io::Result<Link> {
+    pub(super) fn start(
+        connection: Connection,
+        counters: Arc<WireCounters>,
+        idle_timeout: Duration,
+    ) -> io::Result<Link> {
         let Connection { input, output, control } = connection;
         let shared = Arc::new(Shared {
             counters,
@@ -162,10 +166,10 @@ impl Link {
         let (out, outgoing) = unbounded();
         let senders =
             Senders { offers: to_offers, blocks: to_blocks, reads: to_reads, apart: to_apart, answers: to_answers };
-        let pace = Mutex::new(Pace::new(patience * PATIENCE_AT_MOST));
+        let pace = Mutex::new(Pace::new(idle_timeout * IDLE_TIMEOUTS));
         let stop: Stop = Arc::new(|| false);
         let (out, threads) = (Some(out), Vec::new());
-        let mut link = Link { patience, pace, stop, shared, out, offers, blocks, reads, apart, answers, threads };
+        let mut link = Link { idle_timeout, pace, stop, shared, out, offers, blocks, reads, apart, answers, threads };
         let (reader, writer) = (Arc::clone(&link.shared), Arc::clone(&link.shared));
         let spawn =
             |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(work);
@@ -249,7 +253,7 @@ impl Link {
                     }
                     let heard = Duration::from_millis(self.shared.heard.load(Ordering::Relaxed));
                     let silent = self.shared.started.elapsed().saturating_sub(heard).min(moved.elapsed());
-                    if silent > self.patience {
+                    if silent > self.idle_timeout {
                         self.shared.fail(format!("the agent has not answered for {} s", silent.as_secs()));
                     }
                     if (self.stop)() {
@@ -270,7 +274,7 @@ impl Link {
             return SourceError::Refused { message };
         }
         let reason = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let words = self.shared.control.last_words();
+        let words = self.shared.control.exit_info();
         let reason = match reason {
             Some(reason) if words.stderr.trim().is_empty() => reason,
             Some(reason) => format!("{reason}; {words}"),

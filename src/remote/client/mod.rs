@@ -11,5 +11,5 @@ mod served;
 mod tree;
 
 pub use connect::{AgentChoice, ConnectError, HANDSHAKE, connect};
-pub use link::{PATIENCE, Stop, WireCounters};
+pub use link::{IDLE_TIMEOUT, Stop, WireCounters};
 pub use tree::RemoteTree;

@@ -1,16 +1,16 @@
-//! The run's end of a restore on another host: answers the agent's questions, and sends rows ahead of them.
+//! The run's end of a restore on another host: answers the agent's queries, and sends rows ahead of them.
 //!
 //! The agent may read what is restored and no more: see `served`.
 //!
-//! Memory: what the agent asks for and does not read is bounded by `SendWindow`, what it sends by `FRAMES_AHEAD`; its questions wait meanwhile.
+//! Memory: what the agent asks for and does not read is bounded by `SendWindow`, what it sends by `FRAMES_AHEAD`; its queries wait meanwhile.
 //!
-//! Time: an agent that takes nothing of what it asked for, or says nothing but that it is alive, is given up after the user's patience. The signs of life of this side count for
+//! Time: an agent that takes nothing of what it asked for, or says nothing but that it is alive, is given up after the user's idle_timeout. The signs of life of this side count for
 //! neither. An honest agent reports figures while it does what needs no answer: it removes names, or waits for the disk. An agent that goes on to ask, or to report figures, is not
 //! given up: the user sees how far it is, and may interrupt the restore.
 
 use std::io::{self, Read, Write};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,24 +18,24 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::connect::{AgentChoice, ConnectError, connect};
 use super::send_window::SendWindow;
-use super::served::{Refused, Served};
+use super::served::{Refused, Served, read_subtree};
 use crate::catalog::CatalogError;
 use crate::catalog::database::Table;
-use crate::catalog::reader::{CatalogReader, RowSource};
+use crate::catalog::reader::RowSource;
 use crate::catalog::snapshot::to_hex;
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::messages::Figures;
-use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Question, Reply, RestoreRequest};
+use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Query, Reply, RestoreRequest};
 use crate::remote::protocol::{ALIVE_SECONDS, Start, Task};
 use crate::remote::transport::{Connection, Transport};
 use crate::replica::Replica;
 use crate::restore::{RestoreOptions, RestoreProgress, RestoreReport};
-use crate::view::{Node, SnapshotView, ViewOptions};
+use crate::view::SnapshotView;
 
 /// How often the interrupt is looked at.
 const TICK: Duration = Duration::from_millis(200);
-/// Frames of the agent that may wait: questions of some bytes, and a report of 1 MiB.
+/// Frames of the agent that may wait: queries of some bytes, and a report of 1 MiB.
 const FRAMES_AHEAD: usize = 16;
 /// What a frame takes in a queue beside its bytes.
 const FRAME_BYTES: usize = 64;
@@ -86,7 +86,7 @@ pub struct RemoteRestore<'a> {
     /// Choices; threads and protected directories have no meaning there.
     pub options: &'a RestoreOptions,
     /// How long the agent may say nothing but that it is alive, and read nothing.
-    pub patience: Duration,
+    pub idle_timeout: Duration,
 }
 
 /// Restores into a directory on another host, as [`crate::restore::restore`] does on this one.
@@ -99,7 +99,7 @@ pub fn restore_to(
     what: &RemoteRestore<'_>,
     progress: &RestoreProgress,
 ) -> Result<RestoreReport, RemoteRestoreError> {
-    let RemoteRestore { replica, view, subtree, agent, options, patience } = *what;
+    let RemoteRestore { replica, view, subtree, agent, options, idle_timeout } = *what;
     let host = transport.host().to_owned();
     let start = Start {
         task: Task::Restore,
@@ -134,7 +134,7 @@ pub fn restore_to(
         payload.extend_from_slice(dictionary.bytes());
         frame::put_compressed(&mut greeting, Kind::Dictionary, &payload);
     }
-    frame::put_compressed(&mut greeting, Kind::Wish, &request);
+    frame::put_compressed(&mut greeting, Kind::RestoreRequest, &request);
     output.write_all(&greeting).and_then(|()| output.flush()).map_err(|error| lost(error.to_string()))?;
 
     let window = Arc::new(SendWindow::new());
@@ -153,18 +153,13 @@ pub fn restore_to(
         let written = Arc::clone(&window);
         let write = move || write_all(&mut output, &outgoing, &written);
         start(thread::Builder::new().spawn_scoped(scope, write).map(drop))?;
-        let ahead = Arc::new(AheadRows { served: Arc::clone(&served), out: out.clone(), window: Arc::clone(&window) });
-        let (record, chunks) = (view.record().clone(), Arc::clone(view.chunks()));
-        let walk = move || {
-            let catalog = Arc::new(CatalogReader::asking(ahead));
-            if let Ok(view) = SnapshotView::open(catalog, chunks, record, ViewOptions { cache_bytes: 1 << 20 }) {
-                // What cannot be read is told when it is asked for.
-                let _ = walk_ahead(&view, subtree);
-            }
-        };
+        let ahead =
+            Arc::new(PrefetchingRows { served: Arc::clone(&served), out: out.clone(), window: Arc::clone(&window) });
+        let ended = Arc::clone(&window);
+        let walk = move || read_subtree(ahead, view, subtree, || ended.is_closed(), |_| {});
         // Rows come later without it, when they are asked for.
         let _ = thread::Builder::new().spawn_scoped(scope, walk);
-        let mut desk = Desk { replica, served: &served, out, window: &window, progress, patience };
+        let mut desk = Desk { replica, served: &served, out, window: &window, progress, idle_timeout };
         let ended = loop {
             match desk.next(&incoming) {
                 Ok(None) => {}
@@ -174,7 +169,7 @@ pub fn restore_to(
                 }
                 Ok(Some(Ended::Interrupted)) => break Err(RemoteRestoreError::Interrupted),
                 Ok(Some(Ended::Broken(reason))) => {
-                    break Err(lost(format!("{reason}; {}", control.last_words())));
+                    break Err(lost(format!("{reason}; {}", control.exit_info())));
                 }
                 Err(reason) => break Err(lost(reason)),
             }
@@ -233,7 +228,7 @@ struct Desk<'a> {
     out: Sender<Vec<u8>>,
     window: &'a SendWindow,
     progress: &'a RestoreProgress,
-    patience: Duration,
+    idle_timeout: Duration,
 }
 
 impl Desk<'_> {
@@ -254,7 +249,7 @@ impl Desk<'_> {
             }
             // What it was sent and has not read yet it cannot answer.
             heard = heard.max(self.window.last_written());
-            if heard.elapsed() > self.patience {
+            if heard.elapsed() > self.idle_timeout {
                 return Err(format!("the agent has said nothing of its work for {} s", heard.elapsed().as_secs()));
             }
         }
@@ -263,13 +258,13 @@ impl Desk<'_> {
     /// Takes one frame of the agent.
     fn take(&mut self, frame: Frame) -> Result<Option<Ended>, String> {
         match frame.kind {
-            Kind::Ask => {
-                let (number, question) = Question::decode(&frame.payload).map_err(|error| error.to_string())?;
+            Kind::Query => {
+                let (number, query) = Query::decode(&frame.payload).map_err(|error| error.to_string())?;
                 if !self.wait_for_room()? {
                     return Ok(Some(Ended::Interrupted));
                 }
                 let mut bytes = Vec::new();
-                frame::put(&mut bytes, Kind::Answer, &self.answer(question).encode(number));
+                frame::put(&mut bytes, Kind::Answer, &self.answer(query).encode(number));
                 self.window.queued(bytes.capacity() + FRAME_BYTES);
                 // A writer that is gone shows at the next read.
                 let _ = self.out.send(bytes);
@@ -301,16 +296,16 @@ impl Desk<'_> {
                 return Ok(false);
             }
             let silent = began.max(self.window.last_written()).elapsed();
-            if silent > self.patience {
+            if silent > self.idle_timeout {
                 return Err(format!("the agent has read nothing of what it asked for in {} s", silent.as_secs()));
             }
         }
         Ok(true)
     }
 
-    fn answer(&self, question: Question) -> Reply {
-        match question {
-            Question::Row(table, key) => match readable(table) {
+    fn answer(&self, query: Query) -> Reply {
+        match query {
+            Query::Row(table, key) => match readable(table) {
                 None => Reply::Failed("that table is not for agents".to_owned()),
                 Some(table) => match self.served.row(table, key) {
                     Ok(Some(bytes)) if bytes.len() <= ANSWER_MAX_BYTES => Reply::Bytes(bytes),
@@ -319,7 +314,7 @@ impl Desk<'_> {
                     Err(error) => Reply::Failed(error.to_string()),
                 },
             },
-            Question::Pack(pack, offset, length) => {
+            Query::Pack(pack, offset, length) => {
                 let length = usize::try_from(length).unwrap_or(usize::MAX);
                 if length > ANSWER_MAX_BYTES || offset > i64::MAX as u64 {
                     return Reply::Failed("that is too much at once".to_owned());
@@ -342,13 +337,13 @@ fn readable(number: u8) -> Option<Table> {
 }
 
 /// Reads rows, and sends each to the agent on the way.
-struct AheadRows {
+struct PrefetchingRows {
     served: Arc<Served>,
     out: Sender<Vec<u8>>,
     window: Arc<SendWindow>,
 }
 
-impl RowSource for AheadRows {
+impl RowSource for PrefetchingRows {
     fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError> {
         let unwanted = || CatalogError::Missing { what: "need for row", number: key };
         let row = self.served.row(table, key).map_err(|refused| match refused {
@@ -363,30 +358,10 @@ impl RowSource for AheadRows {
             put_varint(&mut payload, key);
             payload.extend_from_slice(row);
             let mut bytes = Vec::new();
-            frame::put(&mut bytes, Kind::Ahead, &payload);
+            frame::put(&mut bytes, Kind::Prefetched, &payload);
             self.window.queued(bytes.capacity() + FRAME_BYTES);
             let _ = self.out.send(bytes);
         }
         Ok(row)
     }
-}
-
-/// Looks at everything that the agent will look at, in its order.
-fn walk_ahead(view: &SnapshotView, subtree: &[u8]) -> Result<(), crate::view::ViewError> {
-    let start = view.resolve(subtree)?;
-    for entry in view.walk(start, Vec::new()) {
-        let entry = entry?;
-        if let Node::Group(number) = entry.node {
-            let group = view.group(number)?;
-            view.link_count(&entry.node)?;
-            let catalog = view.catalog();
-            catalog.for_each_segment(&group.content, |segment| {
-                if let crate::catalog::group::Segment::Chunk { number, .. } = segment {
-                    catalog.address(*number)?;
-                }
-                Ok::<_, CatalogError>(())
-            })?;
-        }
-    }
-    Ok(())
 }

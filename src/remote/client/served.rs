@@ -20,7 +20,7 @@ use crate::catalog::group::{self, Segment};
 use crate::catalog::reader::{CatalogReader, RowSource};
 use crate::store::pack::{ENTRY_HEADER_BYTES, PackId};
 use crate::store::reader::Location;
-use crate::view::{Node, SnapshotView, ViewError, ViewOptions};
+use crate::view::{Node, SnapshotView, ViewOptions};
 
 /// A set of numbers that come in neighbourhoods.
 #[derive(Default)]
@@ -130,7 +130,7 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// Walks the subtree at `path`; `None` if `interrupt` was set meanwhile. What cannot be read is told when it is asked for.
+    /// Walks the subtree at `path`; `None` if `interrupt` was set meanwhile.
     pub(super) fn of(
         rows: &Arc<DatabaseReader>,
         view: &SnapshotView,
@@ -139,24 +139,23 @@ impl Served {
     ) -> Option<Served> {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let noting = Noting { rows: Arc::clone(rows), seen: Arc::clone(&seen) };
-        let catalog = Arc::new(CatalogReader::asking(Arc::new(noting)));
-        let options = ViewOptions { cache_bytes: 1 << 20 };
-        let (record, chunks) = (view.record().clone(), Arc::clone(view.chunks()));
-        if let Ok(view) = SnapshotView::open(catalog, chunks, record, options)
-            && let Ok(start) = view.resolve(path)
-        {
-            for entry in view.walk(start, Vec::new()) {
-                if interrupt.load(Ordering::Relaxed) {
-                    return None;
-                }
-                if let Ok(entry) = entry
-                    && let Node::Group(number) = entry.node
-                {
-                    // The row may be damaged, and its neighbours not.
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).groups.insert(number);
-                    let _ = note_group(&view, number, &seen);
+        let note = |part: Part| {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            match part {
+                // The row may be damaged, and its neighbours not.
+                Part::Group(number) => seen.groups.insert(number),
+                Part::Chunk(number, location) => {
+                    seen.chunks.insert(number);
+                    if let Some(Location { pack, offset, stored_length, .. }) = location {
+                        let start = u64::from(offset);
+                        let end = start + ENTRY_HEADER_BYTES as u64 + u64::from(stored_length);
+                        seen.packs.entry(pack).or_default().insert(start, end);
+                    }
                 }
             }
+        };
+        if !read_subtree(Arc::new(noting), view, path, || interrupt.load(Ordering::Relaxed), note) {
+            return None;
         }
         // Kept by nobody but this function: the view is gone.
         let seen = std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));
@@ -207,27 +206,49 @@ fn only<T>(rows: Vec<Option<T>>, page: &[u64; 4]) -> Vec<Option<T>> {
     rows.into_iter().enumerate().map(|(at, row)| row.filter(|_| has(page, at))).collect()
 }
 
-/// Notes what a link group is made of.
-fn note_group(view: &SnapshotView, number: u64, seen: &Mutex<Seen>) -> Result<(), ViewError> {
-    // Reads the pages of link counts.
-    let _ = view.link_count(&Node::Group(number));
-    let group = view.group(number)?;
-    let catalog = view.catalog();
-    catalog.for_each_segment(&group.content, |segment| {
-        if let Segment::Chunk { number, .. } = segment {
-            let address = catalog.address(*number);
-            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.chunks.insert(*number);
-            if let Ok(address) = address {
-                let Location { pack, offset, stored_length, .. } = address.location;
-                let start = u64::from(offset);
-                let end = start + ENTRY_HEADER_BYTES as u64 + u64::from(stored_length);
-                seen.packs.entry(pack).or_default().insert(start, end);
-            }
+/// What a subtree is made of, beside its pages.
+pub(super) enum Part {
+    /// The number of a link group.
+    Group(u64),
+    /// The number of a chunk, and where it lies, if its row can be read.
+    Chunk(u64, Option<Location>),
+}
+
+/// Reads from `rows` what a restore of the subtree at `path` reads, in its order; returns `false` if `is_over` ended it. What cannot be read shows
+/// when the restore asks for it.
+pub(super) fn read_subtree(
+    rows: Arc<dyn RowSource>,
+    view: &SnapshotView,
+    path: &[u8],
+    is_over: impl Fn() -> bool,
+    mut note: impl FnMut(Part),
+) -> bool {
+    let catalog = Arc::new(CatalogReader::asking(rows));
+    let (record, chunks) = (view.record().clone(), Arc::clone(view.chunks()));
+    let Ok(view) = SnapshotView::open(Arc::clone(&catalog), chunks, record, ViewOptions { cache_bytes: 1 << 20 })
+    else {
+        return true;
+    };
+    let Ok(start) = view.resolve(path) else { return true };
+    for entry in view.walk(start, Vec::new()) {
+        if is_over() {
+            return false;
         }
-        Ok::<_, CatalogError>(())
-    })?;
-    Ok(())
+        let Ok(Node::Group(number)) = entry.map(|entry| entry.node) else { continue };
+        note(Part::Group(number));
+        let group = view.group(number);
+        // Reads the pages of link counts.
+        let _ = view.link_count(&Node::Group(number));
+        let Ok(group) = group else { continue };
+        let _ = catalog.for_each_segment(&group.content, |segment| {
+            if let Segment::Chunk { number, .. } = segment {
+                let location = catalog.address(*number).ok().map(|address| address.location);
+                note(Part::Chunk(*number, location));
+            }
+            Ok::<_, CatalogError>(())
+        });
+    }
+    true
 }
 
 #[cfg(test)]

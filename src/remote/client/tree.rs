@@ -13,11 +13,12 @@ use super::blocks::BlockCache;
 use super::link::{Link, Queue, Stop, UNDER_WAY_MAX_BYTES, WireCounters, held_bytes};
 use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::model::{ChunkHash, Stat};
+use crate::remote::protocol::fields::StatCoder;
 use crate::remote::protocol::frame::{Frame, Kind as FrameKind, unpack};
 use crate::remote::protocol::listing::{BLOCK_LIMIT_BYTES, ListingReader};
 use crate::remote::protocol::messages::{
-    ChunkFrame, Event, StatCoder, decode_owner_names, decode_root_stat, encode_bits, encode_owners, encode_requests,
-    event, request_bytes,
+    ChunkFrame, Event, decode_owner_names, decode_root_stat, encode_bits, encode_owners, encode_requests, event,
+    request_bytes,
 };
 use crate::remote::protocol::{BLOCKS_AHEAD, EVENTS_AHEAD_BYTES, OWNERS_ASKED, REQUESTS_AHEAD_BYTES};
 use crate::remote::transport::Connection;
@@ -133,9 +134,9 @@ impl RemoteTree {
         connection: Connection,
         counters: Arc<WireCounters>,
         block_cache: &Path,
-        patience: Duration,
+        idle_timeout: Duration,
     ) -> Result<RemoteTree, SourceError> {
-        let link = Link::start(connection, counters, patience)
+        let link = Link::start(connection, counters, idle_timeout)
             .map_err(|error| SourceError::Lost { reason: format!("a thread cannot be started: {error}") })?;
         Ok(RemoteTree {
             link,

@@ -42,10 +42,10 @@ pub enum Kind {
     OwnerNames = 20,
     Figures = 21,
     Alive = 22,
-    Wish = 23,
-    Ask = 24,
+    RestoreRequest = 23,
+    Query = 24,
     Answer = 25,
-    Ahead = 26,
+    Prefetched = 26,
     Report = 27,
 }
 
@@ -73,10 +73,10 @@ impl Kind {
         Kind::OwnerNames,
         Kind::Figures,
         Kind::Alive,
-        Kind::Wish,
-        Kind::Ask,
+        Kind::RestoreRequest,
+        Kind::Query,
         Kind::Answer,
-        Kind::Ahead,
+        Kind::Prefetched,
         Kind::Report,
     ];
 

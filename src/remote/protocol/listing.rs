@@ -23,10 +23,12 @@
 use std::collections::HashSet;
 
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint};
-use crate::model::{Stat, Xattr};
+use crate::model::Stat;
 use crate::source::scan::{Entry, Found, Listing, Problem};
 
-use super::messages::{NO_FILE_SYSTEM, StatCoder, XATTRS_MAX_BYTES, problem, put_problem, put_xattr, xattr};
+use super::fields::{
+    NO_FILE_SYSTEM, PATH_MAX_BYTES, StatCoder, checked_name, checked_path, problem, put_problem, put_xattr, xattr,
+};
 
 /// A block has at least so many bytes, but for the last one.
 pub const BLOCK_MIN_BYTES: usize = 8 << 10;
@@ -37,8 +39,6 @@ pub const BLOCK_LIMIT_BYTES: usize = 512 << 10;
 /// One name in so many may end a block.
 const MARK: u32 = 256;
 
-/// The longest path that is taken, in bytes.
-pub const PATH_MAX_BYTES: usize = 128 << 10;
 /// Most file systems of one tree ...
 const FILE_SYSTEMS_MAX: usize = 1 << 16;
 /// ... and most bytes of the paths at which they begin.
@@ -377,32 +377,9 @@ struct BlockState {
     last_name: Vec<u8>,
 }
 
-/// Refuses names that could lead elsewhere.
-fn checked_name(name: &[u8]) -> Result<&[u8], DecodeError> {
-    let bad =
-        matches!(name, b"" | b"." | b"..") || name.len() > 4096 || name.iter().any(|byte| matches!(byte, 0 | b'/'));
-    if bad { Err(DecodeError("a name that no file has")) } else { Ok(name) }
-}
-
-/// Refuses paths that are too long or could lead elsewhere; the empty one is the root.
-pub(super) fn checked_path(path: Vec<u8>) -> Result<Vec<u8>, DecodeError> {
-    if path.len() > PATH_MAX_BYTES {
-        return Err(DecodeError("a path that is longer than is taken"));
-    }
-    if !path.is_empty() {
-        path.split(|byte| *byte == b'/').try_for_each(|name| checked_name(name).map(|_| ()))?;
-    }
-    Ok(path)
-}
-
 /// Returns how many directories a path leads through; 0 for the root.
 fn depth(path: &[u8]) -> usize {
     if path.is_empty() { 0 } else { memchr::memchr_iter(b'/', path).count() + 1 }
-}
-
-/// Returns whether the extended attributes of a directory can travel; more than that no file system keeps.
-pub fn xattrs_fit(xattrs: &[Xattr]) -> bool {
-    xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 64).sum::<usize>() <= XATTRS_MAX_BYTES
 }
 
 #[cfg(test)]
@@ -411,8 +388,9 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::messages::ZERO_STAT;
+    use super::super::fields::ZERO_STAT;
     use super::*;
+    use crate::model::Xattr;
     use crate::model::{Kind, Timestamp};
 
     fn stat(ino: u64) -> Stat {

@@ -33,6 +33,7 @@
 //! Neither side believes that the other one keeps to this. Whatever is decoded and kept is counted by the bytes that it takes in memory, not by the bytes in which it came (a frame
 //! of some bytes may unpack to a million events), and a side that sends more than the windows allow is cut off.
 
+pub mod fields;
 pub mod frame;
 pub mod listing;
 pub mod messages;
@@ -65,6 +66,14 @@ pub const OWNERS_ASKED: usize = 10_000;
 pub const ALIVE_SECONDS: u64 = 10;
 /// A side that heard nothing for so long takes the connection for lost.
 pub const SILENCE_SECONDS: u64 = 60;
+
+/// Returns the preamble that each side begins with.
+pub(super) fn preamble() -> [u8; PREAMBLE_BYTES] {
+    let mut bytes = [0; PREAMBLE_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..].copy_from_slice(&VERSION.to_le_bytes());
+    bytes
+}
 
 /// What the agent says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,10 +3,10 @@
 //! | from | kind | payload |
 //! | --- | --- | --- |
 //! | run | Dictionary | number, bytes; each that the store has |
-//! | run | Wish | JSON: [`RestoreRequest`] |
-//! | agent | Ask | number of the question (varint), then 0, table, key: a row; or 1, pack (16 bytes), offset, length: bytes of a pack |
-//! | run | Answer | number of the question, then 0: there is none; 1 and the bytes; 2 and a text: it cannot be had |
-//! | run | Ahead | table, key, bytes: a row that will be asked for next, as far as the run can tell |
+//! | run | RestoreRequest | JSON: [`RestoreRequest`] |
+//! | agent | Query | its number (varint), then 0, table, key: a row; or 1, pack (16 bytes), offset, length: bytes of a pack |
+//! | run | Answer | number of the query, then 0: there is none; 1 and the bytes; 2 and a text: it cannot be had |
+//! | run | Prefetched | table, key, bytes: a row that will be asked for next, as far as the run can tell |
 //! | agent | Taken | so many bytes of those were used or thrown away: the run stops at [`ROWS_AHEAD_BYTES`] |
 //! | agent | Figures | names done, files and bytes written; also when only what these do not show has moved, as the removal of names: a sign of progress |
 //! | agent | Report | JSON: what was done; the last frame. Or Failed |
@@ -45,26 +45,26 @@ pub struct RestoreRequest {
     pub no_specials: bool,
 }
 
-/// One question.
+/// One query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum Query {
     /// The row of a table, by the table's number.
     Row(u8, u64),
     /// Bytes of a pack: offset and length.
     Pack(PackId, u64, u64),
 }
 
-impl Question {
+impl Query {
     /// Encodes it under its number.
     pub fn encode(&self, number: u64) -> Vec<u8> {
         let mut out = Vec::new();
         put_varint(&mut out, number);
         match self {
-            Question::Row(table, key) => {
+            Query::Row(table, key) => {
                 out.extend_from_slice(&[0, *table]);
                 put_varint(&mut out, *key);
             }
-            Question::Pack(pack, offset, length) => {
+            Query::Pack(pack, offset, length) => {
                 out.push(1);
                 out.extend_from_slice(&pack.0);
                 put_varint(&mut out, *offset);
@@ -74,24 +74,24 @@ impl Question {
         out
     }
 
-    /// Decodes a question and its number.
+    /// Decodes a query and its number.
     ///
     /// # Errors
     /// For bytes that no agent writes.
-    pub fn decode(payload: &[u8]) -> Result<(u64, Question), DecodeError> {
+    pub fn decode(payload: &[u8]) -> Result<(u64, Query), DecodeError> {
         let mut decoder = Decoder::new(payload);
         let number = decoder.varint()?;
-        let question = match decoder.byte()? {
-            0 => Question::Row(decoder.byte()?, decoder.varint()?),
-            1 => Question::Pack(PackId(decoder.array()?), decoder.varint()?, decoder.varint()?),
-            _ => return Err(DecodeError("an unknown question")),
+        let query = match decoder.byte()? {
+            0 => Query::Row(decoder.byte()?, decoder.varint()?),
+            1 => Query::Pack(PackId(decoder.array()?), decoder.varint()?, decoder.varint()?),
+            _ => return Err(DecodeError("an unknown query")),
         };
         decoder.finish()?;
-        Ok((number, question))
+        Ok((number, query))
     }
 }
 
-/// An answer to a question.
+/// An answer to a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// There is no such row.
@@ -103,7 +103,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// Encodes it under the question's number.
+    /// Encodes it under the query's number.
     pub fn encode(&self, number: u64) -> Vec<u8> {
         let mut out = Vec::new();
         put_varint(&mut out, number);
@@ -117,7 +117,7 @@ impl Reply {
         out
     }
 
-    /// Decodes an answer and the question's number.
+    /// Decodes an answer and the query's number.
     ///
     /// # Errors
     /// For bytes that no run writes.
@@ -132,5 +132,35 @@ impl Reply {
             _ => return Err(DecodeError("an unknown answer")),
         };
         Ok((number, reply))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::snapshot::{Totals, Work};
+
+    /// What earlier versions send is understood, and what is sent is what they understand.
+    #[test]
+    fn requests_are_those_of_earlier_versions() {
+        let old = r#"{"record":{"id":"0","time":"2026-01-01T00:00:00Z","finished":"2026-01-01T00:00:01Z","source":"/x","host":"h","tags":[],"root":"00",
+            "links":[7],"users":{"5":"u"},"groups":{},"totals":TOTALS,"work":WORK,"digest":"d","version":"0.1.0"},
+            "subtree":"61ff","overwrite":"never","delete":true,"numeric_ids":false,"dry_run":false}"#;
+        let (totals, work) = (Totals::default(), Work::default());
+        let old = old.replace("TOTALS", &serde_json::to_string(&totals).unwrap());
+        let old = old.replace("WORK", &serde_json::to_string(&work).unwrap());
+        let request: RestoreRequest = serde_json::from_str(&old).unwrap();
+        assert_eq!((request.overwrite, request.delete, request.no_specials), (Overwrite::Never, true, false));
+        assert_eq!((request.record.links.as_slice(), &request.record.users[&5]), (&[7][..], &"u".to_owned()));
+        for (overwrite, word) in
+            [(Overwrite::Never, "never"), (Overwrite::Changed, "changed"), (Overwrite::Always, "always")]
+        {
+            let sent = serde_json::to_value(RestoreRequest { overwrite, ..request.clone() }).unwrap();
+            assert_eq!(sent["overwrite"], word);
+            assert_eq!(sent["record"]["users"]["5"], "u");
+            assert_eq!(sent["record"]["time"], "2026-01-01T00:00:00Z");
+        }
+        let later = old.replace("\"never\"", "\"perhaps\"");
+        assert!(serde_json::from_str::<RestoreRequest>(&later).is_err());
     }
 }

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::spec::RemoteSpec;
 use super::ssh::PASSPHRASE_VARIABLE;
-use super::{Connection, Control, LastWords, SILENCE, Silence, Transport, TransportError, keep_end};
+use super::{Connection, Control, ExitInfo, SILENCE, Silence, Transport, TransportError, keep_end};
 
 /// How long a program may take to end after its stdout has.
 const END_TIME: Duration = Duration::from_secs(5);
@@ -125,7 +125,7 @@ impl Control for ChildControl {
         let _ = child.wait();
     }
 
-    fn last_words(&self) -> LastWords {
+    fn exit_info(&self) -> ExitInfo {
         let until = Instant::now() + END_TIME;
         let code = loop {
             match lock(&self.child).try_wait() {
@@ -139,7 +139,7 @@ impl Control for ChildControl {
         let _ = self.stderr_ended.recv_timeout(STDERR_TIME);
         let stderr = String::from_utf8_lossy(&lock(&self.stderr)).into_owned();
         let carrier = matches!(code, Some(126 | 127)) && self.is_not_found(&stderr);
-        LastWords { code, stderr, carrier }
+        ExitInfo { code, stderr, carrier }
     }
 }
 
@@ -173,22 +173,22 @@ pub struct TimedReader {
 
 impl TimedReader {
     /// Reads `fd`; each read waits at most so long.
-    pub fn new(fd: OwnedFd, patience: Duration) -> TimedReader {
-        TimedReader { fd, silence: Silence::of(patience) }
+    pub fn new(fd: OwnedFd, idle_timeout: Duration) -> TimedReader {
+        TimedReader { fd, silence: Silence::of(idle_timeout) }
     }
 }
 
 impl Read for TimedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let patience = self.silence.get();
-        let until = Instant::now() + patience;
+        let idle_timeout = self.silence.get();
+        let until = Instant::now() + idle_timeout;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
             let mut fds = [PollFd::from_borrowed_fd(self.fd.as_fd(), PollFlags::IN)];
             match poll(&mut fds, Some(&timeout)) {
                 Ok(0) => {
-                    let seconds = patience.as_secs();
+                    let seconds = idle_timeout.as_secs();
                     return Err(io::Error::new(io::ErrorKind::TimedOut, format!("nothing came for {seconds} s")));
                 }
                 Ok(_) => match rustix::io::read(&self.fd, &mut *buffer) {
@@ -214,7 +214,7 @@ mod tests {
         let mut transport = CommandTransport::new(late, &spec.unwrap().unwrap());
         let mut connection = transport.run("true").unwrap();
         assert_eq!(connection.input.read(&mut [0]).unwrap(), 0);
-        let words = connection.control.last_words();
+        let words = connection.control.exit_info();
         assert_eq!((words.code, words.stderr.as_str()), (Some(255), "late\n"));
     }
 }

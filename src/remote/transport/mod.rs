@@ -67,7 +67,7 @@ pub trait Control: Send + Sync {
     fn abort(&self);
 
     /// Tells how the command ended and what it wrote to stderr, for messages. Waits a moment for the end.
-    fn last_words(&self) -> LastWords;
+    fn exit_info(&self) -> ExitInfo;
 
     /// Has reads fail with `TimedOut` after so long without a byte, instead of [`SILENCE`]; they may be tried again. Connections without such a limit have none to change.
     fn set_silence(&self, _span: Duration) {}
@@ -98,7 +98,7 @@ impl Silence {
 
 /// How a command ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LastWords {
+pub struct ExitInfo {
     /// Its exit code, if it is known.
     pub code: Option<i32>,
     /// The end of what it wrote to stderr.
@@ -121,7 +121,7 @@ const REFUSED: [&str; 7] = [
     "unknown option --",
 ];
 
-impl LastWords {
+impl ExitInfo {
     /// Returns whether the shell there says that it has no such program.
     pub fn not_found(&self) -> bool {
         !self.carrier && matches!(self.code, Some(126 | 127))
@@ -140,7 +140,7 @@ impl LastWords {
     }
 }
 
-impl std::fmt::Display for LastWords {
+impl std::fmt::Display for ExitInfo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Of several lines one: it becomes part of a message.
         let said = self.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
@@ -158,7 +158,7 @@ pub trait Transport {
     /// Runs a command by the shell there.
     ///
     /// # Errors
-    /// See [`TransportError`]. That the command is not there shows in its [`LastWords`].
+    /// See [`TransportError`]. That the command is not there shows in its [`ExitInfo`].
     fn run(&mut self, command: &str) -> Result<Connection, TransportError>;
 
     /// Returns the host, as messages name it.

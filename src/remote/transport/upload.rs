@@ -113,7 +113,7 @@ fn run(transport: &mut dyn Transport, command: &str, stdin: &[u8]) -> Result<End
     if let Some(reason) = deadline.passed("the upload") {
         return Err(TransportError::Connect { host, reason });
     }
-    let words = control.last_words();
+    let words = control.exit_info();
     match exchanged {
         Ok(output) if words.code.is_some_and(|code| code != 255) => {
             Ok(Ended { code: words.code, words: words.to_string(), output })

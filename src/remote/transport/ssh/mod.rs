@@ -5,8 +5,8 @@
 
 mod hostkeys;
 mod keys;
-mod line;
 mod pump;
+mod socket_relay;
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use ssh2::{BlockDirections, MethodType, Session};
 use super::spec::RemoteSpec;
 use super::{CONNECT_TIME, Connection, Transport, TransportError, printed};
 pub use keys::{AskPassphrase, Passphrase};
-use line::Line;
+use socket_relay::SocketRelay;
 
 /// Bytes that the far side may send before it waits. At 40 ms of round trip 8 MiB carry 100 to 180 MiB/s.
 pub const WINDOW_BYTES: u32 = 8 << 20;
@@ -61,7 +61,7 @@ impl SshTransport {
         SshTransport { spec: spec.clone(), options }
     }
 
-    fn connect(&self) -> Result<(Session, Line), TransportError> {
+    fn connect(&self) -> Result<(Session, SocketRelay), TransportError> {
         let host = &self.spec.host;
         let port = self.spec.port.unwrap_or(DEFAULT_PORT);
         let failed = |reason: String| TransportError::Connect { host: host.clone(), reason };
@@ -71,7 +71,7 @@ impl SshTransport {
             return Err(TransportError::Unreachable { host: host.clone(), reason });
         }
         let _ = stream.set_nodelay(true);
-        let (line, wire) = Line::start(stream).map_err(|error| failed(error.to_string()))?;
+        let (relay, wire) = SocketRelay::start(stream).map_err(|error| failed(error.to_string()))?;
         let mut session = Session::new().map_err(|error| failed(error.to_string()))?;
         session.set_timeout(CONNECT_TIME.as_millis() as u32);
         session.set_tcp_stream(wire);
@@ -95,7 +95,7 @@ impl SshTransport {
         known.check(&session, host, port)?;
         let user = self.spec.user.clone().or_else(local_user).unwrap_or_else(|| "root".to_owned());
         keys::authenticate(&session, host, &user, self.options.key_file.as_deref(), &self.options.passphrase)?;
-        Ok((session, line))
+        Ok((session, relay))
     }
 
     fn failed(&self, what: &str, error: &dyn std::fmt::Display) -> TransportError {
@@ -151,12 +151,12 @@ fn local_user() -> Option<String> {
 
 impl Transport for SshTransport {
     fn run(&mut self, command: &str) -> Result<Connection, TransportError> {
-        let (session, line) = self.connect()?;
+        let (session, relay) = self.connect()?;
         let mut channel = session
             .channel_open("session", WINDOW_BYTES, PACKET_BYTES, None)
             .map_err(|error| self.failed("no session", &error))?;
         channel.exec(command).map_err(|error| self.failed("the command was refused", &error))?;
-        pump::start(session, channel, line).map_err(|error| self.failed("the connection cannot be used", &error))
+        pump::start(session, channel, relay).map_err(|error| self.failed("the connection cannot be used", &error))
     }
 
     fn host(&self) -> &str {

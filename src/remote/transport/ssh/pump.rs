@@ -10,8 +10,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use ssh2::{Channel, Session};
 
-use super::super::{Connection, Control, LastWords, SILENCE, Silence, keep_end};
-use super::line::Line;
+use super::super::{Connection, Control, ExitInfo, SILENCE, Silence, keep_end};
+use super::socket_relay::SocketRelay;
 use super::wants_to_write;
 
 /// Size of one read from the channel.
@@ -59,14 +59,14 @@ impl Shared {
 }
 
 /// Starts the thread for an open channel on which a command runs.
-pub(super) fn start(session: Session, channel: Channel, line: Line) -> io::Result<Connection> {
+pub(super) fn start(session: Session, channel: Channel, relay: SocketRelay) -> io::Result<Connection> {
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), wake });
     let (sender, receiver) = bounded(READS_AHEAD);
     session.set_blocking(false);
     session.set_keepalive(true, KEEPALIVE_SECONDS);
-    line.established();
-    let pump = Pump { session, channel, line, shared: Arc::clone(&shared), sender: Some(sender) };
+    relay.established();
+    let pump = Pump { session, channel, relay, shared: Arc::clone(&shared), sender: Some(sender) };
     std::thread::Builder::new().name("ssh".to_owned()).spawn(move || pump.run())?;
     let silence = Silence::of(SILENCE);
     let control = Arc::new(SshControl(Arc::clone(&shared), silence.clone()));
@@ -80,7 +80,7 @@ pub(super) fn start(session: Session, channel: Channel, line: Line) -> io::Resul
 struct Pump {
     session: Session,
     channel: Channel,
-    line: Line,
+    relay: SocketRelay,
     shared: Arc<Shared>,
     sender: Option<Sender<Vec<u8>>>,
 }
@@ -101,7 +101,7 @@ impl Pump {
         drop(state);
         self.shared.changed.notify_all();
         // Without this, dropping the session may wait for a peer that is gone.
-        self.line.shut();
+        self.relay.shut();
     }
 
     /// Carries bytes until the far side ends its output, or the connection is broken off.
@@ -127,7 +127,7 @@ impl Pump {
             if moved {
                 continue;
             }
-            match self.line.ended() {
+            match self.relay.ended() {
                 // All that had arrived has been handed over.
                 Some(reason) if last_look && !self.is_full() => {
                     return Err(io::Error::new(io::ErrorKind::ConnectionReset, reason));
@@ -204,7 +204,7 @@ impl Pump {
 
     /// Sleeps until something can be done.
     fn wait(&self) -> io::Result<()> {
-        let (full, ended) = (self.is_full(), self.line.ended().is_some());
+        let (full, ended) = (self.is_full(), self.relay.ended().is_some());
         // A full queue is no reason to look at what comes, unless something wants to go out.
         let mut wanted = if full { PollFlags::empty() } else { PollFlags::IN };
         if wants_to_write(&self.session) {
@@ -212,8 +212,8 @@ impl Pump {
         }
         let timeout = Timespec { tv_sec: NAP.as_secs() as i64, tv_nsec: 0 };
         let mut fds = [
-            PollFd::from_borrowed_fd(self.line.as_fd(), wanted),
-            PollFd::from_borrowed_fd(if ended { self.shared.wake.as_fd() } else { self.line.wake() }, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.relay.as_fd(), wanted),
+            PollFd::from_borrowed_fd(if ended { self.shared.wake.as_fd() } else { self.relay.wake() }, PollFlags::IN),
             PollFd::from_borrowed_fd(self.shared.wake.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, Some(&timeout)) {
@@ -338,7 +338,7 @@ impl Control for SshControl {
         self.0.wake();
     }
 
-    fn last_words(&self) -> LastWords {
+    fn exit_info(&self) -> ExitInfo {
         let until = Instant::now() + END_TIME + END_TIME;
         let mut state = self.0.lock();
         while !state.done {
@@ -348,6 +348,6 @@ impl Control for SshControl {
             }
             state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        LastWords { code: state.code, stderr: String::from_utf8_lossy(&state.stderr).into_owned(), carrier: false }
+        ExitInfo { code: state.code, stderr: String::from_utf8_lossy(&state.stderr).into_owned(), carrier: false }
     }
 }

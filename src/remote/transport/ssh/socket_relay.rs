@@ -35,7 +35,7 @@ impl State {
 }
 
 /// A connection and what carries it.
-pub(super) struct Line {
+pub(super) struct SocketRelay {
     near: UnixStream,
     /// Kept open, for the library must not see an end that the network's is not.
     _far: UnixStream,
@@ -43,9 +43,9 @@ pub(super) struct Line {
     state: Arc<State>,
 }
 
-impl Line {
+impl SocketRelay {
     /// Starts to carry; also returns the end for the library.
-    pub(super) fn start(tcp: TcpStream) -> io::Result<(Line, UnixStream)> {
+    pub(super) fn start(tcp: TcpStream) -> io::Result<(SocketRelay, UnixStream)> {
         let (near, far) = UnixStream::pair()?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let state = Arc::new(State { established: AtomicBool::new(false), ended: Mutex::default(), wake });
@@ -72,7 +72,7 @@ impl Line {
             }),
         )?;
         let library = near.try_clone()?;
-        Ok((Line { near, _far: far, tcp, state }, library))
+        Ok((SocketRelay { near, _far: far, tcp, state }, library))
     }
 
     /// From now on what has arrived is handed over even when the network breaks. If it has broken already, the library sees the end.
@@ -97,7 +97,7 @@ impl Line {
     }
 }
 
-impl AsFd for Line {
+impl AsFd for SocketRelay {
     /// The library's socket, for poll.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.near.as_fd()

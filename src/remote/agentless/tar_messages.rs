@@ -3,7 +3,7 @@
 //! tar announces a size in a member's header before it reads. When a read fails in the middle, or the file becomes shorter, it fills the member up with zeros, goes on, and says so
 //! here alone. So no member counts as read before these words are known.
 //!
-//! Words are `tar: NAME: MESSAGE` with the escapes of C and `\:` for a colon in the name (in the C locale), and the exit code in the last line: 0 done; 1 some files changed; 2 something failed.
+//! TarMessages are `tar: NAME: MESSAGE` with the escapes of C and `\:` for a colon in the name (in the C locale), and the exit code in the last line: 0 done; 1 some files changed; 2 something failed.
 //! Lines that are not tar's (of the loader, say) are passed over while the code is 0. Where it is not, each line must be understood, or nothing of the answer is believed.
 
 use std::collections::HashMap;
@@ -26,16 +26,16 @@ pub(super) enum Trouble {
 
 /// The words of one command.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Words {
+pub(super) struct TarMessages {
     of_paths: HashMap<Vec<u8>, Trouble>,
     /// Whether what is said nothing of is as tar wrote it.
     understood: bool,
 }
 
-impl Words {
+impl TarMessages {
     /// Reads the words.
-    pub(super) fn parse(text: &[u8]) -> Words {
-        let (mut words, mut code) = (Words::default(), None);
+    pub(super) fn parse(text: &[u8]) -> TarMessages {
+        let (mut words, mut code) = (TarMessages::default(), None);
         let (mut named, mut strange, mut unnamed) = (false, false, false);
         for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             if let Some(number) = line.strip_prefix(b"code ") {
@@ -138,7 +138,7 @@ mod tests {
             code in prop_oneof![Just(String::new()), "code -?[0-9]{1,3}"]
         ) {
             let text = lines.join("\n") + "\n" + &code;
-            let words = Words::parse(text.as_bytes());
+            let words = TarMessages::parse(text.as_bytes());
             prop_assert!(!words.understood() || code.starts_with("code ") || text.contains("code "));
             complaints(text.as_bytes());
         }
@@ -157,7 +157,7 @@ mod tests {
             tar: .: Warning: Cannot flistxattr: Cannot allocate memory\n\
             tar: ./j: a word of later times\n\
             tar: Exiting with failure status due to previous errors\ncode 2";
-        let words = Words::parse(text);
+        let words = TarMessages::parse(text);
         assert!(words.understood());
         let (io, denied) = (Some(Trouble::Failed(5)), Some(Trouble::Failed(13)));
         let expected: [(&[u8], Option<Trouble>); 10] = [
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn a_code_without_a_reason_spoils_the_answer() {
         for good in [&b"code 0"[..], b"ERROR: ld.so: object 'x' cannot be preloaded: ignored.\ncode 0"] {
-            assert!(Words::parse(good).understood(), "{}", good.escape_ascii());
+            assert!(TarMessages::parse(good).understood(), "{}", good.escape_ascii());
         }
         for bad in [
             &b""[..],
@@ -194,7 +194,7 @@ mod tests {
             b"tar: ./a: Cannot open: Permission denied",
             b"tar: ./a: Cannot open: Permission denied\ntar: memory exhausted\ncode 2",
         ] {
-            assert!(!Words::parse(bad).understood(), "{}", bad.escape_ascii());
+            assert!(!TarMessages::parse(bad).understood(), "{}", bad.escape_ascii());
         }
     }
 }

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use super::find::{relative, unescaped};
 use super::read::name_list;
 use super::shell::Shell;
-use super::words::Words;
+use super::tar_messages::TarMessages;
 use crate::source::tree::SourceError;
 
 /// Returns for the paths that tar could look at whether they have extended attributes. Only files and directories are looked at.
-pub(super) fn look<'p>(
+pub(super) fn probe_xattrs<'p>(
     shell: &mut Shell,
     paths: impl Iterator<Item = &'p [u8]>,
 ) -> Result<HashMap<Vec<u8>, bool>, SourceError> {
@@ -32,7 +32,7 @@ pub(super) fn look<'p>(
             return Err(shell.failed(super::shell::breach("more names than were asked for")));
         }
     }
-    let words = Words::parse(&shell.end("look").map_err(|error| shell.failed(error))?);
+    let words = TarMessages::parse(&shell.end("look").map_err(|error| shell.failed(error))?);
     // Where the attributes could not be read, the line looks as if there were none.
     found.retain(|path, _| words.understood() && words.of(path).is_none());
     Ok(found)
