@@ -2,7 +2,7 @@
 //!
 //! `delay_proxy LISTEN_PORT TARGET_PORT MILLISECONDS`; the time is for one way, half of a round trip. Prints the bytes carried, up and down, when its stdin ends.
 
-#[path = "../tests/support/proxy.rs"]
+#[path = "../tests/suite/support/proxy.rs"]
 mod proxy;
 
 use std::io::{Read, Write};

@@ -1,0 +1,310 @@
+//! Stores are for ever: what every format ever landed wrote is opened, checked, restored, mounted, carried on with, pruned and repaired by this
+//! version, and compared with manifests that were made from the sources of that time.
+//!
+//! `tests/old_stores/make` made the archives, each with the program of its time. They are never made anew.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use zmreplica::replica::LockedReplica;
+
+use crate::support::mounted::{Scene, err, out};
+
+/// Everything under `tests/old_stores`.
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/old_stores")
+}
+
+/// One store of an archive, unpacked into a scene of its own.
+struct Old {
+    scene: Scene,
+    /// What each snapshot must hold, by its identifier.
+    manifests: BTreeMap<String, String>,
+}
+
+impl Old {
+    fn unpack(archive: &str, store: &str) -> Old {
+        let scene = Scene::new();
+        fs::remove_dir_all(scene.store()).unwrap();
+        let unpacked = scene.path("unpacked");
+        fs::create_dir(&unpacked).unwrap();
+        let mut tar = Command::new("tar");
+        tar.arg("-C").arg(&unpacked).arg("-xJf").arg(folder().join(format!("{archive}.tar.xz")));
+        assert!(tar.status().unwrap().success());
+        fs::rename(unpacked.join("stores").join(store), scene.store()).unwrap();
+        let listing = fs::read_dir(unpacked.join("manifests").join(store)).unwrap();
+        let manifests = listing.map(|entry| {
+            let entry = entry.unwrap();
+            (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap())
+        });
+        let manifests: BTreeMap<String, String> = manifests.collect();
+        assert!(manifests.len() >= 3, "{manifests:?}");
+        Old { scene, manifests }
+    }
+
+    fn listed(&self) -> Vec<Value> {
+        let listed = self.scene.ok(&["--json", "snapshots"]);
+        listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.listed().iter().map(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Checks that the store is whole, and that a restore of each of these snapshots, and mounts of two, hold what their sources held.
+    fn assert_holds(&self, ids: &[String]) {
+        self.scene.ok(&["check", "--read-data"]);
+        for id in ids {
+            let manifest = &self.manifests[id];
+            let restored = self.scene.path("restored");
+            self.scene.ok(&["restore", "--numeric-ids", id, "restored"]);
+            assert_same(&restored, manifest, id);
+            fs::remove_dir_all(&restored).unwrap();
+        }
+        for id in ids.first().into_iter().chain(ids.last()) {
+            let manifest = &self.manifests[id];
+            self.scene.mount_with(&[id, "mnt"]);
+            assert_same(&self.scene.mnt(), manifest, id);
+            self.scene.umount();
+        }
+    }
+
+    fn prune(&self, arguments: &[&str]) -> Value {
+        let mut all = vec!["--json", "prune"];
+        all.extend(arguments);
+        serde_json::from_str(self.scene.ok(&all).lines().last().unwrap()).unwrap()
+    }
+}
+
+fn assert_same(tree: &Path, manifest: &str, id: &str) {
+    let output = Command::new(folder().join("manifest")).arg(tree).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let found = out(&output);
+    for (found, expected) in found.lines().zip(manifest.lines()) {
+        assert_eq!(found, expected, "snapshot {id}");
+    }
+    assert_eq!(found.lines().count(), manifest.lines().count(), "snapshot {id}");
+}
+
+/// Takes the first snapshot that this version takes. Programs that do not know what it writes refuse the store from then on, and that is said once.
+fn first_night(old: &Old, settings: &[u8]) -> String {
+    let before: Value = serde_json::from_slice(settings).unwrap();
+    let first = old.scene.code(0, &["snapshot", "source"]);
+    let said =
+        "The store was of format 1 and is of format 2 now; versions of zmreplica that know format 1 only refuse it.";
+    assert_eq!(err(&first).contains(said), before["format"] == 1, "{}", err(&first));
+    let after: Value = serde_json::from_slice(&fs::read(old.scene.store().join("config.json")).unwrap()).unwrap();
+    assert_eq!((&after["id"], &after["created"]), (&before["id"], &before["created"]));
+    // What a program that knows format 1 only looks at; it refuses every other number.
+    assert_eq!((&after["format"], after["features"].is_array()), (&Value::from(2), true), "{after}");
+    let second = old.scene.code(0, &["accept", "latest"]);
+    assert!(!err(&second).contains("format"), "{}", err(&second));
+    old.ids().pop().unwrap()
+}
+
+/// What every store must stand: reading, a new night, a prune, a repair.
+fn goes_on(old: &Old) {
+    let before: Vec<String> = old.manifests.keys().cloned().collect();
+    let settings = fs::read(old.scene.store().join("config.json")).unwrap();
+    let mut ids = old.ids();
+    let newest = ids.last().unwrap().clone();
+    ids.sort();
+    assert_eq!(ids, before, "what is listed is what was taken");
+    old.assert_holds(&before);
+
+    // Another night, with files that the store has and some that it has not.
+    old.scene.ok(&["restore", "--numeric-ids", &newest, "source"]);
+    fs::write(old.scene.source().join("news"), "of this version").unwrap();
+    old.scene.ok(&["snapshot", "--dry-run", "source"]);
+    old.scene.ok(&["prune", "--dry-run", "--keep-last", "1"]);
+    assert_eq!(
+        fs::read(old.scene.store().join("config.json")).unwrap(),
+        settings,
+        "who reads leaves the store as it is"
+    );
+    let new = first_night(old, &settings);
+    old.scene.ok(&["check", "--read-data"]);
+    assert_eq!(old.scene.ok(&["cat", &format!("{new}:news")]), "of this version");
+
+    old.prune(&["--keep-last", "1", "--max-unused", "0"]);
+    let left: Vec<String> = old.ids().into_iter().filter(|id| *id != new).collect();
+    assert!(!left.is_empty() && left.len() < before.len(), "{left:?}");
+    old.assert_holds(&left);
+    assert_eq!(old.scene.ok(&["cat", &format!("{new}:news")]), "of this version");
+
+    fs::remove_file(old.scene.store().join("catalog.redb")).unwrap();
+    old.scene.ok(&["repair"]);
+    assert_eq!(old.ids().into_iter().filter(|id| *id != new).collect::<Vec<_>>(), left);
+    old.assert_holds(&left);
+}
+
+#[test]
+fn nights_of_format_1() {
+    let old = Old::unpack("format-1", "nights");
+    let states: Vec<String> = old.listed().iter().map(|snapshot| snapshot.to_string()).collect();
+    assert_eq!(states.iter().filter(|text| text.contains("\"the first of its kind\"")).count(), 1, "{states:?}");
+    assert_eq!(states.iter().filter(|text| text.contains("\"known\"")).count(), 1, "{states:?}");
+    goes_on(&old);
+}
+
+#[test]
+fn a_hold_of_format_1() {
+    let old = Old::unpack("format-1", "held");
+    fs::write(old.scene.source().join("news"), "later").unwrap();
+    old.scene.code(6, &["snapshot", "source"]);
+    old.scene.code(6, &["prune", "--keep-last", "1"]);
+    old.scene.ok(&["release"]);
+    goes_on(&old);
+}
+
+#[test]
+fn a_killed_run_of_format_1() {
+    let old = Old::unpack("format-1", "killed");
+    goes_on(&old);
+}
+
+#[test]
+fn a_killed_prune_of_format_1() {
+    let old = Old::unpack("format-1", "pruning");
+    goes_on(&old);
+}
+
+/// Programs of format 1 must refuse the store before anything is in it that they do not know; so where that cannot be said, nothing is written.
+#[test]
+fn a_store_that_cannot_be_raised_is_not_written_to() {
+    let old = Old::unpack("format-1", "nights");
+    let store = old.scene.store();
+    let file = store.join("config.json");
+    let settings = fs::read(&file).unwrap();
+    let objects = || {
+        let mut found = Vec::new();
+        let mut waiting = ["packs", "commits", "checkpoints"].map(|name| store.join(name)).to_vec();
+        while let Some(at) = waiting.pop() {
+            let below = fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().path());
+            below.for_each(|path| if path.is_dir() { waiting.push(path) } else { found.push(path) });
+        }
+        found.sort();
+        found
+    };
+    let before = objects();
+    fs::write(old.scene.source().join("news"), "of this version").unwrap();
+    // What something is mounted on cannot be replaced.
+    assert!(Command::new("mount").arg("--bind").args([&file, &file]).status().unwrap().success());
+    let refused = old.scene.command().args(["snapshot", "source"]).output().unwrap();
+    let read = old.scene.command().arg("snapshots").output().unwrap();
+    assert!(Command::new("umount").arg(&file).status().unwrap().success());
+    assert_eq!(refused.status.code(), Some(1), "{}", err(&refused));
+    assert!(err(&refused).contains("Cannot write") && err(&refused).contains("config.json"), "{}", err(&refused));
+    assert!(read.status.success(), "{}", err(&read));
+    assert_eq!((fs::read(&file).unwrap(), objects()), (settings.clone(), before.clone()));
+
+    // It is raised by opening it alone, before there is anything new.
+    drop(LockedReplica::open(&store).unwrap());
+    assert_ne!(fs::read(&file).unwrap(), settings);
+    assert_eq!(objects(), before);
+    old.scene.ok(&["check"]);
+}
+
+/// No commit of format 1 holds what config.json says. The identifier is found in what is left of the file, and the snapshots tell the true one.
+#[test]
+fn damaged_settings_of_format_1() {
+    let old = Old::unpack("format-1", "nights");
+    let file = old.scene.store().join("config.json");
+    let good = fs::read(&file).unwrap();
+    let id = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap()["id"].as_str().unwrap().to_owned();
+    let first = good.windows(32).position(|window| window == id(&good).as_bytes()).unwrap();
+    let mut damaged: Vec<Vec<u8>> = vec![good[first..].to_vec(), good[..first + 32].to_vec()];
+    // A flip in the identifier that leaves a digit, and one that does not, and one in front of it.
+    for (at, bit) in [(first + 3, 0), (first + 31, 6), (first - 1, 2), (0, 1)] {
+        let mut flipped = good.clone();
+        flipped[at] ^= 1 << bit;
+        damaged.push(flipped);
+    }
+    for bytes in damaged {
+        fs::write(&file, &bytes).unwrap();
+        let report: Value = serde_json::from_str(&old.scene.ok(&["--json", "repair"])).unwrap();
+        let shown = String::from_utf8_lossy(&bytes).into_owned();
+        assert_eq!(
+            (&report["config"]["from"], &report["config"]["new_id"]),
+            (&"objects".into(), &false.into()),
+            "{shown}"
+        );
+        assert_eq!(report["raised_from"], 1);
+        assert_eq!(id(&fs::read(&file).unwrap()), id(&good), "{shown}");
+        old.scene.ok(&["check"]);
+    }
+}
+
+/// Without the file nothing tells the identifier: the store gets a new one, and its snapshots keep theirs.
+#[test]
+fn lost_settings_of_format_1() {
+    let old = Old::unpack("format-1", "nights");
+    let file = old.scene.store().join("config.json");
+    let before: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    // Changes to a snapshot still belong to it afterwards.
+    let newest = old.ids().pop().unwrap();
+    let changed = old.scene.mnt().join("changed");
+    old.scene.mount_with(&["--writable", "upper", &newest, "mnt"]);
+    fs::write(&changed, "kept").unwrap();
+    old.scene.umount();
+
+    fs::remove_file(&file).unwrap();
+    old.scene.code(7, &["snapshots"]);
+    let report: Value = serde_json::from_str(&old.scene.ok(&["--json", "repair"])).unwrap();
+    assert_eq!((&report["config"]["from"], &report["config"]["new_id"]), (&"objects".into(), &true.into()), "{report}");
+    let after: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_ne!(after["id"], before["id"]);
+    old.scene.mount_with(&["--writable", "upper", &newest, "mnt"]);
+    assert_eq!(fs::read_to_string(&changed).unwrap(), "kept");
+    old.scene.umount();
+    let numbers = old.listed().len() as u64;
+    assert!(after["id_since_snapshot"].as_u64().unwrap() >= numbers, "{after}");
+    let ids: Vec<String> = old.manifests.keys().cloned().collect();
+    old.assert_holds(&ids);
+    let new = {
+        fs::write(old.scene.source().join("news"), "of this version").unwrap();
+        old.scene.snapshot()
+    };
+    old.assert_holds(&ids);
+    // And it is in the catalogue now: lost once more, it comes back as it was.
+    let settings = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    old.scene.ok(&["repair"]);
+    assert_eq!(fs::read(&file).unwrap(), settings);
+    old.scene.ok(&["check"]);
+    assert!(old.ids().contains(&new));
+}
+
+#[test]
+fn a_damaged_catalogue_and_a_damaged_pack_of_format_1() {
+    let old = Old::unpack("format-1", "nights");
+    let packs = old.scene.store().join("packs");
+    let mut files: Vec<PathBuf> = Vec::new();
+    for folder in fs::read_dir(&packs).unwrap() {
+        files.extend(fs::read_dir(folder.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
+    }
+    let largest = files.iter().max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
+    let mut bytes = fs::read(largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    fs::remove_file(largest).unwrap();
+    fs::write(largest, bytes).unwrap();
+    fs::write(old.scene.store().join("catalog.redb"), "no catalogue").unwrap();
+    // Bytes are lost, so repair says so and check finds what it affects; every other snapshot is whole.
+    old.scene.code(7, &["repair", "--read-data"]);
+    old.scene.code(7, &["check", "--read-data"]);
+    let whole = old.ids().into_iter().filter(|id| {
+        let restored = old.scene.path("restored");
+        let ended = old.scene.command().args(["restore", "--numeric-ids", id, "restored"]).output().unwrap();
+        let whole = ended.status.success();
+        if whole {
+            assert_same(&restored, &old.manifests[id], id);
+        }
+        fs::remove_dir_all(&restored).unwrap();
+        whole
+    });
+    assert!(whole.count() >= 5, "the five snapshots of the other source");
+}

@@ -1,0 +1,83 @@
+//! The commands of README.md, as they stand and in their order, against a host on loopback that has nothing of this program.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::mounted::{self, Scene, err, out};
+use crate::support::sshd::{Sshd, public_half};
+use zmreplica_treegen::{Config, Generator, Preset};
+
+/// The lines of the first block of commands below a heading.
+fn commands(text: &str, heading: &str) -> Vec<String> {
+    let (_, below) = text.split_once(heading).unwrap();
+    let (_, block) = below.split_once("```sh\n").unwrap();
+    block.split_once("```").unwrap().0.lines().map(str::to_owned).collect()
+}
+
+fn uploads() -> Vec<PathBuf> {
+    // The server lets root in, who runs this test.
+    let folder = std::env::home_dir().unwrap().join(".cache/zmreplica");
+    fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Takes away what was uploaded, however the test ends.
+struct Uploads(Vec<PathBuf>);
+
+impl Drop for Uploads {
+    fn drop(&mut self) {
+        for path in uploads().iter().filter(|path| !self.0.contains(path)) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[test]
+fn the_tour_works_as_it_stands() {
+    let (scene, sshd) = (Scene::new(), Sshd::start("ed25519"));
+    let _uploads = Uploads(uploads());
+    let ssh = scene.path("home/.ssh");
+    fs::create_dir_all(&ssh).unwrap();
+    fs::copy(sshd.key(), ssh.join("id_ed25519")).unwrap();
+    fs::write(ssh.join("id_ed25519.pub"), public_half(&sshd.key())).unwrap();
+    fs::write(ssh.join("known_hosts"), sshd.known_host(sshd.port)).unwrap();
+    Generator::create(&scene.source(), Config { accounts: 3, messages: 20, ..Config::preset(Preset::Sample) }, 2)
+        .unwrap();
+    let accounts = fs::read_to_string(scene.source().join("accounts.xml")).unwrap();
+    let account = accounts.split('"').find(|word| word.contains('@')).unwrap();
+    // What `cargo build` leaves, and nothing beside it.
+    let built = scene.path("clone/target/release/zmreplica");
+    fs::create_dir_all(built.parent().unwrap()).unwrap();
+    fs::copy(assert_cmd::cargo::cargo_bin!("zmreplica"), &built).unwrap();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let lines = commands(&readme, "## A tour");
+    // What is the reader's own; each of these is there.
+    let own = [
+        ("cargo build --release && ", String::new()),
+        ("=/srv/replica", format!("={}", scene.path("replica").display())),
+        ("zimbra@mail.example.com:/opt/zimbra/backup", sshd.place(sshd.port, &scene.source())),
+        ("user@example.com", account.to_owned()),
+        ("/tmp/sessions", scene.path("sessions").display().to_string()),
+        ("/mnt/zimbra", scene.mnt().display().to_string()),
+    ];
+    for (given, _) in &own {
+        assert!(lines.iter().any(|line| line.contains(given)), "{given}");
+    }
+    let mut script = "set -eo pipefail\n".to_owned();
+    for line in &lines {
+        let replaced = own.iter().fold(line.clone(), |line, (given, mine)| line.replace(given, mine));
+        script.push_str(&format!("echo \"+ {}\" >&2\n{replaced}\n", line.replace(['"', '$', '`'], "")));
+    }
+    let mut command = Command::new("bash");
+    command.arg("-c").arg(&script).current_dir(scene.path("clone")).env_clear().env("HOME", scene.path("home"));
+    command
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("TZ", "UTC")
+        .env("ZMREPLICA_CONFIG", scene.path("empty.toml"));
+    let output = command.output().unwrap();
+    let said = out(&output) + &err(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(err(&output).contains("was uploaded to"), "{said}");
+    assert!(scene.path("clone/page.html").exists());
+    mounted::assert_rsync_finds_nothing(&scene.source().join("sessions"), &scene.path("sessions"));
+}

@@ -1,0 +1,13 @@
+//! What several tests use.
+
+pub mod edits;
+pub mod mounted;
+pub mod odd;
+pub mod oracle;
+pub mod peer;
+pub mod proxy;
+pub mod pruning;
+pub mod pulling;
+pub mod redate;
+pub mod sshd;
+pub mod zimbra;
