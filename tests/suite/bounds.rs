@@ -6,13 +6,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use zmreplica::model::{Kind, Stat, Timestamp};
-use zmreplica::replica::{LockedReplica, init};
+use zmreplica::replica::init;
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run_tree;
 use zmreplica::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult};
 use zmreplica::source::scan::{Entry, Found, Listing};
 use zmreplica::source::tree::{ChunkIntake, OwnerNames, ScanEnd, SourceError, SourceTree};
+
+use crate::support::locks;
 
 /// Directories below the root, and as many below each.
 const DIRECTORIES: u64 = 600;
@@ -143,7 +145,7 @@ fn one_new_file_does_not_hold_up_all_names_behind_it() {
     let directory = tempfile::tempdir().unwrap();
     let store = directory.path().join("store");
     init(&store).unwrap();
-    let replica = LockedReplica::open(&store).unwrap();
+    let replica = locks::open(&store);
     let seen = Rc::new(RefCell::new(Seen::default()));
     let tree = WideTree { next: 0, requests: Vec::new(), seen: Rc::clone(&seen) };
     let (options, progress) = (SnapshotOptions::default(), Arc::new(Progress::default()));

@@ -13,7 +13,8 @@ use zmreplica::replica::{Replica, init};
 use zmreplica::store::LocalBackend;
 use zmreplica::store::backend::{Backend, BackendError};
 
-use crate::support::pruning::{copy_directory, last, make_source, noise, open, prune, take};
+use crate::support::locks::open;
+use crate::support::pruning::{copy_directory, last, make_source, noise, prune, take};
 
 /// The store's own backend, before whose operation of a number something else is done, as by another process at that moment.
 struct Meanwhile<F> {

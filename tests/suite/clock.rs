@@ -5,12 +5,13 @@
 use std::fs;
 use std::process::Output;
 
+use crate::support::locks;
 use crate::support::mounted::{Scene, err, out};
 use crate::support::redate::{days, redate};
 use crate::support::zimbra::{event, snapshots};
 use serde_json::Value;
 use zmreplica::catalog::marks::Hold;
-use zmreplica::replica::{LockedReplica, Replica};
+use zmreplica::replica::Replica;
 use zmreplica::view::Snapshots;
 
 /// Six good nights in a store that keeps three months.
@@ -151,10 +152,11 @@ fn a_night_with_the_clock_behind_removes_nothing_and_is_kept_as_its_neighbours_a
 fn a_clock_that_is_ahead_does_not_end_a_hold() {
     let scene = six_nights();
     let hold = |until: i64| {
-        let replica = LockedReplica::open(&scene.store()).unwrap();
-        let mut writer = replica.writer().unwrap();
-        writer.set_hold(Some(&Hold { since: days(until - 1), until: Some(days(until)), reason: None })).unwrap();
-        writer.commit().unwrap();
+        locks::locked(&scene.store(), |replica| {
+            let mut writer = replica.writer().unwrap();
+            writer.set_hold(Some(&Hold { since: days(until - 1), until: Some(days(until)), reason: None })).unwrap();
+            writer.commit().unwrap();
+        });
     };
     redate(&scene.store(), |at, _| days(at as i64 - 6 - TEN_YEARS));
     hold(1 - TEN_YEARS);

@@ -19,9 +19,10 @@ use zmreplica::repair::{RepairOptions, repair};
 use zmreplica::replica::{LockedReplica, Replica, init};
 use zmreplica::retention::Protections;
 
+use crate::support::locks;
 use crate::support::mounted::{Scene, err};
 use crate::support::oracle::{assert_same, of_directory};
-use crate::support::pruning::{assert_clean, copy_directory, last, noise, patiently, take};
+use crate::support::pruning::{assert_clean, copy_directory, last, noise, take};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -60,7 +61,7 @@ impl Site {
     }
 
     fn open(&self) -> LockedReplica {
-        patiently(|| LockedReplica::open(&self.store()))
+        locks::open(&self.store())
     }
 
     /// Prunes to the newest snapshot with the clock so many days on.

@@ -24,6 +24,7 @@ use zmreplica::store::codec::Codec;
 use zmreplica::store::{MemoryBackend, PackBuilder, PackFormat, PackId};
 use zmreplica::view::Snapshots;
 
+use crate::support::locks;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot};
 
 /// Names the store to the process that is going to be killed.
@@ -42,7 +43,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 fn take(store: &Path, source: &Path, progress_interval: Duration) -> Work {
-    let replica = LockedReplica::open(store).unwrap();
+    let replica = locks::open(store);
     let options = SnapshotOptions { progress_interval, ..SnapshotOptions::default() };
     run(&replica, source, &options, &Arc::new(Progress::default())).unwrap().record.work
 }
@@ -150,7 +151,7 @@ fn killed_runs_lose_nothing_and_repeat_little() {
 
     // And once more from the commit files alone.
     fs::remove_file(store.join("catalog.redb")).unwrap();
-    LockedReplica::rebuild_catalog(&store).unwrap();
+    locks::patiently(|| LockedReplica::rebuild_catalog(&store));
     assert_intact(&store, &[&before, &after], false);
 }
 
@@ -180,7 +181,7 @@ fn a_catalogue_behind_its_commit_files_catches_up() {
             // An empty catalogue beside commit files is damage; one that is behind is not.
             assert_eq!(report.is_clean(), number > 0, "{:#?}", report.damages);
         }
-        let replica = LockedReplica::open(&store).unwrap();
+        let replica = locks::open(&store);
         assert_eq!(replica.recovered_commits(), COMMITS * (4 - number as u64));
         drop(replica);
         assert_intact(&store, &all, true);
@@ -203,7 +204,7 @@ fn a_crash_before_the_record_is_committed_leaves_progress() {
     fs::write(store.join("catalog.redb"), catalog).unwrap();
     fs::remove_file(store.join(zmreplica::catalog::commit::key(2 * COMMITS))).unwrap();
 
-    let replica = LockedReplica::open(&store).unwrap();
+    let replica = locks::open(&store);
     assert_eq!(replica.recovered_commits(), 1);
     drop(replica);
     assert_intact(&store, &[&first], true);

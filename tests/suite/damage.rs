@@ -14,6 +14,7 @@ use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
 use zmreplica::view::Snapshots;
 
+use crate::support::locks;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot};
 
 /// A small store and what its snapshots must hold.
@@ -50,7 +51,7 @@ fn make() -> Base {
     symlink("sessions/full-1", source.join("latest")).unwrap();
     let mut trees = Vec::new();
     let mut snapshot = || {
-        let replica = LockedReplica::open(&store).unwrap();
+        let replica = locks::open(&store);
         let report = run(&replica, &source, &SnapshotOptions::default(), &Arc::new(Progress::default())).unwrap();
         trees.push((report.record.id, of_directory(&source)));
     };
@@ -352,7 +353,7 @@ fn each_file_of_the_store_may_be_lost() {
         } else if shown == "catalog.redb" {
             assert!(Replica::open(store.path()).is_err());
             assert!(LockedReplica::open(store.path()).is_err(), "a lost catalogue must not come back empty");
-            let applied = LockedReplica::rebuild_catalog(store.path()).unwrap();
+            let applied = locks::patiently(|| LockedReplica::rebuild_catalog(store.path()));
             assert_eq!(applied as usize, files_below(store.path(), "commits").len());
             let replica = Replica::open(store.path()).unwrap();
             assert!(run_check(&replica).is_clean());

@@ -23,7 +23,7 @@ use zmreplica::remote::protocol::fields::ZERO_STAT;
 use zmreplica::remote::protocol::{Start, Task};
 use zmreplica::remote::transport::command::CommandTransport;
 use zmreplica::remote::transport::spec::RemoteSpec;
-use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::replica::{Replica, init};
 use zmreplica::snapshot::options::{SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run_tree;
@@ -32,6 +32,8 @@ use zmreplica::source::exclude::Excludes;
 use zmreplica::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at};
 use zmreplica::source::scan::{Listing, ScanOptions};
 use zmreplica::source::tree::{ChunkIntake, LocalTree, OwnerNames, ScanEnd, SourceError, SourceTree};
+
+use crate::support::locks;
 
 const MODES: [&str; 3] = ["local", "agent", "agentless"];
 
@@ -190,7 +192,7 @@ impl Scene {
     }
 
     fn run(&self, when: When, change: impl FnOnce()) -> Result<SnapshotReport, String> {
-        let replica = LockedReplica::open(&self.store()).unwrap();
+        let replica = locks::open(&self.store());
         let tree = Disturbed { tree: self.tree(), when, change: Some(Box::new(change)), held: Vec::new() };
         let options = SnapshotOptions { threads: 1, ..SnapshotOptions::default() };
         run_tree(&replica, Box::new(tree), "far:source", &options, &Arc::new(Progress::default()))

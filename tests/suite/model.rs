@@ -16,6 +16,7 @@ use zmreplica::snapshot::run::run;
 use zmreplica::view::Snapshots;
 
 use crate::support::edits::{Edit, Source, edit};
+use crate::support::locks;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot, view};
 
 fn options(rescan: bool) -> SnapshotOptions {
@@ -78,7 +79,7 @@ fn run_case(batches: &[Vec<Edit>], rescans: &[bool]) {
         if fs::read_dir(&root).unwrap().next().is_none() {
             fs::write(root.join("only"), "a source must not be empty").unwrap();
         }
-        let replica = LockedReplica::open(&store).unwrap();
+        let replica = locks::open(&store);
         let report = run(&replica, &root, &options(*rescan), &Arc::new(Progress::default())).unwrap();
         assert!(report.problems.is_empty(), "{:?}", report.problems);
         copies.push(of_directory(&root));
@@ -90,7 +91,7 @@ fn run_case(batches: &[Vec<Edit>], rescans: &[bool]) {
     drop(replica);
     // The catalogue is worth nothing that the commit files don't hold too.
     fs::remove_file(store.join("catalog.redb")).unwrap();
-    LockedReplica::rebuild_catalog(&store).unwrap();
+    locks::patiently(|| LockedReplica::rebuild_catalog(&store));
     let replica = Replica::open(&store).unwrap();
     compare(&replica, &copies);
     assert_clean(&replica, copies.len());

@@ -11,13 +11,15 @@ use std::time::Duration;
 use rustix::fs::{XattrFlags, setxattr};
 use zmreplica::catalog::snapshot::Work;
 use zmreplica::model::{Kind, Stat};
-use zmreplica::replica::{LockedReplica, init};
+use zmreplica::replica::init;
 use zmreplica::snapshot::SnapshotError;
 use zmreplica::snapshot::options::{SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
 use zmreplica::source::cut::SinkClosed;
 use zmreplica::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at};
+
+use crate::support::locks;
 
 struct Scene {
     directory: tempfile::TempDir,
@@ -36,7 +38,7 @@ impl Scene {
     }
 
     fn night(&self, options: &SnapshotOptions) -> SnapshotReport {
-        let replica = LockedReplica::open(&self.directory.path().join("store")).unwrap();
+        let replica = locks::open(&self.directory.path().join("store"));
         run(&replica, &self.source(""), options, &Arc::new(Progress::default())).unwrap()
     }
 
@@ -119,7 +121,7 @@ fn an_empty_source_and_a_lost_cache() {
     assert_eq!(first.totals, second.totals);
 
     fs::remove_dir_all(scene.source("tmp")).unwrap();
-    let replica = LockedReplica::open(&scene.directory.path().join("store")).unwrap();
+    let replica = locks::open(&scene.directory.path().join("store"));
     let ended = run(&replica, &scene.source(""), &SnapshotOptions::default(), &Arc::new(Progress::default()));
     assert!(matches!(ended, Err(SnapshotError::EmptySource { .. })));
 }

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::locks;
 use crate::support::mounted::{self, Scene, err, eventually, out};
 use crate::support::zimbra::{self, event, night, protected, snapshots};
 use serde_json::Value;
-use zmreplica::replica::LockedReplica;
 
 /// A plain source and a configuration that lets each outcome write what it is told to a file of its name.
 fn scene() -> Scene {
@@ -141,7 +141,7 @@ fn a_store_that_another_run_holds_is_a_warning() {
     let scene = scene();
     configured(&scene, 0, &["nightly"]);
     told(&scene);
-    let held = LockedReplica::open(&scene.store()).unwrap();
+    let held = locks::open(&scene.store());
     configured(&scene, 5, &["nightly"]);
     let message = told(&scene)["warning"]["message"].as_str().unwrap().to_owned();
     let process = format!("process {}", std::process::id());
@@ -149,6 +149,7 @@ fn a_store_that_another_run_holds_is_a_warning() {
     let status = out(&configured(&scene, 0, &["status"]));
     assert!(status.contains(&process), "{status}");
     drop(held);
+    locks::wait_until_free(&scene.store());
     assert!(out(&configured(&scene, 0, &["status"])).contains("nobody"));
 }
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use zmreplica::replica::LockedReplica;
 
+use crate::support::locks;
 use crate::support::mounted::{Scene, err, out};
 
 /// Everything under `tests/old_stores`.
@@ -202,7 +202,7 @@ fn a_store_that_cannot_be_raised_is_not_written_to() {
     assert_eq!((fs::read(&file).unwrap(), objects()), (settings.clone(), before.clone()));
 
     // It is raised by opening it alone, before there is anything new.
-    drop(LockedReplica::open(&store).unwrap());
+    locks::locked(&store, |_| ());
     assert_ne!(fs::read(&file).unwrap(), settings);
     assert_eq!(objects(), before);
     old.scene.ok(&["check"]);

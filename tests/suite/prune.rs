@@ -24,10 +24,11 @@ use zmreplica::store::{LocalBackend, MemoryBackend};
 use zmreplica::view::Snapshots;
 
 use crate::support::edits::{Edit, Source, edit};
+use crate::support::locks::{self, patiently};
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot, view};
 use crate::support::pruning::{
-    self, assert_clean, checked, compare, copy_directory, ids, last, make_source, noise, open_over, pack_bytes,
-    patiently, planned, prune, take,
+    assert_clean, checked, compare, copy_directory, ids, last, make_source, noise, open_over, pack_bytes, planned,
+    prune, take,
 };
 
 // ---- The property: random snapshots, rules, prunes, and crashes between all steps. ----
@@ -415,7 +416,7 @@ fn what_an_interrupted_run_stored_is_not_lost() {
     let options = SnapshotOptions { progress_interval: Duration::ZERO, ..SnapshotOptions::default() };
     let interrupted = std::thread::scope(|scope| {
         let (other, store, source) = (Arc::clone(&progress), &store, &source);
-        let running = scope.spawn(move || run(&pruning::open(store), source, &options, &progress).is_err());
+        let running = scope.spawn(move || run(&locks::open(store), source, &options, &progress).is_err());
         while other.ingest.new_chunks.load(std::sync::atomic::Ordering::Relaxed) < 100 && !running.is_finished() {
             std::thread::yield_now();
         }
@@ -423,7 +424,7 @@ fn what_an_interrupted_run_stored_is_not_lost() {
         running.join().unwrap()
     });
     assert!(interrupted, "the run was to be interrupted");
-    let mut replica = pruning::open(&store);
+    let mut replica = locks::open(&store);
     prune(&mut replica, &last(1), 0).unwrap();
     assert_clean(&replica, "after the prune");
     let stored = pack_bytes(replica.backend().as_ref());
@@ -458,7 +459,7 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
                 }
             }
         }
-        let mut replica = pruning::open(&store);
+        let mut replica = locks::open(&store);
         copies.push((take(&replica, &source), of_directory(&source)));
         let report = prune(&mut replica, &last(3), 10).unwrap();
         assert_eq!(report.not_folded, None);
@@ -524,7 +525,7 @@ fn a_night_after_a_prune_reads_nothing() {
         fs::write(tree.join(number.to_string()), noise(number, 3000)).unwrap();
     }
     std::thread::sleep(Duration::from_millis(100));
-    let mut replica = pruning::open(&store);
+    let mut replica = locks::open(&store);
     take(&replica, &source);
     fs::rename(tree.join("0"), tree.join("other")).unwrap();
     fs::remove_file(tree.join("1")).unwrap();

@@ -8,9 +8,10 @@ use std::time::Instant;
 use zmreplica::replica::{Replica, init};
 use zmreplica::store::LocalBackend;
 
+use crate::support::locks::open;
 use crate::support::oracle::of_directory;
 use crate::support::pruning::{
-    assert_clean, compare, copy_directory, last, make_source, noise, open, pack_bytes, prune, take,
+    assert_clean, compare, copy_directory, last, make_source, noise, pack_bytes, prune, take,
 };
 
 /// Names the store to the process that is going to be killed.

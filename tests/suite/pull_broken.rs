@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::support::locks;
 use crate::support::mounted::{self, Scene, err, eventually, out, signal};
 use crate::support::odd::{self, noise};
 use crate::support::proxy::Proxy;
@@ -22,7 +23,7 @@ use zmreplica::remote::agent::{AgentOptions, serve};
 use zmreplica::remote::client::{RemoteTree, WireCounters};
 use zmreplica::remote::protocol::{Start, Task};
 use zmreplica::remote::transport::{Connection, Control, ExitInfo};
-use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::replica::{Replica, init};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run_tree;
@@ -240,7 +241,7 @@ fn pull_flipped(source: &Path, store: &Path, at: u64, mask: u8, cut: bool) -> Re
         control: Arc::new(Socket(near, AtomicBool::new(false))),
     };
     let result = {
-        let replica = LockedReplica::open(store).unwrap();
+        let replica = locks::open(store);
         let (wire, blocks) = (Arc::new(WireCounters::default()), store.join("cache/listing-0"));
         let tree = RemoteTree::start(connection, wire, &blocks, Duration::from_millis(700));
         let options = SnapshotOptions { threads: 1, ..SnapshotOptions::default() };

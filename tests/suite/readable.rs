@@ -12,12 +12,13 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 
+use crate::support::locks;
 use crate::support::mounted::{Scene, out};
 use zmreplica::catalog::database::Table;
 use zmreplica::catalog::group::{PAGE_HELD_BYTES, for_each_row};
 use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::model::{ChunkHash, Kind, NAME_MAX_BYTES, Stat, Timestamp, XATTRS_MAX_BYTES, Xattr, held_bytes};
-use zmreplica::replica::{LockedReplica, Replica};
+use zmreplica::replica::Replica;
 use zmreplica::snapshot::SnapshotError;
 use zmreplica::snapshot::known::{KnownInode, KnownInodes};
 use zmreplica::snapshot::options::{SnapshotOptions, SnapshotReport};
@@ -203,9 +204,8 @@ impl SourceTree for MadeUp {
 }
 
 fn take(scene: &Scene, tree: MadeUp) -> Result<SnapshotReport, SnapshotError> {
-    let replica = LockedReplica::open(&scene.store()).unwrap();
     let (options, progress) = (SnapshotOptions::default(), Arc::new(Progress::default()));
-    run_tree(&replica, Box::new(tree), "made-up", &options, &progress)
+    locks::locked(&scene.store(), |replica| run_tree(replica, Box::new(tree), "made-up", &options, &progress))
 }
 
 fn view(replica: &Replica, at: usize) -> SnapshotView {

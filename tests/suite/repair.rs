@@ -20,6 +20,7 @@ use zmreplica::store::MemoryBackend;
 use zmreplica::store::backend::Backend;
 use zmreplica::view::Snapshots;
 
+use crate::support::locks;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot};
 use crate::support::pruning::{copy_directory, noise};
 
@@ -60,7 +61,7 @@ impl Scene {
     }
 
     fn snapshot(&mut self) -> u64 {
-        let replica = LockedReplica::open(&self.store()).unwrap();
+        let replica = locks::open(&self.store());
         let report =
             run(&replica, &self.source(), &SnapshotOptions::default(), &Arc::new(Progress::default())).unwrap();
         self.copies.push((report.record.id, of_directory(&self.source())));
@@ -73,6 +74,7 @@ impl Scene {
     }
 
     fn repair(&self, read_data: bool) -> Result<RepairReport, RepairError> {
+        locks::wait_until_free(&self.store());
         repair(&self.store(), RepairOptions { read_data }, &PruneProgress::default())
     }
 
@@ -191,7 +193,7 @@ fn a_lost_pack_is_given_up_and_found_again() {
     fs::write(scene.source().join("new"), "new").unwrap();
     scene.snapshot();
     assert_eq!(scene.check().lost_chunks, lost);
-    let mut replica = LockedReplica::open(&scene.store()).unwrap();
+    let mut replica = locks::open(&scene.store());
     // Nearly all names are gone, which the guard takes for an accident.
     let newest = replica.catalog().unwrap().snapshots().unwrap().pop().unwrap().0;
     let mut writer = replica.writer().unwrap();
@@ -315,7 +317,7 @@ fn a_repair_may_die_at_every_operation_of_the_backend() {
     fs::create_dir(&source).unwrap();
     let base = Arc::new(MemoryBackend::new());
     let open = |path: &Path, backend: &Arc<MemoryBackend>| {
-        LockedReplica::open_over(path, Arc::clone(backend) as Arc<dyn Backend>).unwrap()
+        locks::patiently(|| LockedReplica::open_over(path, Arc::clone(backend) as Arc<dyn Backend>))
     };
     let mut copies = Vec::new();
     for night in 0..2u64 {

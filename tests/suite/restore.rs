@@ -8,9 +8,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::support::locks;
 use crate::support::odd::{acl, noise, odd_tree, partition, paths, root, set_mode, set_time, times};
 use rustix::fs::{XattrFlags, setxattr};
-use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::replica::{Replica, init};
 use zmreplica::restore::{Overwrite, RestoreError, RestoreOptions, RestoreProgress, RestoreReport, restore};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
@@ -48,7 +49,7 @@ impl Scene {
     }
 
     fn snapshot(&self) {
-        let replica = LockedReplica::open(&self.store()).unwrap();
+        let replica = locks::open(&self.store());
         run(&replica, &self.source(""), &SnapshotOptions::default(), &Arc::new(Progress::default())).unwrap();
     }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use zmreplica::catalog::checkpoint;
@@ -11,9 +10,10 @@ use zmreplica::catalog::commit;
 use zmreplica::catalog::database::{Change, Table};
 use zmreplica::catalog::snapshot::to_hex;
 use zmreplica::catalog::writer::last_commit;
-use zmreplica::replica::{FEATURES, LockedReplica, Replica, ReplicaError, StoreConfig, lock_holder};
+use zmreplica::replica::{FEATURES, LockedReplica, Replica, ReplicaError, StoreConfig};
 
-use crate::support::mounted::{SOON, Scene, err, out};
+use crate::support::locks::locked;
+use crate::support::mounted::{Scene, err, out};
 
 /// Number of the row of `meta` with what config.json holds.
 const ROW: u64 = 3;
@@ -28,19 +28,6 @@ fn scene() -> Scene {
 
 fn config_of(scene: &Scene) -> PathBuf {
     scene.store().join("config.json")
-}
-
-/// Does something to the store that takes its lock in this process, and waits until the lock is free: a program that another test starts just then holds it, too,
-/// until it has begun.
-fn locked(scene: &Scene, work: impl FnOnce(&LockedReplica)) {
-    let replica = LockedReplica::open(&scene.store()).unwrap();
-    work(&replica);
-    drop(replica);
-    let began = Instant::now();
-    while lock_holder(&scene.store()).is_some() {
-        assert!(began.elapsed() < SOON, "the store stays locked");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Writes a config.json with a checksum that fits.
@@ -195,7 +182,7 @@ fn lost_settings_are_damage_and_repair_says_what_it_did() {
     // The catalogue, too: from the commit files; and when these are folded, from the checkpoint.
     for folded in [false, true] {
         if folded {
-            locked(&scene, |replica| {
+            locked(&scene.store(), |replica| {
                 let database = replica.catalog().unwrap().database().unwrap();
                 let written = checkpoint::write(&database, replica.backend().as_ref(), None).unwrap();
                 checkpoint::tidy(replica.backend().as_ref(), written.number).unwrap();
@@ -255,7 +242,7 @@ fn unknown_features_are_refused_and_named_by_every_command() {
     row.insert("features".to_owned(), json!(["condemned", "packs-2", "sources"]));
     write_config(&scene, &good);
     let change = Change::Put(Table::Meta, ROW, serde_json::to_vec(&row).unwrap());
-    locked(&scene, |replica| replica.database().apply(std::slice::from_ref(&change)).unwrap());
+    locked(&scene.store(), |replica| replica.database().apply(std::slice::from_ref(&change)).unwrap());
     fs::remove_file(config_of(&scene)).unwrap();
     assert_all_refuse(&scene, &[&["repair"]], "does not know: sources");
     put_commit(&scene, &commit_with(&scene, &[change]));
@@ -387,10 +374,10 @@ fn a_row_in_an_unknown_coding_is_never_damage() {
     drop(database);
     assert!(changes.len() >= 3, "{changes:?}");
     for (other, good) in changes {
-        locked(&scene, |replica| replica.database().apply(std::slice::from_ref(&other)).unwrap());
+        locked(&scene.store(), |replica| replica.database().apply(std::slice::from_ref(&other)).unwrap());
         let told = err(&scene.code(1, &["check"]));
         assert!(told.contains("has a coding, which this version does not know"), "{other:?}: {told}");
-        locked(&scene, |replica| replica.database().apply(&[good]).unwrap());
+        locked(&scene.store(), |replica| replica.database().apply(&[good]).unwrap());
     }
     scene.ok(&["check"]);
 }

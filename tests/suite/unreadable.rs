@@ -18,9 +18,10 @@ use zmreplica::retention::Protections;
 use zmreplica::store::LocalBackend;
 use zmreplica::store::backend::{Backend, BackendError};
 
+use crate::support::locks::{open, patiently};
 use crate::support::oracle::{self, Tree, of_directory};
 use crate::support::pruning::{
-    assert_clean, checked, compare, copy_directory, last, make_source, noise, open, patiently, planned, prune, take,
+    assert_clean, checked, compare, copy_directory, last, make_source, noise, planned, prune, take,
 };
 
 /// The store's own backend, of which one operation fails as on a disk, or a system, that does not answer once.

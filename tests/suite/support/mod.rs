@@ -1,6 +1,7 @@
 //! What several tests use.
 
 pub mod edits;
+pub mod locks;
 pub mod mounted;
 pub mod odd;
 pub mod oracle;

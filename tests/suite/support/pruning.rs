@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, check};
 use zmreplica::prune::{PruneError, PruneOptions, PrunePlan, PruneProgress, PruneReport, carry_out, plan};
-use zmreplica::replica::{LockedReplica, Replica, ReplicaError};
+use zmreplica::replica::{LockedReplica, Replica};
 use zmreplica::retention::{Policy, Protections};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
@@ -18,6 +18,7 @@ use zmreplica::store::MemoryBackend;
 use zmreplica::store::backend::Backend;
 use zmreplica::view::Snapshots;
 
+use super::locks::patiently;
 use super::oracle::{Tree, assert_same, of_snapshot};
 
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -26,18 +27,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Takes the store's lock. A process that another test is just starting holds a copy of each open file, locks included, until it runs its own program.
-pub fn patiently<T>(mut attempt: impl FnMut() -> Result<T, ReplicaError>) -> T {
-    for _ in 0..500 {
-        match attempt() {
-            Err(ReplicaError::Locked { .. }) => std::thread::sleep(Duration::from_millis(10)),
-            other => return other.unwrap(),
-        }
-    }
-    panic!("the store stays locked");
-}
-
-/// Copies a directory. Not by another program: see [`patiently`].
+/// Copies a directory. Not by another program: see [`super::locks`].
 pub fn copy_directory(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -49,10 +39,6 @@ pub fn copy_directory(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).unwrap();
         }
     }
-}
-
-pub fn open(store: &Path) -> LockedReplica {
-    patiently(|| LockedReplica::open(store))
 }
 
 pub fn open_over(store: &Path, backend: &Arc<MemoryBackend>) -> LockedReplica {

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
 use zmreplica::catalog::database::Table;
-use zmreplica::replica::LockedReplica;
 
 /// Gives each snapshot, in the order of commits, the date that `date` returns for its place and the date that it has.
 pub fn redate(store: &Path, date: impl Fn(usize, Timestamp) -> Timestamp) {
-    let replica = LockedReplica::open(store).unwrap();
+    let replica = super::locks::open(store);
     let marks = zmreplica::catalog::marks::all(&replica.catalog().unwrap()).unwrap();
     let mut writer = replica.writer().unwrap();
     for (at, (number, mut record)) in replica.catalog().unwrap().snapshots().unwrap().into_iter().enumerate() {
@@ -24,6 +23,8 @@ pub fn redate(store: &Path, date: impl Fn(usize, Timestamp) -> Timestamp) {
         }
     }
     writer.commit().unwrap();
+    drop((writer, replica));
+    super::locks::wait_until_free(store);
 }
 
 /// Some days from now.

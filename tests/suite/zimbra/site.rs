@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use zmreplica::catalog::snapshot::SnapshotRecord;
-use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::replica::{Replica, init};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
@@ -16,6 +16,8 @@ use zmreplica::zimbra::account::{Account, AccountState, FaultKind};
 use zmreplica::zimbra::blob::BlobName;
 use zmreplica::zimbra::{Analyser, Analysis};
 use zmreplica_treegen::{BlobMode, Config, Generator, Preset};
+
+use crate::support::locks;
 
 /// A small tree: seven accounts, three weeks.
 pub fn small(blobs: BlobMode) -> Config {
@@ -86,7 +88,7 @@ impl Site {
     pub fn snapshot(&self) -> SnapshotRecord {
         // What was written just now must not count as known.
         std::thread::sleep(Duration::from_millis(50));
-        let replica = LockedReplica::open(&self.directory.path().join("store")).unwrap();
+        let replica = locks::open(&self.directory.path().join("store"));
         let options = SnapshotOptions { default_excludes: false, ..SnapshotOptions::default() };
         run(&replica, &self.root(), &options, &Arc::new(Progress::default())).unwrap().record
     }
