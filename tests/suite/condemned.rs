@@ -159,6 +159,7 @@ fn a_repair_copies_what_only_a_condemned_pack_still_has() {
     for id in &lost {
         fs::remove_file(site.store().join("packs").join(&id[..2]).join(id)).unwrap();
     }
+    locks::wait_until_free(&site.store());
     let report = repair(&site.store(), RepairOptions::default(), &PruneProgress::default()).unwrap();
     assert!(report.found_chunks > 0, "{report:?}");
     let replica = site.open();
@@ -283,6 +284,7 @@ fn a_damaged_checkpoint_is_made_good_by_the_commit_files_before_it() {
         fs::remove_file(&file).unwrap();
         fs::write(&file, bytes).unwrap();
         fs::remove_file(site.store().join("catalog.redb")).unwrap();
+        locks::wait_until_free(&site.store());
         let report = repair(&site.store(), RepairOptions::default(), &PruneProgress::default()).unwrap();
         assert_eq!((report.snapshots, report.lost_chunks), (2, 0), "{damaged}: {report:?}");
         assert_clean(&site.open(), damaged);

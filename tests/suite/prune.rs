@@ -503,6 +503,7 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
     for at in 0..2 {
         let (key, _) = backend.list("checkpoints/").unwrap().swap_remove(at);
         fs::remove_file(store.join(key)).unwrap();
+        locks::wait_until_free(&store);
         let repaired = repair(&store, RepairOptions::default(), &PruneProgress::default()).unwrap();
         assert!(matches!(repaired.catalog, CatalogOutcome::Kept { .. }) && repaired.is_whole(), "{repaired:?}");
         assert_clean(&Replica::open(&store).unwrap(), "a new checkpoint");

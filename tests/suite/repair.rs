@@ -338,6 +338,7 @@ fn a_repair_may_die_at_every_operation_of_the_backend() {
         copy_directory(&store, copy.path());
         let repair = || {
             let backend = Arc::clone(&backend) as Arc<dyn Backend>;
+            locks::wait_until_free(copy.path());
             repair_over(copy.path(), backend, RepairOptions { read_data: true }, &PruneProgress::default())
         };
         backend.die_after(die_after);

@@ -18,7 +18,7 @@ use zmreplica::retention::Protections;
 use zmreplica::store::LocalBackend;
 use zmreplica::store::backend::{Backend, BackendError};
 
-use crate::support::locks::{open, patiently};
+use crate::support::locks::{open, patiently, wait_until_free};
 use crate::support::oracle::{self, Tree, of_directory};
 use crate::support::pruning::{
     assert_clean, checked, compare, copy_directory, last, make_source, noise, planned, prune, take,
@@ -179,6 +179,7 @@ fn one_failure_of_the_disk_in_a_repair_loses_nothing() {
             assert!(report.lost_chunks == 0 && report.lost_snapshots.is_empty(), "failure at {at}: {report:?}");
         }
         let what = format!("failure at operation {at}: {first:?}");
+        wait_until_free(&store);
         repair(&store, RepairOptions { read_data: true }, &PruneProgress::default()).unwrap();
         let replica = patiently(|| Replica::open(&store));
         assert_clean(&replica, &what);
@@ -226,6 +227,7 @@ fn a_second_row_of_a_pack_is_healed_by_repair() {
     let report = checked(&Replica::open(&store).unwrap());
     assert_eq!(report.damage_count, 1, "{:#?}", report.damages);
     assert!(report.damages[0].reason.contains("two rows") && report.damages[0].reason.contains("`zmreplica repair`"));
+    wait_until_free(&store);
     let repaired = repair(&store, RepairOptions::default(), &PruneProgress::default()).unwrap();
     assert!(repaired.is_whole(), "{repaired:?}");
     let replica = open(&store);
@@ -308,6 +310,7 @@ fn a_directory_in_the_place_of_a_pack_is_moved_aside() {
         fs::create_dir(store.join(key)).unwrap();
         fs::write(store.join(key).join("note"), "kept").unwrap();
     }
+    wait_until_free(&store);
     let report = repair(&store, RepairOptions { read_data: true }, &PruneProgress::default()).unwrap();
     assert!(report.lost_chunks > 0 && report.unreadable_packs.is_empty(), "{report:?}");
     let source = place.path().join("source");
