@@ -7,6 +7,9 @@ pub mod access;
 pub mod catalog;
 pub mod check;
 pub mod coding;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod layout;
 pub mod lease;

@@ -13,6 +13,8 @@ pub mod blob;
 mod cache;
 pub mod drill;
 mod facts;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod history;
 mod input;
 pub mod ledger;

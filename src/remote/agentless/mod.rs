@@ -25,6 +25,8 @@
 
 mod archive;
 mod find;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod read;
 mod scan;
 mod shell;

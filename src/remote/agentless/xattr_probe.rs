@@ -38,7 +38,7 @@ pub(super) fn probe_xattrs<'p>(
     Ok(found)
 }
 
-fn parse(line: &[u8]) -> Option<(Vec<u8>, bool)> {
+pub(super) fn parse(line: &[u8]) -> Option<(Vec<u8>, bool)> {
     if !matches!(line.first()?, b'-' | b'd') {
         return None;
     }

@@ -3,6 +3,8 @@
 mod answer;
 mod blocks;
 pub mod connect;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod link;
 mod pace;
 pub mod restore;

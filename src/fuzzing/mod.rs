@@ -1,0 +1,178 @@
+//! What decodes bytes that somebody else may have written, one function for each, for the harness in `fuzz/`. Compiled with the feature `fuzzing` only.
+//!
+//! A target must end, whatever the bytes are, without a panic and within the bounds of memory and time that `scripts/fuzz` sets. Where the decoder has an encoder,
+//! what was decoded must come back the same after another round. Checksums are made to fit: no mutation would get past them.
+//!
+//! | target | input |
+//! | --- | --- |
+//! | those of `wire` | what comes over a connection |
+//! | those of `stored` | what lies in a store: rows, objects, commit files, checkpoints, packs, caches |
+//! | those of `texts` | files of the tree and of the system: zips, messages, XML, known hosts; names |
+
+mod stored;
+mod texts;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Cursor};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::model::ChunkHash;
+use crate::remote::agentless::fuzzing as agentless;
+use crate::remote::client::fuzzing as client;
+use crate::remote::transport::{Connection, Control, ExitInfo};
+use crate::source::read::{ReadEvent, ReadRequest, Want};
+use crate::source::scan::Found;
+use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed, SourceTree};
+use crate::zimbra::fuzzing as zimbra;
+
+/// One decoder.
+pub struct Target {
+    /// Its name, which is also that of the directory of its inputs.
+    pub name: &'static str,
+    /// Decodes the bytes; panics if it is wrong.
+    pub run: fn(&[u8]),
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    // Connections.
+    Target { name: "agent_stream", run: client::agent },
+    Target { name: "events", run: wire::events },
+    Target { name: "frames", run: wire::frames },
+    Target { name: "handshake", run: wire::handshake },
+    Target { name: "listing", run: wire::listing },
+    Target { name: "messages", run: wire::messages },
+    Target { name: "requests", run: wire::requests },
+    Target { name: "shell_find", run: agentless::find },
+    Target { name: "shell_stream", run: agentless::shell },
+    Target { name: "shell_tar", run: agentless::tar },
+    Target { name: "shell_words", run: agentless::words },
+    // The store.
+    Target { name: "block_cache", run: client::blocks },
+    Target { name: "checkpoint", run: stored::checkpoint },
+    Target { name: "chunk_page", run: stored::chunk_page },
+    Target { name: "codec", run: stored::codec },
+    Target { name: "commit", run: stored::commit },
+    Target { name: "config", run: stored::config },
+    Target { name: "content", run: stored::content },
+    Target { name: "directory_index", run: stored::directory_index },
+    Target { name: "directory_page", run: stored::directory_page },
+    Target { name: "directory_root", run: stored::directory_root },
+    Target { name: "group_page", run: stored::group_page },
+    Target { name: "inode_cache", run: stored::inode_cache },
+    Target { name: "ledger", run: zimbra::sealed },
+    Target { name: "link_counts", run: stored::link_counts },
+    Target { name: "object", run: stored::object },
+    Target { name: "pack", run: stored::pack },
+    Target { name: "rows", run: stored::rows },
+    Target { name: "snapshot_record", run: stored::snapshot_record },
+    // Files and names.
+    Target { name: "cut_message", run: texts::cut_message },
+    Target { name: "cut_zip", run: texts::cut_zip },
+    Target { name: "known_hosts", run: texts::known_hosts },
+    Target { name: "names", run: texts::names },
+    Target { name: "xml", run: texts::xml },
+];
+
+/// Splits an input into parts: a length (2 bytes, little endian) before each; the last one may be shorter than it says.
+fn parts(mut bytes: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk() {
+        let (part, rest) = rest.split_at(rest.len().min(u16::from_le_bytes(*length).into()));
+        parts.push(part);
+        bytes = rest;
+    }
+    parts
+}
+
+/// Makes a file without a name, in memory.
+pub(crate) fn memory_file() -> File {
+    File::from(memfd_create("zmreplica-fuzz", MemfdFlags::CLOEXEC).expect("there is memory for an empty file"))
+}
+
+/// Returns a path by which this process can open a file once more.
+pub(crate) fn path_of(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// A connection on which the given bytes come, and what is sent goes nowhere.
+pub(crate) struct Stream;
+
+impl Stream {
+    pub(crate) fn connection(bytes: &[u8]) -> Connection {
+        Connection {
+            input: Box::new(Cursor::new(bytes.to_vec())),
+            output: Box::new(io::sink()),
+            control: Arc::new(Stream),
+        }
+    }
+}
+
+impl Control for Stream {
+    fn abort(&self) {}
+
+    fn exit_info(&self) -> ExitInfo {
+        ExitInfo::default()
+    }
+}
+
+/// Wants every chunk that it is offered for the first time.
+#[derive(Default)]
+struct Intake(Vec<ChunkHash>);
+
+impl ChunkIntake for Intake {
+    fn offer(&mut self, hash: &ChunkHash, _plain_length: u32) -> Result<(u64, bool), IntakeFailed> {
+        let known = self.0.iter().position(|known| known == hash);
+        if known.is_none() {
+            self.0.push(*hash);
+        }
+        Ok((known.unwrap_or(self.0.len() - 1) as u64, known.is_none()))
+    }
+
+    fn arrive(&mut self, chunk: ArrivedChunk) -> Result<(), IntakeFailed> {
+        assert_eq!(self.0.get(chunk.number as usize), Some(&chunk.hash), "a chunk that was not asked for");
+        Ok(())
+    }
+
+    fn forget(&mut self, _hash: &ChunkHash) {}
+
+    fn dictionary(&self) -> Option<(u32, &[u8])> {
+        None
+    }
+}
+
+/// Does with a tree what a run does: takes all listings, asks for what they name, and for the names of owners.
+pub(crate) fn drive(tree: &mut dyn SourceTree) {
+    let (mut requests, mut owners) = (Vec::new(), BTreeSet::new());
+    while let Ok(Some(listing)) = tree.next_listing() {
+        for entry in listing.entries {
+            let Found::Inode { stat: Some(stat), .. } = entry.what else { continue };
+            owners.insert(stat.uid);
+            let path = match listing.path.as_slice() {
+                b"" => entry.name.into_vec(),
+                directory => [directory, b"/", &entry.name].concat(),
+            };
+            requests.push(ReadRequest { path, stat: *stat, want: Want::Content });
+        }
+    }
+    let _ = tree.end_of_scan();
+    let mut intake = Intake::default();
+    let mut due = requests.len();
+    let sent = requests.into_iter().try_for_each(|request| tree.submit(request)).and_then(|()| tree.flush());
+    while sent.is_ok() && due > 0 {
+        match tree.receive(&mut intake) {
+            Ok(ReadEvent::Done(_)) => due -= 1,
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    let _ = tree.settle(&mut intake);
+    let _ = tree.owner_names(&owners, &owners);
+    tree.abandon(&mut intake);
+}
