@@ -184,7 +184,10 @@ impl StoreConfig {
 
     /// Decodes the row of `meta`.
     pub(crate) fn from_row(payload: &[u8]) -> Result<StoreConfig, Unusable> {
-        StoreConfig::from_fields(serde_json::from_slice(payload)?)
+        let mut fields: BTreeMap<String, Value> = serde_json::from_slice(payload)?;
+        // No row has one. A file made with it would have two checksums, and be refused.
+        fields.remove("check");
+        StoreConfig::from_fields(fields)
     }
 
     fn from_fields(fields: BTreeMap<String, Value>) -> Result<StoreConfig, Unusable> {
@@ -208,7 +211,7 @@ impl StoreConfig {
         serde_json::to_vec(&fields)
     }
 
-    fn encode(&self) -> serde_json::Result<Vec<u8>> {
+    pub(crate) fn encode(&self) -> serde_json::Result<Vec<u8>> {
         // A file of format 1 is as that format has it.
         if self.format == 1 {
             return serde_json::to_vec_pretty(self);
