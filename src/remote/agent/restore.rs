@@ -1,4 +1,4 @@
-//! The agent as the far end of a restore: writes below one directory what a snapshot elsewhere holds, by the same code as a restore on one host.
+//! The agent as the destination of a restore: writes below one directory what a snapshot elsewhere holds, by the same code as a restore on one host.
 //!
 //! Rows that came before their query are kept up to [`PREFETCHED_MAX_BYTES`], the oldest thrown away first.
 

@@ -8,6 +8,7 @@
 
 use std::io::{self, Read};
 
+use super::find::seconds_and_nanos;
 use super::shell::breach;
 use crate::model::{Kind, Timestamp, Xattr};
 use crate::remote::protocol::fields::{PATH_MAX_BYTES, XATTRS_MAX_BYTES};
@@ -314,13 +315,8 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 fn time(value: &[u8]) -> Option<Timestamp> {
     let text = std::str::from_utf8(value).ok()?;
     let (text, negative) = text.strip_prefix('-').map_or((text, false), |text| (text, true));
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
+    let (seconds, nanos) = seconds_and_nanos(text)?;
     let seconds = i64::try_from(decimal(seconds.as_bytes())?).ok()?;
-    let nanos = fraction.bytes().chain(std::iter::repeat(b'0')).take(9);
-    let nanos = nanos.fold(0, |value, digit| value * 10 + u32::from(digit - b'0'));
     Some(match (negative, nanos) {
         (false, nanos) => Timestamp { seconds, nanos },
         (true, 0) => Timestamp { seconds: -seconds, nanos: 0 },

@@ -62,13 +62,18 @@ pub(super) fn stat(fields: &[u8]) -> Option<Stat> {
 }
 
 fn time(text: &str) -> Option<Timestamp> {
+    let (seconds, nanos) = seconds_and_nanos(text)?;
+    Some(Timestamp { seconds: seconds.parse().ok()?, nanos })
+}
+
+/// Splits a decimal fraction of seconds; digits beyond the ninth are dropped.
+pub(super) fn seconds_and_nanos(text: &str) -> Option<(&str, u32)> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
     if fraction.is_empty() || fraction.len() > 20 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let nanos = fraction.bytes().chain(std::iter::repeat(b'0')).take(9);
-    let nanos = nanos.fold(0, |value, digit| value * 10 + u32::from(digit - b'0'));
-    Some(Timestamp { seconds: seconds.parse().ok()?, nanos })
+    let digits = fraction.bytes().chain(std::iter::repeat(b'0')).take(9);
+    Some((seconds, digits.fold(0, |value, digit| value * 10 + u32::from(digit - b'0'))))
 }
 
 /// What `find` could not do, as it says on stderr.
@@ -84,18 +89,23 @@ pub(super) struct Complaints {
 
 /// Reads the messages: ``find: './a\nb': Permission denied``, in the C locale, and the exit code in the last line.
 pub(super) fn complaints(text: &[u8]) -> Complaints {
-    let mut found = Complaints::default();
-    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        if let Some(code) = line.strip_prefix(b"code ") {
-            found.code = std::str::from_utf8(code).ok().and_then(|code| code.trim().parse().ok());
-            continue;
-        }
+    let (code, lines) = code_and_lines(text);
+    let mut found = Complaints { code, ..Complaints::default() };
+    for line in lines {
         match complaint(line) {
             Some(complaint) => found.of_paths.push(complaint),
             None => found.others.push(line.escape_ascii().to_string()),
         }
     }
     found
+}
+
+/// Splits what a command said into its exit code, if there is one, and the lines with something in them.
+pub(super) fn code_and_lines(text: &[u8]) -> (Option<i32>, Vec<&[u8]>) {
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let (codes, lines): (Vec<_>, Vec<_>) = lines.partition(|line| line.starts_with(b"code "));
+    let code = codes.last().and_then(|line| std::str::from_utf8(&line[5..]).ok());
+    (code.and_then(|code| code.trim().parse().ok()), lines)
 }
 
 fn complaint(line: &[u8]) -> Option<(Vec<u8>, i32)> {

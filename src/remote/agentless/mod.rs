@@ -9,7 +9,7 @@
 //!           |                                      user    getent                  names of owners
 //! ```
 //!
-//! One connection, one command at a time; its names follow on stdin, its answer has an end of its own. Nothing is written on the far side.
+//! One connection, one command at a time; its names follow on stdin, its answer has an end of its own. Nothing is written on the remote host.
 //!
 //! Architecture invariant: no answer counts before the exit code and the messages of its command are known (`tar_messages`, `find::complaints`): `tar` fills up with zeros what it cannot read,
 //! `find` leaves out what it cannot look at, and both say so there alone. A name of which neither an answer nor a message came counts as unreadable, never as gone.
@@ -37,17 +37,14 @@ mod tree;
 mod xattr_probe;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
+use crate::remote::client::Stop;
 use crate::source::exclude::Excludes;
 
 pub use tree::AgentlessTree;
 
-/// Tells whether the run is to end.
-pub type Interrupted = Arc<dyn Fn() -> bool + Send + Sync>;
-
-/// What is wanted of the far side.
+/// What is wanted of the remote host.
 #[derive(Clone)]
 pub struct AgentlessOptions {
     /// The root there; relative to the user's home directory unless it begins with a slash.
@@ -60,10 +57,10 @@ pub struct AgentlessOptions {
     pub scan_only: bool,
     /// Most bytes a second that are taken; 0 for no limit.
     pub bytes_per_second: u64,
-    /// How long the far side may be waited for while next to nothing comes.
+    /// How long the remote host may be waited for while next to nothing comes.
     pub idle_timeout: Duration,
     /// An existing directory for temporary files; they have no names. It takes the names of the tree and the largest file.
     pub spool: PathBuf,
     /// Asked now and then while much comes in.
-    pub interrupted: Interrupted,
+    pub interrupted: Stop,
 }

@@ -13,6 +13,7 @@ use super::spool::Spool;
 use super::tar_messages::{TarMessages, Trouble};
 use super::xattr_probe::probe_xattrs;
 use crate::model::{Kind, Stat};
+use crate::remote::protocol::fields::ZERO_STAT;
 use crate::source::cut::{CutError, Cutter};
 use crate::source::read::{ATTEMPTS, EventSink, Hashing, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
 use crate::source::tree::SourceError;
@@ -25,19 +26,6 @@ const DATA_BYTES: usize = 128 << 10;
 /// The longest target of a symbolic link, in bytes.
 const TARGET_MAX_BYTES: usize = 4096;
 
-/// Returns names as commands take them, and how many.
-pub(super) fn name_list<'p>(paths: impl Iterator<Item = &'p [u8]>) -> (Vec<u8>, usize) {
-    let (mut names, mut count) = (Vec::new(), 0);
-    for path in paths {
-        // Never begins with a dash.
-        names.extend_from_slice(if path.is_empty() { b"." } else { b"./" });
-        names.extend_from_slice(path);
-        names.push(0);
-        count += 1;
-    }
-    (names, count)
-}
-
 /// Returns the path of a member, relative to the root.
 fn path_of(member: &Member) -> Option<&[u8]> {
     let name = member.name.strip_suffix(b"/").unwrap_or(&member.name);
@@ -49,12 +37,11 @@ pub(super) fn headers<'p>(
     shell: &mut Shell,
     paths: impl Iterator<Item = &'p [u8]>,
 ) -> Result<Vec<(Vec<u8>, Member)>, SourceError> {
-    let (names, count) = name_list(paths);
     let mut found = Vec::new();
+    let count = shell.command_on("tar", paths);
     if count == 0 {
         return Ok(found);
     }
-    shell.command_with("tar", names);
     let mut archive = Archive::new(&mut *shell);
     let ended = loop {
         match archive.next() {
@@ -67,7 +54,8 @@ pub(super) fn headers<'p>(
             Err(error) => break Err(error),
         }
     };
-    let said = ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))?;
+    ended.map_err(|error| shell.failed(error))?;
+    let said = shell.end("tar")?;
     let words = TarMessages::parse(&said);
     found.retain(|(path, _)| words.understood() && words.of(path).is_none());
     Ok(found)
@@ -85,14 +73,13 @@ fn stat_paths<'p>(
     shell: &mut Shell,
     paths: impl Iterator<Item = &'p [u8]> + Clone,
 ) -> Result<HashMap<Vec<u8>, Result<Now, i32>>, SourceError> {
-    let (names, count) = name_list(paths.clone());
     let mut found = HashMap::new();
+    let count = shell.command_on("stat", paths.clone());
     if count == 0 {
         return Ok(found);
     }
-    shell.command_with("stat", names);
     loop {
-        let record = shell.record(RECORD_MAX_BYTES).map_err(|error| shell.failed(error))?;
+        let record = shell.record(RECORD_MAX_BYTES)?;
         if record == b"E" {
             break;
         }
@@ -100,13 +87,13 @@ fn stat_paths<'p>(
             let (fields, path) = find::split(rest)?;
             Some((path.to_vec(), Now { stat: find::stat(fields)?, readable: mark == b"r " }))
         });
-        let (path, now) = parsed.ok_or_else(|| shell.failed(breach("a record of a name that none can have")))?;
+        let (path, now) = parsed.ok_or_else(|| shell.breach("a record of a name that none can have"))?;
         found.insert(path, Ok(now));
         if found.len() > count {
-            return Err(shell.failed(breach("more names than were asked for")));
+            return Err(shell.breach("more names than were asked for"));
         }
     }
-    let said = shell.end("stat").map_err(|error| shell.failed(error))?;
+    let said = shell.end("stat")?;
     let complaints = find::complaints(&said);
     // xargs ends with 123 when find did not find all of them. Anything else is an answer that was cut short.
     if !matches!(complaints.code, Some(0 | 123)) {
@@ -234,7 +221,7 @@ impl Reader {
             outcomes[place] = Some(outcome);
         }
         let whole: Option<Vec<ReadOutcome>> = outcomes.into_iter().collect();
-        whole.ok_or_else(|| shell.failed(breach("fewer answers than questions")))
+        whole.ok_or_else(|| shell.breach("fewer answers than questions"))
     }
 
     /// Tries again, one by one, what did not work at first.
@@ -281,11 +268,9 @@ impl Reader {
         let path = |place: &usize| requests[*place].path.as_slice();
         // tar takes no sockets, and has nothing to tell of them; at a second look it may be none any more.
         let with_header = |place: &&usize| attempt > 1 || requests[**place].stat.kind != Kind::Socket;
-        let (names, count) = name_list(places.iter().filter(with_header).map(path));
         let mut taken: Vec<Option<Taken>> = places.iter().map(|_| None).collect();
         let mut words = None;
-        if count > 0 {
-            shell.command_with("tar", names);
+        if shell.command_on("tar", places.iter().filter(with_header).map(path)) > 0 {
             words = Some(self.take_members(shell, requests, places, sinks, attempt, &mut taken)?);
         }
         let sound = words.as_ref().is_none_or(TarMessages::understood);
@@ -344,7 +329,8 @@ impl Reader {
             }
             taken[at] = Some(Taken { member, skipped, delivered });
         };
-        let said = ended.and_then(|()| shell.end("tar")).map_err(|error| shell.failed(error))?;
+        ended.map_err(|error| shell.failed(error))?;
+        let said = shell.end("tar")?;
         Ok(TarMessages::parse(&said))
     }
 
@@ -380,7 +366,7 @@ impl Reader {
     fn cut(&mut self, member: &Member, size: u64, sink: &mut dyn EventSink) -> Result<u64, SourceError> {
         // The cutter looks for holes where less is allocated than the file is long.
         let allocated_bytes = if member.regions.is_some() { 0 } else { size };
-        let stat = Stat { size, allocated_bytes, ..EMPTY };
+        let stat = Stat { size, allocated_bytes, ..ZERO_STAT };
         let cut = self.cutter.cut(self.spool.file(), &stat, &mut Hashing { sink });
         cut.map_err(|error| match error {
             CutError::SinkClosed => SourceError::Intake,
@@ -498,23 +484,3 @@ fn known_content(shell: &mut Shell, requests: &[ReadRequest]) -> Result<Vec<Opti
     });
     Ok(answers.collect())
 }
-
-/// The stat of nothing.
-const EMPTY: Stat = {
-    let time = crate::model::Timestamp { seconds: 0, nanos: 0 };
-    Stat {
-        kind: Kind::File,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        nlink: 1,
-        size: 0,
-        allocated_bytes: 0,
-        rdev: 0,
-        ino: 0,
-        dev: 0,
-        mtime: time,
-        ctime: time,
-        btime: None,
-    }
-};

@@ -2,7 +2,7 @@
 //!
 //! `find` goes through a directory in the order of the disk. So its records are sorted first, by the directory and then the name: the key is the directory's path with NUL for
 //! each slash, two NULs, and the name. No name holds a NUL, so a directory's names come together, before those of its subdirectories, and
-//! directories come depth-first. Sorting on the far side would need space on its disk, and be silent for as long as it takes.
+//! directories come depth-first. Sorting on the remote host would need space on its disk, and be silent for as long as it takes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -10,7 +10,7 @@ use std::io;
 use super::AgentlessOptions;
 use super::find::{self, RECORD_MAX_BYTES};
 use super::read::headers;
-use super::shell::{Shell, WORDS_MAX_BYTES, breach, shown};
+use super::shell::{Shell, WORDS_MAX_BYTES, shown};
 use super::sort::{MEMORY_BYTES, Record, Sorted, Sorter};
 use super::xattr_probe::probe_xattrs;
 use crate::model::{Kind, Stat, Xattr};
@@ -145,25 +145,24 @@ impl Scan {
         let mut nodes = Vec::new();
         let mut count = 0u64;
         loop {
-            let record = shell.record(RECORD_MAX_BYTES).map_err(|error| shell.failed(error))?;
+            let record = shell.record(RECORD_MAX_BYTES)?;
             if record == b"E" {
                 break;
             }
             count += 1;
             if count > NAMES_MAX {
-                return Err(shell.failed(breach("more names than are taken")));
+                return Err(shell.breach("more names than are taken"));
             }
             if count.is_multiple_of(INTERRUPT_STEP) {
                 shell.check_interrupt()?;
                 shell.counters().far_names.store(count, std::sync::atomic::Ordering::Relaxed);
             }
             let parsed = find::split(&record).and_then(|(fields, path)| Some((fields, path, find::stat(fields)?)));
-            let (fields, path, stat) =
-                parsed.ok_or_else(|| shell.failed(breach("a record of a name that none can have")))?;
+            let (fields, path, stat) = parsed.ok_or_else(|| shell.breach("a record of a name that none can have"))?;
             self.end.stats += 1;
             if path.is_empty() {
                 if root.replace(stat).is_some() || stat.kind != Kind::Directory {
-                    return Err(shell.failed(breach("two roots, or one that is no directory")));
+                    return Err(shell.breach("two roots, or one that is no directory"));
                 }
                 continue;
             }
@@ -184,10 +183,10 @@ impl Scan {
                 nodes.push(path.to_vec());
             }
             if !sorter.push(&key(path), fields).map_err(|error| spool_failed(&self.options, error))? {
-                return Err(shell.failed(breach("more names than are taken")));
+                return Err(shell.breach("more names than are taken"));
             }
         }
-        let said = shell.end("scan").map_err(|error| shell.failed(error))?;
+        let said = shell.end("scan")?;
         self.take_complaints(&said)?;
         let root = root.ok_or_else(|| SourceError::Lost { reason: "find told nothing of the root".to_owned() })?;
         self.waiting.push(Waiting { path: Vec::new(), stat: root });
@@ -235,7 +234,7 @@ impl Scan {
             self.ready.push_back(listing);
         }
         if self.waiting.is_empty() && self.next.is_some() {
-            return Err(shell.failed(breach("names in a directory that is not there")));
+            return Err(shell.breach("names in a directory that is not there"));
         }
         if !self.options.scan_only && !self.ready.is_empty() {
             self.attributes(shell)?;
@@ -256,13 +255,13 @@ impl Scan {
             self.next = sorted.map_err(|error| spool_failed(&self.options, error))?;
             let name: Box<[u8]> = key[prefix.len()..].into();
             // Parsed before it was sorted.
-            let stat = find::stat(&fields).ok_or_else(|| shell.failed(breach("a record that makes no sense")))?;
+            let stat = find::stat(&fields).ok_or_else(|| shell.breach("a record that makes no sense"))?;
             if listing.entries.last().is_some_and(|last: &Entry| *last.name >= *name) {
-                return Err(shell.failed(breach("a name that is there twice")));
+                return Err(shell.breach("a name that is there twice"));
             }
             held += name.len() + 200;
             if held > LISTING_MAX_BYTES {
-                return Err(shell.failed(breach("more names in one directory than are taken")));
+                return Err(shell.breach("more names in one directory than are taken"));
             }
             let what = self.found(&listing, &name, stat);
             if what == Found::Directory {
@@ -273,7 +272,7 @@ impl Scan {
             listing.entries.push(Entry { name, what });
         }
         if self.waiting_bytes > WAITING_MAX_BYTES {
-            return Err(shell.failed(breach("more directories than are taken")));
+            return Err(shell.breach("more directories than are taken"));
         }
         self.waiting.extend(subdirectories.into_iter().rev());
         if let Some(errno) = self.complaints.remove(&listing.path) {

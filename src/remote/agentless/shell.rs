@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, unbounded};
 
-use super::{AgentlessOptions, Interrupted};
-use crate::remote::client::{ConnectError, HANDSHAKE, WireCounters};
-use crate::remote::protocol::{MAGIC, NOISE_BYTES};
+use super::AgentlessOptions;
+use crate::remote::client::{ConnectError, HANDSHAKE, Stop, WireCounters};
+use crate::remote::protocol::MAGIC;
 use crate::remote::transport::deadline::Deadline;
-use crate::remote::transport::{Connection, Control, Transport, printed, quoted};
+use crate::remote::transport::pace::Pace;
+use crate::remote::transport::{Connection, Control, Transport, printed, quoted, read_to_mark};
 use crate::source::tree::SourceError;
 
 /// What the shell says when it is ready, or why it is not.
@@ -66,48 +67,20 @@ fn starting(script: &str) -> String {
     format!("exec sh -c 'eval \"$(head -c {})\"'", script.len())
 }
 
-/// A far side that sends less than this while it is waited for, in bytes a second over the time that it may be silent, is not slow but stuck: no line is so slow, and no disk.
-const SLOWEST_BYTES_PER_SECOND: f64 = 16.0;
-
 /// How often a read that waits looks whether the run is to end.
 const TICK: Duration = Duration::from_millis(500);
-
-/// Watches that what is waited for comes, and not byte by byte without an end.
-struct Pace {
-    idle_timeout: Duration,
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Pace {
-    fn new(idle_timeout: Duration) -> Pace {
-        Pace { idle_timeout, waited: Duration::ZERO, bytes: 0 }
-    }
-
-    /// Counts bytes that were waited for.
-    fn add(&mut self, waited: Duration, bytes: usize) -> io::Result<()> {
-        self.waited += waited;
-        self.bytes += bytes as u64;
-        if self.waited < self.idle_timeout {
-            return Ok(());
-        }
-        let (seconds, bytes) = (self.waited.as_secs_f64(), self.bytes);
-        *self = Pace::new(self.idle_timeout);
-        if bytes as f64 >= seconds * SLOWEST_BYTES_PER_SECOND {
-            return Ok(());
-        }
-        let message = format!("only {bytes} bytes came in {seconds:.0} s");
-        Err(io::Error::new(io::ErrorKind::TimedOut, message))
-    }
-}
 
 /// Counts what comes, and takes no more than may come.
 struct Metered {
     inner: Box<dyn Read + Send>,
     counters: Arc<WireCounters>,
     bytes_per_second: u64,
+    /// How long the remote host may be waited for while nothing comes.
+    idle_timeout: Duration,
     pace: Pace,
-    interrupted: Interrupted,
+    /// Bytes that came on this connection.
+    came: u64,
+    interrupted: Stop,
     /// When the bytes taken so far may all have come.
     due: Instant,
 }
@@ -130,7 +103,7 @@ impl Read for Metered {
                     if (self.interrupted)() {
                         return Err(io::Error::other("the run is to end"));
                     }
-                    if waited >= self.pace.idle_timeout {
+                    if waited >= self.idle_timeout {
                         let message = format!("nothing came for {} s", waited.as_secs());
                         return Err(io::Error::new(io::ErrorKind::TimedOut, message));
                     }
@@ -138,7 +111,10 @@ impl Read for Metered {
                 answer => break answer?,
             }
         };
-        self.pace.add(asked.elapsed(), count)?;
+        self.came += count as u64;
+        if let Some(reason) = self.pace.add(asked.elapsed(), self.came) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+        }
         self.counters.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
         if self.bytes_per_second > 0 {
             self.due += Duration::from_secs_f64(count as f64 / self.bytes_per_second as f64);
@@ -153,7 +129,7 @@ pub(super) struct Shell {
     out: Sender<Vec<u8>>,
     control: Arc<dyn Control>,
     counters: Arc<WireCounters>,
-    interrupted: Interrupted,
+    interrupted: Stop,
     /// The line behind an answer of lines, until [`Shell::end`] takes it.
     ended: Option<Vec<u8>>,
 }
@@ -185,7 +161,9 @@ impl Shell {
             inner: input,
             counters: Arc::clone(counters),
             bytes_per_second: options.bytes_per_second,
+            idle_timeout: options.idle_timeout,
             pace: Pace::new(options.idle_timeout),
+            came: 0,
             interrupted: Arc::clone(&options.interrupted),
             due: Instant::now(),
         };
@@ -193,10 +171,13 @@ impl Shell {
         let broken = |reason: String| ConnectError::Broken { host: host.clone(), reason };
         let deadline = Deadline::start(Arc::clone(&control), HANDSHAKE.min(options.idle_timeout))
             .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
-        let late = || deadline.passed("the greeting of its shell");
-        let answer = match greeting(&mut input, || late().is_some()) {
-            Ok(Greeting::Shell(answer)) => answer,
-            Ok(Greeting::Agent) => {
+        let mut seen = Vec::new();
+        let mark = read_to_mark(&mut deadline.watch(&mut input), &[GREETING, &MAGIC], &mut seen);
+        let greeted = mark.and_then(|mark| if mark == 0 { until(&mut input, b'\n', 64).map(Some) } else { Ok(None) });
+        let answer = match greeted {
+            Ok(Some(answer)) => answer,
+            // An agent greets.
+            Ok(None) => {
                 control.abort();
                 return Err(ConnectError::Refused {
                     message: format!(
@@ -204,8 +185,8 @@ impl Shell {
                     ),
                 });
             }
-            Err(NoGreeting { error, seen }) => {
-                if let Some(reason) = late() {
+            Err(error) => {
+                if let Some(reason) = deadline.passed("the greeting of its shell") {
                     return Err(broken(reason));
                 }
                 let words = control.exit_info();
@@ -253,7 +234,7 @@ impl Shell {
             b"find" => return Err(tool("find")),
             _ => return Err(broken("its shell gave no sensible answer".to_owned())),
         }
-        // A thread of its own: while the far side answers it need not read, and waiting for it here would be waiting for ever.
+        // A thread of its own: while the remote host answers it need not read, and waiting for it here would be waiting for ever.
         let (out, outgoing) = unbounded::<Vec<u8>>();
         let sent = Arc::clone(counters);
         std::thread::Builder::new()
@@ -279,20 +260,36 @@ impl Shell {
         let _ = self.out.send(format!("{word} {argument}\n").into_bytes());
     }
 
-    /// Gives a command with names, each of which begins with `./` and ends with a NUL.
-    pub(super) fn command_with(&self, word: &str, names: Vec<u8>) {
-        self.command(word, &names.len().to_string());
-        let _ = self.out.send(names);
+    /// Gives a command with its stdin.
+    pub(super) fn command_with(&self, word: &str, stdin: Vec<u8>) {
+        self.command(word, &stdin.len().to_string());
+        let _ = self.out.send(stdin);
+    }
+
+    /// Gives a command with paths, unless there are none; returns how many.
+    pub(super) fn command_on<'p>(&self, word: &str, paths: impl Iterator<Item = &'p [u8]>) -> usize {
+        let (mut names, mut count) = (Vec::new(), 0);
+        for path in paths {
+            // Never begins with a dash.
+            names.extend_from_slice(if path.is_empty() { b"." } else { b"./" });
+            names.extend_from_slice(path);
+            names.push(0);
+            count += 1;
+        }
+        if count > 0 {
+            self.command_with(word, names);
+        }
+        count
     }
 
     /// Reads up to a NUL, which is not part of the answer.
-    pub(super) fn record(&mut self, most: usize) -> io::Result<Vec<u8>> {
-        until(&mut self.input, 0, most)
+    pub(super) fn record(&mut self, most: usize) -> Result<Vec<u8>, SourceError> {
+        until(&mut self.input, 0, most).map_err(|error| self.failed(error))
     }
 
     /// Reads a line of output; `None` if it is the one behind it, and [`Shell::end`] is due.
-    pub(super) fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let line = until(&mut self.input, b'\n', LINE_MAX_BYTES)?;
+    pub(super) fn line(&mut self) -> Result<Option<Vec<u8>>, SourceError> {
+        let line = until(&mut self.input, b'\n', LINE_MAX_BYTES).map_err(|error| self.failed(error))?;
         if line.starts_with(END) {
             self.ended = Some(line);
             return Ok(None);
@@ -301,7 +298,11 @@ impl Shell {
     }
 
     /// Reads the line behind the output of a command, and returns what the command said on stderr, with its exit code in the last line.
-    pub(super) fn end(&mut self, word: &str) -> io::Result<Vec<u8>> {
+    pub(super) fn end(&mut self, word: &str) -> Result<Vec<u8>, SourceError> {
+        self.read_end(word).map_err(|error| self.failed(error))
+    }
+
+    fn read_end(&mut self, word: &str) -> io::Result<Vec<u8>> {
         let line = match self.ended.take() {
             Some(line) => line,
             None => until(&mut self.input, b'\n', LINE_MAX_BYTES)?,
@@ -324,6 +325,11 @@ impl Shell {
             io::ErrorKind::UnexpectedEof => SourceError::Lost { reason: self.control.exit_info().to_string() },
             _ => SourceError::Lost { reason: error.to_string() },
         }
+    }
+
+    /// Makes the error for what no honest host sends; `what` completes "it sent".
+    pub(super) fn breach(&self, what: &str) -> SourceError {
+        self.failed(breach(what))
     }
 
     /// Fails if the run is to end.
@@ -353,7 +359,7 @@ impl Drop for Shell {
     }
 }
 
-/// Makes the error for bytes that no honest far side sends; `what` completes "it sent".
+/// Makes the error for bytes that no honest host sends; `what` completes "it sent".
 pub(super) fn breach(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
@@ -374,68 +380,9 @@ pub(super) fn shown(said: &[u8]) -> String {
     said[said.len().saturating_sub(1000)..].escape_ascii().to_string()
 }
 
-/// Who greets.
-#[derive(Debug, PartialEq, Eq)]
-enum Greeting {
-    /// The script, with what follows in its line.
-    Shell(Vec<u8>),
-    /// An agent: the key is bound to it.
-    Agent,
-}
-
-/// Nobody greeted.
-#[derive(Debug)]
-struct NoGreeting {
-    error: io::Error,
-    /// What came instead.
-    seen: Vec<u8>,
-}
-
-/// Reads the greeting, over what a login shell may print before.
-fn greeting(input: &mut impl BufRead, late: impl Fn() -> bool) -> Result<Greeting, NoGreeting> {
-    let mut seen = Vec::new();
-    let mut byte = [0];
-    while !seen.ends_with(GREETING) {
-        if seen.ends_with(&MAGIC) {
-            return Ok(Greeting::Agent);
-        }
-        let read = if seen.len() >= NOISE_BYTES {
-            Err(breach("much, and no greeting"))
-        } else if late() {
-            Err(io::ErrorKind::TimedOut.into())
-        } else {
-            input.read_exact(&mut byte)
-        };
-        if let Err(error) = read {
-            return Err(NoGreeting { error, seen });
-        }
-        seen.push(byte[0]);
-    }
-    until(input, b'\n', 64).map(Greeting::Shell).map_err(|error| NoGreeting { error, seen })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_trickles_is_stuck() {
-        let second = Duration::from_secs(1);
-        let mut pace = Pace::new(10 * second);
-        for _ in 0..100 {
-            pace.add(second, 20).unwrap();
-        }
-        // Much at once, and then next to nothing.
-        pace.add(Duration::ZERO, 100_000).unwrap();
-        for _ in 0..10 {
-            pace.add(second, 1).unwrap();
-        }
-        let stuck = (0..10).find_map(|_| pace.add(second, 15).err()).unwrap();
-        assert_eq!(
-            (stuck.kind(), stuck.to_string().as_str()),
-            (io::ErrorKind::TimedOut, "only 150 bytes came in 10 s")
-        );
-    }
 
     #[test]
     fn records_are_bounded() {
@@ -445,10 +392,5 @@ mod tests {
         assert_eq!(until(&mut &b""[..], 0, 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         let endless = &mut BufReader::new(io::repeat(b'x'));
         assert_eq!(until(endless, 0, 5000).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        let greets = |text: &[u8]| greeting(&mut &text[..], || false).unwrap();
-        assert_eq!(greets(b"Welcome!\nZMRPLAIN\nZMRPLAIN1 ok\nmore"), Greeting::Shell(b"ok".to_vec()));
-        assert_eq!(greets(b"Welcome!\nZMRAGENT\x01\0\0\0"), Greeting::Agent);
-        assert!(greeting(&mut BufReader::new(io::repeat(b'x')), || false).is_err());
-        assert!(greeting(&mut BufReader::new(io::repeat(b'x')), || true).is_err());
     }
 }

@@ -14,7 +14,7 @@ use super::spool::temporary;
 pub(super) const MEMORY_BYTES: usize = 32 << 20;
 /// Bytes read at a time from each run: 2,000 runs make 128 MiB.
 const READ_BYTES: usize = 64 << 10;
-/// Most bytes of all records. Ten times what the largest known tree has; a hostile far side could go on until the disk is full.
+/// Most bytes of all records. Ten times what the largest known tree has; a hostile host could go on until the disk is full.
 const TOTAL_MAX_BYTES: u64 = 64 << 30;
 
 /// A key and a value.

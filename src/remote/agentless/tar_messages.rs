@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use rustix::io::Errno;
 
-use super::find::{errno_of, relative, unescaped};
+use super::find::{code_and_lines, errno_of, relative, unescaped};
 
 /// What tar says of one name.
 /// What comes later outweighs what comes first.
@@ -35,13 +35,10 @@ pub(super) struct TarMessages {
 impl TarMessages {
     /// Reads the words.
     pub(super) fn parse(text: &[u8]) -> TarMessages {
-        let (mut words, mut code) = (TarMessages::default(), None);
+        let mut words = TarMessages::default();
+        let (code, lines) = code_and_lines(text);
         let (mut named, mut strange, mut unnamed) = (false, false, false);
-        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            if let Some(number) = line.strip_prefix(b"code ") {
-                code = std::str::from_utf8(number).ok().and_then(|code| code.trim().parse::<i32>().ok());
-                continue;
-            }
+        for line in lines {
             let Some(rest) = of_tar(line) else {
                 strange = true;
                 continue;

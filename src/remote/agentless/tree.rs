@@ -7,7 +7,7 @@ use super::AgentlessOptions;
 use super::find::complaints;
 use super::read::{BatchSink, Reader, stat_one};
 use super::scan::Scan;
-use super::shell::{Shell, breach, shown};
+use super::shell::{Shell, shown};
 use super::spool::Spool;
 use crate::model::Stat;
 use crate::remote::client::{ConnectError, WireCounters};
@@ -86,16 +86,16 @@ impl AgentlessTree {
         }
         self.shell.command_with(word, (list.join("\n") + "\n").into_bytes());
         let mut lines = 0;
-        while let Some(line) = self.shell.line().map_err(|error| self.shell.failed(error))? {
+        while let Some(line) = self.shell.line()? {
             if let Some((number, name)) = owner(&line).filter(|(number, _)| numbers.contains(number)) {
                 found.entry(number).or_insert(name);
             }
             lines += 1;
             if lines > 2 * list.len() {
-                return Err(self.shell.failed(breach("more owners than were asked for")));
+                return Err(self.shell.breach("more owners than were asked for"));
             }
         }
-        let said = self.shell.end(word).map_err(|error| self.shell.failed(error))?;
+        let said = self.shell.end(word)?;
         // xargs ends with 123 when getent does not know some of them, with 127 where there is no getent: these keep their numbers. Anything else is an answer that was cut short.
         match complaints(&said).code {
             Some(0 | 123 | 127) => Ok(found),

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 
 use super::find::{relative, unescaped};
-use super::read::name_list;
 use super::shell::Shell;
 use super::tar_messages::TarMessages;
 use crate::source::tree::SourceError;
@@ -16,23 +15,22 @@ pub(super) fn probe_xattrs<'p>(
     shell: &mut Shell,
     paths: impl Iterator<Item = &'p [u8]>,
 ) -> Result<HashMap<Vec<u8>, bool>, SourceError> {
-    let (names, count) = name_list(paths);
     let mut found = HashMap::new();
+    let count = shell.command_on("look", paths);
     if count == 0 {
         return Ok(found);
     }
-    shell.command_with("look", names);
     let mut lines = 0;
-    while let Some(line) = shell.line().map_err(|error| shell.failed(error))? {
+    while let Some(line) = shell.line()? {
         if let Some((path, any)) = parse(&line) {
             found.insert(path, any);
         }
         lines += 1;
         if lines > count {
-            return Err(shell.failed(super::shell::breach("more names than were asked for")));
+            return Err(shell.breach("more names than were asked for"));
         }
     }
-    let words = TarMessages::parse(&shell.end("look").map_err(|error| shell.failed(error))?);
+    let words = TarMessages::parse(&shell.end("look")?);
     // Where the attributes could not be read, the line looks as if there were none.
     found.retain(|path, _| words.understood() && words.of(path).is_none());
     Ok(found)

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::remote::protocol::frame::{self, Kind};
-use crate::remote::protocol::{Hello, MAGIC, NOISE_BYTES, PREAMBLE_BYTES, Start, VERSION, preamble};
+use crate::remote::protocol::{Hello, MAGIC, PREAMBLE_BYTES, Start, VERSION, preamble};
 use crate::remote::transport::deadline::Deadline;
 use crate::remote::transport::upload::{UploadError, upload};
-use crate::remote::transport::{Connection, Transport, TransportError, printed, quoted};
+use crate::remote::transport::{Connection, Transport, TransportError, printed, quoted, read_to_mark};
 use crate::sandbox::Confinement;
 
 /// Where uploaded agents are, below the home directory there.
@@ -261,14 +261,7 @@ fn attempt(
 
 /// Reads to the end of the preamble, over what a login shell may print before, and returns the version. What was read is in `seen`.
 fn read_preamble(input: &mut dyn Read, seen: &mut Vec<u8>) -> io::Result<u32> {
-    let mut byte = [0];
-    while !seen.ends_with(&MAGIC) {
-        if seen.len() >= NOISE_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it prints much, and is no agent"));
-        }
-        input.read_exact(&mut byte)?;
-        seen.push(byte[0]);
-    }
+    read_to_mark(input, &[&MAGIC], seen)?;
     let mut version = [0; PREAMBLE_BYTES - 8];
     input.read_exact(&mut version)?;
     Ok(u32::from_le_bytes(version))

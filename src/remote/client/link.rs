@@ -4,7 +4,7 @@
 //! as it lies in memory, is bounded by the protocol's windows. An agent that exceeds these is cut off, and so is one that reads nothing of what it is sent.
 //!
 //! Time: an agent that says nothing but that it is alive for as long as the user's timeout is given up, and so is one that brings next to nothing over [`IDLE_TIMEOUTS`] times as
-//! long (see [`super::pace`]). What it says of its own progress counts for the first, and not for the second.
+//! long (see [`crate::remote::transport::pace`]). What it says of its own progress counts for the first, and not for the second.
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 
-use super::pace::Pace;
 use crate::remote::protocol::frame::{self, Frame, HEADER_BYTES, Kind};
 use crate::remote::protocol::messages::Figures;
 use crate::remote::protocol::{ALIVE_SECONDS, EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
+use crate::remote::transport::pace::Pace;
 use crate::remote::transport::{Connection, Control};
 use crate::source::tree::SourceError;
 
@@ -38,22 +38,22 @@ const WRITE_BYTES: usize = 1 << 20;
 /// How often a waiting call looks whether to go on.
 const TICK: Duration = Duration::from_millis(200);
 
-/// What travels, and what the far side has done: counters that any thread may read.
+/// What travels, and what the remote host has done: counters that any thread may read.
 #[derive(Debug, Default)]
 pub struct WireCounters {
     /// Bytes that came, frames and all, before the transport's own.
     pub received_bytes: AtomicU64,
     /// Bytes that went.
     pub sent_bytes: AtomicU64,
-    /// How often the run had nothing to do until the far side answered: round trips that it waited for.
+    /// How often the run had nothing to do until the remote host answered: round trips that it waited for.
     pub waits: AtomicU64,
     /// How often a connection was made.
     pub connections: AtomicU64,
-    /// Names that the far side's scan has read.
+    /// Names that the remote host's scan has read.
     pub far_names: AtomicU64,
-    /// Files that the far side has read.
+    /// Files that the remote host has read.
     pub far_files: AtomicU64,
-    /// Bytes that the far side has read.
+    /// Bytes that the remote host has read.
     pub far_bytes: AtomicU64,
 }
 

@@ -6,7 +6,6 @@ pub mod connect;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod link;
-mod pace;
 pub mod restore;
 mod send_window;
 mod served;

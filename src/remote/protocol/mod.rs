@@ -1,6 +1,6 @@
 //! The protocol between a run and the agent at its source: frames over one stream of bytes each way.
 //!
-//! Both sides begin with a preamble of 12 bytes: the magic `ZMRAGENT` and the protocol's version (4 bytes). What a shell at the far side prints before it is passed over. Then come
+//! Both sides begin with a preamble of 12 bytes: the magic `ZMRAGENT` and the protocol's version (4 bytes). What a shell at the remote host prints before it is passed over. Then come
 //! frames (see [`frame`]): a byte for the kind, the length, the payload. All integers of the handshake are JSON, all others varints (see [`crate::coding`]).
 //!
 //! | from | kind | payload |

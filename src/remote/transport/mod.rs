@@ -6,22 +6,23 @@
 pub mod command;
 pub(crate) mod deadline;
 pub mod known_hosts;
+pub(crate) mod pace;
 pub mod spec;
 pub mod ssh;
 pub mod upload;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::protocol::{NOISE_BYTES, SILENCE_SECONDS};
 
-/// A read that has waited so long for a byte fails. The far side sends a sign of life more often.
+/// A read that has waited so long for a byte fails. The remote host sends a sign of life more often.
 pub const SILENCE: Duration = Duration::from_secs(SILENCE_SECONDS);
 /// How long connecting may take, and each step of a handshake.
 pub const CONNECT_TIME: Duration = Duration::from_secs(30);
-/// Bytes of the far side's stderr that are kept for messages.
+/// Bytes of the remote host's stderr that are kept for messages.
 pub const STDERR_BYTES: usize = 16 << 10;
 
 /// Why a host cannot be worked with.
@@ -51,7 +52,7 @@ pub enum TransportError {
     },
 }
 
-/// A command that runs on the far side.
+/// A command that runs on the remote host.
 pub struct Connection {
     /// What it writes to stdout. Ends when the command does.
     pub input: Box<dyn Read + Send>,
@@ -182,6 +183,22 @@ pub(crate) fn printed(seen: &[u8]) -> String {
     format!("; it printed: {clean}")
 }
 
+/// Reads to the end of one of some marks, over what a login shell may print before; returns which mark it was. What was read is in `seen`.
+pub(crate) fn read_to_mark(input: &mut dyn Read, marks: &[&[u8]], seen: &mut Vec<u8>) -> io::Result<usize> {
+    let mut byte = [0];
+    loop {
+        if let Some(mark) = marks.iter().position(|mark| seen.ends_with(mark)) {
+            return Ok(mark);
+        }
+        if seen.len() >= NOISE_BYTES {
+            let message = format!("the host printed {NOISE_BYTES} bytes and no greeting");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        input.read_exact(&mut byte)?;
+        seen.push(byte[0]);
+    }
+}
+
 /// Keeps the end of a stream of text.
 pub(crate) fn keep_end(kept: &mut Vec<u8>, more: &[u8]) {
     kept.extend_from_slice(more);
@@ -194,6 +211,20 @@ pub(crate) fn keep_end(kept: &mut Vec<u8>, more: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_shell_prints_is_passed_over() {
+        let read = |input: &mut dyn Read| {
+            let mut seen = Vec::new();
+            read_to_mark(input, &[b"MARK1 ", b"MARK2 "], &mut seen).map(|mark| (mark, seen.len()))
+        };
+        let mut input = &b"Welcome!\nMARKMARK2 ok"[..];
+        assert_eq!(read(&mut input).unwrap(), (1, 19));
+        assert_eq!(input, b"ok");
+        assert_eq!(read(&mut &b"MARK1 "[..]).unwrap(), (0, 6));
+        assert_eq!(read(&mut &b"MARK1"[..]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(read(&mut io::repeat(b'x')).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
 
     #[test]
     fn words_are_quoted_for_the_shell() {

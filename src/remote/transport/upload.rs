@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::deadline::Deadline;
-use super::{Connection, NOISE_BYTES, Transport, TransportError, printed};
+use super::{Connection, NOISE_BYTES, Transport, TransportError, printed, read_to_mark};
 
 /// What a script may take ...
 const SCRIPT_TIME: Duration = Duration::from_secs(120);
@@ -92,14 +92,7 @@ fn run(transport: &mut dyn Transport, command: &str, stdin: &[u8]) -> Result<End
     let mut input = deadline.watch(&mut *input);
     let mut seen = Vec::new();
     let exchange = || -> io::Result<Vec<u8>> {
-        let mut byte = [0];
-        while !seen.ends_with(BEGUN) {
-            if seen.len() >= NOISE_BYTES {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the host prints much, and runs nothing"));
-            }
-            input.read_exact(&mut byte)?;
-            seen.push(byte[0]);
-        }
+        read_to_mark(&mut input, &[BEGUN], &mut seen)?;
         seen.clear();
         // A script that ends early says why by its code and on stderr.
         let _ = output.write_all(stdin).and_then(|()| output.flush());

@@ -1,6 +1,6 @@
 //! A connection by SSH, spoken by this program itself.
 //!
-//! OpenSSH's client takes 2 MiB before it waits for the far side to hear of it, which over 40 ms makes 38 MiB/s at most; here the window is
+//! OpenSSH's client takes 2 MiB before it waits for the remote host to hear of it, which over 40 ms makes 38 MiB/s at most; here the window is
 //! [`WINDOW_BYTES`]. Neither `ssh_config` nor jump hosts are known: [`super::command`] is for those.
 
 mod hostkeys;
@@ -19,7 +19,7 @@ use super::{CONNECT_TIME, Connection, Transport, TransportError, printed};
 pub use keys::{AskPassphrase, Passphrase};
 use socket_relay::SocketRelay;
 
-/// Bytes that the far side may send before it waits. At 40 ms of round trip 8 MiB carry 100 to 180 MiB/s.
+/// Bytes that the remote host may send before it waits. At 40 ms of round trip 8 MiB carry 100 to 180 MiB/s.
 pub const WINDOW_BYTES: u32 = 8 << 20;
 /// Largest packet, in bytes, as OpenSSH's server sends them.
 const PACKET_BYTES: u32 = 32 << 10;

@@ -23,13 +23,13 @@ const WRITES_AHEAD_BYTES: usize = 1 << 20;
 /// The longest sleep: keep-alives are due every 15 seconds.
 const NAP: Duration = Duration::from_secs(5);
 const KEEPALIVE_SECONDS: u32 = 15;
-/// How long the far side may take to tell how its command ended.
+/// How long the remote host may take to tell how its command ended.
 const END_TIME: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct State {
     outgoing: VecDeque<u8>,
-    /// The writer was dropped: the far side is to see the end of its stdin.
+    /// The writer was dropped: the remote host is to see the end of its stdin.
     writer_gone: bool,
     /// The receiver waits for nothing: its queue is full.
     full: bool,
@@ -104,7 +104,7 @@ impl Pump {
         self.relay.shut();
     }
 
-    /// Carries bytes until the far side ends its output, or the connection is broken off.
+    /// Carries bytes until the remote host ends its output, or the connection is broken off.
     fn carry(&mut self) -> io::Result<()> {
         let mut buffer = vec![0; READ_BYTES];
         let mut eof_sent = false;

@@ -57,7 +57,7 @@ impl SocketRelay {
             "wire-in",
             Box::new(move || {
                 let ended = carry(&mut from, &mut to);
-                shared.end(ended.err().map_or("the far side ended it".to_owned(), |error| error.to_string()), &to);
+                shared.end(ended.err().map_or("the remote host ended it".to_owned(), |error| error.to_string()), &to);
             }),
         )?;
         let (mut from, mut to, shared) = (far.try_clone()?, tcp.try_clone()?, Arc::clone(&state));

@@ -1,16 +1,16 @@
-//! The least rate at which a far side has to bring what is waited for.
+//! The least rate at which a remote host has to bring what is waited for.
 //!
-//! A side that sends a byte now and then is never silent, and would hold a run, and with it the lock of the store, for ever. So the bytes of what is in flight are
+//! A host that sends a byte now and then is never silent, and would hold a run, and with it the lock of the store, for ever. So the bytes of what is in flight are
 //! counted against the time for which a run has waited for them, one answer after the other. How long a run takes altogether has no limit here: a first pull of a
 //! terabyte takes days.
 
 use std::time::Duration;
 
 /// Less than this, in bytes a second while it is waited for, is not slow but stuck: no line is so slow, and no disk.
-pub(super) const SLOWEST_BYTES_PER_SECOND: u64 = 16;
+pub(crate) const SLOWEST_BYTES_PER_SECOND: u64 = 16;
 
 /// Counts waits and what they brought.
-pub(super) struct Pace {
+pub(crate) struct Pace {
     window: Duration,
     waited: Duration,
     /// Bytes that had come when the window began.
@@ -19,12 +19,12 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Judges each `window` of waiting.
-    pub(super) fn new(window: Duration) -> Pace {
+    pub(crate) fn new(window: Duration) -> Pace {
         Pace { window, waited: Duration::ZERO, from: 0 }
     }
 
     /// Counts a wait, after which `bytes` had come altogether; returns what is wrong if that is too little.
-    pub(super) fn add(&mut self, waited: Duration, bytes: u64) -> Option<String> {
+    pub(crate) fn add(&mut self, waited: Duration, bytes: u64) -> Option<String> {
         self.waited += waited;
         if self.waited < self.window {
             return None;
