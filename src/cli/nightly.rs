@@ -16,7 +16,7 @@ use zmreplica::layout::UNFINISHED;
 use zmreplica::nightly::hooks::{HOOK_LIMIT, HookCommand};
 use zmreplica::nightly::last::LastNight;
 use zmreplica::nightly::metrics::{self, RunFigures};
-use zmreplica::nightly::settle::{Settled, change_since, wait};
+use zmreplica::nightly::quiesce::{Settled, change_since, wait};
 use zmreplica::nightly::status::Status;
 use zmreplica::plain;
 use zmreplica::replica::{Replica, StoreConfig};

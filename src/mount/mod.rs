@@ -3,8 +3,9 @@
 //! The package `zmreplica-fuse` talks to the kernel; here is what a store's mount needs beside it: which places are refused, leases, stale
 //! mounts, the order in which things are stacked and taken down.
 
-mod all;
-mod place;
+mod mount_point;
+mod snapshot_tree;
+mod snapshots_tree;
 mod top;
 
 use std::ffi::OsStr;
@@ -18,15 +19,16 @@ use std::time::Duration;
 
 use zmreplica_fuse::{Log, Mount, MountOptions, UnmountMode, mount_overlay, mounts_at, unmount};
 
-pub use all::{SnapshotsTree, directory_name};
-pub use place::{KIND, MOUNT_KIND, OVERLAY_KIND, absolute, check_place, wait_for_server};
+pub use mount_point::{KIND, MOUNT_KIND, OVERLAY_KIND, absolute, check_place, wait_for_server};
+pub use snapshot_tree::SnapshotTree;
+pub use snapshots_tree::{SnapshotsTree, directory_name};
 
 use crate::access;
 use crate::catalog::CatalogError;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::replica::Replica;
-use crate::view::{OwnerMap, Readers, SnapshotTree, SnapshotView, StoredSnapshot, ViewError, ViewOptions};
+use crate::view::{OwnerMap, Readers, SnapshotView, StoredSnapshot, ViewError, ViewOptions};
 
 /// How often a mount looks after itself.
 const TICK: Duration = Duration::from_millis(250);

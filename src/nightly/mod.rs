@@ -5,5 +5,5 @@
 pub mod hooks;
 pub mod last;
 pub mod metrics;
-pub mod settle;
+pub mod quiesce;
 pub mod status;

@@ -1,7 +1,7 @@
 //! The read side: snapshots by name, their trees, and the bytes of their files.
 //!
 //! Everything that shows or copies a snapshot goes through [`SnapshotView`]: listing, reading, restoring and mounting see the same tree, and every byte
-//! they get was verified. [`Snapshots`] finds the snapshot that a person means. [`SnapshotTree`] offers a view to a mount.
+//! they get was verified. [`Snapshots`] finds the snapshot that a person means.
 //!
 //! Architecture invariant: nothing here writes, neither to the store nor elsewhere.
 
@@ -12,7 +12,6 @@ mod links;
 mod listing;
 mod owners;
 mod snapshots;
-mod tree;
 
 use std::sync::Arc;
 
@@ -29,7 +28,6 @@ pub use input::{FileInput, InputFailure};
 pub use listing::{Listing, ViewEntry, Walk, WalkEntry};
 pub use owners::OwnerMap;
 pub use snapshots::{ResolveError, Snapshots, StoredSnapshot, parse_time, split_spec};
-pub use tree::SnapshotTree;
 
 /// What can go wrong while a snapshot is read.
 #[derive(Debug, thiserror::Error)]
@@ -238,6 +236,11 @@ impl SnapshotView {
     /// Returns the root.
     pub fn root(&self) -> Node {
         Node::Directory(Arc::clone(&self.root))
+    }
+
+    /// Returns the root as a directory.
+    pub fn root_directory(&self) -> &DirectoryNode {
+        &self.root
     }
 
     /// Finds what a path stands for. Empty components and `.` are skipped, so `/a/b`, `./a//b/` and `a/b` are the same; symbolic links are

@@ -11,12 +11,13 @@ use std::sync::atomic::Ordering;
 use crate::support::locks;
 use crate::support::odd::{acl, noise, odd_tree, partition, paths, root, set_mode, set_time, times};
 use rustix::fs::{XattrFlags, setxattr};
+use zmreplica::mount::SnapshotTree;
 use zmreplica::replica::{Replica, init};
 use zmreplica::restore::{Overwrite, RestoreError, RestoreOptions, RestoreProgress, RestoreReport, restore};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
-use zmreplica::view::{OwnerMap, SnapshotTree, SnapshotView, Snapshots, ViewOptions};
+use zmreplica::view::{OwnerMap, SnapshotView, Snapshots, ViewOptions};
 
 struct Scene {
     directory: tempfile::TempDir,

@@ -7,13 +7,13 @@
 //! The file of a page has the layout of the facts' (see the module `cache`), with the magic `ZMRLEDG1` and the snapshot's identifier. Its JSON is a [`Page`]: some
 //! 30 bytes for each account once compressed.
 
+mod account_protection;
 mod changes;
-mod last_whole;
+mod last_reported;
 mod page;
 mod summary;
 #[cfg(test)]
 mod tests;
-mod told;
 
 use std::path::Path;
 
@@ -23,8 +23,8 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::replica::Replica;
 use crate::view::{Readers, SnapshotView, Snapshots, ViewError};
 
+pub use account_protection::protections;
 pub use changes::{ChangedAccount, Changes};
-pub use last_whole::protections;
 pub use page::{AccountEntry, Page, SessionEntry, Told};
 pub use summary::Summary;
 
@@ -40,7 +40,7 @@ pub fn is_kept(store: &Path, snapshot: &str) -> bool {
 
 /// Removes the pages of snapshots that are gone, but for those that the next nightly run compares with. What cannot be removed stays, and does no harm.
 pub fn tidy(store: &Path, snapshots: &Snapshots) {
-    let told = told::all(store);
+    let told = last_reported::all(store);
     page::tidy(store, |name| has(snapshots, name) || told.values().any(|id| id == name));
 }
 
@@ -97,7 +97,7 @@ impl<'a> Ledger<'a> {
         before: Option<&SnapshotRecord>,
     ) -> Result<Option<Summary>, ViewError> {
         let mut page = self.page(record)?;
-        let told = told::all(self.store).remove(&record.source).filter(|id| *id != record.id);
+        let told = last_reported::all(self.store).remove(&record.source).filter(|id| *id != record.id);
         let told = told.and_then(|id| Some((page::load(self.store, &id)?, id)));
         let earlier = match (told, before) {
             (Some((page, id)), _) => Some((id, page)),
@@ -114,7 +114,7 @@ impl<'a> Ledger<'a> {
             let changes = earlier.as_ref().map(|(_, earlier)| Changes::between(earlier, &page)).unwrap_or_default();
             page.told = Some(Told { compared_with: earlier.map(|(id, _)| id), changes });
             page::save(self.store, &record.id, &page);
-            told::note(self.store, &record.source, &record.id);
+            last_reported::note(self.store, &record.source, &record.id);
         }
         tidy(self.store, self.snapshots);
         Ok(Some(Summary::of(&page)))

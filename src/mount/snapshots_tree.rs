@@ -19,9 +19,9 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::last_commit;
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::replica::Replica;
-use crate::view::{Readers, SnapshotTree, SnapshotView};
+use crate::view::{Readers, SnapshotView};
 
-use super::Owners;
+use super::{Owners, SnapshotTree};
 
 /// Bits of an inode number that belong to the snapshot's own tree.
 const TREE_BITS: u32 = 40;

@@ -10,10 +10,9 @@ use zmreplica_fuse::{
     Errno, ExtendedAttribute, FileAttributes, FileKind, ImmutableTree, ListedEntry, ROOT, TreeError, TreeTotals,
 };
 
-use super::owners::OwnerMap;
-use super::{DirectoryNode, Node, SnapshotView, ViewError};
 use crate::catalog::group::{Content, Segment};
 use crate::model::{Attributes, Kind};
+use crate::view::{DirectoryNode, Node, OwnerMap, SnapshotView, ViewError};
 
 /// Directories kept at hand; one takes some hundreds of bytes beside the page that it is on.
 const DIRECTORIES: usize = 16_384;
@@ -124,7 +123,7 @@ impl SnapshotTree {
 
     /// Numbers all directories. What cannot be read has none below it that could be shown.
     fn see_all(&self) {
-        let mut waiting = vec![(ROOT, Arc::clone(&self.view.root))];
+        let mut waiting = vec![(ROOT, Arc::clone(self.view.root_directory()))];
         while let Some((inode, node)) = waiting.pop() {
             let Ok(listing) = self.view.list(&node) else { continue };
             for (position, entry) in (0..).zip(listing) {
@@ -147,7 +146,7 @@ impl SnapshotTree {
         let mut at = inode;
         let mut node = loop {
             if at == ROOT {
-                break Arc::clone(&self.view.root);
+                break Arc::clone(self.view.root_directory());
             }
             if let Some(node) = self.nodes.get(&at) {
                 break node;
