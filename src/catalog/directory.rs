@@ -68,9 +68,12 @@ pub struct DirectoryAttributes {
 }
 
 /// What a name stands for.
+///
+/// A link group's number identifies a file within its store for ever. A directory has no number of its own: equal directories of
+/// different snapshots, or of different places in one, may share everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
-    /// A link group, by number.
+    /// A file, symbolic link or special file, by the number of its link group.
     Group(u64),
     /// A directory.
     Directory(Arc<Directory>),

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::marks::Mark;
-use zmreplica::guard::{Judged, judged};
+use zmreplica::guard::{MarkedSnapshot, marked_snapshots};
 use zmreplica::view::Snapshots;
 
 use super::error::{CliError, Exit};
@@ -46,13 +46,13 @@ pub(crate) fn run(context: &Context, args: &AcceptArgs) -> Result<Exit, CliError
     let catalog = replica.catalog()?;
     let snapshots = Snapshots::read(&catalog)?;
     let meant = snapshots.resolve(&args.snapshot)?;
-    let all = judged(&catalog)?;
+    let all = marked_snapshots(&catalog)?;
     let dates = Dates::read(&catalog, Timestamp::now())?;
-    let of_source = |snapshot: &&Judged| {
+    let of_source = |snapshot: &&MarkedSnapshot| {
         snapshot.record.source == meant.record.source
             && (snapshot.is_suspect() || dates.is_later_than_clock(snapshot.number))
     };
-    let (accepted, newer): (Vec<&Judged>, Vec<&Judged>) =
+    let (accepted, newer): (Vec<&MarkedSnapshot>, Vec<&MarkedSnapshot>) =
         all.iter().filter(of_source).partition(|snapshot| snapshot.number <= meant.number);
     let mut writer = replica.writer()?;
     for snapshot in &accepted {

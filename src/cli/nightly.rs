@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
-use zmreplica::guard::Judged;
+use zmreplica::guard::MarkedSnapshot;
 use zmreplica::layout::UNFINISHED;
 use zmreplica::nightly::hooks::{HOOK_LIMIT, HookCommand};
 use zmreplica::nightly::last::LastNight;
 use zmreplica::nightly::metrics::{self, RunFigures};
-use zmreplica::nightly::quiesce::{Settled, change_since, wait};
+use zmreplica::nightly::quiesce::{Quiesced, change_since, wait};
 use zmreplica::nightly::status::Status;
 use zmreplica::plain;
 use zmreplica::replica::{Replica, StoreConfig};
@@ -129,7 +129,7 @@ struct Night<'a> {
     context: &'a Context,
     args: &'a NightlyArgs,
     log: Log,
-    settled: Option<Settled>,
+    quiesced: Option<Quiesced>,
     report: Option<SnapshotReport>,
     /// What can be restored from the snapshot.
     restorable: Option<Summary>,
@@ -158,7 +158,7 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
         context,
         args,
         log,
-        settled: None,
+        quiesced: None,
         report: None,
         restorable: None,
         snapshot_time: nothing,
@@ -310,14 +310,14 @@ impl Night<'_> {
                 Ok(None)
             }
         };
-        let settled = wait(change, quiet, limit, interrupted)
+        let quiesced = wait(change, quiet, limit, interrupted)
             .map_err(|error| CliError::Failed(format!("The source {} cannot be read: {error}", source.display())))?;
         if interrupted() {
             return Err(CliError::Failed("Interrupted while waiting for zmbackup. Nothing was done".to_owned()));
         }
-        self.settled = Some(settled);
-        let waited = text::duration(settled.waited);
-        if settled.quiet {
+        self.quiesced = Some(quiesced);
+        let waited = text::duration(quiesced.waited);
+        if quiesced.quiet {
             self.say(&format!("Waited {waited} until nothing in tmp/ had changed for {}", text::duration(quiet)));
         } else {
             let text = format!("zmbackup was still writing to tmp/ after {waited}; the snapshot is taken all the same");
@@ -378,7 +378,7 @@ impl Night<'_> {
         // A store that cannot be opened is part of what is told, by what is missing.
         let gather = || Status::gather(&context.open().ok()?, finished).ok();
         let status = gather();
-        let judged = self.report.as_ref().map(|report| Judged::fresh(report.number, &report.record));
+        let judged = self.report.as_ref().map(|report| MarkedSnapshot::fresh(report.number, &report.record));
         let problems = self.report.iter().flat_map(|report| &report.problems).take(PROBLEMS_TOLD);
         let problems: Vec<RunProblem> = problems.map(cut).collect();
         let event = NightEvent {
@@ -395,9 +395,9 @@ impl Night<'_> {
             },
             started,
             finished,
-            settle: self.settled.map(|settled| SettleEvent {
-                waited_ms: u64::try_from(settled.waited.as_millis()).unwrap_or(u64::MAX),
-                quiet: settled.quiet,
+            settle: self.quiesced.map(|quiesced| SettleEvent {
+                waited_ms: u64::try_from(quiesced.waited.as_millis()).unwrap_or(u64::MAX),
+                quiet: quiesced.quiet,
             }),
             snapshot: judged.as_ref().map(|judged| SnapshotEvent::new("snapshot", judged)),
             problems: &problems,
@@ -421,7 +421,7 @@ impl Night<'_> {
             started,
             finished,
             exit_code: exit as u8,
-            settle_seconds: self.settled.map_or(0.0, |settled| settled.waited.as_secs_f64()),
+            settle_seconds: self.quiesced.map_or(0.0, |quiesced| quiesced.waited.as_secs_f64()),
             snapshot_seconds: self.snapshot_time.as_secs_f64(),
             accounts_seconds: self.accounts_time.as_secs_f64(),
             prune_seconds: self.prune_time.as_secs_f64(),

@@ -9,7 +9,7 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
-use zmreplica::guard::{Judged, judged};
+use zmreplica::guard::{MarkedSnapshot, marked_snapshots};
 use zmreplica::layout::{Label, SessionKind};
 use zmreplica::nightly::status::pack_bytes;
 use zmreplica::report::{self, AccountRow, Event, Night, NightState, Report, SessionBar};
@@ -127,7 +127,7 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
 /// Tells of the snapshots that the guard found suspect and nobody has accepted.
 fn suspects(readers: &Readers, records: &[&SnapshotRecord]) -> Result<Vec<(usize, Event)>, CliError> {
     let mut events = Vec::new();
-    for one in judged(readers.catalog())?.into_iter().filter(Judged::is_suspect) {
+    for one in marked_snapshots(readers.catalog())?.into_iter().filter(MarkedSnapshot::is_suspect) {
         if let Some(at) = records.iter().position(|record| record.id == one.record.id) {
             let reasons: Vec<&str> = one.record.suspect_reasons().iter().map(|reason| reason.text.as_str()).collect();
             let text = format!("{} is suspect: {}", one.record.short_id(), reasons.join("; "));

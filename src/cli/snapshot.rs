@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
-use zmreplica::guard::Judged;
+use zmreplica::guard::MarkedSnapshot;
 use zmreplica::replica::{LockedReplica, Replica};
 use zmreplica::snapshot::SnapshotError;
 use zmreplica::snapshot::dry_run::dry_run;
@@ -258,7 +258,7 @@ pub(crate) fn tell(output: &Output, report: &SnapshotReport) -> Result<Exit, Cli
     let told = tell_problems(output, &report.problems, record.problem_count).and_then(|()| {
         tell_suspect(output, record);
         if output.json() {
-            output.event(&SnapshotEvent::new("summary", &Judged::fresh(report.number, record)))?;
+            output.event(&SnapshotEvent::new("summary", &MarkedSnapshot::fresh(report.number, record)))?;
         } else if output.verbosity() > Verbosity::Quiet {
             for line in summary(output, report) {
                 output.line(&line)?;

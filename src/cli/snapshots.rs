@@ -6,7 +6,7 @@ use serde::Serialize;
 use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::marks::Mark;
 use zmreplica::catalog::snapshot::{SuspectReason, Totals, Work};
-use zmreplica::guard::{Judged, judged};
+use zmreplica::guard::{MarkedSnapshot, marked_snapshots};
 use zmreplica::lease::{self, LeaseInfo};
 
 use super::error::{CliError, Exit};
@@ -60,8 +60,8 @@ struct Holder<'a> {
 
 impl<'a> SnapshotEvent<'a> {
     /// Prepares the event of the given name.
-    pub(crate) fn new(event: &'static str, snapshot: &'a Judged) -> SnapshotEvent<'a> {
-        let Judged { number, record, marks } = snapshot;
+    pub(crate) fn new(event: &'static str, snapshot: &'a MarkedSnapshot) -> SnapshotEvent<'a> {
+        let MarkedSnapshot { number, record, marks } = snapshot;
         let mut reasons = Vec::new();
         if snapshot.is_suspect() {
             reasons.extend(record.suspect_reasons().iter().map(|reason| reason.text.clone()));
@@ -108,7 +108,7 @@ impl<'a> SnapshotEvent<'a> {
 }
 
 /// Returns the state of a snapshot in words.
-fn state(snapshot: &Judged) -> String {
+fn state(snapshot: &MarkedSnapshot) -> String {
     let problems = snapshot.record.problem_count;
     let mut words = Vec::new();
     if snapshot.is_suspect() {
@@ -145,7 +145,7 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
     let output = &context.output;
     let replica = context.open()?;
     let catalog = replica.catalog()?;
-    let all = judged(&catalog)?;
+    let all = marked_snapshots(&catalog)?;
     let dates = Dates::read(&catalog, jiff::Timestamp::now())?;
     let leases = lease::list(replica.path()).unwrap_or_else(|error| {
         output.warn(&format!("Who has snapshots mounted cannot be told: {error}"));

@@ -5,6 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 pub(crate) use zmreplica::plain::escape;
 
+/// Accounts or sessions that a line names.
+const NAMED: usize = 8;
+
 /// Tells that a store was raised to the format and the features of this version when it was opened for writing.
 pub(crate) fn raised(from_format: u32, format: u32, added_features: &[String]) -> String {
     if from_format < format {
@@ -102,6 +105,14 @@ impl JsonPath {
             Err(_) => JsonPath { path: escape(path), path_bytes: Some(zmreplica::catalog::snapshot::to_hex(path)) },
         }
     }
+}
+
+/// Lists the first few of some names.
+pub(crate) fn first_of<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let first: Vec<String> = names.take(NAMED).map(|name| escape(name.as_bytes())).collect();
+    let rest = if more > 0 { format!(" and {} more", count(more as u64)) } else { String::new() };
+    format!("{}{rest}", first.join(", "))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Side, counted, listed};
+use super::{ZimbraSnapshot, counted, listed};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
 use crate::layout::xml::read_accounts;
 use crate::layout::{ACCOUNTS_FILE, session_path};
@@ -17,7 +17,11 @@ const LABEL_MAX_BYTES: usize = 256;
 const MAX_LABELS: usize = 100_000;
 
 /// Judges accounts.xml. What the last good snapshot lacks as well is no news.
-pub(super) fn judge(old: Option<&Side>, new: &Side, reasons: &mut Vec<SuspectReason>) -> Result<(), ViewError> {
+pub(super) fn judge(
+    old: Option<&ZimbraSnapshot>,
+    new: &ZimbraSnapshot,
+    reasons: &mut Vec<SuspectReason>,
+) -> Result<(), ViewError> {
     if new.leaves_out(ACCOUNTS_FILE.as_bytes(), false) {
         return Ok(());
     }
@@ -53,7 +57,7 @@ pub(super) fn judge(old: Option<&Side>, new: &Side, reasons: &mut Vec<SuspectRea
         let count = counted(before.len() as u64, "session", "sessions");
         found(ReasonKind::AccountsMissing, format!("accounts.xml names no session any more; it named {count}"));
     }
-    let dangling = |side: &Side, named: BTreeSet<String>| -> Result<BTreeSet<String>, ViewError> {
+    let dangling = |side: &ZimbraSnapshot, named: BTreeSet<String>| -> Result<BTreeSet<String>, ViewError> {
         let mut missing = BTreeSet::new();
         for label in named {
             let there = side.leaves_out(session_path(&label).as_bytes(), true)
@@ -92,7 +96,7 @@ enum Named {
     Labels(BTreeSet<String>),
 }
 
-fn labels(side: &Side) -> Result<Named, ViewError> {
+fn labels(side: &ZimbraSnapshot) -> Result<Named, ViewError> {
     let Some(group) = side.root_file(ACCOUNTS_FILE.as_bytes())? else { return Ok(Named::Missing) };
     let failure = InputFailure::default();
     let mut labels = BTreeSet::new();

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::iter::Peekable;
 use std::sync::Arc;
 
-use super::{GuardOptions, MASS, Side, sessions};
+use super::{GuardOptions, MASS, ZimbraSnapshot, sessions};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
 use crate::layout::{UNFINISHED, is_inside_a_session};
 use crate::model::Kind;
@@ -25,8 +25,8 @@ struct Changes {
 
 /// Judges what changed since the last good snapshot.
 pub(super) fn judge(
-    old: &Side,
-    new: &Side,
+    old: &ZimbraSnapshot,
+    new: &ZimbraSnapshot,
     zimbra: bool,
     options: &GuardOptions,
     reasons: &mut Vec<SuspectReason>,
@@ -85,7 +85,7 @@ fn level(
     Ok(Some(Level { old: old.list(left)?.peekable(), new: new.list(right)?.peekable(), path_length }))
 }
 
-fn compare(old: &Side, new: &Side, zimbra: bool) -> Result<Changes, ViewError> {
+fn compare(old: &ZimbraSnapshot, new: &ZimbraSnapshot, zimbra: bool) -> Result<Changes, ViewError> {
     let mut changes = Changes::default();
     let mut path: Vec<u8> = Vec::new();
     let mut levels: Vec<Level> = Vec::new();
@@ -141,7 +141,7 @@ pub(super) fn matching(listing: &mut Peekable<Listing>, name: &[u8]) -> Result<O
 }
 
 /// Returns whether two link groups of one name are files of different content. One that could not be read tells nothing.
-fn is_changed(old: &Side, new: &Side, before: u64, after: u64) -> Result<bool, ViewError> {
+fn is_changed(old: &ZimbraSnapshot, new: &ZimbraSnapshot, before: u64, after: u64) -> Result<bool, ViewError> {
     use crate::catalog::group::Content::Unreadable;
     let (left, right) = (old.view.group(before)?, new.view.group(after)?);
     let files = left.attributes.kind == Kind::File && right.attributes.kind == Kind::File;

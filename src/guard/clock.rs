@@ -9,12 +9,16 @@ use std::collections::BTreeSet;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{GuardOptions, Judged};
+use super::{GuardOptions, MarkedSnapshot};
 use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason};
 
 /// Judges the date of a snapshot by those of all earlier ones of the store: they were dated by the same clock.
-pub(super) fn judge(earlier: &[Judged], record: &SnapshotRecord, options: &GuardOptions) -> Option<SuspectReason> {
+pub(super) fn judge(
+    earlier: &[MarkedSnapshot],
+    record: &SnapshotRecord,
+    options: &GuardOptions,
+) -> Option<SuspectReason> {
     let records: Vec<(u64, SnapshotRecord)> = earlier.iter().map(|one| (one.number, one.record.clone())).collect();
     let accepted: BTreeSet<u64> =
         earlier.iter().filter(|one| one.marks.accepted.is_some()).map(|one| one.number).collect();

@@ -59,7 +59,7 @@ impl Default for GuardOptions {
 
 /// A snapshot's record, and what was said of it since.
 #[derive(Clone, Debug)]
-pub struct Judged {
+pub struct MarkedSnapshot {
     /// Its number.
     pub number: u64,
     /// Its record.
@@ -68,10 +68,10 @@ pub struct Judged {
     pub marks: SnapshotMarks,
 }
 
-impl Judged {
+impl MarkedSnapshot {
     /// Describes a snapshot of which nothing was said yet.
-    pub fn fresh(number: u64, record: &SnapshotRecord) -> Judged {
-        Judged { number, record: record.clone(), marks: SnapshotMarks::default() }
+    pub fn fresh(number: u64, record: &SnapshotRecord) -> MarkedSnapshot {
+        MarkedSnapshot { number, record: record.clone(), marks: SnapshotMarks::default() }
     }
 
     /// Returns whether the guard has found something and nobody has accepted it.
@@ -93,10 +93,10 @@ impl Judged {
 ///
 /// # Errors
 /// Fails when the catalogue cannot be read.
-pub fn judged(catalog: &CatalogReader) -> Result<Vec<Judged>, CatalogError> {
+pub fn marked_snapshots(catalog: &CatalogReader) -> Result<Vec<MarkedSnapshot>, CatalogError> {
     let mut marks = marks::all(catalog)?;
-    let judge = |(number, record)| Judged { number, record, marks: marks.remove(&number).unwrap_or_default() };
-    Ok(catalog.snapshots()?.into_iter().map(judge).collect())
+    let marked = |(number, record)| MarkedSnapshot { number, record, marks: marks.remove(&number).unwrap_or_default() };
+    Ok(catalog.snapshots()?.into_iter().map(marked).collect())
 }
 
 /// Tells which snapshots must be kept, whatever the policy says, and why, by their identifiers: pinned ones, and for each source, as long as a suspect
@@ -105,9 +105,9 @@ pub fn judged(catalog: &CatalogReader) -> Result<Vec<Judged>, CatalogError> {
 /// # Errors
 /// Fails when the catalogue cannot be read.
 pub fn protections(catalog: &CatalogReader) -> Result<BTreeMap<String, Vec<String>>, CatalogError> {
-    let all = judged(catalog)?;
+    let all = marked_snapshots(catalog)?;
     let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut keep = |snapshot: &Judged, reason: String| {
+    let mut keep = |snapshot: &MarkedSnapshot, reason: String| {
         kept.entry(snapshot.record.id.clone()).or_default().push(reason);
     };
     for snapshot in &all {
@@ -117,7 +117,7 @@ pub fn protections(catalog: &CatalogReader) -> Result<BTreeMap<String, Vec<Strin
     }
     let sources: BTreeSet<&str> = all.iter().map(|snapshot| snapshot.record.source.as_str()).collect();
     for source in sources {
-        let own: Vec<&Judged> = all.iter().filter(|snapshot| snapshot.record.source == source).collect();
+        let own: Vec<&MarkedSnapshot> = all.iter().filter(|snapshot| snapshot.record.source == source).collect();
         let Some(first) = own.iter().position(|snapshot| snapshot.is_suspect()) else { continue };
         let name = own[first].record.short_id();
         for (at, snapshot) in own.iter().enumerate().skip(first.saturating_sub(1)) {
@@ -160,7 +160,7 @@ fn try_examine(
     options: &GuardOptions,
     verdict: &mut Verdict,
 ) -> Result<(), ViewError> {
-    let mut earlier = judged(catalog)?;
+    let mut earlier = marked_snapshots(catalog)?;
     // First, and without the trees: it must be found whatever else fails.
     verdict.reasons.extend(clock::judge(&earlier, record, options));
     earlier.retain(|snapshot| snapshot.record.source == record.source);
@@ -168,9 +168,9 @@ fn try_examine(
     verdict.compared_with = baseline.map(|snapshot| snapshot.record.id.clone());
     let readers =
         Readers::new(Arc::clone(catalog), Arc::new(replica.chunks()), ViewOptions { cache_bytes: CACHE_BYTES });
-    let new = Side::open(&readers, record)?;
-    let old = baseline.map(|snapshot| Side::open(&readers, &snapshot.record)).transpose()?;
-    let zimbra = new.is_zimbra() || old.as_ref().is_some_and(Side::is_zimbra);
+    let new = ZimbraSnapshot::open(&readers, record)?;
+    let old = baseline.map(|snapshot| ZimbraSnapshot::open(&readers, &snapshot.record)).transpose()?;
+    let zimbra = new.is_zimbra() || old.as_ref().is_some_and(ZimbraSnapshot::is_zimbra);
     let reasons = &mut verdict.reasons;
     if zimbra {
         if let Some(old) = &old {
@@ -185,8 +185,8 @@ fn try_examine(
     Ok(())
 }
 
-/// A snapshot as the guard sees it.
-struct Side {
+/// A snapshot as the guard sees it: its sessions by their labels, if it is of a Zimbra backup tree.
+struct ZimbraSnapshot {
     view: SnapshotView,
     root: DirectoryNode,
     sessions: Option<DirectoryNode>,
@@ -198,12 +198,10 @@ struct Side {
     excludes: Excludes,
 }
 
-impl Side {
-    fn open(readers: &Readers, record: &SnapshotRecord) -> Result<Side, ViewError> {
+impl ZimbraSnapshot {
+    fn open(readers: &Readers, record: &SnapshotRecord) -> Result<ZimbraSnapshot, ViewError> {
         let view = SnapshotView::over(readers, record.clone())?;
-        let Node::Directory(root) = view.root() else {
-            return Err(ViewError::NotADirectory { path: "/".to_owned() });
-        };
+        let root = Arc::clone(view.root_directory());
         let sessions = match view.lookup(&root, SESSIONS.as_bytes())? {
             Some(Node::Directory(directory)) => Some(directory),
             _ => None,
@@ -211,7 +209,7 @@ impl Side {
         // Patterns that a record has were valid once; if they are not, nothing counts as left out.
         let excludes = Excludes::new(&record.excludes, false).unwrap_or_default();
         let (labels, deleting) = (BTreeSet::new(), BTreeSet::new());
-        let mut side = Side { view, root, sessions, labels, deleting, excludes };
+        let mut side = ZimbraSnapshot { view, root, sessions, labels, deleting, excludes };
         if let Some(directory) = &side.sessions {
             for entry in side.view.list(directory)? {
                 let entry = entry?;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{GuardOptions, Judged, Side, counted, listed, shown};
+use super::{GuardOptions, MarkedSnapshot, ZimbraSnapshot, counted, listed, shown};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
 use crate::layout::{Label, SESSIONS, SessionKind, session_path};
 use crate::view::{Node, Readers, ViewError};
@@ -25,9 +25,9 @@ const SHORTEST_SECONDS: i64 = 6 * DAY_SECONDS;
 /// Judges which sessions are there, compared with the last good snapshot.
 pub(super) fn judge(
     readers: &Readers,
-    earlier: &[Judged],
-    old: &Side,
-    new: &Side,
+    earlier: &[MarkedSnapshot],
+    old: &ZimbraSnapshot,
+    new: &ZimbraSnapshot,
     options: &GuardOptions,
     reasons: &mut Vec<SuspectReason>,
 ) -> Result<(), ViewError> {
@@ -111,7 +111,7 @@ fn pace(labels: &BTreeSet<Label>) -> i64 {
 }
 
 /// Returns whether a session is in the `sessions/` of another directory of the root: an upgrade moves the whole old tree into one.
-fn moved_away(new: &Side, label: &Label) -> Result<bool, ViewError> {
+fn moved_away(new: &ZimbraSnapshot, label: &Label) -> Result<bool, ViewError> {
     for entry in new.view.list(&new.root)? {
         let entry = entry?;
         if let Node::Directory(directory) = &entry.node
@@ -141,7 +141,7 @@ fn usual(mut gone: Vec<(usize, i64)>) -> Option<i64> {
 
 impl Learned {
     /// Looks at the last good snapshots of the source. A session went some time after it was last seen; one that came back did not go.
-    fn from_history(readers: &Readers, earlier: &[Judged]) -> Result<Learned, ViewError> {
+    fn from_history(readers: &Readers, earlier: &[MarkedSnapshot]) -> Result<Learned, ViewError> {
         /// When a session was last seen: in which snapshot, and how old it was then, in seconds.
         type Seen = (usize, i64);
         let mut last_seen: BTreeMap<Label, Seen> = BTreeMap::new();
@@ -150,7 +150,7 @@ impl Learned {
         let mut missed: BTreeSet<Label> = BTreeSet::new();
         let first = earlier.len().saturating_sub(HISTORY);
         for (place, snapshot) in earlier.iter().enumerate().skip(first) {
-            let labels = Side::open(readers, &snapshot.record)?.labels;
+            let labels = ZimbraSnapshot::open(readers, &snapshot.record)?.labels;
             if snapshot.is_suspect() {
                 let seen_last_night = last_seen.iter().filter(|(_, (seen, _))| Some(*seen) == newest_snapshot);
                 missed.extend(seen_last_night.map(|(label, _)| label).filter(|label| !labels.contains(label)).copied());

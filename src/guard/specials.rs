@@ -6,7 +6,7 @@ use std::iter::Peekable;
 use std::sync::Arc;
 
 use super::changes::matching;
-use super::{LISTED, Side, counted, shown};
+use super::{LISTED, ZimbraSnapshot, counted, shown};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
 use crate::model::Kind;
 use crate::view::{DirectoryNode, Listing, Node, SnapshotView, ViewError};
@@ -22,7 +22,11 @@ struct Level {
 }
 
 /// Reports what the last good snapshot did not have.
-pub(super) fn judge(old: Option<&Side>, new: &Side, reasons: &mut Vec<SuspectReason>) -> Result<(), ViewError> {
+pub(super) fn judge(
+    old: Option<&ZimbraSnapshot>,
+    new: &ZimbraSnapshot,
+    reasons: &mut Vec<SuspectReason>,
+) -> Result<(), ViewError> {
     let (count, first) = found(old, new)?;
     if count > 0 {
         let names = counted(count, "name", "names");
@@ -38,7 +42,7 @@ pub(super) fn judge(old: Option<&Side>, new: &Side, reasons: &mut Vec<SuspectRea
 }
 
 /// Counts the names, and returns the first of them.
-fn found(old: Option<&Side>, new: &Side) -> Result<(u64, Vec<String>), ViewError> {
+fn found(old: Option<&ZimbraSnapshot>, new: &ZimbraSnapshot) -> Result<(u64, Vec<String>), ViewError> {
     let (mut count, mut first) = (0, Vec::new());
     let mut path: Vec<u8> = Vec::new();
     let root = old.map(|side| &side.root);
@@ -81,8 +85,8 @@ fn found(old: Option<&Side>, new: &Side) -> Result<(u64, Vec<String>), ViewError
 }
 
 fn level(
-    old: Option<&Side>,
-    new: &Side,
+    old: Option<&ZimbraSnapshot>,
+    new: &ZimbraSnapshot,
     left: Option<&DirectoryNode>,
     right: &DirectoryNode,
     path_length: usize,

@@ -44,7 +44,7 @@ pub struct SnapshotTree {
 
 /// Where a directory stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct DirPosition {
     /// Number of the directory above.
     parent: u64,
     /// Its position among that one's entries.
@@ -54,7 +54,7 @@ struct Place {
 }
 
 /// Directories by number. The root is 0.
-type Directories = HashMap<u64, Place>;
+type Directories = HashMap<u64, DirPosition>;
 
 /// Bits of a directory's number, so that inode numbers leave room above them.
 const NUMBER_BITS: u32 = 39;
@@ -108,17 +108,17 @@ impl SnapshotTree {
         &self.view
     }
 
-    fn place(&self, inode: u64) -> Result<Place, TreeError> {
+    fn position(&self, inode: u64) -> Result<DirPosition, TreeError> {
         if inode == ROOT {
-            return Ok(Place { parent: 0, position: 0, generation: self.generation });
+            return Ok(DirPosition { parent: 0, position: 0, generation: self.generation });
         }
         let known = || self.directories.read().unwrap_or_else(PoisonError::into_inner).get(&(inode / 2)).copied();
-        let mut place = known();
-        if place.is_none() && self.unseen.swap(false, Ordering::Relaxed) {
+        let mut found = known();
+        if found.is_none() && self.unseen.swap(false, Ordering::Relaxed) {
             self.see_all();
-            place = known();
+            found = known();
         }
-        place.ok_or_else(|| no_inode(inode))
+        found.ok_or_else(|| no_inode(inode))
     }
 
     /// Numbers all directories. What cannot be read has none below it that could be shown.
@@ -151,9 +151,9 @@ impl SnapshotTree {
             if let Some(node) = self.nodes.get(&at) {
                 break node;
             }
-            let place = self.place(at)?;
-            way.push((at, place.position));
-            at = place.parent * 2 + ROOT;
+            let stands = self.position(at)?;
+            way.push((at, stands.position));
+            at = stands.parent * 2 + ROOT;
         };
         for (number, position) in way.into_iter().rev() {
             let entry = self.view.list_from(&node, position.into())?.next().transpose()?;
@@ -182,14 +182,14 @@ impl SnapshotTree {
             Node::Directory(directory) => directory,
         };
         let full = || TreeError::new(Errno::IO, "there are more directories than can be numbered");
-        let above = self.place(parent)?;
+        let above = self.position(parent)?;
         let parent = parent / 2;
         let generation = mixed(above.generation.into(), position) as u32;
-        let place = Place { parent, position: u32::try_from(position).map_err(|_| full())?, generation };
+        let own = DirPosition { parent, position: u32::try_from(position).map_err(|_| full())?, generation };
         let first = number_of(mixed(parent, position));
         {
             let directories = self.directories.read().unwrap_or_else(PoisonError::into_inner);
-            if directories.get(&first) == Some(&place) {
+            if directories.get(&first) == Some(&own) {
                 return Ok(first * 2 + ROOT);
             }
         }
@@ -198,10 +198,10 @@ impl SnapshotTree {
         loop {
             match directories.entry(number) {
                 Entry::Vacant(vacant) => {
-                    vacant.insert(place);
+                    vacant.insert(own);
                     break;
                 }
-                Entry::Occupied(other) if *other.get() == place => break,
+                Entry::Occupied(other) if *other.get() == own => break,
                 Entry::Occupied(_) => number = number_of(number + 1),
             }
             if number == first {
@@ -310,13 +310,13 @@ impl ImmutableTree for SnapshotTree {
     fn parent(&self, directory: u64) -> Result<u64, TreeError> {
         match group_of(directory)? {
             Some(group) => Err(TreeError::new(Errno::NOTDIR, format!("Link group {group} is not a directory"))),
-            None => Ok(self.place(directory)?.parent * 2 + ROOT),
+            None => Ok(self.position(directory)?.parent * 2 + ROOT),
         }
     }
 
     fn generation(&self, inode: u64) -> u32 {
         match group_of(inode) {
-            Ok(None) => self.place(inode).map_or(0, |place| place.generation),
+            Ok(None) => self.position(inode).map_or(0, |stands| stands.generation),
             _ => self.generation,
         }
     }

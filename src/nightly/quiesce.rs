@@ -16,7 +16,7 @@ const NAP: Duration = Duration::from_millis(200);
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settled {
+pub struct Quiesced {
     /// How long it took.
     pub waited: Duration,
     /// Whether all is quiet, as against the limit or the wish to end.
@@ -77,7 +77,7 @@ pub fn wait(
     quiet: Duration,
     limit: Duration,
     interrupted: impl Fn() -> bool,
-) -> io::Result<Settled> {
+) -> io::Result<Quiesced> {
     let started = Instant::now();
     let mut look_at = started;
     loop {
@@ -85,7 +85,7 @@ pub fn wait(
             let now = SystemTime::now();
             let since = now.checked_sub(quiet).unwrap_or(SystemTime::UNIX_EPOCH);
             let Some(changed) = change_since(since)? else {
-                return Ok(Settled { waited: started.elapsed(), quiet: true });
+                return Ok(Quiesced { waited: started.elapsed(), quiet: true });
             };
             // It cannot be quiet before that much time has passed since that change.
             let rest = (changed + quiet).duration_since(now).unwrap_or_default();
@@ -93,7 +93,7 @@ pub fn wait(
         }
         let left = limit.saturating_sub(started.elapsed());
         if left.is_zero() || interrupted() {
-            return Ok(Settled { waited: started.elapsed(), quiet: false });
+            return Ok(Quiesced { waited: started.elapsed(), quiet: false });
         }
         std::thread::sleep(NAP.min(left).min(look_at.saturating_duration_since(Instant::now())));
     }
@@ -134,12 +134,12 @@ mod tests {
             looks.set(looks.get() + 1);
             Ok((changed > since).then_some(changed))
         };
-        let settled = wait(once, quiet, Duration::from_secs(60), || false).unwrap();
-        assert!(settled.quiet && settled.waited > Duration::ZERO && looks.get() >= 2);
+        let quiesced = wait(once, quiet, Duration::from_secs(60), || false).unwrap();
+        assert!(quiesced.quiet && quiesced.waited > Duration::ZERO && looks.get() >= 2);
 
         let always = |_| Ok(Some(SystemTime::now()));
-        let settled = wait(always, quiet, Duration::from_millis(400), || false).unwrap();
-        assert!(!settled.quiet && settled.waited >= Duration::from_millis(400));
+        let quiesced = wait(always, quiet, Duration::from_millis(400), || false).unwrap();
+        assert!(!quiesced.quiet && quiesced.waited >= Duration::from_millis(400));
         assert!(!wait(always, quiet, Duration::from_secs(60), || true).unwrap().quiet);
     }
 }

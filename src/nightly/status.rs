@@ -13,7 +13,7 @@ use crate::catalog::condemned;
 use crate::catalog::database::Table;
 use crate::catalog::dates::{ClockDoubt, Dates};
 use crate::catalog::reader::CatalogReader;
-use crate::guard::{Hold, Judged, hold, judged};
+use crate::guard::{Hold, MarkedSnapshot, hold, marked_snapshots};
 use crate::lease::{self, LeaseInfo};
 use crate::replica::{Replica, lock_holder};
 use crate::zimbra::ledger::{self, Summary};
@@ -51,7 +51,7 @@ pub struct Brief {
 }
 
 impl Brief {
-    fn of(snapshot: &Judged) -> Brief {
+    fn of(snapshot: &MarkedSnapshot) -> Brief {
         let record = &snapshot.record;
         let reasons = if snapshot.is_suspect() { record.suspect_reasons() } else { &[] };
         Brief {
@@ -187,8 +187,8 @@ impl Status {
     /// Fails when the catalogue cannot be read.
     pub fn gather(replica: &Replica, now: Timestamp) -> Result<Status, CatalogError> {
         let catalog = replica.catalog()?;
-        let all = judged(&catalog)?;
-        let mut by_source: BTreeMap<&str, Vec<&Judged>> = BTreeMap::new();
+        let all = marked_snapshots(&catalog)?;
+        let mut by_source: BTreeMap<&str, Vec<&MarkedSnapshot>> = BTreeMap::new();
         for snapshot in &all {
             by_source.entry(&snapshot.record.source).or_default().push(snapshot);
         }
@@ -276,10 +276,10 @@ impl Status {
 }
 
 /// Sums up what is kept of the accounts of a source's newest snapshot.
-fn restorable(replica: &Replica, own: &[&Judged]) -> Option<Summary> {
+fn restorable(replica: &Replica, own: &[&MarkedSnapshot]) -> Option<Summary> {
     let newest = own.last()?;
     let page = ledger::kept(replica.path(), &newest.record.id)?;
-    (page.is_zimbra() || page.told.is_some()).then(|| Summary::of(&page))
+    (page.is_zimbra() || page.nightly_diff.is_some()).then(|| Summary::of(&page))
 }
 
 /// Returns the bytes of all packs.

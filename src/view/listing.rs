@@ -80,7 +80,7 @@ impl SnapshotView {
             }
         };
         let found = entries.binary_search_by(|entry| (*entry.name).cmp(name)).ok();
-        Ok(found.map(|at| (start + at as u64, Node::from(&entries[at].node))))
+        Ok(found.map(|at| (start + at as u64, entries[at].node.clone())))
     }
 
     /// Lists a directory in order of names.
@@ -147,7 +147,7 @@ impl Listing {
             (_, Some(page)) => page,
             (_, None) => &[],
         };
-        entries.get(self.at).map(|entry| ViewEntry { name: entry.name.clone(), node: Node::from(&entry.node) })
+        entries.get(self.at).map(|entry| ViewEntry { name: entry.name.clone(), node: entry.node.clone() })
     }
 
     fn next_page(&mut self) -> Result<bool, ViewError> {

@@ -16,13 +16,14 @@ mod snapshots;
 use std::sync::Arc;
 
 use crate::catalog::CatalogError;
-use crate::catalog::directory::{self, Directory};
+use crate::catalog::directory::Directory;
 use crate::catalog::group::{Content, LinkGroup};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::model::{Attributes, Kind};
 use crate::store::reader::{ChunkError, ChunkReader};
 
+pub use crate::catalog::directory::Node;
 pub use content::CopyError;
 pub use input::{FileInput, InputFailure};
 pub use listing::{Listing, ViewEntry, Walk, WalkEntry};
@@ -114,27 +115,6 @@ impl ViewError {
 
 /// A directory of a snapshot: its attributes, and where its entries are.
 pub type DirectoryNode = Arc<Directory>;
-
-/// What a path of a snapshot stands for.
-///
-/// A link group's number identifies a file within its store for ever. A directory has no number of its own: equal directories of
-/// different snapshots, or of different places in one, may share everything.
-#[derive(Clone, Debug)]
-pub enum Node {
-    /// A file, symbolic link or special file, by the number of its link group.
-    Group(u64),
-    /// A directory.
-    Directory(DirectoryNode),
-}
-
-impl From<&directory::Node> for Node {
-    fn from(node: &directory::Node) -> Node {
-        match node {
-            directory::Node::Group(number) => Node::Group(*number),
-            directory::Node::Directory(directory) => Node::Directory(Arc::clone(directory)),
-        }
-    }
-}
 
 /// Choices for reading a snapshot.
 #[derive(Clone, Copy, Debug)]

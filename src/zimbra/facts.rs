@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobName, DigestKey, last_component, shared_digest, shared_path};
 use super::input::{ZipReader, store_error};
-use crate::catalog::directory::{Body, Directory, Node as StoredNode};
+use crate::catalog::directory::{Body, Directory};
 use crate::catalog::group::Content;
 use crate::layout::xml::{ROOT, read_meta};
 use crate::view::{DirectoryNode, FileInput, InputFailure, Node, SnapshotView, ViewError, display_path};
@@ -149,8 +149,8 @@ fn hash_directory(hasher: &mut blake3::Hasher, directory: &Directory) {
             for entry in entries {
                 hash_name(hasher, &entry.name);
                 match &entry.node {
-                    StoredNode::Group(number) => hash_number(hasher, b'g', *number),
-                    StoredNode::Directory(below) => hash_directory(hasher, below),
+                    Node::Group(number) => hash_number(hasher, b'g', *number),
+                    Node::Directory(below) => hash_directory(hasher, below),
                 }
             }
         }

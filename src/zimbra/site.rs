@@ -493,8 +493,7 @@ fn runs(numbers: &[u64]) -> Vec<SequenceRange> {
 /// Fails when the root cannot be read.
 pub fn moved_trees(view: &SnapshotView) -> Result<Vec<String>, ViewError> {
     let mut found = Vec::new();
-    let Node::Directory(root) = view.root() else { return Ok(found) };
-    for entry in view.list(&root)? {
+    for entry in view.list(view.root_directory())? {
         let entry = entry?;
         let (Node::Directory(directory), Ok(name)) = (&entry.node, std::str::from_utf8(&entry.name)) else { continue };
         if is_version_pair(name) && matches!(view.lookup(directory, SESSIONS.as_bytes())?, Some(Node::Directory(_))) {

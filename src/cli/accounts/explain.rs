@@ -12,7 +12,7 @@ use zmreplica::zimbra::{Analysis, moved_trees};
 
 use super::super::error::{CliError, Exit};
 use super::super::{Context, text};
-use super::{AccountEvent, Bench, Compared, is_whole, plan, tell_remarks};
+use super::{AccountEvent, AccountsContext, Compared, is_whole, plan, tell_remarks};
 
 /// Most addresses that are offered in place of one that is not known.
 const OFFERED: usize = 8;
@@ -28,21 +28,21 @@ struct LastWholeEvent<'a> {
 }
 
 pub(super) fn run(
-    bench: &mut Bench<'_>,
+    shared: &mut AccountsContext<'_>,
     chosen: &StoredSnapshot,
     analysis: &Analysis,
     name: &str,
     at: Option<Timestamp>,
     compared: &Compared,
 ) -> Result<Exit, CliError> {
-    let context = bench.context;
-    let mountpoint = bench.args.mountpoint.clone();
+    let context = shared.context;
+    let mountpoint = shared.args.mountpoint.clone();
     let mut ids: Vec<String> = Vec::new();
     let mut all_well = true;
     if !context.output.json() {
         tell_remarks(context, analysis);
     }
-    let moved = moved(bench, chosen, analysis, name)?;
+    let moved = moved(shared, chosen, analysis, name)?;
     for analysis in std::iter::once(analysis).chain(moved.as_ref()) {
         for account in analysis.accounts.iter().filter(|account| account.is_named(name)) {
             ids.push(account.id.clone());
@@ -57,10 +57,10 @@ pub(super) fn run(
             let (name, id) = (text::escape(name.as_bytes()), chosen.record.short_id());
             context.output.note(&format!("The snapshot {id} does not know an account {name}."));
         }
-        was_found |= look_back(bench, name, &mut ids, at, &mountpoint)?;
+        was_found |= look_back(shared, name, &mut ids, at, &mountpoint)?;
     }
     if !was_found {
-        return Err(match moved_earlier(bench, name)? {
+        return Err(match moved_earlier(shared, name)? {
             Some(error) => error,
             None => unknown(analysis, name, &chosen.record),
         });
@@ -71,17 +71,17 @@ pub(super) fn run(
 
 /// Analyses the tree that an upgrade moved aside and that knows an account which the tree itself does not.
 fn moved(
-    bench: &mut Bench<'_>,
+    shared: &mut AccountsContext<'_>,
     chosen: &StoredSnapshot,
     analysis: &Analysis,
     name: &str,
 ) -> Result<Option<Analysis>, CliError> {
-    if bench.args.tree.is_some() || analysis.accounts.iter().any(|account| account.is_named(name)) {
+    if shared.args.tree.is_some() || analysis.accounts.iter().any(|account| account.is_named(name)) {
         return Ok(None);
     }
-    let view = bench.view(&chosen.record)?;
+    let view = shared.view(&chosen.record)?;
     for tree in moved_trees(&view)? {
-        let found = bench.ledger.analyser().analyse(&view, tree.as_bytes())?;
+        let found = shared.ledger.analyser().analyse(&view, tree.as_bytes())?;
         if found.accounts.iter().any(|account| account.is_named(name)) {
             return Ok(Some(found));
         }
@@ -91,16 +91,16 @@ fn moved(
 
 /// Finds the newest earlier snapshot in which the account is whole, or the time can be restored, and tells how to restore it from there.
 fn look_back(
-    bench: &mut Bench<'_>,
+    shared: &mut AccountsContext<'_>,
     name: &str,
     ids: &mut Vec<String>,
     at: Option<Timestamp>,
     mountpoint: &str,
 ) -> Result<bool, CliError> {
-    let context = bench.context;
-    let earlier: Vec<&StoredSnapshot> = bench.snapshots.iter().rev().skip(1).copied().collect();
+    let context = shared.context;
+    let earlier: Vec<&StoredSnapshot> = shared.snapshots.iter().rev().skip(1).copied().collect();
     for snapshot in earlier {
-        let Some(analysis) = bench.analyse(&snapshot.record)? else { continue };
+        let Some(analysis) = shared.analyse(&snapshot.record)? else { continue };
         let is_it = |account: &&Account| {
             let named = account.is_named(name) || ids.contains(&account.id);
             named && if at.is_some() { plan(&analysis, account, at).is_ok() } else { is_whole(account) }
@@ -131,11 +131,11 @@ fn look_back(
 }
 
 /// Looks for the account in trees that an upgrade had moved aside in earlier snapshots, and says how to ask for it.
-fn moved_earlier(bench: &mut Bench<'_>, name: &str) -> Result<Option<CliError>, CliError> {
-    let earlier: Vec<&StoredSnapshot> = bench.snapshots.iter().rev().copied().collect();
+fn moved_earlier(shared: &mut AccountsContext<'_>, name: &str) -> Result<Option<CliError>, CliError> {
+    let earlier: Vec<&StoredSnapshot> = shared.snapshots.iter().rev().copied().collect();
     for snapshot in earlier {
         let id = snapshot.record.short_id();
-        let accounts = bench.entries(&snapshot.record)?.unwrap_or_default();
+        let accounts = shared.entries(&snapshot.record)?.unwrap_or_default();
         let found = accounts.into_iter().find(|account| account.is_named(name) && account.tree.is_some());
         if let Some(tree) = found.and_then(|account| account.tree) {
             let (name_word, tree_word) = (quoted(name), quoted(&tree));

@@ -10,7 +10,7 @@ use zmreplica::zimbra::ledger::AccountEntry;
 use super::super::error::{CliError, Exit};
 use super::super::table::Cell;
 use super::super::{table, text};
-use super::Bench;
+use super::AccountsContext;
 use super::table::{colour, faults_in_short};
 
 /// One account across snapshots.
@@ -50,18 +50,18 @@ struct StateEvent<'a> {
     faults: u64,
 }
 
-pub(super) fn run(bench: &mut Bench<'_>) -> Result<Exit, CliError> {
-    match bench.args.account.clone() {
-        Some(name) => one(bench, &name),
-        None => all(bench),
+pub(super) fn run(shared: &mut AccountsContext<'_>) -> Result<Exit, CliError> {
+    match shared.args.account.clone() {
+        Some(name) => one(shared, &name),
+        None => all(shared),
     }
 }
 
-fn all(bench: &mut Bench<'_>) -> Result<Exit, CliError> {
+fn all(shared: &mut AccountsContext<'_>) -> Result<Exit, CliError> {
     let mut lives: BTreeMap<String, Life> = BTreeMap::new();
-    let snapshots = bench.snapshots.clone();
+    let snapshots = shared.snapshots.clone();
     for (at, snapshot) in snapshots.iter().enumerate() {
-        let Some(accounts) = bench.entries(&snapshot.record)? else { continue };
+        let Some(accounts) = shared.entries(&snapshot.record)? else { continue };
         for account in accounts {
             let life = lives.entry(account.id.clone()).or_insert_with(|| Life {
                 email: String::new(),
@@ -82,8 +82,8 @@ fn all(bench: &mut Bench<'_>) -> Result<Exit, CliError> {
     // Of one that is gone and one that came after under the same address, the newer stands below.
     let mut rows: Vec<(&String, &Life)> = lives.iter().collect();
     rows.sort_by(|a, b| (&a.1.email, a.1.first).cmp(&(&b.1.email, b.1.first)));
-    rows.retain(|(_, life)| !bench.args.faulty || life.last_whole != Some(newest));
-    let output = &bench.context.output;
+    rows.retain(|(_, life)| !shared.args.faulty || life.last_whole != Some(newest));
+    let output = &shared.context.output;
     let id = |at: usize| snapshots[at].record.id.as_str();
     if output.json() {
         for (account, life) in rows {
@@ -119,14 +119,14 @@ fn all(bench: &mut Bench<'_>) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-fn one(bench: &mut Bench<'_>, name: &str) -> Result<Exit, CliError> {
-    let output = &bench.context.output;
+fn one(shared: &mut AccountsContext<'_>, name: &str) -> Result<Exit, CliError> {
+    let output = &shared.context.output;
     let names = ["SNAPSHOT", "OF", "ACCOUNT", "STATE", "RESTORABLE FROM", "TO", "WHAT IS MISSING"];
     let mut table = table::new(output, &names, &[]);
     let mut found = false;
-    for snapshot in bench.snapshots.clone() {
+    for snapshot in shared.snapshots.clone() {
         let record = &snapshot.record;
-        let Some(accounts) = bench.entries(record)? else { continue };
+        let Some(accounts) = shared.entries(record)? else { continue };
         let named: Vec<&AccountEntry> = accounts.iter().filter(|account| account.is_named(name)).collect();
         for account in &named {
             found = true;

@@ -57,8 +57,8 @@ pub(crate) struct AccountsArgs {
     mountpoint: String,
 }
 
-/// What the parts of this command work with.
-struct Bench<'a> {
+/// What the parts of this command share.
+struct AccountsContext<'a> {
     context: &'a Context,
     args: &'a AccountsArgs,
     readers: Readers,
@@ -67,7 +67,7 @@ struct Bench<'a> {
     ledger: Ledger<'a>,
 }
 
-impl Bench<'_> {
+impl AccountsContext<'_> {
     fn view(&self, record: &SnapshotRecord) -> Result<SnapshotView, CliError> {
         Ok(SnapshotView::over(&self.readers, record.clone())?)
     }
@@ -109,31 +109,31 @@ pub(crate) fn run(context: &Context, args: &AccountsArgs) -> Result<Exit, CliErr
     let chosen = all.resolve(&args.snapshot)?;
     let snapshots = before_and_with(&all, chosen);
     let ledger = Ledger::open(&replica, readers.clone(), &all);
-    let mut bench = Bench { context, args, readers, snapshots, ledger };
-    let result = answer(&mut bench, chosen, at);
-    bench.ledger.close();
+    let mut shared = AccountsContext { context, args, readers, snapshots, ledger };
+    let result = answer(&mut shared, chosen, at);
+    shared.ledger.close();
     result
 }
 
-fn answer(bench: &mut Bench<'_>, chosen: &StoredSnapshot, at: Option<Timestamp>) -> Result<Exit, CliError> {
-    let args = bench.args;
+fn answer(shared: &mut AccountsContext<'_>, chosen: &StoredSnapshot, at: Option<Timestamp>) -> Result<Exit, CliError> {
+    let args = shared.args;
     if args.history {
-        return history::run(bench);
+        return history::run(shared);
     }
-    let before = before(bench)?;
-    let analysis = bench.analyse(&chosen.record)?.ok_or_else(|| {
+    let before = before(shared)?;
+    let analysis = shared.analyse(&chosen.record)?.ok_or_else(|| {
         let tree = args.tree.as_deref().unwrap_or_default();
         CliError::Failed(format!("The snapshot {} has no directory {tree}", chosen.record.short_id()))
     })?;
     let compared = compare(before, &analysis);
     let exit = match &args.account {
-        Some(name) => explain::run(bench, chosen, &analysis, name, at, &compared),
+        Some(name) => explain::run(shared, chosen, &analysis, name, at, &compared),
         None => {
-            table::run(bench, chosen, &analysis, at, &compared)?;
+            table::run(shared, chosen, &analysis, at, &compared)?;
             Ok(exit(&compared))
         }
     }?;
-    Ok(unread(bench.context, &analysis).unwrap_or(exit))
+    Ok(unread(shared.context, &analysis).unwrap_or(exit))
 }
 
 /// Warns that a part of the store could not be read, if that is so, and returns how the command ends then.
@@ -174,9 +174,9 @@ struct Before {
 }
 
 /// Takes from the snapshot before, if there is one, what is compared.
-fn before(bench: &mut Bench<'_>) -> Result<Option<Before>, CliError> {
-    let Some([before, _]) = bench.snapshots.last_chunk::<2>().copied() else { return Ok(None) };
-    let accounts = bench.entries(&before.record)?.unwrap_or_default();
+fn before(shared: &mut AccountsContext<'_>) -> Result<Option<Before>, CliError> {
+    let Some([before, _]) = shared.snapshots.last_chunk::<2>().copied() else { return Ok(None) };
+    let accounts = shared.entries(&before.record)?.unwrap_or_default();
     // Of trees that were moved aside it is told on request.
     let whole = accounts
         .into_iter()
@@ -226,11 +226,11 @@ fn tell_remarks(context: &Context, analysis: &Analysis) {
 }
 
 /// Tells of trees that an upgrade moved aside.
-fn tell_moved(bench: &Bench<'_>, view: &SnapshotView) -> Result<(), CliError> {
-    if bench.args.tree.is_none() && !bench.context.output.json() {
+fn tell_moved(shared: &AccountsContext<'_>, view: &SnapshotView) -> Result<(), CliError> {
+    if shared.args.tree.is_none() && !shared.context.output.json() {
         for tree in moved_trees(view)? {
             let shown = text::escape(tree.as_bytes());
-            bench
+            shared
                 .context
                 .output
                 .note(&format!("An upgrade moved an older tree to {shown}; --tree {shown} tells of it."));

@@ -10,10 +10,7 @@ use zmreplica::zimbra::ledger::{ChangedAccount, Ledger, Summary};
 use super::super::error::CliError;
 use super::super::text;
 use super::before_and_with;
-use super::table::counts_in_words;
-
-/// Accounts or sessions that a line names.
-const NAMED: usize = 8;
+use super::table::format_counts;
 
 /// Finds out what can be restored from a snapshot, and what became of it since the last nightly run; `None` when it holds nothing of a mail server. What was
 /// found is kept with the snapshot.
@@ -31,10 +28,10 @@ pub(crate) fn find_out(replica: &Replica, record: &SnapshotRecord) -> Result<Opt
 /// Tells how many accounts are in which state, and what became of them.
 pub(crate) fn accounts_line(found: &Summary) -> String {
     let changes = &found.changes;
-    let mut parts = vec![counts_in_words(&found.counts)];
+    let mut parts = vec![format_counts(&found.counts)];
     for (accounts, what) in [(&changes.whole_again, "whole again"), (&changes.new, "new"), (&changes.left, "gone")] {
         if !accounts.is_empty() {
-            let names = named(accounts.iter().map(|account| account.email.as_str()));
+            let names = text::first_of(accounts.iter().map(|account| account.email.as_str()));
             parts.push(format!("{} {what}: {names}", text::count(accounts.len() as u64)));
         }
     }
@@ -54,7 +51,7 @@ pub(crate) fn sessions_line(found: &Summary) -> String {
         [(&found.running, "running"), (&found.changes.new_sessions, "new"), (&found.changes.gone_sessions, "gone")]
     {
         if !labels.is_empty() {
-            line += &format!("; {what}: {}", named(labels.iter().map(String::as_str)));
+            line += &format!("; {what}: {}", text::first_of(labels.iter().map(String::as_str)));
         }
     }
     line
@@ -70,15 +67,7 @@ pub(crate) fn lost_something(found: &Summary) -> Option<String> {
         format!(
             "less can be restored than in the night before of {}: {}. `zmreplica accounts --account ADDRESS` tells why, and how to restore one",
             text::plural(told.len() as u64, "account", "accounts"),
-            named(told.iter().map(String::as_str))
+            text::first_of(told.iter().map(String::as_str))
         )
     })
-}
-
-/// Lists the first few of some names.
-pub(super) fn named<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
-    let more = names.len().saturating_sub(NAMED);
-    let told: Vec<String> = names.take(NAMED).map(|name| text::escape(name.as_bytes())).collect();
-    let rest = if more > 0 { format!(" and {} more", text::count(more as u64)) } else { String::new() };
-    format!("{}{rest}", told.join(", "))
 }

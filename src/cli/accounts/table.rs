@@ -11,7 +11,7 @@ use super::super::error::CliError;
 use super::super::output::Output;
 use super::super::table::Cell;
 use super::super::{table, text};
-use super::{AccountEvent, Bench, Compared, is_whole, night, tell_moved, tell_remarks};
+use super::{AccountEvent, AccountsContext, Compared, is_whole, tell_moved, tell_remarks};
 
 #[derive(Serialize)]
 struct SummaryEvent<'a> {
@@ -26,15 +26,15 @@ struct SummaryEvent<'a> {
 }
 
 pub(super) fn run(
-    bench: &Bench<'_>,
+    shared: &AccountsContext<'_>,
     chosen: &StoredSnapshot,
     analysis: &Analysis,
     at: Option<Timestamp>,
     compared: &Compared,
 ) -> Result<(), CliError> {
-    let output = &bench.context.output;
+    let output = &shared.context.output;
     let record = &chosen.record;
-    let rows = analysis.accounts.iter().filter(|account| !bench.args.faulty || !is_whole(account));
+    let rows = analysis.accounts.iter().filter(|account| !shared.args.faulty || !is_whole(account));
     if output.json() {
         for account in rows {
             output.event(&AccountEvent::new(&record.id, analysis, account, at))?;
@@ -55,7 +55,7 @@ pub(super) fn run(
             no_longer_whole: compared.no_longer_whole.iter().map(|(_, email)| email.as_str()).collect(),
         })?);
     }
-    tell_remarks(bench.context, analysis);
+    tell_remarks(shared.context, analysis);
     let rows: Vec<&Account> = rows.collect();
     if !rows.is_empty() {
         match at {
@@ -67,14 +67,14 @@ pub(super) fn run(
         "{} of {}: {}",
         record.short_id(),
         text::local_time(record.time),
-        counts_in_words(&counts(analysis))
+        format_counts(&counts(analysis))
     ));
-    tell_moved(bench, &bench.view(record)?)?;
+    tell_moved(shared, &shared.view(record)?)?;
     if let (Some(with), false) = (&compared.with, compared.no_longer_whole.is_empty()) {
         let with = with.get(..8).unwrap_or(with);
         output.warn(&format!(
             "No longer whole since the snapshot before, {with}: {}. `zmreplica accounts --account ADDRESS` tells how to restore one",
-            night::named(compared.no_longer_whole.iter().map(|(_, email)| email.as_str()))
+            text::first_of(compared.no_longer_whole.iter().map(|(_, email)| email.as_str()))
         ));
     }
     Ok(())
@@ -143,7 +143,7 @@ fn counts(analysis: &Analysis) -> StateCounts {
 }
 
 /// Tells how many accounts there are, and how many in which state.
-pub(super) fn counts_in_words(counts: &StateCounts) -> String {
+pub(super) fn format_counts(counts: &StateCounts) -> String {
     let told = counts.by_state().into_iter().filter(|(_, count)| *count > 0);
     let told: Vec<String> = told.map(|(state, count)| format!("{} {}", text::count(count), state.word())).collect();
     let all = text::plural(counts.accounts, "account", "accounts");

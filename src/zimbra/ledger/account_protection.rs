@@ -19,25 +19,25 @@ use crate::zimbra::cache::{read_note, write_note};
 /// Accounts that a reason names.
 const NAMED: usize = 3;
 
-/// What a snapshot is worth to an account: its state, and of equal states better with an accounts.xml that knows it, which a restore by name needs.
+/// What a snapshot is restorability to an account: its state, and of equal states better with an accounts.xml that knows it, which a restore by name needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Worth {
+struct Restorability {
     state: AccountState,
     is_unnamed: bool,
 }
 
 /// One account through the snapshots of a source.
-struct Life {
+struct AccountHistory {
     email: String,
     /// The best state that a snapshot holds it in, and the last one that does, by place. What can be restored of it in no way is in none.
-    best: Option<(Worth, usize)>,
+    best: Option<(Restorability, usize)>,
     /// The last one that knows it.
     last_known: usize,
 }
 
-/// The accounts for which one snapshot stays.
+/// The accounts for which one snapshot kept.
 #[derive(Default)]
-struct Stays {
+struct KeepReason {
     emails: Vec<String>,
     /// Until when, if they vanished.
     until: Option<Timestamp>,
@@ -80,12 +80,12 @@ pub fn protections<E>(
         let moments: Vec<Timestamp> =
             own.iter().map(|(number, record)| dates.moment(*number).unwrap_or(record.time)).collect();
         let own: Vec<&SnapshotRecord> = own.into_iter().map(|(_, record)| record).collect();
-        let mut lives: HashMap<String, Life> = HashMap::new();
+        let mut histories: HashMap<String, AccountHistory> = HashMap::new();
         for (at, record) in own.iter().enumerate() {
             let unknown = match ledger.page(record) {
                 Ok(page) => {
                     let error = page.store_error.as_ref().map(|error| error.text.clone());
-                    live(&mut lives, at, page);
+                    add_page(&mut histories, at, page);
                     error
                 }
                 Err(error) => Some(error.to_string()),
@@ -97,8 +97,8 @@ pub fn protections<E>(
             step()?;
         }
         let Some(source) = own.last().map(|newest| newest.source.clone()) else { continue };
-        for (at, stays) in stays(&moments, lives, vanished.entry(source).or_default(), within, zone) {
-            reasons.entry(own[at].id.clone()).or_default().push(reason(stays, zone));
+        for (at, kept) in keep_reasons(&moments, histories, vanished.entry(source).or_default(), within, zone) {
+            reasons.entry(own[at].id.clone()).or_default().push(reason(kept, zone));
         }
     }
     vanished.retain(|_, accounts| !accounts.is_empty());
@@ -121,73 +121,73 @@ const MAGIC: &[u8; 8] = b"ZMRGONE1";
 /// Without this file an account counts as vanished since the oldest snapshot that is left without it, so its last whole one stays longer, not shorter.
 const NAME: &str = "zimbra-vanished";
 
-fn live(lives: &mut HashMap<String, Life>, at: usize, page: Page) {
+fn add_page(histories: &mut HashMap<String, AccountHistory>, at: usize, page: Page) {
     // A page that says too little says nothing good: that snapshot stays for itself, and the one before as well.
     let is_sure = page.store_error.is_none();
     for AccountEntry { id, email, state, in_accounts, .. } in page.accounts {
-        let worth = Worth { state, is_unnamed: !in_accounts };
-        let new = || Life { email: String::new(), best: None, last_known: at };
-        let life = lives.entry(id).or_insert_with(new);
-        (life.last_known, life.email) = (at, email);
-        let is_best = state < AccountState::Lost && life.best.is_none_or(|(best, _)| worth <= best);
+        let restorability = Restorability { state, is_unnamed: !in_accounts };
+        let new = || AccountHistory { email: String::new(), best: None, last_known: at };
+        let history = histories.entry(id).or_insert_with(new);
+        (history.last_known, history.email) = (at, email);
+        let is_best = state < AccountState::Lost && history.best.is_none_or(|(best, _)| restorability <= best);
         if is_sure && is_best {
-            life.best = Some((worth, at));
+            history.best = Some((restorability, at));
         }
     }
 }
 
 /// Tells by place which snapshots of a source stay, given when they were taken.
-fn stays(
+fn keep_reasons(
     own: &[Timestamp],
-    lives: HashMap<String, Life>,
+    histories: HashMap<String, AccountHistory>,
     vanished: &mut VanishedOf,
     within: Within,
     zone: &TimeZone,
-) -> BTreeMap<usize, Stays> {
+) -> BTreeMap<usize, KeepReason> {
     let Some(newest) = own.len().checked_sub(1) else { return BTreeMap::new() };
     let start = within.before(&own[newest].to_zoned(zone.clone()));
     let noted = std::mem::take(vanished);
-    let mut found: BTreeMap<usize, Stays> = BTreeMap::new();
-    for (id, life) in lives {
+    let mut found: BTreeMap<usize, KeepReason> = BTreeMap::new();
+    for (id, history) in histories {
         // The newest snapshot of a source never goes.
-        let Some((Worth { state, .. }, at)) = life.best.filter(|(_, at)| *at < newest) else { continue };
+        let Some((Restorability { state, .. }, at)) = history.best.filter(|(_, at)| *at < newest) else { continue };
         let name = match state {
-            AccountState::Whole => life.email,
-            other => format!("{} ({})", life.email, other.word()),
+            AccountState::Whole => history.email,
+            other => format!("{} ({})", history.email, other.word()),
         };
         let is_part = state > AccountState::Whole;
-        if life.last_known == newest {
-            let stays = found.entry(at).or_default();
-            stays.is_part |= is_part;
-            stays.emails.push(name);
-            stays.is_broken_one = true;
+        if history.last_known == newest {
+            let kept = found.entry(at).or_default();
+            kept.is_part |= is_part;
+            kept.emails.push(name);
+            kept.is_broken_one = true;
             continue;
         }
-        let first_without = own[life.last_known + 1];
+        let first_without = own[history.last_known + 1];
         // A note was made when more snapshots were there. An older one is of an earlier vanishing: the account came back after it.
-        let noted = noted.get(&id).filter(|time| **time > own[life.last_known]);
+        let noted = noted.get(&id).filter(|time| **time > own[history.last_known]);
         let since = noted.copied().unwrap_or(first_without);
         vanished.insert(id, since);
         if since >= start {
-            let stays = found.entry(at).or_default();
-            stays.is_part |= is_part;
-            stays.emails.push(name);
-            stays.until = stays.until.max(Some(within.after(&since.to_zoned(zone.clone()))));
+            let kept = found.entry(at).or_default();
+            kept.is_part |= is_part;
+            kept.emails.push(name);
+            kept.until = kept.until.max(Some(within.after(&since.to_zoned(zone.clone()))));
         }
     }
     found
 }
 
-fn reason(mut stays: Stays, zone: &TimeZone) -> String {
-    stays.emails.sort_unstable();
-    let named: Vec<&str> = stays.emails.iter().take(NAMED).map(String::as_str).collect();
-    let more = stays.emails.len() - named.len();
+fn reason(mut kept: KeepReason, zone: &TimeZone) -> String {
+    kept.emails.sort_unstable();
+    let named: Vec<&str> = kept.emails.iter().take(NAMED).map(String::as_str).collect();
+    let more = kept.emails.len() - named.len();
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let until = match (stays.is_broken_one, stays.until) {
+    let until = match (kept.is_broken_one, kept.until) {
         (true, _) => " (until the newest is as good)".to_owned(),
         (false, Some(until)) => format!(" (until {})", until.to_zoned(zone.clone()).strftime("%Y-%m-%d")),
         (false, None) => String::new(),
     };
-    let how = if stays.is_part { "as whole as ever" } else { "whole" };
+    let how = if kept.is_part { "as whole as ever" } else { "whole" };
     format!("the last with {}{rest} {how}{until}", named.join(", "))
 }

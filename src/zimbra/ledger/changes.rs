@@ -2,51 +2,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde::{Deserialize, Serialize};
-
+use super::nightly_diff::{ChangedAccount, Changes};
 use super::page::{AccountEntry, Page};
 use crate::zimbra::account::AccountState;
-
-/// An account that changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangedAccount {
-    /// Its identifier.
-    pub id: String,
-    /// Its address.
-    pub email: String,
-    /// What can be restored of it now; `None` when neither accounts.xml nor a full session knows it any more.
-    pub state: Option<AccountState>,
-}
-
-/// What became of accounts and sessions since an earlier snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changes {
-    /// Accounts that were whole and are not, but for those that left in their time.
-    pub no_longer_whole: Vec<ChangedAccount>,
-    /// Accounts that were not whole before either, and of which less can be restored now.
-    pub worse: Vec<ChangedAccount>,
-    /// Accounts that accounts.xml did not know before either and whose last session is gone: deleted on the server long ago.
-    pub left: Vec<ChangedAccount>,
-    /// Accounts that were not whole and are.
-    pub whole_again: Vec<ChangedAccount>,
-    /// Accounts that nothing knew before.
-    pub new: Vec<ChangedAccount>,
-    /// Labels of sessions that were not there, or not finished.
-    pub new_sessions: Vec<String>,
-    /// Labels of sessions that are gone.
-    pub gone_sessions: Vec<String>,
-}
 
 fn changed(entry: &AccountEntry, state: Option<AccountState>) -> ChangedAccount {
     ChangedAccount { id: entry.id.clone(), email: entry.email.clone(), state }
 }
 
 impl Changes {
-    /// Returns the accounts of which less can be restored than before, but for those that left in their time.
-    pub fn lost_something(&self) -> impl Iterator<Item = &ChangedAccount> {
-        self.no_longer_whole.iter().chain(&self.worse)
-    }
-
     /// Compares two pages.
     pub fn between(before: &Page, now: &Page) -> Changes {
         let mut changes = Changes::default();

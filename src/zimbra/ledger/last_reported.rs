@@ -1,4 +1,4 @@
-//! Of which snapshot a nightly run told last, for each source: the next one compares with that, whatever was taken by hand in between.
+//! Which snapshot a nightly run reported last, for each source: the next one compares with that, whatever was taken by hand in between.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,9 +13,9 @@ pub(super) fn all(store: &Path) -> BTreeMap<String, String> {
     read_note(store, NAME, MAGIC)
 }
 
-/// Notes that a snapshot was told of.
+/// Notes that a snapshot was reported.
 pub(super) fn note(store: &Path, source: &str, snapshot: &str) {
-    let mut told = all(store);
-    told.insert(source.to_owned(), snapshot.to_owned());
-    write_note(store, NAME, MAGIC, snapshot, &told);
+    let mut reported = all(store);
+    reported.insert(source.to_owned(), snapshot.to_owned());
+    write_note(store, NAME, MAGIC, snapshot, &reported);
 }

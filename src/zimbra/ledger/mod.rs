@@ -10,6 +10,7 @@
 mod account_protection;
 mod changes;
 mod last_reported;
+mod nightly_diff;
 mod page;
 mod summary;
 #[cfg(test)]
@@ -24,8 +25,8 @@ use crate::replica::Replica;
 use crate::view::{Readers, SnapshotView, Snapshots, ViewError};
 
 pub use account_protection::protections;
-pub use changes::{ChangedAccount, Changes};
-pub use page::{AccountEntry, Page, SessionEntry, Told};
+pub use nightly_diff::{ChangedAccount, Changes, NightlyDiff};
+pub use page::{AccountEntry, Page, SessionEntry};
 pub use summary::Summary;
 
 /// Returns the page of a snapshot if the store keeps it; nothing is looked at otherwise.
@@ -40,8 +41,8 @@ pub fn is_kept(store: &Path, snapshot: &str) -> bool {
 
 /// Removes the pages of snapshots that are gone, but for those that the next nightly run compares with. What cannot be removed stays, and does no harm.
 pub fn tidy(store: &Path, snapshots: &Snapshots) {
-    let told = last_reported::all(store);
-    page::tidy(store, |name| has(snapshots, name) || told.values().any(|id| id == name));
+    let reported = last_reported::all(store);
+    page::tidy(store, |name| has(snapshots, name) || reported.values().any(|id| id == name));
 }
 
 /// Forgets all that was found out about a store's snapshots: a repair changes what can be read of them.
@@ -86,8 +87,8 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Finds out what can be restored from a snapshot and what became of it since the one that the nightly run before told of, or since `before` if there was none; notes that this one is told of.
-    /// `None` when it holds nothing of a mail server.
+    /// Finds out what can be restored from a snapshot and what became of it since the one that the nightly run before
+    /// reported, or since `before` if there was none; notes that this one is reported. `None` when it holds nothing of a mail server.
     ///
     /// # Errors
     /// Fails when the store cannot be read.
@@ -97,9 +98,9 @@ impl<'a> Ledger<'a> {
         before: Option<&SnapshotRecord>,
     ) -> Result<Option<Summary>, ViewError> {
         let mut page = self.page(record)?;
-        let told = last_reported::all(self.store).remove(&record.source).filter(|id| *id != record.id);
-        let told = told.and_then(|id| Some((page::load(self.store, &id)?, id)));
-        let earlier = match (told, before) {
+        let reported = last_reported::all(self.store).remove(&record.source).filter(|id| *id != record.id);
+        let reported = reported.and_then(|id| Some((page::load(self.store, &id)?, id)));
+        let earlier = match (reported, before) {
             (Some((page, id)), _) => Some((id, page)),
             (None, Some(before)) => Some((before.id.clone(), self.page(before)?)),
             (None, None) => None,
@@ -112,7 +113,7 @@ impl<'a> Ledger<'a> {
         if page.store_error.is_none() {
             // What could not be read is not gone: then nothing is compared, and the next night still compares with the same.
             let changes = earlier.as_ref().map(|(_, earlier)| Changes::between(earlier, &page)).unwrap_or_default();
-            page.told = Some(Told { compared_with: earlier.map(|(id, _)| id), changes });
+            page.nightly_diff = Some(NightlyDiff { compared_with: earlier.map(|(id, _)| id), changes });
             page::save(self.store, &record.id, &page);
             last_reported::note(self.store, &record.source, &record.id);
         }

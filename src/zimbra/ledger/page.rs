@@ -12,7 +12,7 @@ use super::super::analysis::Analysis;
 use super::super::cache::{seal, unseal};
 use super::super::input::StoreError;
 use super::super::site::{Session, SessionState};
-use super::changes::Changes;
+use super::nightly_diff::NightlyDiff;
 use crate::access::{self, write_durably};
 use crate::layout::SessionKind;
 
@@ -101,15 +101,6 @@ impl SessionEntry {
     }
 }
 
-/// What became of accounts and sessions, as a nightly run told it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
-    /// Identifier of the snapshot that it was compared with: the one of the nightly run before, as a rule.
-    pub compared_with: Option<String>,
-    /// What changed since then.
-    pub changes: Changes,
-}
-
 /// What one snapshot holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
@@ -117,9 +108,9 @@ pub struct Page {
     pub accounts: Vec<AccountEntry>,
     /// The sessions of the tree at the root, oldest first.
     pub sessions: Vec<SessionEntry>,
-    /// What the nightly run that took the snapshot told of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub told: Option<Told>,
+    /// What the nightly run that took the snapshot reported of it.
+    #[serde(rename = "told", default, skip_serializing_if = "Option::is_none")]
+    pub nightly_diff: Option<NightlyDiff>,
     /// What kept a part of the snapshot from being looked at. Such a page says too little, and is not kept.
     #[serde(skip)]
     pub store_error: Option<StoreError>,

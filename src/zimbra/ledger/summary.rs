@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::changes::Changes;
-use super::page::{Page, SessionEntry, Told};
+use super::nightly_diff::{Changes, NightlyDiff};
+use super::page::{Page, SessionEntry};
 use crate::layout::SessionKind;
 use crate::zimbra::account::StateCounts;
 use crate::zimbra::input::StoreError;
@@ -24,7 +24,7 @@ pub struct Summary {
     pub newest_incremental: Option<SessionEntry>,
     /// Sessions that were being written.
     pub running: Vec<String>,
-    /// Identifier of the snapshot that the nightly run compared it with; `None` when it was the first, when no nightly run has told of it, or a part of either could not be read.
+    /// Identifier of the snapshot that the nightly run compared it with; `None` when it was the first, when no nightly run has reported it, or a part of either could not be read.
     pub compared_with: Option<String>,
     /// What became of accounts and sessions since then.
     pub changes: Changes,
@@ -33,14 +33,14 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Sums up a page, with what the nightly run told of it.
+    /// Sums up a page, with what the nightly run reported of it.
     pub fn of(page: &Page) -> Summary {
         let newest = |kind| {
             let usable = page.sessions.iter().filter(|session| session.kind == kind && session.is_usable());
             usable.max_by_key(|session| session.start).cloned()
         };
         let running = page.sessions.iter().filter(|session| session.state == SessionState::Running);
-        let Told { compared_with, changes } = page.told.clone().unwrap_or_default();
+        let NightlyDiff { compared_with, changes } = page.nightly_diff.clone().unwrap_or_default();
         Summary {
             counts: page.counts(),
             sessions: page.session_counts(),

@@ -102,8 +102,8 @@ fn what_became_of_accounts_and_sessions_is_told() {
         entry("worsens", Lost),
     ]);
     now.sessions = vec![session("full-2", SessionState::WithErrors), session("full-3", SessionState::Running)];
-    let told = Told { compared_with: Some("id".to_owned()), changes: Changes::between(&before, &now) };
-    let summary = Summary::of(&Page { told: Some(told), ..now.clone() });
+    let diff = NightlyDiff { compared_with: Some("id".to_owned()), changes: Changes::between(&before, &now) };
+    let summary = Summary::of(&Page { nightly_diff: Some(diff), ..now.clone() });
     assert!(summary.wants_attention() && !Summary::of(&now).wants_attention());
     let changes = &summary.changes;
     let ids = |accounts: &[ChangedAccount]| accounts.iter().map(|one| one.id.clone()).collect::<Vec<_>>();

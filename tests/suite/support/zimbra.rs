@@ -60,7 +60,7 @@ pub fn protected(scene: &Scene) -> Vec<u64> {
     let catalog = Arc::new(replica.catalog().unwrap());
     let kept = guard::protections(&catalog).unwrap();
     assert!(kept.values().all(|reasons| !reasons.is_empty() && reasons.iter().all(|reason| !reason.is_empty())));
-    let all = guard::judged(&catalog).unwrap();
+    let all = guard::marked_snapshots(&catalog).unwrap();
     all.iter().filter(|snapshot| kept.contains_key(&snapshot.record.id)).map(|snapshot| snapshot.number).collect()
 }
 
