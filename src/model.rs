@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use rustix::fs::FileType;
+
 /// Names the kind of one inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -37,6 +39,20 @@ impl Kind {
             5 => Kind::CharDevice,
             6 => Kind::BlockDevice,
             _ => return None,
+        })
+    }
+
+    /// Returns the kind for the mode that the system gives of an inode, or `None` for one that is not known.
+    pub fn from_raw_mode(mode: u32) -> Option<Kind> {
+        Some(match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => Kind::File,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Symlink,
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::Socket,
+            FileType::CharacterDevice => Kind::CharDevice,
+            FileType::BlockDevice => Kind::BlockDevice,
+            FileType::Unknown => return None,
         })
     }
 
@@ -169,6 +185,23 @@ pub struct Stat {
     /// Time of birth where the file system keeps one.
     pub btime: Option<Timestamp>,
 }
+
+/// A stat with nothing in it.
+pub const ZERO_STAT: Stat = Stat {
+    kind: Kind::File,
+    mode: 0,
+    uid: 0,
+    gid: 0,
+    nlink: 0,
+    size: 0,
+    allocated_bytes: 0,
+    rdev: 0,
+    ino: 0,
+    dev: 0,
+    mtime: Timestamp { seconds: 0, nanos: 0 },
+    ctime: Timestamp { seconds: 0, nanos: 0 },
+    btime: None,
+};
 
 impl Stat {
     /// Returns the attributes that a snapshot keeps, with the given extended attributes.

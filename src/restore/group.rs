@@ -41,7 +41,7 @@ impl<'e> Walker<'_, 'e> {
             if options.overwrite == Overwrite::Never {
                 return environment.count(|report| report.unchanged += 1);
             }
-            if kind_of(stat) == Some(Kind::Directory) {
+            if Kind::from_raw_mode(stat.st_mode) == Some(Kind::Directory) {
                 if !options.delete {
                     let message =
                         "Not restored: the target has a directory there, which is removed only on request (delete)";
@@ -224,7 +224,7 @@ impl<'e> Walker<'_, 'e> {
     /// Returns whether an inode of the target is, by all that can be seen without reading it, what the snapshot has.
     fn matches(&self, inode: BorrowedFd<'_>, group: u64, row: &LinkGroup, stat: &Stat) -> bool {
         let wanted = &row.attributes;
-        if kind_of(stat) != Some(wanted.kind) {
+        if Kind::from_raw_mode(stat.st_mode) != Some(wanted.kind) {
             return false;
         }
         match wanted.kind {
@@ -355,18 +355,4 @@ impl From<Errno> for SpecialError {
     fn from(errno: Errno) -> SpecialError {
         SpecialError::System(errno)
     }
-}
-
-/// Returns the kind of an inode.
-pub(super) fn kind_of(stat: &Stat) -> Option<Kind> {
-    Some(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Kind::File,
-        FileType::Directory => Kind::Directory,
-        FileType::Symlink => Kind::Symlink,
-        FileType::Fifo => Kind::Fifo,
-        FileType::Socket => Kind::Socket,
-        FileType::CharacterDevice => Kind::CharDevice,
-        FileType::BlockDevice => Kind::BlockDevice,
-        FileType::Unknown => return None,
-    })
 }

@@ -16,7 +16,6 @@ use super::contents::{self, FileJob};
 use super::destination::{open_destination, place_of_file};
 use super::directory::{self, identity_of};
 use super::environment::Environment;
-use super::group::kind_of;
 use super::handles;
 use super::links::{Identity, Linker, Links};
 use super::place::Place;
@@ -284,7 +283,7 @@ impl<'e> Walker<'_, 'e> {
         };
         let parent = parent.as_fd();
         if let Some(stat) = found {
-            if kind_of(&stat) == Some(Kind::Directory) {
+            if Kind::from_raw_mode(stat.st_mode) == Some(Kind::Directory) {
                 if environment.protected.contains(&identity_of(&stat)) {
                     environment.problem(&path, "Left alone: it is the store", false);
                     return None;

@@ -8,5 +8,6 @@ pub mod cut;
 pub mod exclude;
 pub mod read;
 pub mod scan;
+mod stat;
 pub mod tree;
 pub mod xattrs;

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 
 use super::beneath::open_beneath;
 use super::cut::{CutError, Cutter, SegmentSink, SinkClosed};
-use super::scan::stat_of;
+use super::stat::stat_of;
 use super::xattrs;
 use crate::model::{ChunkHash, Kind, Stat, Xattr};
 

@@ -16,10 +16,9 @@ use seccompiler::{
     apply_filter,
 };
 use zmreplica::check::{CheckOptions, CheckProgress, check};
-use zmreplica::model::{Stat, Timestamp};
+use zmreplica::model::{Stat, Timestamp, ZERO_STAT};
 use zmreplica::remote::agentless::{AgentlessOptions, AgentlessTree};
 use zmreplica::remote::client::{AgentChoice, RemoteTree, connect};
-use zmreplica::remote::protocol::fields::ZERO_STAT;
 use zmreplica::remote::protocol::{Start, Task};
 use zmreplica::remote::transport::command::CommandTransport;
 use zmreplica::remote::transport::spec::RemoteSpec;

@@ -410,7 +410,7 @@ impl Agent {
 }
 
 fn request(path: Vec<u8>) -> ReadRequest {
-    ReadRequest { path, stat: zmreplica::remote::protocol::fields::ZERO_STAT, want: Want::Content }
+    ReadRequest { path, stat: zmreplica::model::ZERO_STAT, want: Want::Content }
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! reboot, and means nothing on another host.
 
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint};
-use crate::model::{Kind, Stat, Timestamp, Xattr};
+use crate::model::{Kind, Stat, Timestamp, Xattr, ZERO_STAT};
 use crate::source::scan::{Problem, ProblemKind};
 
 /// The longest path that is taken, in bytes.
@@ -36,23 +36,6 @@ impl Default for StatCoder {
         StatCoder { last: ZERO_STAT }
     }
 }
-
-/// A stat with nothing in it.
-pub const ZERO_STAT: Stat = Stat {
-    kind: Kind::File,
-    mode: 0,
-    uid: 0,
-    gid: 0,
-    nlink: 0,
-    size: 0,
-    allocated_bytes: 0,
-    rdev: 0,
-    ino: 0,
-    dev: 0,
-    mtime: Timestamp { seconds: 0, nanos: 0 },
-    ctime: Timestamp { seconds: 0, nanos: 0 },
-    btime: None,
-};
 
 fn is_device(kind: Kind) -> bool {
     matches!(kind, Kind::CharDevice | Kind::BlockDevice)

@@ -388,10 +388,9 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::fields::ZERO_STAT;
     use super::*;
     use crate::model::Xattr;
-    use crate::model::{Kind, Timestamp};
+    use crate::model::{Kind, Timestamp, ZERO_STAT};
 
     fn stat(ino: u64) -> Stat {
         Stat { ino, nlink: 2, mode: 0o640, size: ino * 7, mtime: Timestamp { seconds: -5, nanos: 999 }, ..ZERO_STAT }

@@ -11,8 +11,10 @@
 //! own change time, which cannot be set back) can hold such a new inode, so all its names are stat'ed, and a stat
 //! is delivered again at a name whose number was met before. See [`Found::Inode`] for what that means to the reader.
 
+mod context;
 mod inodes;
 mod mounts;
+mod node;
 mod queue;
 mod read;
 #[cfg(test)]
@@ -31,9 +33,9 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::limits;
 use crate::model::{Stat, Xattr};
 use crate::source::exclude::Excludes;
+use node::{Node, Outcome};
 use read::Reader;
-pub(crate) use read::stat_of;
-use work::{Engine, Node, Outcome};
+use work::Engine;
 
 /// Says how to scan.
 #[derive(Clone, Debug)]
@@ -282,7 +284,7 @@ impl Scan {
 
     /// Returns the counters, which can be read while the scan runs.
     pub fn counters(&self) -> Arc<ScanCounters> {
-        Arc::clone(&self.engine.counters)
+        Arc::clone(&self.engine.context.counters)
     }
 
     fn deliver(&mut self, outcome: Outcome) -> Listing {
@@ -296,10 +298,10 @@ impl Scan {
                 continue;
             };
             match stat {
-                None => *stat = self.engine.seen.take_undelivered(*file_system, *ino),
+                None => *stat = self.engine.context.seen.take_undelivered(*file_system, *ino),
                 Some(found) if found.nlink > 1 => {
                     // Stat'ed again in a changed directory: this is now the first delivered name, if none was before.
-                    self.engine.seen.take_undelivered(*file_system, *ino);
+                    self.engine.context.seen.take_undelivered(*file_system, *ino);
                 }
                 Some(_) => {}
             }
@@ -336,7 +338,7 @@ impl Drop for Scan {
             // A panic of a worker has already been reported by the panic hook.
             let _ = worker.join();
         }
-        work::dismantle(std::mem::take(&mut self.pending));
+        node::dismantle(std::mem::take(&mut self.pending));
     }
 }
 

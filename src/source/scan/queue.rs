@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::work::Node;
+use super::node::Node;
 
 /// Stands for "no slot".
 const NONE: u32 = u32::MAX;

@@ -5,13 +5,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags, makedev, openat, statx};
+use rustix::fs::{FileType, Mode, OFlags, RawDir, openat};
 use rustix::io::Errno;
 
+use super::context::ScanContext;
 use super::mounts::{FileSystem, NAMING_ONLY};
-use super::work::{Engine, Node, Opened, Outcome, Task};
+use super::node::{Node, Opened, Outcome, Task};
 use super::{Entry, Found, Listing, Problem, ProblemKind, count, join};
-use crate::model::{Kind, Stat, Timestamp};
+use crate::model::{Kind, Stat, ZERO_STAT};
+use crate::source::stat::stat_of;
 use crate::source::{beneath, xattrs};
 
 /// Size of the buffer for directory entries, in bytes: some two thousand names per system call.
@@ -45,7 +47,7 @@ impl Reader {
         Reader { buffer: Vec::with_capacity(ENTRIES_BYTES), names: Vec::new(), raw: Vec::new(), path: Vec::new() }
     }
 
-    fn read_names(&mut self, engine: &Engine, directory: BorrowedFd<'_>) -> io::Result<()> {
+    fn read_names(&mut self, context: &ScanContext, directory: BorrowedFd<'_>) -> io::Result<()> {
         self.names.clear();
         self.raw.clear();
         let mut entries = RawDir::new(directory, self.buffer.spare_capacity_mut());
@@ -57,7 +59,7 @@ impl Reader {
             }
             self.raw.push(RawName { start: self.names.len(), ino: entry.ino(), kind: entry.file_type() });
             self.names.extend_from_slice(name.to_bytes_with_nul());
-            if engine.is_stopped() {
+            if context.is_stopped() {
                 break;
             }
         }
@@ -65,72 +67,24 @@ impl Reader {
     }
 }
 
-/// Calls `statx` for `name` in `directory`, without following a symbolic link; for `directory` itself if it is empty.
-pub(crate) fn stat_of(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Stat> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_SYNC_AS_STAT;
-    let flags = if name.is_empty() { flags | AtFlags::EMPTY_PATH } else { flags };
-    let found = statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
-    let time = |time: rustix::fs::StatxTimestamp| Timestamp { seconds: time.tv_sec, nanos: time.tv_nsec };
-    let kind = match FileType::from_raw_mode(found.stx_mode.into()) {
-        FileType::Directory => Kind::Directory,
-        FileType::Symlink => Kind::Symlink,
-        FileType::Fifo => Kind::Fifo,
-        FileType::Socket => Kind::Socket,
-        FileType::CharacterDevice => Kind::CharDevice,
-        FileType::BlockDevice => Kind::BlockDevice,
-        FileType::RegularFile | FileType::Unknown => Kind::File,
-    };
-    let device_node = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
-    Ok(Stat {
-        kind,
-        mode: u32::from(found.stx_mode) & 0o7777,
-        uid: found.stx_uid,
-        gid: found.stx_gid,
-        nlink: found.stx_nlink,
-        size: found.stx_size,
-        allocated_bytes: found.stx_blocks * 512,
-        rdev: if device_node { makedev(found.stx_rdev_major, found.stx_rdev_minor) } else { 0 },
-        ino: found.stx_ino,
-        dev: makedev(found.stx_dev_major, found.stx_dev_minor),
-        mtime: time(found.stx_mtime),
-        ctime: time(found.stx_ctime),
-        btime: (found.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| time(found.stx_btime)),
-    })
-}
-
 /// Returns the listing of a directory of which nothing is known but that it cannot be read.
 pub(super) fn unreadable(path: Vec<u8>, file_system: u32, problem: Problem) -> Listing {
-    let epoch = Timestamp::default();
-    let stat = Stat {
-        kind: Kind::Directory,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        nlink: 0,
-        size: 0,
-        allocated_bytes: 0,
-        rdev: 0,
-        ino: 0,
-        dev: 0,
-        mtime: epoch,
-        ctime: epoch,
-        btime: None,
-    };
+    let stat = Stat { kind: Kind::Directory, ..ZERO_STAT };
     Listing { path, stat, xattrs: Vec::new(), file_system, entries: Vec::new(), unreadable: Some(problem) }
 }
 
 /// Reads one directory and stats what is new in it.
-pub(super) fn directory(engine: &Engine, reader: &mut Reader, task: Task) -> Outcome {
+pub(super) fn directory(context: &ScanContext, reader: &mut Reader, task: Task) -> Outcome {
     let path = task.path();
-    count(&engine.counters.directories, 1);
-    let fd = match open(engine, &task, &path) {
+    count(&context.counters.directories, 1);
+    let fd = match open(context, &task, &path) {
         Ok(fd) => fd,
-        Err(error) => return Outcome::new(closed(engine, &task, path, &error)),
+        Err(error) => return Outcome::new(closed(context, &task, path, &error)),
     };
     drop(task.parent);
-    let ended = reader.read_names(engine, fd.as_fd());
+    let ended = reader.read_names(context, fd.as_fd());
     // After the names were read: a change time before the scan then proves that none of them is new.
-    count(&engine.counters.stats, 1);
+    count(&context.counters.stats, 1);
     let stat = match stat_of(fd.as_fd(), c"") {
         Ok(stat) => stat,
         Err(error) => {
@@ -139,9 +93,9 @@ pub(super) fn directory(engine: &Engine, reader: &mut Reader, task: Task) -> Out
         }
     };
     let mut on = task.file_system;
-    let mut file_system = engine.file_systems.get(on);
+    let mut file_system = context.file_systems.get(on);
     if stat.dev != file_system.device {
-        if !engine.cross_file_systems {
+        if !context.cross_file_systems {
             let message = "the mount hides what was there".to_owned();
             let problem = Problem {
                 path: path.clone(),
@@ -151,18 +105,18 @@ pub(super) fn directory(engine: &Engine, reader: &mut Reader, task: Task) -> Out
             };
             return Outcome::new(unreadable(path, on, problem));
         }
-        on = engine.file_systems.index_of(stat.dev, || fd.try_clone().ok());
-        file_system = engine.file_systems.get(on);
+        on = context.file_systems.index_of(stat.dev, || fd.try_clone().ok());
+        file_system = context.file_systems.get(on);
     }
     let mut problems = Vec::new();
     let own_xattrs = xattrs::of_fd(fd.as_fd()).unwrap_or_else(|error| {
         problems.push(Problem::new(path.clone(), &error));
         Vec::new()
     });
-    let holds_mounts = engine.parents_of_mounts.contains(&path);
-    let changed = stat.ctime >= engine.began;
+    let holds_mounts = context.parents_of_mounts.contains(&path);
+    let changed = stat.ctime >= context.began;
     let mut visit = Visit {
-        engine,
+        context,
         fd: fd.as_fd(),
         path: &path,
         on,
@@ -181,7 +135,7 @@ pub(super) fn directory(engine: &Engine, reader: &mut Reader, task: Task) -> Out
     let mut entries = Vec::with_capacity(reader.raw.len());
     let mut directories = 0;
     for raw in &reader.raw {
-        if engine.is_stopped() {
+        if context.is_stopped() {
             break;
         }
         let Ok(name) = CStr::from_bytes_until_nul(&reader.names[raw.start..]) else {
@@ -192,16 +146,16 @@ pub(super) fn directory(engine: &Engine, reader: &mut Reader, task: Task) -> Out
             entries.push(Entry { name: name.to_bytes().into(), what });
         }
     }
-    count(&engine.counters.names, reader.raw.len() as u64);
-    count(&engine.counters.stats, visit.stats);
-    count(&engine.counters.excluded, visit.excluded);
+    count(&context.counters.names, reader.raw.len() as u64);
+    count(&context.counters.stats, visit.stats);
+    count(&context.counters.excluded, visit.excluded);
     let Visit { mut problems, mut elsewhere, .. } = visit;
     elsewhere.sort_unstable();
     entries.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     problems.sort_unstable_by(|one, other| one.path.cmp(&other.path));
     let mut subdirectories = Vec::with_capacity(directories);
     if directories > 0 {
-        let parent = engine.keep(path.clone(), fd);
+        let parent = context.keep(path.clone(), fd);
         for entry in entries.iter().filter(|entry| entry.what == Found::Directory) {
             let place = elsewhere.binary_search_by(|(name, _)| name.cmp(&entry.name));
             subdirectories.push(Node::new(Task {
@@ -217,16 +171,16 @@ pub(super) fn directory(engine: &Engine, reader: &mut Reader, task: Task) -> Out
 }
 
 /// Opens the directory of a task.
-fn open(engine: &Engine, task: &Task, path: &[u8]) -> io::Result<OwnedFd> {
+fn open(context: &ScanContext, task: &Task, path: &[u8]) -> io::Result<OwnedFd> {
     let Some(parent) = &task.parent else {
-        return engine.root.try_clone();
+        return context.root.try_clone();
     };
     let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
     let mut tries = 0;
     loop {
         let answer = match &parent.fd {
             Some(fd) => openat(fd, &*task.name, flags, Mode::empty()).map_err(io::Error::from),
-            None => beneath::open_beneath(engine.root.as_fd(), path, flags),
+            None => beneath::open_beneath(context.root.as_fd(), path, flags),
         };
         let error = match answer {
             Ok(fd) => return Ok(fd),
@@ -235,7 +189,7 @@ fn open(engine: &Engine, task: &Task, path: &[u8]) -> io::Result<OwnedFd> {
         match Errno::from_io_error(&error) {
             // Only the owner may leave the access time alone.
             Some(Errno::PERM) if flags.contains(OFlags::NOATIME) => flags.remove(OFlags::NOATIME),
-            Some(Errno::MFILE | Errno::NFILE) if tries < DESCRIPTOR_TRIES && !engine.is_stopped() => {
+            Some(Errno::MFILE | Errno::NFILE) if tries < DESCRIPTOR_TRIES && !context.is_stopped() => {
                 tries += 1;
                 std::thread::sleep(DESCRIPTOR_PAUSE);
             }
@@ -246,13 +200,13 @@ fn open(engine: &Engine, task: &Task, path: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// Returns the listing of a directory that cannot be opened: its attributes can still be seen from its parent.
-fn closed(engine: &Engine, task: &Task, path: Vec<u8>, error: &io::Error) -> Listing {
+fn closed(context: &ScanContext, task: &Task, path: Vec<u8>, error: &io::Error) -> Listing {
     let problem = Problem::new(path.clone(), error);
     let mut listing = unreadable(path, task.file_system, problem);
     let opened;
     let parent = match task.parent.as_deref() {
         Some(Opened { fd: Some(fd), .. }) => fd.as_fd(),
-        _ => match beneath::open_parent(engine.root.as_fd(), &listing.path) {
+        _ => match beneath::open_parent(context.root.as_fd(), &listing.path) {
             Ok((fd, _)) => {
                 opened = fd;
                 opened.as_fd()
@@ -263,7 +217,7 @@ fn closed(engine: &Engine, task: &Task, path: Vec<u8>, error: &io::Error) -> Lis
     let Ok(name) = std::ffi::CString::new(&*task.name) else {
         return listing;
     };
-    count(&engine.counters.stats, 1);
+    count(&context.counters.stats, 1);
     if let Ok(stat) = stat_of(parent, &name)
         && stat.kind == Kind::Directory
     {
@@ -275,7 +229,7 @@ fn closed(engine: &Engine, task: &Task, path: Vec<u8>, error: &io::Error) -> Lis
 
 /// The reading of one directory.
 struct Visit<'a> {
-    engine: &'a Engine,
+    context: &'a ScanContext,
     fd: BorrowedFd<'a>,
     path: &'a [u8],
     /// Index of the directory's file system.
@@ -314,7 +268,7 @@ impl Visit<'_> {
             if is_directory && !self.probe {
                 return Some(Found::Directory);
             }
-            if !is_directory && self.trusted && self.engine.seen.contains(self.on, raw.ino) {
+            if !is_directory && self.trusted && self.context.seen.contains(self.on, raw.ino) {
                 return Some(Found::Inode { file_system: self.on, ino: raw.ino, stat: None });
             }
         }
@@ -327,7 +281,7 @@ impl Visit<'_> {
             if here {
                 return Some(Found::Directory);
             }
-            if !self.engine.cross_file_systems {
+            if !self.context.cross_file_systems {
                 return Some(Found::Boundary(stat));
             }
             let index = self.file_system_of(&stat, name);
@@ -341,18 +295,18 @@ impl Visit<'_> {
             Some(stat)
         } else if self.every_stat {
             // If it was there before, the reader is told anew all the same.
-            let _ = self.engine.seen.insert(file_system, stat.clone());
+            let _ = self.context.seen.insert(file_system, stat.clone());
             Some(stat)
         } else {
             // If another thread was faster, its stat is as good.
-            let _ = self.engine.seen.insert(file_system, stat);
+            let _ = self.context.seen.insert(file_system, stat);
             None
         };
         Some(Found::Inode { file_system, ino, stat })
     }
 
     fn file_system_of(&self, stat: &Stat, name: &CStr) -> u32 {
-        self.engine.file_systems.index_of(stat.dev, || openat(self.fd, name, NAMING_ONLY, Mode::empty()).ok())
+        self.context.file_systems.index_of(stat.dev, || openat(self.fd, name, NAMING_ONLY, Mode::empty()).ok())
     }
 
     /// Calls `statx`, and notes the problem if that fails.
@@ -368,7 +322,7 @@ impl Visit<'_> {
     }
 
     fn is_excluded(&mut self, name: &[u8], is_directory: bool) -> bool {
-        if !self.engine.excludes.possible(name, is_directory) {
+        if !self.context.excludes.possible(name, is_directory) {
             return false;
         }
         self.scratch.clear();
@@ -377,6 +331,6 @@ impl Visit<'_> {
             self.scratch.push(b'/');
         }
         self.scratch.extend_from_slice(name);
-        self.engine.excludes.excluded(self.scratch, is_directory)
+        self.context.excludes.excluded(self.scratch, is_directory)
     }
 }

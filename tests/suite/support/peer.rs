@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use zmreplica::coding::{put_bytes, put_varint};
-use zmreplica::model::{ChunkHash, Kind as InodeKind, Stat, Xattr};
-use zmreplica::remote::protocol::fields::{StatCoder, ZERO_STAT};
+use zmreplica::model::{ChunkHash, Kind as InodeKind, Stat, Xattr, ZERO_STAT};
+use zmreplica::remote::protocol::fields::StatCoder;
 use zmreplica::remote::protocol::frame::{self, Kind};
 use zmreplica::remote::protocol::listing::BlockWriter;
 use zmreplica::remote::protocol::messages::{EndResult, Event, Figures, decode_requests, put_event};

@@ -44,7 +44,7 @@ fn drain(mut scan: Scan) -> Result {
         assert!(listing.entries.is_sorted_by(|one, other| one.name < other.name));
         listings.push(listing);
     }
-    assert_eq!(scan.engine.seen.undelivered(), 0, "a stat was kept for a name that never came");
+    assert_eq!(scan.engine.context.seen.undelivered(), 0, "a stat was kept for a name that never came");
     Result { problems: scan.problems(), file_systems: scan.file_systems(), listings }
 }
 
@@ -182,7 +182,7 @@ fn stats_each_inode_once() {
     rustix::fs::link(root.path().join("a/link"), root.path().join("c/link")).unwrap();
     settle();
     let running = Scan::start(root.path(), with_threads(1)).unwrap();
-    let trusted = running.engine.file_systems.get(0).trusted_numbers;
+    let trusted = running.engine.context.file_systems.get(0).trusted_numbers;
     let counters = running.counters();
     let result = drain(running);
     let delivered = |at: usize| {
