@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::access::write_durably;
+use crate::cache_file;
 
 /// How a nightly run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,7 +21,7 @@ pub struct LastNight {
 }
 
 fn path(store: &Path) -> PathBuf {
-    store.join("cache").join("last-night.json")
+    cache_file::path(store, "last-night.json")
 }
 
 impl LastNight {

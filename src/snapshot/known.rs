@@ -23,6 +23,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::access::Replacement;
+use crate::cache_file;
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::commit::CommitId;
@@ -170,30 +171,27 @@ impl KnownInodes {
 
     /// Encodes the file.
     pub fn encode(&self, commit: u64, commit_id: &CommitId) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.inodes.len() * ENTRY_BYTES + 256);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&commit.to_le_bytes());
-        out.extend_from_slice(commit_id);
-        out.push(match self.acls {
-            None => 0,
-            Some(false) => 1,
-            Some(true) => 2,
-        });
-        out.extend_from_slice(&(self.file_systems.len() as u32).to_le_bytes());
-        for mount_point in &self.file_systems {
-            out.extend_from_slice(&(mount_point.len() as u32).to_le_bytes());
-            out.extend_from_slice(mount_point);
-        }
-        out.extend_from_slice(&(self.inodes.len() as u64).to_le_bytes());
-        for inode in &self.inodes {
-            out.extend_from_slice(&inode.file_system.to_le_bytes());
-            for value in [inode.ino, inode.identity, inode.state, inode.group, inode.row_digest] {
-                out.extend_from_slice(&value.to_le_bytes());
+        cache_file::seal(MAGIC, self.inodes.len() * ENTRY_BYTES + 256, |out| {
+            out.extend_from_slice(&commit.to_le_bytes());
+            out.extend_from_slice(commit_id);
+            out.push(match self.acls {
+                None => 0,
+                Some(false) => 1,
+                Some(true) => 2,
+            });
+            out.extend_from_slice(&(self.file_systems.len() as u32).to_le_bytes());
+            for mount_point in &self.file_systems {
+                out.extend_from_slice(&(mount_point.len() as u32).to_le_bytes());
+                out.extend_from_slice(mount_point);
             }
-        }
-        let hash = blake3::hash(&out);
-        out.extend_from_slice(hash.as_bytes());
-        out
+            out.extend_from_slice(&(self.inodes.len() as u64).to_le_bytes());
+            for inode in &self.inodes {
+                out.extend_from_slice(&inode.file_system.to_le_bytes());
+                for value in [inode.ino, inode.identity, inode.state, inode.group, inode.row_digest] {
+                    out.extend_from_slice(&value.to_le_bytes());
+                }
+            }
+        })
     }
 
     /// Decodes the file; also returns the commit that it belongs to.
@@ -201,15 +199,7 @@ impl KnownInodes {
     /// # Errors
     /// Fails for any byte that is not as written.
     pub fn decode(bytes: &[u8]) -> Result<(KnownInodes, u64, CommitId), DecodeError> {
-        let split = bytes.len().checked_sub(32).ok_or(DecodeError("ends early"))?;
-        let (covered, stated) = bytes.split_at(split);
-        if blake3::hash(covered).as_bytes() != stated {
-            return Err(DecodeError("its BLAKE3 does not fit its bytes"));
-        }
-        let mut decoder = Decoder::new(covered);
-        if &decoder.array::<8>()? != MAGIC {
-            return Err(DecodeError("an unknown magic"));
-        }
+        let mut decoder = Decoder::new(cache_file::unseal(MAGIC, bytes)?);
         let commit = u64::from_le_bytes(decoder.array()?);
         let commit_id = decoder.array()?;
         let acls = match decoder.byte()? {

@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
 use crate::access::write_durably;
+use crate::cache_file;
 use crate::catalog::snapshot::{from_hex, to_hex};
 
 const MAGIC: &[u8; 8] = b"ZMRFACT2";
 /// Length of a snapshot's identifier.
 const SNAPSHOT_BYTES: usize = 32;
-const HASH_BYTES: usize = 32;
 /// Compression level: the texts are repetitive, and short of time.
 const LEVEL: i32 = 3;
 /// Entries that were of no use in so many writings are left out.
@@ -51,7 +51,7 @@ pub(super) struct Kept {
 
 /// Returns the place of the file in a store.
 pub(super) fn path(store: &Path) -> PathBuf {
-    store.join("cache").join("zimbra-facts")
+    cache_file::path(store, "zimbra-facts")
 }
 
 /// Removes the file.
@@ -74,11 +74,8 @@ pub(super) fn unseal<T: DeserializeOwned>(
     bytes: &[u8],
     has_snapshot: impl Fn(&str) -> bool,
 ) -> Option<T> {
-    let (body, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH_BYTES)?)?;
-    let rest = body.strip_prefix(magic)?;
-    let (snapshot, packed) = rest.split_at_checked(SNAPSHOT_BYTES)?;
-    let fits = blake3::hash(body).as_bytes() == hash && has_snapshot(std::str::from_utf8(snapshot).ok()?);
-    if !fits {
+    let (snapshot, packed) = cache_file::unseal(magic, bytes).ok()?.split_at_checked(SNAPSHOT_BYTES)?;
+    if !has_snapshot(std::str::from_utf8(snapshot).ok()?) {
         return None;
     }
     let most = plain_limit(packed.len());
@@ -105,10 +102,10 @@ pub(super) fn seal<T: Serialize>(magic: &[u8; 8], snapshot: &str, value: &T) -> 
     if plain.len() as u64 > plain_limit(packed.len()) {
         return None;
     }
-    let mut bytes = [magic.as_slice(), snapshot.as_bytes(), &packed].concat();
-    let hash = blake3::hash(&bytes);
-    bytes.extend_from_slice(hash.as_bytes());
-    Some(bytes)
+    Some(cache_file::seal(magic, SNAPSHOT_BYTES + packed.len(), |body| {
+        body.extend_from_slice(snapshot.as_bytes());
+        body.extend_from_slice(&packed);
+    }))
 }
 
 /// Writes the file. It is a cache: failing costs the next run time and nothing else, so a store that cannot be written to is no error.
@@ -122,14 +119,14 @@ pub(super) fn save(store: &Path, newest_snapshot: &str, mut kept: Kept) {
 
 /// Reads a file of this layout in the store's `cache/`, whatever snapshot it is of; the default if there is none.
 pub(super) fn read_note<T: DeserializeOwned + Default>(store: &Path, name: &str, magic: &[u8; 8]) -> T {
-    let bytes = fs::read(store.join("cache").join(name)).ok();
+    let bytes = fs::read(cache_file::path(store, name)).ok();
     bytes.and_then(|bytes| unseal(magic, &bytes, |_| true)).unwrap_or_default()
 }
 
 /// Writes such a file. That it cannot be written is no error.
 pub(super) fn write_note<T: Serialize>(store: &Path, name: &str, magic: &[u8; 8], snapshot: &str, value: &T) {
     if let Some(bytes) = seal(magic, snapshot, value) {
-        let _ = write_durably(&store.join("cache").join(name), &bytes);
+        let _ = write_durably(&cache_file::path(store, name), &bytes);
     }
 }
 

@@ -14,6 +14,7 @@ use super::super::input::StoreError;
 use super::super::site::{Session, SessionState};
 use super::nightly_diff::NightlyDiff;
 use crate::access::{self, write_durably};
+use crate::cache_file;
 use crate::layout::SessionKind;
 
 /// Changes whenever the same snapshot would be judged in another way: pages of other editions are made anew.
@@ -169,7 +170,7 @@ impl Page {
 }
 
 fn directory(store: &Path) -> PathBuf {
-    store.join("cache").join(DIRECTORY)
+    cache_file::path(store, DIRECTORY)
 }
 
 /// Returns the place of a page.

@@ -103,7 +103,10 @@ fn what_became_of_accounts_and_sessions_is_told() {
     ]);
     now.sessions = vec![session("full-2", SessionState::WithErrors), session("full-3", SessionState::Running)];
     let diff = NightlyDiff { compared_with: Some("id".to_owned()), changes: Changes::between(&before, &now) };
-    let summary = Summary::of(&Page { nightly_diff: Some(diff), ..now.clone() });
+    let page = Page { nightly_diff: Some(diff), ..now.clone() };
+    let stored = serde_json::to_value(&page).unwrap();
+    assert_eq!(stored["told"]["compared_with"], "id", "what pages of earlier versions call it");
+    let summary = Summary::of(&page);
     assert!(summary.wants_attention() && !Summary::of(&now).wants_attention());
     let changes = &summary.changes;
     let ids = |accounts: &[ChangedAccount]| accounts.iter().map(|one| one.id.clone()).collect::<Vec<_>>();
