@@ -12,6 +12,7 @@ pub mod coding;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guard;
+pub mod ids;
 pub mod layout;
 pub mod lease;
 pub mod limits;

@@ -9,38 +9,86 @@
 //! once the same bytes are stored.
 
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::store::pack::{ENTRY_HEADER_BYTES, PackFormat, PackId};
+use crate::ids::PackNumber;
+use crate::store::pack::{ENTRY_HEADER_BYTES, EntryHeader, PackFormat, PackId};
 
 /// Rows in one page of chunks or of link groups.
 pub const PAGE_ROWS: u64 = 256;
 
-/// Where one chunk lies, by pack number.
+/// What the catalogue knows of one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkRow {
-    /// Number of the pack.
-    pub pack: u64,
-    /// Offset of the chunk's entry header in the pack, in bytes.
-    pub offset: u32,
-    /// Length of the stored form, in bytes, without the entry header.
-    pub stored_length: u32,
+    /// Where it lies.
+    pub place: ChunkPlace,
     /// Length of the plain bytes.
     pub plain_length: u32,
     /// First bytes of the chunk's hash.
     pub prefix: [u8; 8],
 }
 
-/// Stands in [`ChunkRow::pack`] for the pack of a chunk whose bytes are lost; packs are never given so high a number.
-const LOST_PACK: u64 = u64::MAX;
+/// Where one chunk lies, by pack number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChunkPlace {
+    /// Nowhere: a repair found no pack that has its bytes.
+    Lost,
+    /// In a pack.
+    At {
+        /// Number of the pack.
+        pack: PackNumber,
+        /// Offset of the chunk's entry header in the pack, in bytes.
+        offset: u32,
+        /// Length of the stored form, in bytes, without the entry header.
+        stored_length: u32,
+    },
+}
 
 impl ChunkRow {
     /// Makes the row of a chunk whose bytes are lost.
     pub fn lost(plain_length: u32, prefix: [u8; 8]) -> ChunkRow {
-        ChunkRow { pack: LOST_PACK, offset: 0, stored_length: 0, plain_length, prefix }
+        ChunkRow { place: ChunkPlace::Lost, plain_length, prefix }
     }
 
     /// Returns whether the chunk's bytes are lost: a repair found no pack that has them.
     pub fn is_lost(&self) -> bool {
-        self.pack == LOST_PACK
+        self.place == ChunkPlace::Lost
+    }
+
+    /// Returns what the chunk takes in its pack, in bytes; `None` when it is lost.
+    pub fn entry_bytes(&self) -> Option<u64> {
+        match self.place {
+            ChunkPlace::Lost => None,
+            ChunkPlace::At { stored_length, .. } => Some(ENTRY_HEADER_BYTES as u64 + u64::from(stored_length)),
+        }
+    }
+}
+
+/// A chunk in a pack that has no number yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedChunk {
+    /// Number of the chunk.
+    pub number: u64,
+    /// Offset of its entry header in the pack, in bytes.
+    pub offset: u32,
+    /// Length of the stored form, in bytes, without the entry header.
+    pub stored_length: u32,
+    /// Length of the plain bytes.
+    pub plain_length: u32,
+    /// First bytes of its hash.
+    pub prefix: [u8; 8],
+}
+
+impl PackedChunk {
+    /// Says of an entry of a pack which chunk it is.
+    pub fn new(number: u64, offset: u32, header: &EntryHeader) -> PackedChunk {
+        let EntryHeader { hash, plain_length, stored_length, .. } = header;
+        let (plain_length, stored_length, prefix) = (*plain_length, *stored_length, hash.prefix());
+        PackedChunk { number, offset, stored_length, plain_length, prefix }
+    }
+
+    /// Makes the chunk's row, now that the pack has a number.
+    pub fn row(&self, pack: PackNumber) -> ChunkRow {
+        let PackedChunk { offset, stored_length, plain_length, prefix, .. } = *self;
+        ChunkRow { place: ChunkPlace::At { pack, offset, stored_length }, plain_length, prefix }
     }
 }
 
@@ -57,31 +105,31 @@ pub fn encode_page(page: &[Option<ChunkRow>]) -> Vec<u8> {
             out.push(0);
             continue;
         };
-        if row.is_lost() {
+        let ChunkPlace::At { pack, offset, stored_length } = row.place else {
             out.push(3);
             put_varint(&mut out, u64::from(row.plain_length));
             out.extend_from_slice(&row.prefix);
             next = None;
             continue;
-        }
-        if next == Some((row.pack, row.offset)) {
+        };
+        if next == Some((pack, offset)) {
             out.push(1);
         } else {
             out.push(2);
-            put_varint(&mut out, row.pack);
-            put_varint(&mut out, u64::from(row.offset));
+            put_varint(&mut out, pack.0);
+            put_varint(&mut out, u64::from(offset));
         }
-        put_varint(&mut out, u64::from(row.stored_length));
+        put_varint(&mut out, u64::from(stored_length));
         put_varint(&mut out, u64::from(row.plain_length));
         out.extend_from_slice(&row.prefix);
-        next = following(row);
+        next = following(pack, offset, stored_length);
     }
     out
 }
 
-fn following(row: &ChunkRow) -> Option<(u64, u32)> {
-    let end = row.offset.checked_add(ENTRY_HEADER_BYTES as u32)?.checked_add(row.stored_length)?;
-    Some((row.pack, end))
+fn following(pack: PackNumber, offset: u32, stored_length: u32) -> Option<(PackNumber, u32)> {
+    let end = offset.checked_add(ENTRY_HEADER_BYTES as u32)?.checked_add(stored_length)?;
+    Some((pack, end))
 }
 
 /// Decodes a page of chunk rows.
@@ -108,18 +156,13 @@ pub fn decode_page(bytes: &[u8]) -> Result<ChunkPage, DecodeError> {
                 continue;
             }
             1 => next.ok_or(DecodeError("the first row refers to one before it"))?,
-            2 => (Decoder::number(decoder.varint()?)?, decoder.varint32()?),
+            2 => (PackNumber::decoded(decoder.varint()?)?, decoder.varint32()?),
             _ => return Err(DecodeError("an unknown row tag")),
         };
-        let row = ChunkRow {
-            pack,
-            offset,
-            stored_length: decoder.varint32()?,
-            plain_length: decoder.varint32()?,
-            prefix: decoder.array()?,
-        };
-        next = following(&row);
-        page.push(Some(row));
+        let stored_length = decoder.varint32()?;
+        let place = ChunkPlace::At { pack, offset, stored_length };
+        page.push(Some(ChunkRow { place, plain_length: decoder.varint32()?, prefix: decoder.array()? }));
+        next = following(pack, offset, stored_length);
     }
     decoder.finish()?;
     Ok(page)
@@ -174,8 +217,10 @@ mod tests {
 
     #[test]
     fn pages_round_trip() {
-        let row =
-            |pack, offset| ChunkRow { pack, offset, stored_length: 100, plain_length: 250, prefix: [pack as u8; 8] };
+        let row = |pack, offset| {
+            let place = ChunkPlace::At { pack: PackNumber(pack), offset, stored_length: 100 };
+            ChunkRow { place, plain_length: 250, prefix: [pack as u8; 8] }
+        };
         let page = vec![
             Some(row(1, 16)),
             Some(row(1, 16 + ENTRY_HEADER_BYTES as u32 + 100)),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 
 use super::CatalogError;
-use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
+use super::chunk::{self, ChunkPage, ChunkPlace, ChunkRow, PAGE_ROWS, PackRow};
 use super::database::{CatalogDatabase, DatabaseReader, Table};
 use super::directory::{self, Entry, IndexPage};
 use super::following::{Following, Rows};
@@ -18,6 +18,7 @@ use super::group::{self, Content, LinkGroup, Segment};
 use super::object::{self, ObjectKind};
 use super::snapshot::SnapshotRecord;
 use crate::coding::DecodeError;
+use crate::ids::PackNumber;
 use crate::model::ChunkHash;
 use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
 use crate::store::reader::{ChunkAddress, Location};
@@ -39,7 +40,7 @@ pub struct CatalogReader {
     chunks: Cache<u64, Arc<ChunkPage>>,
     groups: Cache<u64, Arc<GroupPage>>,
     pages: Cache<u64, Arc<Vec<Entry>>>,
-    packs: Cache<u64, PackRow>,
+    packs: Cache<PackNumber, PackRow>,
 }
 
 impl CatalogReader {
@@ -146,18 +147,52 @@ impl CatalogReader {
     ///
     /// # Errors
     /// [`CatalogError::Missing`] when there is no such pack.
-    pub fn pack(&self, number: u64) -> Result<PackRow, CatalogError> {
+    pub fn pack(&self, number: PackNumber) -> Result<PackRow, CatalogError> {
         if let Some(row) = self.packs.get(&number) {
             return Ok(row);
         }
         let row = self
             .rows
-            .payload(Table::Packs, number, |payload| {
-                CatalogError::guarded("pack row", number, || PackRow::decode(payload))
+            .payload(Table::Packs, number.0, |payload| {
+                CatalogError::guarded("pack row", number.0, || PackRow::decode(payload))
             })?
-            .ok_or(CatalogError::Missing { what: "pack", number })?;
+            .ok_or(CatalogError::Missing { what: "pack", number: number.0 })?;
         self.packs.insert(number, row);
         Ok(row)
+    }
+
+    /// Calls `visit` for every row of a chunk, in order of their numbers.
+    ///
+    /// # Errors
+    /// Fails when a page is damaged or `visit` fails.
+    pub fn for_each_chunk(
+        &self,
+        mut visit: impl FnMut(u64, &ChunkRow) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        self.database()?.scan(Table::Chunks, 0, |page, payload| {
+            let rows = chunk::decode_page(payload?)
+                .map_err(|error| CatalogError::damaged("page of chunk rows", page, error))?;
+            for (number, row) in (page * PAGE_ROWS..).zip(&rows) {
+                if let Some(row) = row {
+                    visit(number, row)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Calls `visit` for every row of a pack, in order of their numbers.
+    ///
+    /// # Errors
+    /// Fails when a row is damaged or `visit` fails.
+    pub fn for_each_pack(
+        &self,
+        mut visit: impl FnMut(PackNumber, PackRow) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        self.database()?.scan(Table::Packs, 0, |number, payload| {
+            let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+            visit(PackNumber(number), row)
+        })
     }
 
     /// Returns where a chunk lies and the first bytes of its hash, as the chunk reader wants them.
@@ -166,17 +201,12 @@ impl CatalogReader {
     /// [`CatalogError::Missing`] when the chunk or its pack is not in the catalogue.
     pub fn address(&self, number: u64) -> Result<ChunkAddress, CatalogError> {
         let row = self.chunk(number)?;
-        if row.is_lost() {
+        let ChunkPlace::At { pack, offset, stored_length } = row.place else {
             let reason = "its bytes are lost; a snapshot stores them again if its source still has them".to_owned();
             return Err(CatalogError::Damaged { what: "chunk", number, reason });
-        }
-        let pack = self.pack(row.pack)?;
-        let location = Location {
-            pack: pack.id,
-            offset: row.offset,
-            stored_length: row.stored_length,
-            plain_length: row.plain_length,
         };
+        let pack = self.pack(pack)?.id;
+        let location = Location { pack, offset, stored_length, plain_length: row.plain_length };
         Ok(ChunkAddress { location, hash_prefix: row.prefix })
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::CatalogError;
 use super::checkpoint;
-use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow};
+use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow, PackedChunk};
 use super::commit::{self, CommitFile, CommitId};
 use super::condemned::{self, Condemned, CondemnedRow};
 use super::database::{CatalogDatabase, Change, DatabaseReader, Table};
@@ -22,6 +22,7 @@ use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::ids::PackNumber;
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 use crate::store::codec::DictionaryId;
@@ -43,7 +44,7 @@ pub struct Counters {
     /// Number of the next link group.
     pub group: u64,
     /// Number of the next pack.
-    pub pack: u64,
+    pub pack: PackNumber,
     /// Number of the next snapshot.
     pub snapshot: u64,
 }
@@ -59,7 +60,7 @@ struct OpenPage {
 impl Counters {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        for value in [self.chunk, self.object, self.group, self.pack, self.snapshot] {
+        for value in [self.chunk, self.object, self.group, self.pack.0, self.snapshot] {
             put_varint(&mut out, value);
         }
         out
@@ -71,11 +72,11 @@ impl Counters {
             chunk: decoder.varint()?,
             object: decoder.varint()?,
             group: decoder.varint()?,
-            pack: decoder.varint()?,
+            pack: PackNumber::decoded(decoder.varint()?)?,
             snapshot: decoder.varint()?,
         };
         decoder.finish()?;
-        for value in [counters.chunk, counters.object, counters.group, counters.pack, counters.snapshot] {
+        for value in [counters.chunk, counters.object, counters.group, counters.snapshot] {
             Decoder::number(value)?;
         }
         Ok(counters)
@@ -342,12 +343,18 @@ impl CatalogWriter {
         Ok(())
     }
 
-    /// Adds a pack and returns its number.
-    pub fn add_pack(&mut self, row: PackRow) -> u64 {
+    /// Adds a pack with the chunks that are to lie in it from now on, and returns its number.
+    ///
+    /// # Errors
+    /// As [`place_chunk`](CatalogWriter::place_chunk).
+    pub fn add_pack(&mut self, row: PackRow, chunks: &[PackedChunk]) -> Result<PackNumber, CatalogError> {
         let number = self.counters.pack;
-        self.counters.pack += 1;
-        self.put(Table::Packs, number, row.encode());
-        number
+        self.counters.pack.0 += 1;
+        self.put(Table::Packs, number.0, row.encode());
+        for chunk in chunks {
+            self.place_chunk(chunk.number, chunk.row(number))?;
+        }
+        Ok(number)
     }
 
     /// Returns the epoch that the ids of packs begin with which this writer's run makes.

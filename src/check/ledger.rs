@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::catalog::database::Table;
+use crate::ids::PackNumber;
 use crate::view::display_path;
 
 /// Damages that are kept each by itself; further ones are counted in one that stands for the rest.
@@ -71,7 +72,7 @@ pub(super) enum Key {
     /// A table that is not as it should be in some other way.
     Table(Table, &'static str),
     /// A pack.
-    Pack(u64),
+    Pack(PackNumber),
     /// A link group.
     Group(u64),
     /// A snapshot.

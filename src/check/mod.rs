@@ -41,6 +41,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::chunk::PackRow;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::last_commit;
+use crate::ids::PackNumber;
 use crate::replica::{Replica, ReplicaError, refuse_denied};
 use crate::store::backend::BackendError;
 
@@ -240,7 +241,7 @@ impl Checker<'_> {
 
     /// Returns whether a pack that is not there was removed by a prune since the check began: the newest commit does not name it any more then. A prune
     /// deletes a pack after that commit.
-    fn is_removed(&self, number: u64, row: &PackRow) -> bool {
+    fn is_removed(&self, number: PackNumber, row: &PackRow) -> bool {
         match self.in_newest(|newest| newest.pack(number)) {
             Ok(found) => found.id != row.id,
             Err(CatalogError::Missing { .. }) => true,

@@ -8,9 +8,10 @@ use std::time::SystemTime;
 use super::ledger::{DamageKind, DamageNumber, Key};
 use super::rows::{Placement, Rows};
 use super::{CheckError, CheckReport, Checker, Phase};
-use crate::catalog::chunk::{PAGE_ROWS, PackRow};
+use crate::catalog::chunk::{PAGE_ROWS, PackRow, PackedChunk};
 use crate::catalog::condemned;
 use crate::catalog::database::Table;
+use crate::ids::PackNumber;
 use crate::store::codec::DictionarySet;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES, PackId};
 use crate::store::reader::{ChunkError, ChunkReader};
@@ -94,7 +95,7 @@ pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, report: &mut CheckRepor
 }
 
 /// Returns the chunks of a pack, by offset.
-fn chunks_of(rows: &Rows, pack: u64) -> &[Placement] {
+fn chunks_of(rows: &Rows, pack: PackNumber) -> &[Placement] {
     let from = rows.placements.partition_point(|placement| placement.pack < pack);
     let length = rows.placements[from..].partition_point(|placement| placement.pack == pack);
     &rows.placements[from..from + length]
@@ -107,11 +108,11 @@ fn strays(checker: &Checker<'_>, rows: &Rows, bad: &mut BadChunks) {
         if rows.packs.contains_key(&number) {
             continue;
         }
-        let damage = rows.damaged.get(&(Table::Packs, number)).copied().unwrap_or_else(|| {
+        let damage = rows.damaged.get(&(Table::Packs, number.0)).copied().unwrap_or_else(|| {
             let reason = format!("it is missing, and {} chunks lie in it", chunks.len());
             checker.ledger.note(
                 DamageKind::Catalog,
-                Key::Row(Table::Packs, number),
+                Key::Row(Table::Packs, number.0),
                 format!("Pack row {number}"),
                 reason,
             )
@@ -123,7 +124,7 @@ fn strays(checker: &Checker<'_>, rows: &Rows, bad: &mut BadChunks) {
 /// The look at one pack that needs no reading.
 struct PackCheck<'a> {
     checker: &'a Checker<'a>,
-    number: u64,
+    number: PackNumber,
     row: &'a PackRow,
     chunks: &'a [Placement],
     bad: &'a mut BadChunks,
@@ -171,7 +172,7 @@ impl PackCheck<'_> {
 }
 
 /// Chooses so many per cent of the packs, other ones each time.
-fn choose(mut packs: Vec<u64>, percent: u8) -> Vec<u64> {
+fn choose(mut packs: Vec<PackNumber>, percent: u8) -> Vec<PackNumber> {
     let wanted = (packs.len() * usize::from(percent)).div_ceil(100);
     if wanted < packs.len() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -179,7 +180,7 @@ fn choose(mut packs: Vec<u64>, percent: u8) -> Vec<u64> {
         // Keys of their own for this once; each pack's chance is the same every time, so that repeated runs come to all.
         packs.sort_by_cached_key(|number| {
             let mut bytes = seed.to_le_bytes().to_vec();
-            bytes.extend_from_slice(&number.to_le_bytes());
+            bytes.extend_from_slice(&number.0.to_le_bytes());
             *blake3::hash(&bytes).as_bytes()
         });
         packs.truncate(wanted);
@@ -192,7 +193,7 @@ fn choose(mut packs: Vec<u64>, percent: u8) -> Vec<u64> {
 fn read_packs(
     checker: &Checker<'_>,
     rows: &Rows,
-    packs: Vec<u64>,
+    packs: Vec<PackNumber>,
     bad: &mut BadChunks,
     report: &mut CheckReport,
 ) -> Result<(), CheckError> {
@@ -256,7 +257,7 @@ fn read_packs(
 struct PackReader<'a> {
     checker: &'a Checker<'a>,
     dictionaries: &'a DictionarySet,
-    number: u64,
+    number: PackNumber,
     row: &'a PackRow,
 }
 
@@ -300,10 +301,8 @@ impl PackReader<'_> {
         let Ok(at) = walk.entries.binary_search_by_key(&chunk.offset, |entry| entry.offset) else { return false };
         let header = &walk.entries[at].header;
         let Ok(row) = self.checker.catalog.chunk(chunk.number) else { return false };
-        let fits = header.stored_length == row.stored_length
-            && header.plain_length == row.plain_length
-            && header.hash.prefix() == row.prefix
-            && header.dictionary.is_none();
+        let fits =
+            header.dictionary.is_none() && PackedChunk::new(chunk.number, chunk.offset, header).row(chunk.pack) == row;
         if fits
             && !matches!(self.checker.catalog.find_chunk(&header.hash, row.plain_length), Ok(Some(number)) if number == chunk.number)
         {

@@ -6,20 +6,21 @@ use std::ops::RangeInclusive;
 use super::commits::Committed;
 use super::ledger::{DamageKind, DamageNumber, Key};
 use super::{CheckError, CheckReport, Checker, Phase, is_damage};
-use crate::catalog::chunk::{self, PAGE_ROWS, PackRow};
+use crate::catalog::chunk::{self, ChunkPlace, PAGE_ROWS, PackRow};
 use crate::catalog::database::{NUMBERED, Table};
 use crate::catalog::object::{self, ObjectKind};
 use crate::catalog::replay::{TableHashes, payload_hash};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::{Counters, STORE, sources};
 use crate::catalog::{CatalogError, directory, group};
+use crate::ids::PackNumber;
 use crate::paged::Paged;
 use crate::replica::{CONFIG, StoreConfig, Unusable};
 
 /// Where a chunk lies: what the steps that follow need of its row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Placement {
-    pub(super) pack: u64,
+    pub(super) pack: PackNumber,
     pub(super) offset: u32,
     pub(super) stored_length: u32,
     pub(super) number: u64,
@@ -29,7 +30,7 @@ pub(super) struct Placement {
 #[derive(Default)]
 pub(super) struct Rows {
     pub(super) counters: Counters,
-    pub(super) packs: BTreeMap<u64, PackRow>,
+    pub(super) packs: BTreeMap<PackNumber, PackRow>,
     /// All chunks, by pack and offset.
     pub(super) placements: Vec<Placement>,
     /// Chunks whose bytes a repair gave up, ascending.
@@ -161,7 +162,7 @@ impl TableScan<'_, '_> {
         }
         let counters = self.rows.counters;
         let below = match self.table {
-            Table::Packs => Some(counters.pack),
+            Table::Packs => Some(counters.pack.0),
             Table::Objects => Some(counters.object),
             Table::Snapshots | Table::Marks => Some(counters.snapshot),
             Table::Chunks => Some(counters.chunk.div_ceil(PAGE_ROWS)),
@@ -193,19 +194,19 @@ impl TableScan<'_, '_> {
         let damaged = |error| CatalogError::damaged(self.table.row_name(), number, error);
         match self.table {
             Table::Packs => {
-                self.rows.packs.insert(number, PackRow::decode(payload).map_err(damaged)?);
+                self.rows.packs.insert(PackNumber(number), PackRow::decode(payload).map_err(damaged)?);
             }
             Table::Chunks => {
                 let page = CatalogError::guarded("page of chunk rows", number, || chunk::decode_page(payload))?;
                 for (number, row) in (number * PAGE_ROWS..).zip(page) {
                     let Some(row) = row else { continue };
                     *prefixes.entry(number) = Some(row.prefix);
-                    if row.is_lost() {
-                        self.rows.lost.push(number);
-                        continue;
+                    match row.place {
+                        ChunkPlace::Lost => self.rows.lost.push(number),
+                        ChunkPlace::At { pack, offset, stored_length } => {
+                            self.rows.placements.push(Placement { pack, offset, stored_length, number });
+                        }
                     }
-                    let (pack, offset, stored_length) = (row.pack, row.offset, row.stored_length);
-                    self.rows.placements.push(Placement { pack, offset, stored_length, number });
                 }
             }
             Table::Objects => {

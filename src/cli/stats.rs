@@ -3,8 +3,6 @@
 use clap::Args;
 use serde::Serialize;
 use zmreplica::catalog::CatalogError;
-use zmreplica::catalog::chunk::{PackRow, decode_page};
-use zmreplica::catalog::database::Table;
 
 use super::error::{CliError, Exit};
 use super::{Context, text};
@@ -41,20 +39,14 @@ pub(crate) fn run(context: &Context, _args: &StatsArgs) -> Result<Exit, CliError
         stats.snapshots += 1;
         stats.snapshot_bytes += record.totals.bytes;
     }
-    let damaged =
-        |what, number, error: &dyn std::fmt::Display| CatalogError::Damaged { what, number, reason: error.to_string() };
-    catalog.database()?.scan(Table::Chunks, 0, |number, payload| {
-        for row in
-            decode_page(payload?).map_err(|error| damaged("page of chunk rows", number, &error))?.iter().flatten()
-        {
-            stats.chunks += 1;
-            stats.chunk_bytes += u64::from(row.plain_length);
-        }
+    catalog.for_each_chunk(|_, row| {
+        stats.chunks += 1;
+        stats.chunk_bytes += u64::from(row.plain_length);
         Ok(())
     })?;
-    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
+    catalog.for_each_pack(|_, row| {
         stats.packs += 1;
-        stats.pack_bytes += PackRow::decode(payload?).map_err(|error| damaged("pack row", number, &error))?.bytes;
+        stats.pack_bytes += row.bytes;
         Ok(())
     })?;
     for prefix in ["commits/", "checkpoints/"] {

@@ -8,9 +8,7 @@ use serde::Serialize;
 
 use super::last::LastNight;
 use crate::catalog::CatalogError;
-use crate::catalog::chunk::PackRow;
 use crate::catalog::condemned;
-use crate::catalog::database::Table;
 use crate::catalog::dates::{ClockDoubt, Dates};
 use crate::catalog::reader::CatalogReader;
 use crate::guard::{Hold, MarkedSnapshot, hold, marked_snapshots};
@@ -288,8 +286,7 @@ fn restorable(replica: &Replica, own: &[&MarkedSnapshot]) -> Option<Summary> {
 /// Fails when the catalogue cannot be read.
 pub fn pack_bytes(catalog: &CatalogReader) -> Result<u64, CatalogError> {
     let mut bytes = 0;
-    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
-        let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+    catalog.for_each_pack(|_, row| {
         bytes += row.bytes;
         Ok(())
     })?;

@@ -6,17 +6,18 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::caches;
-use super::plan::{Fate, PackPlan, PrunePlan, for_each_chunk};
+use super::plan::{Fate, PackPlan, PrunePlan};
 use super::repack::{Repacker, keep_dictionaries};
 use super::{Bitmap, Phase, PruneError, PruneProgress, sweep};
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint;
-use crate::catalog::chunk::PAGE_ROWS;
+use crate::catalog::chunk::{ChunkPlace, PAGE_ROWS};
 use crate::catalog::condemned::{self, Condemned};
 use crate::catalog::database::Table;
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::replay::RowHashes;
 use crate::catalog::writer::CatalogWriter;
+use crate::ids::PackNumber;
 use crate::lease;
 use crate::replica::{LockedReplica, Replica};
 use crate::store::pack::{PACK_PREFIX, PackId};
@@ -98,7 +99,7 @@ struct Work<'a> {
     progress: &'a PruneProgress,
     report: &'a mut PruneReport,
     /// Rows of packs that this run has removed.
-    removed_rows: BTreeSet<u64>,
+    removed_rows: BTreeSet<PackNumber>,
 }
 
 impl Work<'_> {
@@ -224,7 +225,7 @@ impl Work<'_> {
             self.replica.backend().sync()?;
             self.report.written_packs += 1;
             self.report.written_bytes += row.bytes;
-            writer.add_pack(row);
+            writer.add_pack(row, &[])?;
         }
         for (number, pack) in packs.iter().filter(|(_, pack)| pack.fate == Fate::Goes) {
             self.remove_pack(writer, *number, pack)?;
@@ -236,8 +237,13 @@ impl Work<'_> {
     }
 
     /// Removes the row of a pack, and condemns the pack unless another row names it: stores of format 1 may have two rows of one pack.
-    fn remove_pack(&mut self, writer: &mut CatalogWriter, number: u64, pack: &PackPlan) -> Result<(), PruneError> {
-        writer.remove(Table::Packs, number);
+    fn remove_pack(
+        &mut self,
+        writer: &mut CatalogWriter,
+        number: PackNumber,
+        pack: &PackPlan,
+    ) -> Result<(), PruneError> {
+        writer.remove(Table::Packs, number.0);
         self.removed_rows.insert(number);
         let others = self.plan.packs.iter().filter(|(_, other)| other.row.id == pack.row.id);
         if others.into_iter().all(|(other, _)| self.removed_rows.contains(other)) {
@@ -280,7 +286,7 @@ impl Work<'_> {
 
     /// Writes packs anew without what is unused.
     fn rewrite(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
-        let rewritten: Vec<(u64, &PackPlan)> =
+        let rewritten: Vec<(PackNumber, &PackPlan)> =
             self.plan.packs.iter().filter(|(_, pack)| pack.fate == Fate::IsRewritten).map(|(n, p)| (*n, p)).collect();
         self.progress.enter(Phase::Rewrite, rewritten.iter().map(|(_, pack)| pack.live_bytes).sum());
         let mut repacker = Repacker::new(self.replica, writer.epoch());
@@ -312,16 +318,17 @@ impl Work<'_> {
     fn places(
         &self,
         writer: &CatalogWriter,
-        packs: &[(u64, &PackPlan)],
-    ) -> Result<BTreeMap<u64, Vec<(u64, ChunkAddress)>>, PruneError> {
-        let ids: BTreeMap<u64, PackId> = packs.iter().map(|(number, pack)| (*number, pack.row.id)).collect();
-        let mut places: BTreeMap<u64, Vec<(u64, ChunkAddress)>> = BTreeMap::new();
-        for_each_chunk(writer.reader(), |number, row| {
-            if let Some(id) = ids.get(&row.pack) {
-                let (stored_length, plain_length) = (row.stored_length, row.plain_length);
-                let location = Location { pack: *id, offset: row.offset, stored_length, plain_length };
+        packs: &[(PackNumber, &PackPlan)],
+    ) -> Result<BTreeMap<PackNumber, Vec<(u64, ChunkAddress)>>, PruneError> {
+        let ids: BTreeMap<PackNumber, PackId> = packs.iter().map(|(number, pack)| (*number, pack.row.id)).collect();
+        let mut places: BTreeMap<PackNumber, Vec<(u64, ChunkAddress)>> = BTreeMap::new();
+        writer.reader().for_each_chunk(|number, row| {
+            if let ChunkPlace::At { pack, offset, stored_length } = row.place
+                && let Some(id) = ids.get(&pack)
+            {
+                let location = Location { pack: *id, offset, stored_length, plain_length: row.plain_length };
                 let address = ChunkAddress { location, hash_prefix: row.prefix };
-                places.entry(row.pack).or_default().push((number, address));
+                places.entry(pack).or_default().push((number, address));
             }
             Ok(())
         })?;
@@ -375,10 +382,10 @@ fn clear<T>(rows: &mut [Option<T>], page: u64, used: &Bitmap, mut gone: impl FnM
 
 /// Splits packs into pieces whose weights sum up to at most `limit`, or which are one pack.
 fn batches<'a, 'p>(
-    packs: &'a [(u64, &'p PackPlan)],
+    packs: &'a [(PackNumber, &'p PackPlan)],
     weight: impl Fn(&PackPlan) -> u64,
     limit: u64,
-) -> Vec<&'a [(u64, &'p PackPlan)]> {
+) -> Vec<&'a [(PackNumber, &'p PackPlan)]> {
     let mut batches = Vec::new();
     let (mut first, mut sum) = (0, 0u64);
     for (at, (_, pack)) in packs.iter().enumerate() {

@@ -16,7 +16,6 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::references::{self, Reference};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::Counters;
-use crate::store::pack::ENTRY_HEADER_BYTES;
 
 /// What some snapshots need.
 #[derive(Clone)]
@@ -197,10 +196,9 @@ impl Marks {
                     }
                     (row, _) => row?,
                 };
-                if row.is_lost() {
-                    self.lost_chunks += 1;
-                } else {
-                    self.chunk_bytes += ENTRY_HEADER_BYTES as u64 + u64::from(row.stored_length);
+                match row.entry_bytes() {
+                    None => self.lost_chunks += 1,
+                    Some(bytes) => self.chunk_bytes += bytes,
                 }
             }
         }

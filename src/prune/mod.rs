@@ -45,7 +45,6 @@ use crate::store::reader::ChunkError;
 
 pub use bitmap::Bitmap;
 pub use carry_out::{PruneReport, carry_out};
-pub(crate) use plan::for_each_chunk;
 pub use plan::{PruneFigures, PrunePlan, plan};
 
 /// How much of the packs may be unused unless told otherwise, in per cent.

@@ -10,7 +10,7 @@ use super::caches;
 use super::mark::Marks;
 use super::{Phase, PruneError, PruneOptions, PruneProgress};
 use crate::catalog::CatalogError;
-use crate::catalog::chunk::{self, PAGE_ROWS, PackRow};
+use crate::catalog::chunk::{ChunkPlace, PackRow};
 use crate::catalog::commit::CommitId;
 use crate::catalog::condemned::{self, Condemned, CondemnedRow, Verdict};
 use crate::catalog::database::Table;
@@ -19,10 +19,11 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::{Counters, last_commit};
 use crate::guard;
+use crate::ids::PackNumber;
 use crate::lease;
 use crate::replica::Replica;
 use crate::retention::{self, Policy, Protections, RetentionPlan};
-use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_PREFIX, PackFormat};
+use crate::store::pack::{PACK_PREFIX, PackFormat};
 
 /// Bytes of a new pack that belong to no entry.
 const PACK_OVERHEAD_BYTES: u64 = PackFormat::V2.overhead_bytes();
@@ -106,7 +107,7 @@ pub struct PrunePlan {
     pub figures: PruneFigures,
     pub(super) commit: (u64, CommitId),
     pub(super) marks: Marks,
-    pub(super) packs: BTreeMap<u64, PackPlan>,
+    pub(super) packs: BTreeMap<PackNumber, PackPlan>,
     /// What earlier runs condemned, by number, and what becomes of it.
     pub(super) condemned: Vec<(u64, CondemnedRow, Verdict)>,
     pub(super) grace: Duration,
@@ -281,43 +282,27 @@ fn freed_by_each(
 }
 
 /// Counts what is needed of each pack.
-fn packs(catalog: &CatalogReader, marks: &Marks) -> Result<BTreeMap<u64, PackPlan>, CatalogError> {
+fn packs(catalog: &CatalogReader, marks: &Marks) -> Result<BTreeMap<PackNumber, PackPlan>, CatalogError> {
     let mut packs = BTreeMap::new();
-    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
-        let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+    catalog.for_each_pack(|number, row| {
         packs.insert(number, PackPlan { row, live_chunks: 0, live_bytes: 0, fate: Fate::Stays });
         Ok(())
     })?;
-    for_each_chunk(catalog, |number, row| {
-        if marks.chunks.has(number) && !row.is_lost() {
-            let missing = CatalogError::Missing { what: "pack", number: row.pack };
-            let pack = packs.get_mut(&row.pack).ok_or(missing)?;
+    catalog.for_each_chunk(|number, row| {
+        if marks.chunks.has(number)
+            && let ChunkPlace::At { pack, .. } = row.place
+        {
+            let missing = CatalogError::Missing { what: "pack", number: pack.0 };
+            let pack = packs.get_mut(&pack).ok_or(missing)?;
             pack.live_chunks += 1;
-            pack.live_bytes += ENTRY_HEADER_BYTES as u64 + u64::from(row.stored_length);
+            pack.live_bytes += row.entry_bytes().unwrap_or_default();
         }
         Ok(())
     })?;
     Ok(packs)
 }
 
-/// Calls `visit` for every chunk row.
-pub(crate) fn for_each_chunk(
-    catalog: &CatalogReader,
-    mut visit: impl FnMut(u64, &chunk::ChunkRow) -> Result<(), CatalogError>,
-) -> Result<(), CatalogError> {
-    catalog.database()?.scan(Table::Chunks, 0, |page, payload| {
-        let rows =
-            chunk::decode_page(payload?).map_err(|error| CatalogError::damaged("page of chunk rows", page, error))?;
-        for (number, row) in (page * PAGE_ROWS..).zip(&rows) {
-            if let Some(row) = row {
-                visit(number, row)?;
-            }
-        }
-        Ok(())
-    })
-}
-
-fn all_packs_are_there(packs: &BTreeMap<u64, PackPlan>, sizes: &HashMap<String, u64>) -> Result<(), PruneError> {
+fn all_packs_are_there(packs: &BTreeMap<PackNumber, PackPlan>, sizes: &HashMap<String, u64>) -> Result<(), PruneError> {
     for PackPlan { row, live_chunks, .. } in packs.values() {
         if *live_chunks == 0 {
             continue;
@@ -334,7 +319,7 @@ fn all_packs_are_there(packs: &BTreeMap<u64, PackPlan>, sizes: &HashMap<String, 
 
 /// Decides what becomes of each pack: those without a needed chunk go, and of the others those with the largest unused share are written anew until
 /// what stays has no more unused than allowed. `slack_bytes` of unused bytes, those of dictionaries, are allowed on top.
-fn choose(packs: &mut BTreeMap<u64, PackPlan>, max_unused_percent: u8, slack_bytes: u64) {
+fn choose(packs: &mut BTreeMap<PackNumber, PackPlan>, max_unused_percent: u8, slack_bytes: u64) {
     let (mut live, mut unused) = (0u64, 0u64);
     let mut candidates = Vec::new();
     for (number, pack) in packs.iter_mut() {
@@ -366,18 +351,16 @@ fn choose(packs: &mut BTreeMap<u64, PackPlan>, max_unused_percent: u8, slack_byt
 }
 
 fn removed_chunks(catalog: &CatalogReader, marks: &Marks, figures: &mut PruneFigures) -> Result<(), CatalogError> {
-    for_each_chunk(catalog, |number, row| {
+    catalog.for_each_chunk(|number, row| {
         if !marks.chunks.has(number) {
             figures.removed_chunks += 1;
-            if !row.is_lost() {
-                figures.removed_chunk_bytes += ENTRY_HEADER_BYTES as u64 + u64::from(row.stored_length);
-            }
+            figures.removed_chunk_bytes += row.entry_bytes().unwrap_or_default();
         }
         Ok(())
     })
 }
 
-fn sum_up(packs: &BTreeMap<u64, PackPlan>, figures: &mut PruneFigures) {
+fn sum_up(packs: &BTreeMap<PackNumber, PackPlan>, figures: &mut PruneFigures) {
     for pack in packs.values() {
         match pack.fate {
             Fate::Goes => {

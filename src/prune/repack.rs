@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::PruneError;
-use crate::catalog::chunk::{ChunkRow, PackRow};
+use crate::catalog::chunk::{PackRow, PackedChunk};
 use crate::catalog::writer::CatalogWriter;
 use crate::replica::Replica;
 use crate::store::backend::Backend;
@@ -29,8 +29,8 @@ struct Filling {
     epoch: u32,
     /// None before its first entry, since its id is taken then.
     builder: Option<PackBuilder>,
-    rows: Vec<(u64, ChunkRow)>,
-    sealed: Vec<(PackRow, Vec<(u64, ChunkRow)>)>,
+    chunks: Vec<PackedChunk>,
+    sealed: Vec<(PackRow, Vec<PackedChunk>)>,
 }
 
 impl Repacker {
@@ -39,7 +39,7 @@ impl Repacker {
         Repacker {
             backend: Arc::clone(replica.backend()),
             chunks: replica.chunks(),
-            filling: Filling { epoch, builder: None, rows: Vec::new(), sealed: Vec::new() },
+            filling: Filling { epoch, builder: None, chunks: Vec::new(), sealed: Vec::new() },
         }
     }
 
@@ -82,13 +82,10 @@ impl Repacker {
         }
         self.backend.sync()?;
         let (mut packs, mut bytes) = (0, 0);
-        for (pack, rows) in self.filling.sealed.drain(..) {
+        for (pack, chunks) in self.filling.sealed.drain(..) {
             packs += 1;
             bytes += pack.bytes;
-            let pack = writer.add_pack(pack);
-            for (number, row) in rows {
-                writer.place_chunk(number, ChunkRow { pack, ..row })?;
-            }
+            writer.add_pack(pack, &chunks)?;
         }
         Ok((packs, bytes))
     }
@@ -106,11 +103,9 @@ impl Filling {
             Some(builder) => builder,
             none => none.insert(PackBuilder::new(PACK_TARGET_BYTES, PackId::unique(self.epoch)?)),
         };
-        let EntryHeader { hash, plain_length, stored_length, codec, .. } = *header;
-        let offset = builder.push(hash, plain_length, codec, stored)?;
+        let offset = builder.push(header.hash, header.plain_length, header.codec, stored)?;
         let is_full = builder.is_full();
-        let row = ChunkRow { pack: 0, offset, stored_length, plain_length, prefix: hash.prefix() };
-        self.rows.push((number, row));
+        self.chunks.push(PackedChunk::new(number, offset, header));
         if is_full { self.seal(backend) } else { Ok(()) }
     }
 
@@ -119,8 +114,8 @@ impl Filling {
         let Some(builder) = self.builder.take() else { return Ok(()) };
         let pack = builder.finish();
         put_pack(backend, &pack)?;
-        let rows = std::mem::take(&mut self.rows);
-        self.sealed.push((row_of(&pack, rows.len() as u64), rows));
+        let chunks = std::mem::take(&mut self.chunks);
+        self.sealed.push((row_of(&pack, chunks.len() as u64), chunks));
         Ok(())
     }
 }

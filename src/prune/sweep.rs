@@ -12,7 +12,6 @@ use std::time::Duration;
 use super::{Phase, PruneError, PruneProgress};
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint;
-use crate::catalog::chunk::PackRow;
 use crate::catalog::condemned::{self, Condemned, Verdict};
 use crate::catalog::database::Table;
 use crate::catalog::reader::CatalogReader;
@@ -37,8 +36,7 @@ pub(super) struct Swept {
 /// Returns the packs that rows name.
 pub(super) fn named_packs(catalog: &CatalogReader) -> Result<BTreeSet<PackId>, CatalogError> {
     let mut named = BTreeSet::new();
-    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
-        let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+    catalog.for_each_pack(|_, row| {
         named.insert(row.id);
         Ok(())
     })?;

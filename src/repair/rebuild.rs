@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{CatalogOutcome, LostSnapshot, RepairError, RepairReport};
 use crate::catalog::checkpoint;
-use crate::catalog::chunk::ChunkRow;
+use crate::catalog::chunk::{ChunkPlace, ChunkRow};
 use crate::catalog::commit::{self, CommitFile};
 use crate::catalog::condemned::Condemned;
 use crate::catalog::database::{CatalogDatabase, Change, NUMBERED, Table};
@@ -15,8 +15,9 @@ use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, rea
 use crate::catalog::{CatalogError, object};
 use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
 use crate::coding::NUMBER_LIMIT;
+use crate::ids::PackNumber;
 use crate::prune::mark::Marks;
-use crate::prune::{PruneError, PruneProgress, caches, for_each_chunk};
+use crate::prune::{PruneError, PruneProgress, caches};
 use crate::replica::{LockedReplica, Replica, ReplicaError, has_catalog};
 use crate::store::backend::Backend;
 use crate::store::list_pack;
@@ -189,7 +190,7 @@ fn raise(counters: &mut Counters, change: &Change) {
                 counters.snapshot = counters.snapshot.max(found.snapshot);
             }
         }
-        Change::Put(Table::Packs, number, _) => above(&mut counters.pack, *number),
+        Change::Put(Table::Packs, number, _) => above(&mut counters.pack.0, *number),
         Change::Put(Table::Objects, number, _) => above(&mut counters.object, *number),
         Change::Put(Table::Snapshots, number, _) => above(&mut counters.snapshot, *number),
         Change::Put(Table::Chunks, page, _) => above(&mut counters.chunk, page.saturating_mul(256).saturating_add(255)),
@@ -330,10 +331,12 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
         }
         Ok(())
     })?;
-    let mut unnamed: BTreeMap<u64, Vec<(u32, u64)>> = BTreeMap::new();
-    for_each_chunk(&catalog, |number, row| {
-        if !row.is_lost() && database.hash_of(Table::ChunkIndex, row.prefix, number)?.is_none() {
-            unnamed.entry(row.pack).or_default().push((row.offset, number));
+    let mut unnamed: BTreeMap<PackNumber, Vec<(u32, u64)>> = BTreeMap::new();
+    catalog.for_each_chunk(|number, row| {
+        if let ChunkPlace::At { pack, offset, .. } = row.place
+            && database.hash_of(Table::ChunkIndex, row.prefix, number)?.is_none()
+        {
+            unnamed.entry(pack).or_default().push((offset, number));
         }
         Ok(())
     })?;

@@ -4,17 +4,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{DamagedPack, RepairError, RepairOptions, RepairReport};
 use crate::catalog::CatalogError;
-use crate::catalog::chunk::{ChunkRow, PackRow};
+use crate::catalog::chunk::{ChunkPlace, ChunkRow, PackRow, PackedChunk};
 use crate::catalog::condemned::{self, Condemned};
 use crate::catalog::database::Table;
 use crate::catalog::group::{LinkGroup, Segment};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::CatalogWriter;
+use crate::ids::PackNumber;
 use crate::prune::repack::{Repacker, keep_dictionaries};
-use crate::prune::{Bitmap, Phase, PruneError, PruneProgress, caches, for_each_chunk};
+use crate::prune::{Bitmap, Phase, PruneError, PruneProgress, caches};
 use crate::replica::LockedReplica;
 use crate::store::pack::{PACK_PREFIX, PackId};
-use crate::store::reader::{ChunkAddress, ChunkError, Location};
+use crate::store::reader::{ChunkAddress, ChunkError};
 use crate::store::{PackEntry, PackListing, PackWalk, list_pack, walk_pack};
 
 /// What a damaged pack was found to be.
@@ -66,9 +67,9 @@ pub(super) fn packs(
         .collect();
     if let Some(row) = keep_dictionaries(replica, writer.epoch(), &of_dictionaries)? {
         replica.backend().sync().map_err(CatalogError::from)?;
-        writer.add_pack(row);
+        writer.add_pack(row, &[])?;
     }
-    damaged.keys().for_each(|number| writer.remove(Table::Packs, *number));
+    damaged.keys().for_each(|number| writer.remove(Table::Packs, number.0));
     writer.commit()?;
     for (number, found) in damaged {
         // The same bytes may have been written again under the same name, if nothing was lost.
@@ -91,10 +92,10 @@ pub(super) fn packs(
 /// Lets each pack have one row. A prune of an earlier version gave a second one to a pack of dictionaries that it could not read for a moment.
 fn single_rows(
     writer: &mut CatalogWriter,
-    mut rows: BTreeMap<u64, PackRow>,
-) -> Result<BTreeMap<u64, PackRow>, RepairError> {
-    let mut first: BTreeMap<PackId, u64> = BTreeMap::new();
-    let mut instead: BTreeMap<u64, u64> = BTreeMap::new();
+    mut rows: BTreeMap<PackNumber, PackRow>,
+) -> Result<BTreeMap<PackNumber, PackRow>, RepairError> {
+    let mut first: BTreeMap<PackId, PackNumber> = BTreeMap::new();
+    let mut instead: BTreeMap<PackNumber, PackNumber> = BTreeMap::new();
     for (number, row) in &rows {
         match first.get(&row.id) {
             Some(first) => drop(instead.insert(*number, *first)),
@@ -106,9 +107,12 @@ fn single_rows(
     }
     // Equal identifiers mean equal chunks at equal offsets.
     let mut moved = Vec::new();
-    for_each_chunk(writer.reader(), |number, row| {
-        if let Some(pack) = instead.get(&row.pack).filter(|_| !row.is_lost()) {
-            moved.push((number, ChunkRow { pack: *pack, ..*row }));
+    writer.reader().for_each_chunk(|number, row| {
+        if let ChunkPlace::At { pack, offset, stored_length } = row.place
+            && let Some(pack) = instead.get(&pack)
+        {
+            let place = ChunkPlace::At { pack: *pack, offset, stored_length };
+            moved.push((number, ChunkRow { place, ..*row }));
         }
         Ok(())
     })?;
@@ -116,7 +120,7 @@ fn single_rows(
         writer.place_chunk(number, row)?;
     }
     for number in instead.keys() {
-        writer.remove(Table::Packs, *number);
+        writer.remove(Table::Packs, number.0);
         rows.remove(number);
     }
     writer.commit()?;
@@ -124,7 +128,7 @@ fn single_rows(
 }
 
 /// Takes packs out of the table of condemned objects that have a row: they are needed, and a prune would delete them.
-fn named_is_not_condemned(writer: &mut CatalogWriter, rows: &BTreeMap<u64, PackRow>) -> Result<(), RepairError> {
+fn named_is_not_condemned(writer: &mut CatalogWriter, rows: &BTreeMap<PackNumber, PackRow>) -> Result<(), RepairError> {
     let named: BTreeSet<PackId> = rows.values().map(|row| row.id).collect();
     for (number, row) in condemned::read(writer.reader())? {
         if matches!(row.what, Condemned::Pack(id) if named.contains(&id)) {
@@ -134,17 +138,16 @@ fn named_is_not_condemned(writer: &mut CatalogWriter, rows: &BTreeMap<u64, PackR
     Ok(writer.commit()?)
 }
 
-fn unnamed_packs(replica: &LockedReplica, rows: &BTreeMap<u64, PackRow>) -> Result<u64, CatalogError> {
+fn unnamed_packs(replica: &LockedReplica, rows: &BTreeMap<PackNumber, PackRow>) -> Result<u64, CatalogError> {
     let condemned = condemned::packs(&replica.catalog()?)?.into_iter().map(|(id, _)| id);
     let named: BTreeSet<String> = rows.values().map(|row| row.id).chain(condemned).map(|id| id.key()).collect();
     let all = replica.backend().list(PACK_PREFIX)?;
     Ok(all.iter().filter(|(key, _)| !named.contains(key)).count() as u64)
 }
 
-fn pack_rows(catalog: &CatalogReader) -> Result<BTreeMap<u64, PackRow>, CatalogError> {
+fn pack_rows(catalog: &CatalogReader) -> Result<BTreeMap<PackNumber, PackRow>, CatalogError> {
     let mut rows = BTreeMap::new();
-    catalog.database()?.scan(Table::Packs, 0, |number, payload| {
-        let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+    catalog.for_each_pack(|number, row| {
         rows.insert(number, row);
         Ok(())
     })?;
@@ -154,11 +157,11 @@ fn pack_rows(catalog: &CatalogReader) -> Result<BTreeMap<u64, PackRow>, CatalogE
 /// Finds the packs that are missing, of the wrong length, or, when they are read, damaged inside.
 fn damaged_packs(
     replica: &LockedReplica,
-    rows: &BTreeMap<u64, PackRow>,
+    rows: &BTreeMap<PackNumber, PackRow>,
     options: RepairOptions,
     report: &mut RepairReport,
     progress: &PruneProgress,
-) -> Result<BTreeMap<u64, Found>, RepairError> {
+) -> Result<BTreeMap<PackNumber, Found>, RepairError> {
     let backend = replica.backend().as_ref();
     let sizes: HashMap<String, u64> = backend.list(PACK_PREFIX).map_err(CatalogError::from)?.into_iter().collect();
     let mut damaged = BTreeMap::new();
@@ -199,10 +202,10 @@ struct Salvage<'a> {
     /// Lost chunks whose hash is lost, too: nothing can be looked for.
     nameless: Vec<u64>,
     /// The pack that each of them was in.
-    owner: HashMap<u64, u64>,
+    owner: HashMap<u64, PackNumber>,
     /// Chunks saved and lost, by pack.
-    saved: BTreeMap<u64, u64>,
-    lost: BTreeMap<u64, u64>,
+    saved: BTreeMap<PackNumber, u64>,
+    lost: BTreeMap<PackNumber, u64>,
     repacker: Repacker,
 }
 
@@ -213,53 +216,48 @@ impl Salvage<'_> {
             return;
         }
         self.wanted.insert((row.prefix, row.plain_length), number);
-        self.owner.insert(number, row.pack);
+        if let ChunkPlace::At { pack, .. } = row.place {
+            self.owner.insert(number, pack);
+        }
     }
 
     /// Copies the chunks that damaged packs still have and notes the others, and those that were lost before.
     fn chunks(
         &mut self,
         catalog: &CatalogReader,
-        rows: &BTreeMap<u64, PackRow>,
-        damaged: &BTreeMap<u64, Found>,
+        rows: &BTreeMap<PackNumber, PackRow>,
+        damaged: &BTreeMap<PackNumber, Found>,
         progress: &PruneProgress,
     ) -> Result<(), RepairError> {
-        let mut by_pack: BTreeMap<u64, Vec<(u64, ChunkRow)>> = BTreeMap::new();
+        let mut by_pack: BTreeMap<PackNumber, Vec<(u32, u64, ChunkRow)>> = BTreeMap::new();
         let mut without_pack = Vec::new();
-        for_each_chunk(catalog, |number, row| {
-            if row.is_lost() {
+        catalog.for_each_chunk(|number, row| {
+            match row.place {
+                ChunkPlace::At { pack, offset, .. } if damaged.contains_key(&pack) => {
+                    by_pack.entry(pack).or_default().push((offset, number, *row));
+                }
+                ChunkPlace::At { pack, .. } if rows.contains_key(&pack) => {}
                 // Another pack may have it: one that was put back by hand, for example.
-                without_pack.push((number, *row));
-            } else if damaged.contains_key(&row.pack) {
-                by_pack.entry(row.pack).or_default().push((number, *row));
-            } else if !rows.contains_key(&row.pack) {
-                without_pack.push((number, *row));
+                _ => without_pack.push((number, *row)),
             }
             Ok(())
         })?;
         without_pack.iter().for_each(|(number, row)| self.want(*number, row));
         for (pack, mut chunks) in by_pack {
-            chunks.sort_unstable_by_key(|(_, row)| row.offset);
+            chunks.sort_unstable_by_key(|(offset, number, _)| (*offset, *number));
             let Some(found) = damaged.get(&pack) else { continue };
-            let is_intact = |row: &ChunkRow| {
-                found.walk.as_ref().is_some_and(|walk| {
-                    let at = walk.entries.binary_search_by_key(&row.offset, |entry| entry.offset);
-                    at.is_ok_and(|at| {
-                        let header = &walk.entries[at].header;
-                        header.dictionary.is_none()
-                            && (header.stored_length, header.plain_length) == (row.stored_length, row.plain_length)
-                            && header.hash.prefix() == row.prefix
-                    })
-                })
+            let intact = |offset: u32, row: &ChunkRow| {
+                let walk = found.walk.as_ref()?;
+                let at = walk.entries.binary_search_by_key(&offset, |entry| entry.offset).ok()?;
+                let header = &walk.entries[at].header;
+                (header.dictionary.is_none() && PackedChunk::new(0, offset, header).row(pack) == *row)
+                    .then(|| ChunkAddress { location: walk.entries[at].location(found.id), hash_prefix: row.prefix })
             };
             let mut good = Vec::new();
-            for (number, row) in &chunks {
-                if is_intact(row) {
-                    let (stored_length, plain_length) = (row.stored_length, row.plain_length);
-                    let location = Location { pack: found.id, offset: row.offset, stored_length, plain_length };
-                    good.push((*number, ChunkAddress { location, hash_prefix: row.prefix }));
-                } else {
-                    self.want(*number, row);
+            for (offset, number, row) in &chunks {
+                match intact(*offset, row) {
+                    Some(address) => good.push((*number, address)),
+                    None => self.want(*number, row),
                 }
             }
             let mut failed = BTreeSet::new();
@@ -276,7 +274,7 @@ impl Salvage<'_> {
                 },
             )?;
             *self.saved.entry(pack).or_default() += (good.len() - failed.len()) as u64;
-            for (number, row) in chunks.iter().filter(|(number, _)| failed.contains(number)) {
+            for (_, number, row) in chunks.iter().filter(|(_, number, _)| failed.contains(number)) {
                 self.want(*number, row);
             }
         }
@@ -289,7 +287,7 @@ impl Salvage<'_> {
     fn adopt(
         &mut self,
         writer: &mut CatalogWriter,
-        rows: &BTreeMap<u64, PackRow>,
+        rows: &BTreeMap<PackNumber, PackRow>,
         report: &mut RepairReport,
     ) -> Result<u64, RepairError> {
         let backend = self.replica.backend().as_ref();
@@ -329,13 +327,10 @@ impl Salvage<'_> {
                 continue;
             }
             let chunks = entries.iter().filter(|entry| entry.header.dictionary.is_none()).count() as u64;
-            let pack = writer.add_pack(PackRow { id, bytes, chunks, format });
+            let packed = |(number, entry): &(u64, &PackEntry)| PackedChunk::new(*number, entry.offset, &entry.header);
+            let packed: Vec<PackedChunk> = placed.iter().map(packed).collect();
+            writer.add_pack(PackRow { id, bytes, chunks, format }, &packed)?;
             for (number, entry) in placed {
-                let header = &entry.header;
-                let (stored_length, plain_length) = (header.stored_length, header.plain_length);
-                let prefix = header.hash.prefix();
-                let row = ChunkRow { pack, offset: entry.offset, stored_length, plain_length, prefix };
-                writer.place_chunk(number, row)?;
                 name(writer, number, entry)?;
                 found += 1;
                 if let Some(owner) = self.owner.get(&number) {

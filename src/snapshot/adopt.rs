@@ -7,9 +7,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::SnapshotError;
-use crate::catalog::chunk::{ChunkRow, PackRow};
+use crate::catalog::chunk::{PackRow, PackedChunk};
 use crate::catalog::condemned;
-use crate::catalog::database::Table;
 use crate::catalog::writer::CatalogWriter;
 use crate::replica::Replica;
 use crate::store::codec::{Codec, Dictionary};
@@ -20,9 +19,7 @@ use crate::store::{PackEntry, PackListing, list_pack, walk_pack};
 pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64, SnapshotError> {
     // A condemned pack is about to be deleted, also by whoever looked at the table before this run.
     let mut known: HashSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
-    writer.reader().database()?.scan(Table::Packs, 0, |number, payload| {
-        let row = PackRow::decode(payload?)
-            .map_err(|error| crate::catalog::CatalogError::damaged("pack row", number, error))?;
+    writer.reader().for_each_pack(|_, row| {
         known.insert(row.id);
         Ok(())
     })?;
@@ -50,24 +47,19 @@ pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64
             Ok(walk) if walk.damage.is_empty() => {}
             _ => continue,
         }
-        let mut rows = Vec::new();
+        let mut new = Vec::new();
         for PackEntry { offset, header } in entries.iter().filter(|entry| entry.header.dictionary.is_none()) {
             let (number, is_new) = writer.intern_chunk(&header.hash, header.plain_length)?;
             if is_new {
-                let (stored_length, plain_length) = (header.stored_length, header.plain_length);
-                let prefix = header.hash.prefix();
-                rows.push((number, ChunkRow { pack: 0, offset: *offset, stored_length, plain_length, prefix }));
+                new.push(PackedChunk::new(number, *offset, header));
             }
         }
-        if rows.is_empty() {
+        if new.is_empty() {
             continue;
         }
-        adopted += rows.len() as u64;
+        adopted += new.len() as u64;
         let chunks = entries.iter().filter(|entry| entry.header.dictionary.is_none()).count() as u64;
-        let pack = writer.add_pack(PackRow { id, bytes, chunks, format });
-        for (number, row) in rows {
-            writer.place_chunk(number, ChunkRow { pack, ..row })?;
-        }
+        writer.add_pack(PackRow { id, bytes, chunks, format }, &new)?;
     }
     Ok(adopted)
 }

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::SnapshotError;
-use crate::catalog::chunk::{ChunkRow, PackRow};
+use crate::catalog::chunk::{PackRow, PackedChunk};
 use crate::catalog::writer::CatalogWriter;
 use crate::model::ChunkHash;
 use crate::source::tree::ArrivedChunk;
@@ -83,7 +83,7 @@ enum ToPacker {
 }
 
 enum FromPutter {
-    Pack { id: PackId, bytes: u64, chunks: Vec<(u64, ChunkRow)> },
+    Pack { id: PackId, bytes: u64, chunks: Vec<PackedChunk> },
     Flushed,
     Failed(SnapshotError),
 }
@@ -156,7 +156,7 @@ impl Ingest {
         threads.push(spawn("put".to_owned(), Box::new(move || putter.run(&packs)))?);
         threads.push(spawn(
             "pack".to_owned(),
-            Box::new(move || Packer { builder: None, epoch, rows: Vec::new(), puts }.run(&stored)),
+            Box::new(move || Packer { builder: None, epoch, chunks: Vec::new(), puts }.run(&stored)),
         )?);
         Ok(Ingest {
             options,
@@ -329,11 +329,8 @@ impl Ingest {
             };
             match report {
                 FromPutter::Pack { id, bytes, chunks } => {
-                    let pack =
-                        writer.add_pack(PackRow { id, bytes, chunks: chunks.len() as u64, format: PackFormat::V2 });
-                    for (number, row) in chunks {
-                        writer.place_chunk(number, ChunkRow { pack, ..row })?;
-                    }
+                    let count = chunks.len() as u64;
+                    writer.add_pack(PackRow { id, bytes, chunks: count, format: PackFormat::V2 }, &chunks)?;
                 }
                 FromPutter::Flushed => return Ok(()),
                 FromPutter::Failed(error) => return Err(error),
@@ -469,12 +466,12 @@ struct Packer {
     /// The pack being filled; none before its first entry, since its id is taken then.
     builder: Option<PackBuilder>,
     epoch: u32,
-    rows: Vec<(u64, ChunkRow)>,
+    chunks: Vec<PackedChunk>,
     puts: Sender<ToPutter>,
 }
 
 enum ToPutter {
-    Pack(FinishedPack, Vec<(u64, ChunkRow)>),
+    Pack(FinishedPack, Vec<PackedChunk>),
     Flush,
     Failed(SnapshotError),
 }
@@ -519,14 +516,13 @@ impl Packer {
     fn push(&mut self, chunk: &StoredChunk) -> Result<Result<(), PutterGone>, SnapshotError> {
         let StoredChunk { number, hash, plain_length, codec, stored } = chunk;
         let offset = self.builder()?.push(*hash, *plain_length, *codec, stored)?;
-        let row = ChunkRow {
-            pack: 0,
+        self.chunks.push(PackedChunk {
+            number: *number,
             offset,
             stored_length: stored.len() as u32,
             plain_length: *plain_length,
             prefix: hash.prefix(),
-        };
-        self.rows.push((*number, row));
+        });
         let is_full = self.builder.as_ref().is_some_and(PackBuilder::is_full);
         Ok(if is_full { self.finish_pack() } else { Ok(()) })
     }
@@ -541,7 +537,7 @@ impl Packer {
     fn finish_pack(&mut self) -> Result<(), PutterGone> {
         let Some(builder) = self.builder.take() else { return Ok(()) };
         let pack = builder.finish();
-        self.puts.send(ToPutter::Pack(pack, std::mem::take(&mut self.rows))).map_err(|_| PutterGone)
+        self.puts.send(ToPutter::Pack(pack, std::mem::take(&mut self.chunks))).map_err(|_| PutterGone)
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, check};
+use zmreplica::ids::PackNumber;
 use zmreplica::replica::{Replica, init};
 use zmreplica::store::LocalBackend;
 use zmreplica::store::backend::{Backend, BackendError};
@@ -119,7 +120,7 @@ fn a_loss_beside_a_prune_is_damage() {
     let newest = LocalBackend::open(&base).unwrap().list("packs/").unwrap();
     let rows = open(&base).catalog().unwrap();
     // The newest night's pack: the prune keeps it, or moves its chunks.
-    let needed = rows.pack(newest.len() as u64 - 1).unwrap().id.key();
+    let needed = rows.pack(PackNumber(newest.len() as u64 - 1)).unwrap().id.key();
     drop(rows);
     fs::remove_file(base.join(&needed)).unwrap();
     let replica = Replica::open(&base).unwrap();

@@ -244,7 +244,7 @@ fn a_pack_that_another_row_names_is_not_deleted() {
         catalog.database().unwrap().scan(Table::Packs, 0, scan).unwrap();
         // A second row that holds nothing in use, and, as a repair may bring it about, a pack that is condemned and in use.
         for row in packs.clone() {
-            writer.add_pack(row);
+            writer.add_pack(row, &[]).unwrap();
             writer.condemn(Condemned::Pack(row.id), row.bytes, Timestamp::now()).unwrap();
         }
         writer.commit().unwrap();

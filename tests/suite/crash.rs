@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zmreplica::catalog::chunk::{ChunkRow, PackRow};
+use zmreplica::catalog::chunk::{PackRow, PackedChunk};
 use zmreplica::catalog::database::{CatalogDatabase, Table};
 use zmreplica::catalog::group::{Content, LinkGroup, Segment};
 use zmreplica::catalog::reader::CatalogReader;
@@ -226,10 +226,9 @@ fn commit_one(database: &Arc<CatalogDatabase>, backend: &Arc<MemoryBackend>, see
     let pack = builder.finish();
     backend.put(&pack.id.key(), &[&pack.bytes]).map_err(|error| error.to_string())?;
     backend.sync().map_err(|error| error.to_string())?;
-    let pack =
-        writer.add_pack(PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks: 1, format: PackFormat::V2 });
-    let row = ChunkRow { pack, offset, stored_length: 100, plain_length: 100, prefix: hash.prefix() };
-    writer.place_chunk(number, row).map_err(|error| error.to_string())?;
+    let row = PackRow { id: pack.id, bytes: pack.bytes.len() as u64, chunks: 1, format: PackFormat::V2 };
+    let chunk = PackedChunk { number, offset, stored_length: 100, plain_length: 100, prefix: hash.prefix() };
+    writer.add_pack(row, &[chunk]).map_err(|error| error.to_string())?;
     writer
         .add_group(LinkGroup {
             attributes: Attributes {

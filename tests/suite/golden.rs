@@ -1,19 +1,23 @@
 //! Pins the bytes of the catalogue's encodings. A failure here means that stores made before could no longer be read:
 //! change the format version, not these figures. Packs and cut points are pinned beside their code.
 
-use zmreplica::catalog::chunk::{self, ChunkRow, PackRow};
+use zmreplica::catalog::chunk::{self, ChunkPlace, ChunkRow, PackRow};
 use zmreplica::catalog::condemned::{Condemned, CondemnedRow};
 use zmreplica::catalog::directory::{self, Body, Directory, DirectoryAttributes, Entry, IndexPage, Node};
 use zmreplica::catalog::group::{self, Content, ContentPage, LinkGroup, Segment};
 use zmreplica::catalog::object::{self, ObjectEncoder, ObjectKind};
 use zmreplica::catalog::snapshot::to_hex;
 use zmreplica::catalog::{commit, links};
+use zmreplica::ids::PackNumber;
 use zmreplica::model::{Attributes, Kind, Timestamp, Xattr};
 use zmreplica::store::pack::{PackFormat, PackId};
 
 #[test]
 fn chunk_and_pack_rows() {
-    let row = |pack, offset| ChunkRow { pack, offset, stored_length: 300, plain_length: 1000, prefix: *b"abcdefgh" };
+    let row = |pack, offset| {
+        let place = ChunkPlace::At { pack: PackNumber(pack), offset, stored_length: 300 };
+        ChunkRow { place, plain_length: 1000, prefix: *b"abcdefgh" }
+    };
     let page = chunk::encode_page(&[Some(row(7, 16)), Some(row(7, 16 + 44 + 300)), None]);
     assert_eq!(to_hex(&page), "03020710ac02e807616263646566676801ac02e807616263646566676800");
     let pack = |format| PackRow { id: PackId([0x11; 16]), bytes: 40_000, chunks: 9, format };

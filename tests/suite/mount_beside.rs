@@ -14,7 +14,7 @@ use crate::support::mounted::{
 };
 use crate::support::odd::{noise, odd_tree, partition, paths, set_time};
 use rustix::process::Signal;
-use zmreplica::catalog::chunk::{ChunkRow, PackRow};
+use zmreplica::catalog::chunk::{PackRow, PackedChunk};
 use zmreplica::mount::{Owners, SnapshotsTree};
 use zmreplica::replica::{LockedReplica, Replica};
 use zmreplica::store::pack::{ENTRY_HEADER_BYTES, EntryHeader, PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
@@ -120,7 +120,7 @@ fn rewrite_packs(store: &Path) -> usize {
         let header = EntryHeader::decode(head.try_into().unwrap()).unwrap();
         let offset = builder.push(header.hash, header.plain_length, header.codec, stored).unwrap();
         old.push(location.pack);
-        moved.push((number, offset, location, address.hash_prefix));
+        moved.push(PackedChunk::new(number, offset, &header));
     }
     old.sort_unstable();
     old.dedup();
@@ -128,17 +128,7 @@ fn rewrite_packs(store: &Path) -> usize {
     replica.backend().put(&pack.id.key(), &[&pack.bytes]).unwrap();
     replica.backend().sync().unwrap();
     let (bytes, chunks) = (pack.bytes.len() as u64, moved.len() as u64);
-    let pack_number = writer.add_pack(PackRow { id: pack.id, bytes, chunks, format: PackFormat::V2 });
-    for (number, offset, location, prefix) in moved {
-        let row = ChunkRow {
-            pack: pack_number,
-            offset,
-            stored_length: location.stored_length,
-            plain_length: location.plain_length,
-            prefix,
-        };
-        writer.place_chunk(number, row).unwrap();
-    }
+    writer.add_pack(PackRow { id: pack.id, bytes, chunks, format: PackFormat::V2 }, &moved).unwrap();
     writer.commit().unwrap();
     for id in old.iter().filter(|id| **id != pack.id) {
         replica.backend().delete(&PackId::key(id)).unwrap();

@@ -221,7 +221,7 @@ fn a_second_row_of_a_pack_is_healed_by_repair() {
     let (store, copies) = make_store(place.path());
     let replica = open(&store);
     let mut writer = replica.writer().unwrap();
-    writer.add_pack(row_of_dictionaries(&replica).unwrap());
+    writer.add_pack(row_of_dictionaries(&replica).unwrap(), &[]).unwrap();
     writer.commit().unwrap();
     drop((writer, replica));
     let report = checked(&Replica::open(&store).unwrap());

@@ -1,0 +1,37 @@
+//! The numbers of rows, each kind a type of its own, so that one cannot be taken for another.
+//!
+//! On disk and in messages they are varints. [`NUMBER_LIMIT`] bounds every number that is decoded; the key of a row is taken as it is, for the row's
+//! check value covers it.
+
+use std::fmt;
+
+use crate::coding::{DecodeError, NUMBER_LIMIT};
+
+macro_rules! numbers {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// Returns what a decoded number names.
+            ///
+            /// # Errors
+            /// When no store can have it: it is [`NUMBER_LIMIT`] or above.
+            pub fn decoded(number: u64) -> Result<$name, DecodeError> {
+                if number < NUMBER_LIMIT { Ok($name(number)) } else { Err(DecodeError("a number is out of range")) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
+}
+
+numbers! {
+    /// The number of a pack's row.
+    PackNumber;
+}
