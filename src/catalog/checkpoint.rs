@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 
 use super::CatalogError;
 use super::commit::{self, CommitId};
-use super::database::{Change, DatabaseReader, NUMBERED, Table};
+use super::database::{Change, DatabaseReader, Index, Table};
 use super::replay::{RowHashes, TableHashes, payload_hash};
 use super::writer::{last_commit, read_whole};
 use crate::coding::{DecodeError, Decoder, put_varint};
@@ -283,10 +283,10 @@ pub fn write(
     }
     backend.sync()?;
     let mut writer = PartWriter { backend, number, commit, body: Vec::new(), parts: Vec::new(), bytes: 0 };
-    for table in NUMBERED.into_iter().filter(|table| *table != Table::Commits) {
+    for table in Table::ALL.into_iter().filter(|table| *table != Table::Commits) {
         write_table(&mut writer, database, table, expected.map(|expected| expected.of_table(table)))?;
     }
-    for index in [Table::ChunkIndex, Table::ObjectIndex] {
+    for index in Index::ALL {
         database.scan_index(index, |hash, number| {
             commit::put_index(&mut writer.body, index, hash, number);
             writer.flush_if(PART_BYTES)

@@ -25,7 +25,7 @@
 use std::io::BufReader;
 
 use super::CatalogError;
-use super::database::{Change, Table};
+use super::database::{Change, Index, Table};
 use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, expansion_limit, put_bytes, put_varint};
 
 /// The first bytes of every commit file.
@@ -109,9 +109,9 @@ pub fn encode(number: u64, previous: &CommitId, changes: &[Change]) -> Result<(V
                 body.push((*table as u8) << 1 | 1);
                 put_varint(&mut body, *key);
             }
-            Change::PutIndex(table, hash, number) => put_index(&mut body, *table, hash, *number),
-            Change::DeleteIndex(table, hash) => {
-                body.push((*table as u8) << 1 | 1);
+            Change::PutIndex(index, hash, number) => put_index(&mut body, *index, hash, *number),
+            Change::DeleteIndex(index, hash) => {
+                body.push((*index as u8) << 1 | 1);
                 body.extend_from_slice(hash);
             }
         }
@@ -127,8 +127,8 @@ pub(super) fn put_row(body: &mut Vec<u8>, table: Table, key: u64, payload: &[u8]
 }
 
 /// Appends a change that writes an entry of an index.
-pub(super) fn put_index(body: &mut Vec<u8>, table: Table, hash: &[u8; 32], number: u64) {
-    body.push((table as u8) << 1);
+pub(super) fn put_index(body: &mut Vec<u8>, index: Index, hash: &[u8; 32], number: u64) {
+    body.push((index as u8) << 1);
     body.extend_from_slice(hash);
     put_varint(body, number);
 }
@@ -261,21 +261,27 @@ fn decode_batch(decoder: &mut impl Source, unknown: &mut Option<u8>) -> Result<V
     let (mut changes, mut bytes) = (Vec::new(), 0);
     while decoder.left() > 0 && bytes < BATCH_BYTES {
         let tag = decoder.byte()?;
-        let Some(table) = Table::from_number(tag >> 1) else {
-            *unknown = Some(tag >> 1);
-            return Err(DecodeError("an unknown table"));
-        };
+        let (number, is_deletion) = (tag >> 1, tag & 1 == 1);
         bytes += CHANGE_BYTES;
-        changes.push(match (table.is_index(), tag & 1 == 1) {
-            (false, false) => {
-                let key = Decoder::number(decoder.varint()?)?;
+        changes.push(if let Some(table) = Table::from_number(number) {
+            let key = Decoder::number(decoder.varint()?)?;
+            if is_deletion {
+                Change::Delete(table, key)
+            } else {
                 let payload = decoder.boxed_bytes()?.into_vec();
                 bytes += payload.len();
                 Change::Put(table, key, payload)
             }
-            (false, true) => Change::Delete(table, Decoder::number(decoder.varint()?)?),
-            (true, false) => Change::PutIndex(table, hash(decoder)?, Decoder::number(decoder.varint()?)?),
-            (true, true) => Change::DeleteIndex(table, hash(decoder)?),
+        } else if let Some(index) = Index::from_number(number) {
+            let hash = hash(decoder)?;
+            if is_deletion {
+                Change::DeleteIndex(index, hash)
+            } else {
+                Change::PutIndex(index, hash, Decoder::number(decoder.varint()?)?)
+            }
+        } else {
+            *unknown = Some(number);
+            return Err(DecodeError("an unknown table"));
         });
     }
     Ok(changes)
@@ -296,9 +302,9 @@ mod tests {
     fn sample() -> Vec<Change> {
         vec![
             Change::Put(Table::Objects, 300, vec![1, 2, 3]),
-            Change::PutIndex(Table::ChunkIndex, [7; 32], 9),
+            Change::PutIndex(Index::Chunks, [7; 32], 9),
             Change::Delete(Table::Snapshots, 1),
-            Change::DeleteIndex(Table::ObjectIndex, [8; 32]),
+            Change::DeleteIndex(Index::Objects, [8; 32]),
         ]
     }
 
@@ -361,7 +367,7 @@ mod tests {
             put_row(&mut body, Table::Objects, number, b"row");
             assert!(decode(&key(5), &bomb(&body)).is_err());
             let mut body = Vec::new();
-            put_index(&mut body, Table::ChunkIndex, &[7; 32], number);
+            put_index(&mut body, Index::Chunks, &[7; 32], number);
             assert!(decode(&key(5), &bomb(&body)).is_err());
         }
     }

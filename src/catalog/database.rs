@@ -16,22 +16,18 @@ pub use super::database_reader::DatabaseReader;
 use super::guarded::guarded;
 use super::overlay::Overlay;
 
-/// A table of the catalogue. The numbers are part of the format: commit files name tables by them.
+/// A table of rows, by number. The tables' numbers are part of the format: commit files name tables by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Table {
     /// Counters and sources; key is one of [`meta`](crate::catalog::writer).
     Meta = 0,
-    /// Chunk hash to chunk number.
-    ChunkIndex = 1,
     /// Chunk rows, 256 to a page; key is the chunk number divided by 256.
     Chunks = 2,
     /// Pack number to pack row.
     Packs = 3,
     /// Link groups, 256 to a page; key is the group number divided by 256.
     Groups = 4,
-    /// Object hash to object number.
-    ObjectIndex = 5,
     /// Object number to object.
     Objects = 6,
     /// Snapshot number to snapshot record.
@@ -46,38 +42,59 @@ pub enum Table {
     Condemned = 11,
 }
 
-/// The tables whose keys are numbers.
-pub const NUMBERED: [Table; 10] = [
-    Table::Meta,
-    Table::Chunks,
-    Table::Packs,
-    Table::Groups,
-    Table::Objects,
-    Table::Snapshots,
-    Table::Commits,
-    Table::Dictionaries,
-    Table::Marks,
-    Table::Condemned,
-];
+/// A table of hashes, each of which names the number of a row. Its number is one of the same series as those of [`Table`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Index {
+    /// Chunk hash to chunk number.
+    Chunks = 1,
+    /// Object hash to object number.
+    Objects = 5,
+}
+
+impl Index {
+    /// Both of them.
+    pub const ALL: [Index; 2] = [Index::Chunks, Index::Objects];
+
+    /// Returns the index for its number in a commit file.
+    pub fn from_number(number: u8) -> Option<Index> {
+        Index::ALL.into_iter().find(|index| *index as u8 == number)
+    }
+
+    /// Returns the word for one entry in messages.
+    pub fn entry_name(self) -> &'static str {
+        match self {
+            Index::Chunks => "chunk index entry",
+            Index::Objects => "object index entry",
+        }
+    }
+
+    pub(super) fn definition(self) -> TableDefinition<'static, &'static [u8; 32], u64> {
+        TableDefinition::new(match self {
+            Index::Chunks => "chunk_index",
+            Index::Objects => "object_index",
+        })
+    }
+}
 
 impl Table {
+    /// All of them.
+    pub const ALL: [Table; 10] = [
+        Table::Meta,
+        Table::Chunks,
+        Table::Packs,
+        Table::Groups,
+        Table::Objects,
+        Table::Snapshots,
+        Table::Commits,
+        Table::Dictionaries,
+        Table::Marks,
+        Table::Condemned,
+    ];
+
     /// Returns the table for its number in a commit file.
     pub fn from_number(number: u8) -> Option<Table> {
-        Some(match number {
-            0 => Table::Meta,
-            1 => Table::ChunkIndex,
-            2 => Table::Chunks,
-            3 => Table::Packs,
-            4 => Table::Groups,
-            5 => Table::ObjectIndex,
-            6 => Table::Objects,
-            7 => Table::Snapshots,
-            8 => Table::Commits,
-            9 => Table::Dictionaries,
-            10 => Table::Marks,
-            11 => Table::Condemned,
-            _ => return None,
-        })
+        Table::ALL.into_iter().find(|table| *table as u8 == number)
     }
 
     /// Returns whether catalogues of earlier versions lack the table.
@@ -85,20 +102,13 @@ impl Table {
         matches!(self, Table::Marks | Table::Condemned)
     }
 
-    /// Returns whether the table's keys are hashes.
-    pub fn is_index(self) -> bool {
-        matches!(self, Table::ChunkIndex | Table::ObjectIndex)
-    }
-
     /// Returns the word for one row of the table in messages.
     pub fn row_name(self) -> &'static str {
         match self {
             Table::Meta => "meta row",
-            Table::ChunkIndex => "chunk index entry",
             Table::Chunks => "page of chunk rows",
             Table::Packs => "pack row",
             Table::Groups => "page of link groups",
-            Table::ObjectIndex => "object index entry",
             Table::Objects => "object",
             Table::Snapshots => "snapshot record",
             Table::Commits => "commit row",
@@ -108,7 +118,7 @@ impl Table {
         }
     }
 
-    pub(super) fn numbered(self) -> TableDefinition<'static, u64, &'static [u8]> {
+    pub(super) fn definition(self) -> TableDefinition<'static, u64, &'static [u8]> {
         TableDefinition::new(match self {
             Table::Meta => "meta",
             Table::Chunks => "chunks",
@@ -120,14 +130,6 @@ impl Table {
             Table::Dictionaries => "dictionaries",
             Table::Marks => "marks",
             Table::Condemned => "condemned",
-            Table::ChunkIndex | Table::ObjectIndex => "unused",
-        })
-    }
-
-    pub(super) fn index(self) -> TableDefinition<'static, &'static [u8; 32], u64> {
-        TableDefinition::new(match self {
-            Table::ObjectIndex => "object_index",
-            _ => "chunk_index",
         })
     }
 }
@@ -140,9 +142,9 @@ pub enum Change {
     /// Removes the row of that number.
     Delete(Table, u64),
     /// Lets the hash name the number.
-    PutIndex(Table, [u8; 32], u64),
+    PutIndex(Index, [u8; 32], u64),
     /// Forgets the hash.
-    DeleteIndex(Table, [u8; 32]),
+    DeleteIndex(Index, [u8; 32]),
 }
 
 /// Bytes of check value behind each payload.
@@ -242,15 +244,16 @@ impl CatalogDatabase {
             }
             let database = Self::builder().create(path).map_err(|error| Self::open_error(path, error))?;
             let transaction = database.begin_write()?;
-            let complete = transaction.list_tables()?.count() == NUMBERED.len() + 2;
+            let complete = transaction.list_tables()?.count() == Table::ALL.len() + Index::ALL.len();
             if complete {
                 transaction.abort()?;
             } else {
-                for table in NUMBERED {
-                    transaction.open_table(table.numbered())?;
+                for table in Table::ALL {
+                    transaction.open_table(table.definition())?;
                 }
-                transaction.open_table(Table::ChunkIndex.index())?;
-                transaction.open_table(Table::ObjectIndex.index())?;
+                for index in Index::ALL {
+                    transaction.open_table(index.definition())?;
+                }
                 transaction.commit()?;
             }
             Ok(CatalogDatabase { handle: Handle::Writer(database), path: path.to_owned() })
@@ -311,13 +314,13 @@ impl CatalogDatabase {
             // The second commit sees to the pages that the first one has freed.
             for _ in 0..2 {
                 let transaction = database.begin_write()?;
-                for table in NUMBERED {
-                    let mut open = transaction.open_table(table.numbered())?;
+                for table in Table::ALL {
+                    let mut open = transaction.open_table(table.definition())?;
                     open.insert(NUMBER, [0; CHECK_BYTES].as_slice())?;
                     open.remove(NUMBER)?;
                 }
-                for table in [Table::ChunkIndex, Table::ObjectIndex] {
-                    let mut open = transaction.open_table(table.index())?;
+                for index in Index::ALL {
+                    let mut open = transaction.open_table(index.definition())?;
                     open.insert(&HASH, NUMBER)?;
                     open.remove(&HASH)?;
                 }
@@ -427,13 +430,13 @@ impl CatalogDatabase {
 
 /// Applies changes in order of the tables, and of each table's in the order in which they come.
 fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<(), CatalogError> {
-    for table in NUMBERED {
+    for table in Table::ALL {
         let mut open = None;
         for change in changes {
             match change {
                 Change::Put(into, key, payload) if *into == table => {
                     if open.is_none() {
-                        open = Some(transaction.open_table(table.numbered())?);
+                        open = Some(transaction.open_table(table.definition())?);
                     }
                     let mut sealed = Vec::with_capacity(payload.len() + CHECK_BYTES);
                     sealed.extend_from_slice(payload);
@@ -444,7 +447,7 @@ fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<
                 }
                 Change::Delete(from, key) if *from == table => {
                     if open.is_none() {
-                        open = Some(transaction.open_table(table.numbered())?);
+                        open = Some(transaction.open_table(table.definition())?);
                     }
                     if let Some(open) = &mut open {
                         open.remove(key)?;
@@ -454,12 +457,12 @@ fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<
             }
         }
     }
-    for table in [Table::ChunkIndex, Table::ObjectIndex] {
+    for index in Index::ALL {
         let mut puts: Vec<(&[u8; 32], Option<u64>)> = changes
             .iter()
             .filter_map(|change| match change {
-                Change::PutIndex(into, hash, number) if *into == table => Some((hash, Some(*number))),
-                Change::DeleteIndex(from, hash) if *from == table => Some((hash, None)),
+                Change::PutIndex(into, hash, number) if *into == index => Some((hash, Some(*number))),
+                Change::DeleteIndex(from, hash) if *from == index => Some((hash, None)),
                 _ => None,
             })
             .collect();
@@ -468,7 +471,7 @@ fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<
         }
         // Stable, so a delete and a put of one hash keep their order; sorted inserts are several times faster.
         puts.sort_by_key(|(hash, _)| *hash);
-        let mut open = transaction.open_table(table.index())?;
+        let mut open = transaction.open_table(index.definition())?;
         for (hash, number) in puts {
             match number {
                 Some(number) => open.insert(hash, number)?,

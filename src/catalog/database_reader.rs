@@ -3,16 +3,16 @@
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata};
 
 use super::CatalogError;
-use super::database::{NUMBERED, Table, unseal};
+use super::database::{Index, Table, unseal};
 use super::guarded::guarded;
 
 type Numbered = ReadOnlyTable<u64, &'static [u8]>;
-type Index = ReadOnlyTable<&'static [u8; 32], u64>;
+type Hashed = ReadOnlyTable<&'static [u8; 32], u64>;
 
 struct Tables {
     numbered: Vec<(Table, Numbered)>,
-    chunk_index: Index,
-    object_index: Index,
+    chunk_index: Hashed,
+    object_index: Hashed,
 }
 
 /// A read transaction over all tables.
@@ -35,16 +35,16 @@ impl Drop for DatabaseReader {
 impl DatabaseReader {
     pub(super) fn open(transaction: ReadTransaction) -> Result<DatabaseReader, CatalogError> {
         guarded(|| {
-            let mut numbered = Vec::with_capacity(NUMBERED.len());
-            for table in NUMBERED {
-                match transaction.open_table(table.numbered()) {
+            let mut numbered = Vec::with_capacity(Table::ALL.len());
+            for table in Table::ALL {
+                match transaction.open_table(table.definition()) {
                     // A catalogue from before there was such a table gets it with its first row.
                     Err(redb::TableError::TableDoesNotExist(_)) if table.may_be_absent() => {}
                     opened => numbered.push((table, opened?)),
                 }
             }
-            let chunk_index = transaction.open_table(Table::ChunkIndex.index())?;
-            let object_index = transaction.open_table(Table::ObjectIndex.index())?;
+            let chunk_index = transaction.open_table(Index::Chunks.definition())?;
+            let object_index = transaction.open_table(Index::Objects.definition())?;
             Ok(DatabaseReader { tables: Some(Tables { numbered, chunk_index, object_index }) })
         })
     }
@@ -59,9 +59,12 @@ impl DatabaseReader {
         }
     }
 
-    fn index(&self, table: Table) -> Result<&Index, CatalogError> {
-        let tables = self.tables.as_ref().ok_or(CatalogError::Missing { what: "table", number: table as u64 })?;
-        Ok(if table == Table::ObjectIndex { &tables.object_index } else { &tables.chunk_index })
+    fn index(&self, index: Index) -> Result<&Hashed, CatalogError> {
+        let tables = self.tables.as_ref().ok_or(CatalogError::Missing { what: "table", number: index as u64 })?;
+        Ok(match index {
+            Index::Chunks => &tables.chunk_index,
+            Index::Objects => &tables.object_index,
+        })
     }
 
     /// Reads the payload of a row and hands it to `use_payload`, or returns `None` when there is no such row.
@@ -84,8 +87,8 @@ impl DatabaseReader {
     ///
     /// # Errors
     /// Fails when redb fails.
-    pub fn find(&self, table: Table, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
-        let index = self.index(table)?;
+    pub fn find(&self, index: Index, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
+        let index = self.index(index)?;
         guarded(|| Ok(index.get(hash)?.map(|guard| guard.value())))
     }
 
@@ -101,7 +104,7 @@ impl DatabaseReader {
     ) -> Result<(), CatalogError> {
         let Some(open) = self.table(table)? else { return Ok(()) };
         let mut rows = guarded(|| Ok(open.range(first..)?))?;
-        let mut order = Order::new(table);
+        let mut order = Order::new(table.row_name());
         while let Some((number, value)) = guarded(|| Ok(rows.next().transpose()?.map(|(key, row)| (key.value(), row))))?
         {
             order.next(number, number)?;
@@ -122,7 +125,7 @@ impl DatabaseReader {
     ) -> Result<(), CatalogError> {
         let Some(open) = self.table(table)? else { return Ok(()) };
         let mut rows = guarded(|| Ok(open.iter()?))?;
-        let mut order = Order::new(table);
+        let mut order = Order::new(table.row_name());
         while let Some(number) = guarded(|| Ok(rows.next().transpose()?.map(|(key, _)| key.value())))? {
             order.next(number, number)?;
             visit(number)?;
@@ -134,8 +137,8 @@ impl DatabaseReader {
     ///
     /// # Errors
     /// Fails when redb fails.
-    pub fn hash_of(&self, table: Table, prefix: [u8; 8], number: u64) -> Result<Option<[u8; 32]>, CatalogError> {
-        let index = self.index(table)?;
+    pub fn hash_of(&self, index: Index, prefix: [u8; 8], number: u64) -> Result<Option<[u8; 32]>, CatalogError> {
+        let index = self.index(index)?;
         let (mut first, mut last) = ([0; 32], [0xff; 32]);
         first[..8].copy_from_slice(&prefix);
         last[..8].copy_from_slice(&prefix);
@@ -156,12 +159,12 @@ impl DatabaseReader {
     /// Fails when redb fails or `visit` fails.
     pub fn scan_index(
         &self,
-        table: Table,
+        index: Index,
         mut visit: impl FnMut(&[u8; 32], u64) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
-        let index = self.index(table)?;
+        let mut order = Order::new(index.entry_name());
+        let index = self.index(index)?;
         let mut rows = guarded(|| Ok(index.iter()?))?;
-        let mut order = Order::new(table);
         while let Some((hash, number)) =
             guarded(|| Ok(rows.next().transpose()?.map(|(key, value)| (*key.value(), value.value()))))?
         {
@@ -174,20 +177,21 @@ impl DatabaseReader {
 
 /// Sees to it that a scan ends and meets every row: a damaged page can make redb go in circles, or pass over what it held.
 struct Order<K> {
-    table: Table,
+    /// The word for a row in messages.
+    what: &'static str,
     last: Option<K>,
     rows: u64,
 }
 
 impl<K: PartialOrd> Order<K> {
-    fn new(table: Table) -> Order<K> {
-        Order { table, last: None, rows: 0 }
+    fn new(what: &'static str) -> Order<K> {
+        Order { what, last: None, rows: 0 }
     }
 
     fn next(&mut self, key: K, number: u64) -> Result<(), CatalogError> {
         if self.last.as_ref().is_some_and(|last| key <= *last) {
             let reason = "its rows are not in order".to_owned();
-            return Err(CatalogError::Damaged { what: self.table.row_name(), number, reason });
+            return Err(CatalogError::Damaged { what: self.what, number, reason });
         }
         self.last = Some(key);
         self.rows += 1;
@@ -200,6 +204,6 @@ impl<K: PartialOrd> Order<K> {
             return Ok(());
         }
         let reason = format!("its table has {rows} rows, and {} can be read", self.rows);
-        Err(CatalogError::Damaged { what: self.table.row_name(), number: self.rows, reason })
+        Err(CatalogError::Damaged { what: self.what, number: self.rows, reason })
     }
 }

@@ -10,7 +10,7 @@ use quick_cache::sync::Cache;
 
 use super::CatalogError;
 use super::chunk::{self, ChunkPage, ChunkPlace, ChunkRow, PAGE_ROWS, PackRow};
-use super::database::{CatalogDatabase, DatabaseReader, Table};
+use super::database::{CatalogDatabase, DatabaseReader, Index, Table};
 use super::directory::{self, Entry, IndexPage};
 use super::following::{Following, Rows};
 pub use super::following::{OpenDatabase, RowSource};
@@ -224,7 +224,7 @@ impl CatalogReader {
     /// # Errors
     /// Fails when redb fails or the row is damaged.
     pub fn find_chunk_row(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<(u64, ChunkRow)>, CatalogError> {
-        let Some(number) = self.rows.get()?.find(Table::ChunkIndex, &hash.0)? else {
+        let Some(number) = self.rows.get()?.find(Index::Chunks, &hash.0)? else {
             return Ok(None);
         };
         match self.chunk(number) {
@@ -317,7 +317,7 @@ impl CatalogReader {
     /// # Errors
     /// Fails when redb fails.
     pub fn find_object(&self, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
-        let Some(number) = self.rows.get()?.find(Table::ObjectIndex, hash)? else {
+        let Some(number) = self.rows.get()?.find(Index::Objects, hash)? else {
             return Ok(None);
         };
         let confirmed = self.rows.payload(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;

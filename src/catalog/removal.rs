@@ -5,7 +5,7 @@
 
 use super::CatalogError;
 use super::chunk::{self, ChunkRow};
-use super::database::{Change, Table};
+use super::database::{Change, Index, Table};
 use super::group;
 use super::writer::{COUNTERS, CatalogWriter};
 
@@ -25,13 +25,13 @@ impl CatalogWriter {
     }
 
     /// Removes an entry of an index.
-    pub fn forget_hash(&mut self, index: Table, hash: [u8; 32]) {
+    pub fn forget_hash(&mut self, index: Index, hash: [u8; 32]) {
         self.pending_bytes += INDEX_CHANGE_BYTES;
         self.changes.push(Change::DeleteIndex(index, hash));
     }
 
     /// Lets an index name a number by a hash.
-    pub fn name_hash(&mut self, index: Table, hash: [u8; 32], number: u64) {
+    pub fn name_hash(&mut self, index: Index, hash: [u8; 32], number: u64) {
         self.pending_bytes += INDEX_CHANGE_BYTES;
         self.changes.push(Change::PutIndex(index, hash, number));
     }

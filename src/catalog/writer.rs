@@ -15,7 +15,7 @@ use super::checkpoint;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow, PackedChunk};
 use super::commit::{self, CommitFile, CommitId};
 use super::condemned::{self, Condemned, CondemnedRow};
-use super::database::{CatalogDatabase, Change, DatabaseReader, Table};
+use super::database::{CatalogDatabase, Change, DatabaseReader, Index, Table};
 use super::group::{self, LinkGroup, PAGE_HELD_BYTES};
 use super::marks::{Hold, SnapshotMarks};
 use super::object::{self, ObjectEncoder, ObjectKind};
@@ -443,7 +443,7 @@ impl CatalogWriter {
         self.counters.object += 1;
         let stored = self.encoder.encode(kind, &hash, plain);
         self.put(Table::Objects, number, stored);
-        self.changes.push(Change::PutIndex(Table::ObjectIndex, hash, number));
+        self.changes.push(Change::PutIndex(Index::Objects, hash, number));
         self.objects.insert(hash, number);
         self.pending_bytes += 160;
         Ok(number)
@@ -537,7 +537,7 @@ impl CatalogWriter {
         let mut chunks: Vec<(ChunkHash, u64)> = self.chunks.drain().map(|(hash, (number, _))| (hash, number)).collect();
         chunks.sort_unstable_by_key(|(_, number)| *number);
         for (hash, number) in chunks {
-            self.changes.push(Change::PutIndex(Table::ChunkIndex, hash.0, number));
+            self.changes.push(Change::PutIndex(Index::Chunks, hash.0, number));
         }
         if self.changes.is_empty() {
             return Ok(());

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use crate::catalog::database::Table;
+use crate::catalog::database::{Index, Table};
 use crate::ids::PackNumber;
 use crate::view::display_path;
 
@@ -71,6 +71,8 @@ pub(super) enum Key {
     Missing(Table, u64),
     /// A table that is not as it should be in some other way.
     Table(Table, &'static str),
+    /// An index that is not as it should be.
+    Index(Index, &'static str),
     /// A pack.
     Pack(PackNumber),
     /// A link group.

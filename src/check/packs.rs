@@ -10,7 +10,7 @@ use super::rows::{Placement, Rows};
 use super::{CheckError, CheckReport, Checker, Phase};
 use crate::catalog::chunk::{PAGE_ROWS, PackRow, PackedChunk};
 use crate::catalog::condemned;
-use crate::catalog::database::Table;
+use crate::catalog::database::{Index, Table};
 use crate::ids::PackNumber;
 use crate::store::codec::DictionarySet;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES, PackId};
@@ -309,7 +309,7 @@ impl PackReader<'_> {
             // The chunk can be read all the same; the next run would store it once more.
             let reason = format!("chunk {} is not in it under its hash", chunk.number);
             let what = "The chunk index".to_owned();
-            self.checker.ledger.note(DamageKind::Catalog, Key::Table(Table::ChunkIndex, "entries"), what, reason);
+            self.checker.ledger.note(DamageKind::Catalog, Key::Index(Index::Chunks, "entries"), what, reason);
         }
         fits
     }

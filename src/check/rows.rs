@@ -7,7 +7,7 @@ use super::commits::Committed;
 use super::ledger::{DamageKind, DamageNumber, Key};
 use super::{CheckError, CheckReport, Checker, Phase, is_damage};
 use crate::catalog::chunk::{self, ChunkPlace, PAGE_ROWS, PackRow};
-use crate::catalog::database::{NUMBERED, Table};
+use crate::catalog::database::{Index, Table};
 use crate::catalog::object::{self, ObjectKind};
 use crate::catalog::replay::{TableHashes, payload_hash};
 use crate::catalog::snapshot::SnapshotRecord;
@@ -54,19 +54,19 @@ pub(super) fn verify(
     let mut rows = Rows { counters, ..Rows::default() };
     let (mut prefixes, mut objects) = (Paged::new(), 0);
     // The commit rows were compared with their files.
-    for table in NUMBERED.into_iter().filter(|table| *table != Table::Commits) {
+    for table in Table::ALL.into_iter().filter(|table| *table != Table::Commits) {
         let expected = committed.rows.as_ref().map(|rows| rows.of_table(table));
         let mut scan = TableScan { checker, table, expected, last: None, rows: &mut rows };
         scan.run(&mut prefixes, &mut objects)?;
         if table == Table::Objects {
             report.objects = objects;
-            agree(checker, Table::ObjectIndex, objects..=objects, |_, _| true)?;
+            agree(checker, Index::Objects, objects..=objects, |_, _| true)?;
         }
     }
     report.lost_chunks = rows.lost.len() as u64;
     report.chunks = rows.placements.len() as u64 + report.lost_chunks;
     // A lost chunk may have lost its hash, too.
-    agree(checker, Table::ChunkIndex, report.chunks - report.lost_chunks..=report.chunks, |hash, number| {
+    agree(checker, Index::Chunks, report.chunks - report.lost_chunks..=report.chunks, |hash, number| {
         prefixes.get(number).is_some_and(|prefix| hash.starts_with(&prefix))
     })?;
     rows.placements.sort_unstable_by_key(|placement| (placement.pack, placement.offset));
@@ -217,11 +217,11 @@ impl TableScan<'_, '_> {
                     reason: "it is of an unknown kind".to_owned(),
                 })?;
                 let plain = CatalogError::guarded("object", number, || object::decode(kind, payload))?;
-                let index = self.checker.catalog.database()?.find(Table::ObjectIndex, &object::hash(kind, &plain))?;
+                let index = self.checker.catalog.database()?.find(Index::Objects, &object::hash(kind, &plain))?;
                 if index != Some(number) {
                     let reason = format!("object {number} is not in it under its hash");
-                    let what = table_name(Table::ObjectIndex).to_owned();
-                    let key = Key::Table(Table::ObjectIndex, "entries");
+                    let what = index_name(Index::Objects).to_owned();
+                    let key = Key::Index(Index::Objects, "entries");
                     self.checker.ledger.note(DamageKind::Catalog, key, what, reason);
                 }
                 CatalogError::guarded("object", number, || match kind {
@@ -283,22 +283,22 @@ impl TableScan<'_, '_> {
 /// Verifies that an index has as many entries as there are rows, and that each fits.
 fn agree(
     checker: &Checker<'_>,
-    index: Table,
+    index: Index,
     count: RangeInclusive<u64>,
     fits: impl Fn(&[u8; 32], u64) -> bool,
 ) -> Result<(), CheckError> {
-    checker.guarded(table_name(index), || {
+    checker.guarded(index_name(index), || {
         let (mut entries, mut failure, mut last) = (0, None, None);
         let note = |kind, reason| {
-            let what = table_name(index).to_owned();
-            checker.ledger.note(DamageKind::Catalog, Key::Table(index, kind), what, reason);
+            let what = index_name(index).to_owned();
+            checker.ledger.note(DamageKind::Catalog, Key::Index(index, kind), what, reason);
         };
         let scanned = checker.catalog.database()?.scan_index(index, |hash, number| {
             checker.progress.step().map_err(|error| stop(&mut failure, error))?;
             if last.is_some_and(|last: [u8; 32]| *hash <= last) {
                 note("order", "its entries are not in order".to_owned());
                 let reason = "its entries are not in order".to_owned();
-                return Err(CatalogError::Damaged { what: index.row_name(), number, reason });
+                return Err(CatalogError::Damaged { what: index.entry_name(), number, reason });
             }
             last = Some(*hash);
             entries += 1;
@@ -344,14 +344,19 @@ pub(super) fn reason_of(error: &CatalogError) -> String {
     }
 }
 
+fn index_name(index: Index) -> &'static str {
+    match index {
+        Index::Chunks => "The chunk index",
+        Index::Objects => "The object index",
+    }
+}
+
 fn table_name(table: Table) -> &'static str {
     match table {
         Table::Meta => "The counters and sources",
-        Table::ChunkIndex => "The chunk index",
         Table::Chunks => "The table of chunks",
         Table::Packs => "The table of packs",
         Table::Groups => "The table of link groups",
-        Table::ObjectIndex => "The object index",
         Table::Objects => "The table of objects",
         Table::Snapshots => "The table of snapshots",
         Table::Commits => "The table of commits",

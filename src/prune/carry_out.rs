@@ -13,7 +13,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::checkpoint;
 use crate::catalog::chunk::{ChunkPlace, PAGE_ROWS};
 use crate::catalog::condemned::{self, Condemned};
-use crate::catalog::database::Table;
+use crate::catalog::database::{Index, Table};
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::replay::RowHashes;
 use crate::catalog::writer::CatalogWriter;
@@ -183,9 +183,9 @@ impl Work<'_> {
                 found => found?.flatten(),
             };
             if let Some(prefix) = prefix
-                && let Some(hash) = database.hash_of(Table::ObjectIndex, prefix, number)?
+                && let Some(hash) = database.hash_of(Index::Objects, prefix, number)?
             {
-                writer.forget_hash(Table::ObjectIndex, hash);
+                writer.forget_hash(Index::Objects, hash);
             }
             writer.remove(Table::Objects, number);
             self.commit_if_large(writer)?;
@@ -202,8 +202,8 @@ impl Work<'_> {
             let mut gone = Vec::new();
             if clear(&mut rows, page, used, |number, row| gone.push((number, row.prefix))) {
                 for (number, prefix) in gone {
-                    if let Some(hash) = database.hash_of(Table::ChunkIndex, prefix, number)? {
-                        writer.forget_hash(Table::ChunkIndex, hash);
+                    if let Some(hash) = database.hash_of(Index::Chunks, prefix, number)? {
+                        writer.forget_hash(Index::Chunks, hash);
                     }
                 }
                 writer.replace_chunks(page, &rows);

@@ -9,7 +9,7 @@ use crate::catalog::checkpoint;
 use crate::catalog::chunk::{ChunkPlace, ChunkRow};
 use crate::catalog::commit::{self, CommitFile};
 use crate::catalog::condemned::Condemned;
-use crate::catalog::database::{CatalogDatabase, Change, NUMBERED, Table};
+use crate::catalog::database::{CatalogDatabase, Change, Index, Table};
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, read_whole};
 use crate::catalog::{CatalogError, object};
@@ -206,7 +206,7 @@ fn overlay(old: &Path, take: &mut impl FnMut(Vec<Change>) -> Result<(), CatalogE
         opened => unless_damaged(opened)?,
     };
     let Some(reader) = reader else { return Ok(()) };
-    for table in NUMBERED.into_iter().filter(|table| *table != Table::Commits) {
+    for table in Table::ALL.into_iter().filter(|table| *table != Table::Commits) {
         let mut changes = Vec::new();
         // Damage ends the table; what was read before counts.
         let scanned = reader.scan(table, 0, |number, payload| {
@@ -218,7 +218,7 @@ fn overlay(old: &Path, take: &mut impl FnMut(Vec<Change>) -> Result<(), CatalogE
         unless_damaged(scanned)?;
         take(changes)?;
     }
-    for index in [Table::ChunkIndex, Table::ObjectIndex] {
+    for index in Index::ALL {
         let mut changes = Vec::new();
         let scanned = reader.scan_index(index, |hash, number| {
             changes.push(Change::PutIndex(index, *hash, number));
@@ -288,7 +288,7 @@ fn sound_snapshots(
     report.lost_chunks += missing.len() as u64;
     // Where the index still has a hash, the bytes can be found again in packs, or be stored again.
     let mut prefixes: BTreeMap<u64, [u8; 8]> = BTreeMap::new();
-    catalog.database()?.scan_index(Table::ChunkIndex, |hash, number| {
+    catalog.database()?.scan_index(Index::Chunks, |hash, number| {
         if missing.contains_key(&number) {
             let mut prefix = [0; 8];
             prefix.copy_from_slice(&hash[..8]);
@@ -316,25 +316,25 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
         }
         Ok(())
     })?;
-    database.scan_index(Table::ObjectIndex, |hash, number| {
+    database.scan_index(Index::Objects, |hash, number| {
         if objects.get(hash) == Some(&number) {
             objects.remove(hash);
         } else if !objects.contains_key(hash) {
-            writer.forget_hash(Table::ObjectIndex, *hash);
+            writer.forget_hash(Index::Objects, *hash);
         }
         Ok(())
     })?;
-    objects.into_iter().for_each(|(hash, number)| writer.name_hash(Table::ObjectIndex, hash, number));
-    database.scan_index(Table::ChunkIndex, |hash, number| {
+    objects.into_iter().for_each(|(hash, number)| writer.name_hash(Index::Objects, hash, number));
+    database.scan_index(Index::Chunks, |hash, number| {
         if !unless_damaged(catalog.chunk(number))?.is_some_and(|row| hash.starts_with(&row.prefix)) {
-            writer.forget_hash(Table::ChunkIndex, *hash);
+            writer.forget_hash(Index::Chunks, *hash);
         }
         Ok(())
     })?;
     let mut unnamed: BTreeMap<PackNumber, Vec<(u32, u64)>> = BTreeMap::new();
     catalog.for_each_chunk(|number, row| {
         if let ChunkPlace::At { pack, offset, .. } = row.place
-            && database.hash_of(Table::ChunkIndex, row.prefix, number)?.is_none()
+            && database.hash_of(Index::Chunks, row.prefix, number)?.is_none()
         {
             unnamed.entry(pack).or_default().push((offset, number));
         }
@@ -350,7 +350,7 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
         };
         for (offset, number) in chunks {
             if let Ok(at) = entries.binary_search_by_key(&offset, |entry| entry.offset) {
-                writer.name_hash(Table::ChunkIndex, entries[at].header.hash.0, number);
+                writer.name_hash(Index::Chunks, entries[at].header.hash.0, number);
             }
         }
     }

@@ -6,7 +6,7 @@ use super::{DamagedPack, RepairError, RepairOptions, RepairReport};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::{ChunkPlace, ChunkRow, PackRow, PackedChunk};
 use crate::catalog::condemned::{self, Condemned};
-use crate::catalog::database::Table;
+use crate::catalog::database::{Index, Table};
 use crate::catalog::group::{LinkGroup, Segment};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::CatalogWriter;
@@ -388,8 +388,8 @@ impl Salvage<'_> {
 /// Lets the index name a chunk by its hash, if it does not yet.
 fn name(writer: &mut CatalogWriter, number: u64, entry: &PackEntry) -> Result<(), CatalogError> {
     let hash = entry.header.hash;
-    if writer.reader().database()?.hash_of(Table::ChunkIndex, hash.prefix(), number)?.is_none() {
-        writer.name_hash(Table::ChunkIndex, hash.0, number);
+    if writer.reader().database()?.hash_of(Index::Chunks, hash.prefix(), number)?.is_none() {
+        writer.name_hash(Index::Chunks, hash.0, number);
     }
     Ok(())
 }
