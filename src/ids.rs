@@ -23,6 +23,18 @@ macro_rules! numbers {
             }
         }
 
+        impl From<u64> for $name {
+            fn from(number: u64) -> $name {
+                $name(number)
+            }
+        }
+
+        impl From<$name> for u64 {
+            fn from(number: $name) -> u64 {
+                number.0
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 self.0.fmt(f)
@@ -32,6 +44,8 @@ macro_rules! numbers {
 }
 
 numbers! {
+    /// The number of a chunk, in order of first sight.
+    ChunkId;
     /// The number of a pack's row.
     PackNumber;
 }

@@ -9,7 +9,7 @@
 //! once the same bytes are stored.
 
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::ids::PackNumber;
+use crate::ids::{ChunkId, PackNumber};
 use crate::store::pack::{ENTRY_HEADER_BYTES, EntryHeader, PackFormat, PackId};
 
 /// Rows in one page of chunks or of link groups.
@@ -66,7 +66,7 @@ impl ChunkRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedChunk {
     /// Number of the chunk.
-    pub number: u64,
+    pub number: ChunkId,
     /// Offset of its entry header in the pack, in bytes.
     pub offset: u32,
     /// Length of the stored form, in bytes, without the entry header.
@@ -79,7 +79,7 @@ pub struct PackedChunk {
 
 impl PackedChunk {
     /// Says of an entry of a pack which chunk it is.
-    pub fn new(number: u64, offset: u32, header: &EntryHeader) -> PackedChunk {
+    pub fn new(number: ChunkId, offset: u32, header: &EntryHeader) -> PackedChunk {
         let EntryHeader { hash, plain_length, stored_length, .. } = header;
         let (plain_length, stored_length, prefix) = (*plain_length, *stored_length, hash.prefix());
         PackedChunk { number, offset, stored_length, plain_length, prefix }

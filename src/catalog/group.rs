@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use super::unpack::unpack;
 use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
+use crate::ids::ChunkId;
 use crate::model::{Attributes, Kind, Timestamp, Xattr};
 
 /// zstd level of pages.
@@ -58,7 +59,7 @@ pub enum Segment {
     /// A chunk, by number, and its plain length.
     Chunk {
         /// Number of the chunk.
-        number: u64,
+        number: ChunkId,
         /// Plain length in bytes.
         length: u32,
     },
@@ -145,9 +146,9 @@ impl LinkGroup {
 fn put_segment(out: &mut Vec<u8>, segment: &Segment, last_chunk: &mut u64) {
     match segment {
         Segment::Chunk { number, length } => {
-            put_varint(out, zigzag(number.wrapping_sub(last_chunk.wrapping_add(1)) as i64) << 2);
+            put_varint(out, zigzag(number.0.wrapping_sub(last_chunk.wrapping_add(1)) as i64) << 2);
             put_varint(out, u64::from(*length));
-            *last_chunk = *number;
+            *last_chunk = number.0;
         }
         Segment::Literal(bytes) => {
             put_varint(out, (bytes.len() as u64) << 2 | 1);
@@ -163,7 +164,7 @@ fn segment(decoder: &mut impl Source, last_chunk: &mut u64) -> Result<Segment, D
         0 => {
             let number = Decoder::add(last_chunk.wrapping_add(1), unzigzag(head >> 2))?;
             *last_chunk = number;
-            Segment::Chunk { number, length: decoder.varint32()? }
+            Segment::Chunk { number: ChunkId(number), length: decoder.varint32()? }
         }
         1 => Segment::Literal(decoder.boxed(usize::try_from(head >> 2).map_err(|_| DecodeError("ends early"))?)?),
         2 => Segment::Zeros(head >> 2),
@@ -278,14 +279,14 @@ impl GroupEncoder {
             }
             Content::Segments(segments) => match segments.as_slice() {
                 [Segment::Chunk { number, length }] if u64::from(*length) == size => {
-                    let difference = number.wrapping_sub(context.last_chunk.wrapping_add(1)) as i64;
+                    let difference = number.0.wrapping_sub(context.last_chunk.wrapping_add(1)) as i64;
                     if difference == 0 {
                         out.push(3);
                     } else {
                         out.push(4);
                         put_signed(out, difference);
                     }
-                    context.last_chunk = *number;
+                    context.last_chunk = number.0;
                 }
                 segments => {
                     out.push(5);
@@ -515,7 +516,7 @@ fn decode_content(decoder: &mut impl Source, context: &mut Context, size: u64) -
             let difference = if tag == 4 { decoder.signed()? } else { 0 };
             context.last_chunk = Decoder::add(context.last_chunk.wrapping_add(1), difference)?;
             let length = u32::try_from(size).map_err(|_| DecodeError("a chunk's length is out of range"))?;
-            Content::Segments(vec![Segment::Chunk { number: context.last_chunk, length }])
+            Content::Segments(vec![Segment::Chunk { number: ChunkId(context.last_chunk), length }])
         }
         5 => {
             let count = decoder.count_up_to(ROW_SEGMENTS_MAX)?;

@@ -19,7 +19,7 @@ fn group(kind: Kind, content: Content, size: u64, xattrs: Vec<Xattr>) -> LinkGro
 
 fn rows() -> Vec<Option<LinkGroup>> {
     let acl = vec![Xattr { name: (*b"system.posix_acl_access").into(), value: vec![2, 0, 0, 0].into() }];
-    let chunk = |number, length| Segment::Chunk { number, length };
+    let chunk = |number, length| Segment::Chunk { number: ChunkId(number), length };
     vec![
         Some(group(Kind::File, Content::Segments(vec![chunk(0, 100)]), 100, Vec::new())),
         Some(group(Kind::File, Content::Segments(vec![chunk(1, 100)]), 100, acl.clone())),
@@ -69,9 +69,9 @@ fn damaged_pages_never_panic() {
 #[test]
 fn segments_round_trip() {
     let segments = vec![
-        Segment::Chunk { number: 70, length: 5 },
-        Segment::Chunk { number: 71, length: 6 },
-        Segment::Chunk { number: 2, length: 1 << 20 },
+        Segment::Chunk { number: ChunkId(70), length: 5 },
+        Segment::Chunk { number: ChunkId(71), length: 6 },
+        Segment::Chunk { number: ChunkId(2), length: 1 << 20 },
         Segment::Literal((*b"header").into()),
         Segment::Zeros(3),
     ];
@@ -90,7 +90,7 @@ fn the_digest_depends_on_every_field() {
     with(&|group| group.attributes.mode = 0o600);
     with(&|group| group.attributes.uid = 1);
     with(&|group| group.attributes.mtime.nanos = 1);
-    with(&|group| group.content = Content::Segments(vec![Segment::Chunk { number: 5, length: 100 }]));
+    with(&|group| group.content = Content::Segments(vec![Segment::Chunk { number: ChunkId(5), length: 100 }]));
     with(&|group| group.changed_while_read = true);
     assert!(changed.iter().all(|digest| *digest != base.digest()));
 }
@@ -143,7 +143,7 @@ fn made_up_counts_take_no_memory() {
     assert!(decode_segments(&list).is_err());
     // Numbers that no row has.
     for number in [crate::coding::NUMBER_LIMIT, 1 << 40] {
-        let segments = [Segment::Chunk { number, length: 5 }];
+        let segments = [Segment::Chunk { number: ChunkId(number), length: 5 }];
         assert!(decode_segments(&encode_segments(&segments)).is_err());
     }
 }

@@ -18,7 +18,7 @@ use super::group::{self, Content, LinkGroup, Segment};
 use super::object::{self, ObjectKind};
 use super::snapshot::SnapshotRecord;
 use crate::coding::DecodeError;
-use crate::ids::PackNumber;
+use crate::ids::{ChunkId, PackNumber};
 use crate::model::ChunkHash;
 use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
 use crate::store::reader::{ChunkAddress, Location};
@@ -133,14 +133,14 @@ impl CatalogReader {
     ///
     /// # Errors
     /// [`CatalogError::Missing`] when there is no such chunk.
-    pub fn chunk(&self, number: u64) -> Result<ChunkRow, CatalogError> {
-        let row = |page: Option<Arc<ChunkPage>>| page?.get((number % PAGE_ROWS) as usize).copied().flatten();
-        let page = number / PAGE_ROWS;
+    pub fn chunk(&self, number: ChunkId) -> Result<ChunkRow, CatalogError> {
+        let row = |page: Option<Arc<ChunkPage>>| page?.get((number.0 % PAGE_ROWS) as usize).copied().flatten();
+        let page = number.0 / PAGE_ROWS;
         if let Some(found) = row(self.chunk_page(page)?) {
             return Ok(found);
         }
         // A later commit may have added rows to a page that is cached.
-        row(self.fetch_chunk_page(page)?).ok_or(CatalogError::Missing { what: "chunk", number })
+        row(self.fetch_chunk_page(page)?).ok_or(CatalogError::Missing { what: "chunk", number: number.0 })
     }
 
     /// Returns the row of a pack.
@@ -167,12 +167,12 @@ impl CatalogReader {
     /// Fails when a page is damaged or `visit` fails.
     pub fn for_each_chunk(
         &self,
-        mut visit: impl FnMut(u64, &ChunkRow) -> Result<(), CatalogError>,
+        mut visit: impl FnMut(ChunkId, &ChunkRow) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
         self.database()?.scan(Table::Chunks, 0, |page, payload| {
             let rows = chunk::decode_page(payload?)
                 .map_err(|error| CatalogError::damaged("page of chunk rows", page, error))?;
-            for (number, row) in (page * PAGE_ROWS..).zip(&rows) {
+            for (number, row) in (page * PAGE_ROWS..).map(ChunkId).zip(&rows) {
                 if let Some(row) = row {
                     visit(number, row)?;
                 }
@@ -199,11 +199,11 @@ impl CatalogReader {
     ///
     /// # Errors
     /// [`CatalogError::Missing`] when the chunk or its pack is not in the catalogue.
-    pub fn address(&self, number: u64) -> Result<ChunkAddress, CatalogError> {
+    pub fn address(&self, number: ChunkId) -> Result<ChunkAddress, CatalogError> {
         let row = self.chunk(number)?;
         let ChunkPlace::At { pack, offset, stored_length } = row.place else {
             let reason = "its bytes are lost; a snapshot stores them again if its source still has them".to_owned();
-            return Err(CatalogError::Damaged { what: "chunk", number, reason });
+            return Err(CatalogError::Damaged { what: "chunk", number: number.0, reason });
         };
         let pack = self.pack(pack)?.id;
         let location = Location { pack, offset, stored_length, plain_length: row.plain_length };
@@ -215,7 +215,7 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when redb fails or the row is damaged.
-    pub fn find_chunk(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<u64>, CatalogError> {
+    pub fn find_chunk(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<ChunkId>, CatalogError> {
         Ok(self.find_chunk_row(hash, plain_length)?.filter(|(_, row)| !row.is_lost()).map(|(number, _)| number))
     }
 
@@ -223,8 +223,12 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when redb fails or the row is damaged.
-    pub fn find_chunk_row(&self, hash: &ChunkHash, plain_length: u32) -> Result<Option<(u64, ChunkRow)>, CatalogError> {
-        let Some(number) = self.rows.get()?.find(Index::Chunks, &hash.0)? else {
+    pub fn find_chunk_row(
+        &self,
+        hash: &ChunkHash,
+        plain_length: u32,
+    ) -> Result<Option<(ChunkId, ChunkRow)>, CatalogError> {
+        let Some(number) = self.rows.get()?.find(Index::Chunks, &hash.0)?.map(ChunkId) else {
             return Ok(None);
         };
         match self.chunk(number) {

@@ -22,7 +22,7 @@ use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::ids::PackNumber;
+use crate::ids::{ChunkId, PackNumber};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 use crate::store::codec::DictionaryId;
@@ -38,7 +38,7 @@ pub(crate) const STORE: u64 = 3;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Number of the next chunk.
-    pub chunk: u64,
+    pub chunk: ChunkId,
     /// Number of the next object.
     pub object: u64,
     /// Number of the next link group.
@@ -60,7 +60,7 @@ struct OpenPage {
 impl Counters {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        for value in [self.chunk, self.object, self.group, self.pack.0, self.snapshot] {
+        for value in [self.chunk.0, self.object, self.group, self.pack.0, self.snapshot] {
             put_varint(&mut out, value);
         }
         out
@@ -69,14 +69,14 @@ impl Counters {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Counters, DecodeError> {
         let mut decoder = Decoder::new(bytes);
         let counters = Counters {
-            chunk: decoder.varint()?,
+            chunk: ChunkId::decoded(decoder.varint()?)?,
             object: decoder.varint()?,
             group: decoder.varint()?,
             pack: PackNumber::decoded(decoder.varint()?)?,
             snapshot: decoder.varint()?,
         };
         decoder.finish()?;
-        for value in [counters.chunk, counters.object, counters.group, counters.snapshot] {
+        for value in [counters.object, counters.group, counters.snapshot] {
             Decoder::number(value)?;
         }
         Ok(counters)
@@ -216,7 +216,7 @@ pub struct CatalogWriter {
     encoder: ObjectEncoder,
     pub(super) changes: Vec<Change>,
     pub(super) pending_bytes: usize,
-    chunks: HashMap<ChunkHash, (u64, u32)>,
+    chunks: HashMap<ChunkHash, (ChunkId, u32)>,
     chunk_rows: BTreeMap<u64, ChunkPage>,
     objects: HashMap<[u8; 32], u64>,
     groups: Vec<(u64, LinkGroup)>,
@@ -299,7 +299,7 @@ impl CatalogWriter {
     ///
     /// # Errors
     /// Fails when the catalogue cannot be read.
-    pub fn intern_chunk(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(u64, bool), CatalogError> {
+    pub fn intern_chunk(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(ChunkId, bool), CatalogError> {
         if let Some((number, length)) = self.chunks.get(hash) {
             if *length != plain_length {
                 return Err(CatalogError::TwoLengths { hash: hash.to_string(), lengths: (*length, plain_length) });
@@ -311,8 +311,9 @@ impl CatalogWriter {
             // The bytes come back under the number that older snapshots know them by, and make those whole again.
             Some((number, _)) => number,
             None => {
-                self.counters.chunk += 1;
-                self.counters.chunk - 1
+                let number = self.counters.chunk;
+                self.counters.chunk.0 += 1;
+                number
             }
         };
         self.chunks.insert(*hash, (number, plain_length));
@@ -329,9 +330,9 @@ impl CatalogWriter {
     ///
     /// # Errors
     /// Fails when its page cannot be read.
-    pub fn place_chunk(&mut self, number: u64, row: ChunkRow) -> Result<(), CatalogError> {
-        let page = number / PAGE_ROWS;
-        let slot = (number % PAGE_ROWS) as usize;
+    pub fn place_chunk(&mut self, number: ChunkId, row: ChunkRow) -> Result<(), CatalogError> {
+        let page = number.0 / PAGE_ROWS;
+        let slot = (number.0 % PAGE_ROWS) as usize;
         let rows = match self.chunk_rows.entry(page) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => entry.insert(self.reader.chunk_rows(page)?),
@@ -534,10 +535,11 @@ impl CatalogWriter {
         for (page, rows) in std::mem::take(&mut self.chunk_rows) {
             self.changes.push(Change::Put(Table::Chunks, page, chunk::encode_page(&rows)));
         }
-        let mut chunks: Vec<(ChunkHash, u64)> = self.chunks.drain().map(|(hash, (number, _))| (hash, number)).collect();
+        let mut chunks: Vec<(ChunkHash, ChunkId)> =
+            self.chunks.drain().map(|(hash, (number, _))| (hash, number)).collect();
         chunks.sort_unstable_by_key(|(_, number)| *number);
         for (hash, number) in chunks {
-            self.changes.push(Change::PutIndex(Index::Chunks, hash.0, number));
+            self.changes.push(Change::PutIndex(Index::Chunks, hash.0, number.0));
         }
         if self.changes.is_empty() {
             return Ok(());

@@ -191,7 +191,7 @@ impl Contents<'_> {
         if self.bad.damage(*number).is_some() {
             return;
         }
-        let (key, what) = (Key::Missing(Table::Chunks, *number), format!("Chunk {number}"));
+        let (key, what) = (Key::Missing(Table::Chunks, number.0), format!("Chunk {number}"));
         damages.push(self.checker.ledger.note(DamageKind::Catalog, key, what, reason));
     }
 }

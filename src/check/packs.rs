@@ -11,7 +11,7 @@ use super::{CheckError, CheckReport, Checker, Phase};
 use crate::catalog::chunk::{PAGE_ROWS, PackRow, PackedChunk};
 use crate::catalog::condemned;
 use crate::catalog::database::{Index, Table};
-use crate::ids::PackNumber;
+use crate::ids::{ChunkId, PackNumber};
 use crate::store::codec::DictionarySet;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES, PackId};
 use crate::store::reader::{ChunkError, ChunkReader};
@@ -21,16 +21,16 @@ use crate::store::walk::{PackWalk, walk_pack};
 #[derive(Default)]
 pub(super) struct BadChunks {
     pages: HashMap<u64, DamageNumber>,
-    single: HashMap<u64, DamageNumber>,
+    single: HashMap<ChunkId, DamageNumber>,
 }
 
 impl BadChunks {
     /// Returns the damage that a chunk suffers from, if any.
-    pub(super) fn damage(&self, number: u64) -> Option<DamageNumber> {
+    pub(super) fn damage(&self, number: ChunkId) -> Option<DamageNumber> {
         if self.single.is_empty() && self.pages.is_empty() {
             return None;
         }
-        self.single.get(&number).or_else(|| self.pages.get(&(number / PAGE_ROWS))).copied()
+        self.single.get(&number).or_else(|| self.pages.get(&(number.0 / PAGE_ROWS))).copied()
     }
 }
 
@@ -268,7 +268,7 @@ impl PackReader<'_> {
     }
 
     /// Reads the pack and returns its damaged chunks, or `None` when a prune has removed it meanwhile.
-    fn read(&self, chunks: &[Placement]) -> Result<Option<Vec<(u64, DamageNumber)>>, CheckError> {
+    fn read(&self, chunks: &[Placement]) -> Result<Option<Vec<(ChunkId, DamageNumber)>>, CheckError> {
         let id: PackId = self.row.id;
         let backend = self.checker.replica.backend();
         let walk = match walk_pack(backend.as_ref(), id, self.dictionaries) {
@@ -315,7 +315,7 @@ impl PackReader<'_> {
     }
 
     /// Reads the chunks of a pack that cannot be read as a whole, to tell which of them can be had.
-    fn one_by_one(&self, chunks: &[Placement], reason: &str) -> Result<Vec<(u64, DamageNumber)>, CheckError> {
+    fn one_by_one(&self, chunks: &[Placement], reason: &str) -> Result<Vec<(ChunkId, DamageNumber)>, CheckError> {
         let replica = self.checker.replica;
         let damage = self.damage(reason.to_owned());
         let reader: ChunkReader = replica.chunks();

@@ -13,7 +13,7 @@ use crate::catalog::replay::{TableHashes, payload_hash};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::{Counters, STORE, sources};
 use crate::catalog::{CatalogError, directory, group};
-use crate::ids::PackNumber;
+use crate::ids::{ChunkId, PackNumber};
 use crate::paged::Paged;
 use crate::replica::{CONFIG, StoreConfig, Unusable};
 
@@ -23,7 +23,7 @@ pub(super) struct Placement {
     pub(super) pack: PackNumber,
     pub(super) offset: u32,
     pub(super) stored_length: u32,
-    pub(super) number: u64,
+    pub(super) number: ChunkId,
 }
 
 /// What the catalogue holds.
@@ -34,7 +34,7 @@ pub(super) struct Rows {
     /// All chunks, by pack and offset.
     pub(super) placements: Vec<Placement>,
     /// Chunks whose bytes a repair gave up, ascending.
-    pub(super) lost: Vec<u64>,
+    pub(super) lost: Vec<ChunkId>,
     /// Snapshots whose record can be read.
     pub(super) snapshots: Vec<(u64, SnapshotRecord)>,
     /// Damaged rows, for those that need them.
@@ -165,7 +165,7 @@ impl TableScan<'_, '_> {
             Table::Packs => Some(counters.pack.0),
             Table::Objects => Some(counters.object),
             Table::Snapshots | Table::Marks => Some(counters.snapshot),
-            Table::Chunks => Some(counters.chunk.div_ceil(PAGE_ROWS)),
+            Table::Chunks => Some(counters.chunk.0.div_ceil(PAGE_ROWS)),
             Table::Groups => Some(counters.group.div_ceil(PAGE_ROWS)),
             _ => None,
         };
@@ -202,9 +202,14 @@ impl TableScan<'_, '_> {
                     let Some(row) = row else { continue };
                     *prefixes.entry(number) = Some(row.prefix);
                     match row.place {
-                        ChunkPlace::Lost => self.rows.lost.push(number),
+                        ChunkPlace::Lost => self.rows.lost.push(ChunkId(number)),
                         ChunkPlace::At { pack, offset, stored_length } => {
-                            self.rows.placements.push(Placement { pack, offset, stored_length, number });
+                            self.rows.placements.push(Placement {
+                                pack,
+                                offset,
+                                stored_length,
+                                number: ChunkId(number),
+                            });
                         }
                     }
                 }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use crate::ids::ChunkId;
 use crate::model::ChunkHash;
 use crate::remote::agentless::fuzzing as agentless;
 use crate::remote::client::fuzzing as client;
@@ -127,16 +128,16 @@ impl Control for Stream {
 struct Intake(Vec<ChunkHash>);
 
 impl ChunkIntake for Intake {
-    fn offer(&mut self, hash: &ChunkHash, _plain_length: u32) -> Result<(u64, bool), IntakeFailed> {
+    fn offer(&mut self, hash: &ChunkHash, _plain_length: u32) -> Result<(ChunkId, bool), IntakeFailed> {
         let known = self.0.iter().position(|known| known == hash);
         if known.is_none() {
             self.0.push(*hash);
         }
-        Ok((known.unwrap_or(self.0.len() - 1) as u64, known.is_none()))
+        Ok((ChunkId(known.unwrap_or(self.0.len() - 1) as u64), known.is_none()))
     }
 
     fn arrive(&mut self, chunk: ArrivedChunk) -> Result<(), IntakeFailed> {
-        assert_eq!(self.0.get(chunk.number as usize), Some(&chunk.hash), "a chunk that was not asked for");
+        assert_eq!(self.0.get(chunk.number.0 as usize), Some(&chunk.hash), "a chunk that was not asked for");
         Ok(())
     }
 

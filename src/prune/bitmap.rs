@@ -1,22 +1,26 @@
 //! Sets of numbers, one bit each.
 
+use std::marker::PhantomData;
+
 use crate::paged::Paged;
 
-/// A set of the numbers below a limit.
+/// A set of the numbers of one kind below a limit.
 #[derive(Clone, Debug, Default)]
-pub struct Bitmap {
+pub struct Bitmap<N> {
     words: Paged<u64>,
     limit: u64,
+    of: PhantomData<N>,
 }
 
-impl Bitmap {
+impl<N: From<u64> + Into<u64>> Bitmap<N> {
     /// Makes an empty set of numbers below `limit`; it takes an eighth of a byte for each that is added or near one that is.
-    pub fn new(limit: u64) -> Bitmap {
-        Bitmap { words: Paged::new(), limit }
+    pub fn new(limit: N) -> Bitmap<N> {
+        Bitmap { words: Paged::new(), limit: limit.into(), of: PhantomData }
     }
 
     /// Adds a number; returns whether it is new, or `None` when it is not below the limit.
-    pub fn add(&mut self, number: u64) -> Option<bool> {
+    pub fn add(&mut self, number: N) -> Option<bool> {
+        let number = number.into();
         if number >= self.limit {
             return None;
         }
@@ -27,7 +31,8 @@ impl Bitmap {
     }
 
     /// Returns whether a number is in the set.
-    pub fn has(&self, number: u64) -> bool {
+    pub fn has(&self, number: N) -> bool {
+        let number = number.into();
         self.words.get(number / 64) & 1 << (number % 64) != 0
     }
 
@@ -37,13 +42,13 @@ impl Bitmap {
     }
 
     /// Returns the numbers of this set that are not in `other`, ascending.
-    pub fn without<'a>(&'a self, other: &'a Bitmap) -> impl Iterator<Item = u64> + 'a {
+    pub fn without<'a>(&'a self, other: &'a Bitmap<N>) -> impl Iterator<Item = N> + 'a {
         self.words.iter().flat_map(|(at, word)| {
             let mut left = word & !other.words.get(at);
             std::iter::from_fn(move || {
                 let bit = (left != 0).then(|| left.trailing_zeros())?;
                 left &= left - 1;
-                Some(at * 64 + u64::from(bit))
+                Some(N::from(at * 64 + u64::from(bit)))
             })
         })
     }
@@ -55,7 +60,7 @@ mod tests {
 
     #[test]
     fn numbers_are_kept_and_told_apart() {
-        let mut set = Bitmap::new(130);
+        let mut set = Bitmap::new(130u64);
         assert_eq!([set.add(0), set.add(63), set.add(64), set.add(129)], [Some(true); 4]);
         assert_eq!((set.add(64), set.add(130), set.add(u64::MAX)), (Some(false), None, None));
         assert!(set.has(129) && !set.has(128) && !set.has(1 << 40));

@@ -11,13 +11,13 @@ use super::repack::{Repacker, keep_dictionaries};
 use super::{Bitmap, Phase, PruneError, PruneProgress, sweep};
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint;
-use crate::catalog::chunk::{ChunkPlace, PAGE_ROWS};
+use crate::catalog::chunk::{ChunkPlace, ChunkRow, PAGE_ROWS};
 use crate::catalog::condemned::{self, Condemned};
 use crate::catalog::database::{Index, Table};
 use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::replay::RowHashes;
 use crate::catalog::writer::CatalogWriter;
-use crate::ids::PackNumber;
+use crate::ids::{ChunkId, PackNumber};
 use crate::lease;
 use crate::replica::{LockedReplica, Replica};
 use crate::store::pack::{PACK_PREFIX, PackId};
@@ -136,12 +136,17 @@ impl Work<'_> {
     }
 
     /// Returns the numbers of a table's pages whose rows are not all in use.
-    fn pages(&self, writer: &CatalogWriter, table: Table, used: &Bitmap) -> Result<Vec<u64>, CatalogError> {
+    fn pages<N: From<u64> + Into<u64>>(
+        &self,
+        writer: &CatalogWriter,
+        table: Table,
+        used: &Bitmap<N>,
+    ) -> Result<Vec<u64>, CatalogError> {
         let mut pages = Vec::new();
         writer.reader().database()?.scan_numbers(table, |page| {
             // Of a page that no counter reached nothing is in use.
             let first = page.saturating_mul(PAGE_ROWS);
-            if !(first..first.saturating_add(PAGE_ROWS)).all(|number| used.has(number)) {
+            if !(first..first.saturating_add(PAGE_ROWS)).all(|number| used.has(N::from(number))) {
                 pages.push(page);
             }
             Ok(())
@@ -202,7 +207,7 @@ impl Work<'_> {
             let mut gone = Vec::new();
             if clear(&mut rows, page, used, |number, row| gone.push((number, row.prefix))) {
                 for (number, prefix) in gone {
-                    if let Some(hash) = database.hash_of(Index::Chunks, prefix, number)? {
+                    if let Some(hash) = database.hash_of(Index::Chunks, prefix, number.0)? {
                         writer.forget_hash(Index::Chunks, hash);
                     }
                 }
@@ -319,9 +324,9 @@ impl Work<'_> {
         &self,
         writer: &CatalogWriter,
         packs: &[(PackNumber, &PackPlan)],
-    ) -> Result<BTreeMap<PackNumber, Vec<(u64, ChunkAddress)>>, PruneError> {
+    ) -> Result<BTreeMap<PackNumber, Vec<(ChunkId, ChunkAddress)>>, PruneError> {
         let ids: BTreeMap<PackNumber, PackId> = packs.iter().map(|(number, pack)| (*number, pack.row.id)).collect();
-        let mut places: BTreeMap<PackNumber, Vec<(u64, ChunkAddress)>> = BTreeMap::new();
+        let mut places: BTreeMap<PackNumber, Vec<(ChunkId, ChunkAddress)>> = BTreeMap::new();
         writer.reader().for_each_chunk(|number, row| {
             if let ChunkPlace::At { pack, offset, stored_length } = row.place
                 && let Some(id) = ids.get(&pack)
@@ -366,9 +371,14 @@ impl Work<'_> {
 }
 
 /// Takes rows out of a page that are not in use; returns whether there were any.
-fn clear<T>(rows: &mut [Option<T>], page: u64, used: &Bitmap, mut gone: impl FnMut(u64, &T)) -> bool {
+fn clear(
+    rows: &mut [Option<ChunkRow>],
+    page: u64,
+    used: &Bitmap<ChunkId>,
+    mut gone: impl FnMut(ChunkId, &ChunkRow),
+) -> bool {
     let mut any = false;
-    for (number, slot) in (page.saturating_mul(PAGE_ROWS)..).zip(rows) {
+    for (number, slot) in (page.saturating_mul(PAGE_ROWS)..).map(ChunkId).zip(rows) {
         if let Some(row) = slot
             && !used.has(number)
         {

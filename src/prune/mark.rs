@@ -16,24 +16,25 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::references::{self, Reference};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::writer::Counters;
+use crate::ids::ChunkId;
 
 /// What some snapshots need.
 #[derive(Clone)]
 pub struct Marks {
     /// Link groups.
-    pub groups: Bitmap,
+    pub groups: Bitmap<u64>,
     /// Link groups whose content was looked at.
-    examined: Bitmap,
+    examined: Bitmap<u64>,
     /// Objects.
-    pub objects: Bitmap,
+    pub objects: Bitmap<u64>,
     /// Chunks.
-    pub chunks: Bitmap,
+    pub chunks: Bitmap<ChunkId>,
     /// Bytes that the chunks take in packs.
     pub chunk_bytes: u64,
     /// Chunks whose bytes are lost.
     pub lost_chunks: u64,
     /// Chunks without a row, with their lengths, where those are no reason to end; names and link counts are then looked at, too.
-    missing: Option<BTreeMap<u64, u32>>,
+    missing: Option<BTreeMap<ChunkId, u32>>,
 }
 
 impl Marks {
@@ -56,7 +57,7 @@ impl Marks {
     }
 
     /// Returns the chunks that had no row, with their plain lengths.
-    pub fn missing_chunks(self) -> BTreeMap<u64, u32> {
+    pub fn missing_chunks(self) -> BTreeMap<ChunkId, u32> {
         self.missing.unwrap_or_default()
     }
 
@@ -142,7 +143,7 @@ impl Marks {
     /// Fails when anything of it is missing or damaged.
     pub fn settle(&mut self, catalog: &CatalogReader, progress: &PruneProgress) -> Result<(), PruneError> {
         // A page at a time, since rows are decoded by the page.
-        let fresh: Bitmap = self.groups.clone();
+        let fresh: Bitmap<u64> = self.groups.clone();
         let examined = std::mem::take(&mut self.examined);
         let mut numbers = fresh.without(&examined).peekable();
         while let Some(first) = numbers.next() {
@@ -187,7 +188,7 @@ impl Marks {
     fn segments(&mut self, catalog: &CatalogReader, segments: &[Segment]) -> Result<(), CatalogError> {
         for segment in segments {
             let Segment::Chunk { number, length } = segment else { continue };
-            let missing = CatalogError::Missing { what: "chunk", number: *number };
+            let missing = CatalogError::Missing { what: "chunk", number: number.0 };
             if self.chunks.add(*number).ok_or(missing)? {
                 let row = match (catalog.chunk(*number), &mut self.missing) {
                     (Err(CatalogError::Missing { what: "chunk", .. }), Some(missing)) => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::PruneError;
 use crate::catalog::chunk::{PackRow, PackedChunk};
 use crate::catalog::writer::CatalogWriter;
+use crate::ids::ChunkId;
 use crate::replica::Replica;
 use crate::store::backend::Backend;
 use crate::store::codec::DictionaryId;
@@ -46,9 +47,9 @@ impl Repacker {
     /// Copies chunks, given by number and place, sorted by pack and offset. `failed` decides what a chunk that cannot be read means.
     pub(crate) fn copy(
         &mut self,
-        chunks: &[(u64, ChunkAddress)],
+        chunks: &[(ChunkId, ChunkAddress)],
         mut progress: impl FnMut(u64) -> Result<(), PruneError>,
-        mut failed: impl FnMut(u64, ChunkError) -> Result<(), PruneError>,
+        mut failed: impl FnMut(ChunkId, ChunkError) -> Result<(), PruneError>,
     ) -> Result<(), PruneError> {
         for part in chunks.chunks(RUN_CHUNKS) {
             let run: Vec<ChunkAddress> = part.iter().map(|(_, address)| *address).collect();
@@ -95,7 +96,7 @@ impl Filling {
     fn push(
         &mut self,
         backend: &dyn Backend,
-        number: u64,
+        number: ChunkId,
         header: &EntryHeader,
         stored: &[u8],
     ) -> Result<(), PruneError> {

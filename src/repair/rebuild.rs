@@ -15,7 +15,7 @@ use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, rea
 use crate::catalog::{CatalogError, object};
 use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
 use crate::coding::NUMBER_LIMIT;
-use crate::ids::PackNumber;
+use crate::ids::{ChunkId, PackNumber};
 use crate::prune::mark::Marks;
 use crate::prune::{PruneError, PruneProgress, caches};
 use crate::replica::{LockedReplica, Replica, ReplicaError, has_catalog};
@@ -193,7 +193,9 @@ fn raise(counters: &mut Counters, change: &Change) {
         Change::Put(Table::Packs, number, _) => above(&mut counters.pack.0, *number),
         Change::Put(Table::Objects, number, _) => above(&mut counters.object, *number),
         Change::Put(Table::Snapshots, number, _) => above(&mut counters.snapshot, *number),
-        Change::Put(Table::Chunks, page, _) => above(&mut counters.chunk, page.saturating_mul(256).saturating_add(255)),
+        Change::Put(Table::Chunks, page, _) => {
+            above(&mut counters.chunk.0, page.saturating_mul(256).saturating_add(255))
+        }
         Change::Put(Table::Groups, page, _) => above(&mut counters.group, page.saturating_mul(256).saturating_add(255)),
         _ => {}
     }
@@ -287,8 +289,9 @@ fn sound_snapshots(
     }
     report.lost_chunks += missing.len() as u64;
     // Where the index still has a hash, the bytes can be found again in packs, or be stored again.
-    let mut prefixes: BTreeMap<u64, [u8; 8]> = BTreeMap::new();
+    let mut prefixes: BTreeMap<ChunkId, [u8; 8]> = BTreeMap::new();
     catalog.database()?.scan_index(Index::Chunks, |hash, number| {
+        let number = ChunkId(number);
         if missing.contains_key(&number) {
             let mut prefix = [0; 8];
             prefix.copy_from_slice(&hash[..8]);
@@ -326,15 +329,15 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
     })?;
     objects.into_iter().for_each(|(hash, number)| writer.name_hash(Index::Objects, hash, number));
     database.scan_index(Index::Chunks, |hash, number| {
-        if !unless_damaged(catalog.chunk(number))?.is_some_and(|row| hash.starts_with(&row.prefix)) {
+        if !unless_damaged(catalog.chunk(ChunkId(number)))?.is_some_and(|row| hash.starts_with(&row.prefix)) {
             writer.forget_hash(Index::Chunks, *hash);
         }
         Ok(())
     })?;
-    let mut unnamed: BTreeMap<PackNumber, Vec<(u32, u64)>> = BTreeMap::new();
+    let mut unnamed: BTreeMap<PackNumber, Vec<(u32, ChunkId)>> = BTreeMap::new();
     catalog.for_each_chunk(|number, row| {
         if let ChunkPlace::At { pack, offset, .. } = row.place
-            && database.hash_of(Index::Chunks, row.prefix, number)?.is_none()
+            && database.hash_of(Index::Chunks, row.prefix, number.0)?.is_none()
         {
             unnamed.entry(pack).or_default().push((offset, number));
         }
@@ -350,7 +353,7 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
         };
         for (offset, number) in chunks {
             if let Ok(at) = entries.binary_search_by_key(&offset, |entry| entry.offset) {
-                writer.name_hash(Index::Chunks, entries[at].header.hash.0, number);
+                writer.name_hash(Index::Chunks, entries[at].header.hash.0, number.0);
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::catalog::database::{Index, Table};
 use crate::catalog::group::{LinkGroup, Segment};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::CatalogWriter;
-use crate::ids::PackNumber;
+use crate::ids::{ChunkId, PackNumber};
 use crate::prune::repack::{Repacker, keep_dictionaries};
 use crate::prune::{Bitmap, Phase, PruneError, PruneProgress, caches};
 use crate::replica::LockedReplica;
@@ -198,11 +198,11 @@ fn damaged_packs(
 struct Salvage<'a> {
     replica: &'a LockedReplica,
     /// Chunks that are not where they should be, by first bytes of the hash and plain length.
-    wanted: HashMap<([u8; 8], u32), u64>,
+    wanted: HashMap<([u8; 8], u32), ChunkId>,
     /// Lost chunks whose hash is lost, too: nothing can be looked for.
-    nameless: Vec<u64>,
+    nameless: Vec<ChunkId>,
     /// The pack that each of them was in.
-    owner: HashMap<u64, PackNumber>,
+    owner: HashMap<ChunkId, PackNumber>,
     /// Chunks saved and lost, by pack.
     saved: BTreeMap<PackNumber, u64>,
     lost: BTreeMap<PackNumber, u64>,
@@ -210,7 +210,7 @@ struct Salvage<'a> {
 }
 
 impl Salvage<'_> {
-    fn want(&mut self, number: u64, row: &ChunkRow) {
+    fn want(&mut self, number: ChunkId, row: &ChunkRow) {
         if row.prefix == [0; 8] {
             self.nameless.push(number);
             return;
@@ -229,7 +229,7 @@ impl Salvage<'_> {
         damaged: &BTreeMap<PackNumber, Found>,
         progress: &PruneProgress,
     ) -> Result<(), RepairError> {
-        let mut by_pack: BTreeMap<PackNumber, Vec<(u32, u64, ChunkRow)>> = BTreeMap::new();
+        let mut by_pack: BTreeMap<PackNumber, Vec<(u32, ChunkId, ChunkRow)>> = BTreeMap::new();
         let mut without_pack = Vec::new();
         catalog.for_each_chunk(|number, row| {
             match row.place {
@@ -246,16 +246,16 @@ impl Salvage<'_> {
         for (pack, mut chunks) in by_pack {
             chunks.sort_unstable_by_key(|(offset, number, _)| (*offset, *number));
             let Some(found) = damaged.get(&pack) else { continue };
-            let intact = |offset: u32, row: &ChunkRow| {
+            let intact = |offset: u32, number: &ChunkId, row: &ChunkRow| {
                 let walk = found.walk.as_ref()?;
                 let at = walk.entries.binary_search_by_key(&offset, |entry| entry.offset).ok()?;
                 let header = &walk.entries[at].header;
-                (header.dictionary.is_none() && PackedChunk::new(0, offset, header).row(pack) == *row)
+                (header.dictionary.is_none() && PackedChunk::new(*number, offset, header).row(pack) == *row)
                     .then(|| ChunkAddress { location: walk.entries[at].location(found.id), hash_prefix: row.prefix })
             };
             let mut good = Vec::new();
             for (offset, number, row) in &chunks {
-                match intact(*offset, row) {
+                match intact(*offset, number, row) {
                     Some(address) => good.push((*number, address)),
                     None => self.want(*number, row),
                 }
@@ -327,7 +327,8 @@ impl Salvage<'_> {
                 continue;
             }
             let chunks = entries.iter().filter(|entry| entry.header.dictionary.is_none()).count() as u64;
-            let packed = |(number, entry): &(u64, &PackEntry)| PackedChunk::new(*number, entry.offset, &entry.header);
+            let packed =
+                |(number, entry): &(ChunkId, &PackEntry)| PackedChunk::new(*number, entry.offset, &entry.header);
             let packed: Vec<PackedChunk> = placed.iter().map(packed).collect();
             writer.add_pack(PackRow { id, bytes, chunks, format }, &packed)?;
             for (number, entry) in placed {
@@ -346,9 +347,9 @@ impl Salvage<'_> {
         &mut self,
         writer: &mut CatalogWriter,
         id: PackId,
-        placed: &[(u64, &PackEntry)],
+        placed: &[(ChunkId, &PackEntry)],
     ) -> Result<(), RepairError> {
-        let chunks: Vec<(u64, ChunkAddress)> = placed
+        let chunks: Vec<(ChunkId, ChunkAddress)> = placed
             .iter()
             .map(|(number, entry)| {
                 let address = ChunkAddress { location: entry.location(id), hash_prefix: entry.header.hash.prefix() };
@@ -366,7 +367,7 @@ impl Salvage<'_> {
     }
 
     /// Marks the chunks that were found nowhere as lost, and returns all that are.
-    fn give_up(&mut self, writer: &mut CatalogWriter) -> Result<Bitmap, RepairError> {
+    fn give_up(&mut self, writer: &mut CatalogWriter) -> Result<Bitmap<ChunkId>, RepairError> {
         let mut all = Bitmap::new(writer.counters().chunk);
         for number in &self.nameless {
             all.add(*number);
@@ -386,16 +387,16 @@ impl Salvage<'_> {
 }
 
 /// Lets the index name a chunk by its hash, if it does not yet.
-fn name(writer: &mut CatalogWriter, number: u64, entry: &PackEntry) -> Result<(), CatalogError> {
+fn name(writer: &mut CatalogWriter, number: ChunkId, entry: &PackEntry) -> Result<(), CatalogError> {
     let hash = entry.header.hash;
-    if writer.reader().database()?.hash_of(Index::Chunks, hash.prefix(), number)?.is_none() {
-        writer.name_hash(Index::Chunks, hash.0, number);
+    if writer.reader().database()?.hash_of(Index::Chunks, hash.prefix(), number.0)?.is_none() {
+        writer.name_hash(Index::Chunks, hash.0, number.0);
     }
     Ok(())
 }
 
 /// Lets the next snapshots read again what needs a lost chunk; returns how many inodes.
-fn forget(replica: &LockedReplica, catalog: &CatalogReader, lost: &Bitmap) -> Result<u64, RepairError> {
+fn forget(replica: &LockedReplica, catalog: &CatalogReader, lost: &Bitmap<ChunkId>) -> Result<u64, RepairError> {
     if lost.count() == 0 {
         return Ok(0);
     }

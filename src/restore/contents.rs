@@ -17,6 +17,7 @@ use super::links::{GroupState, Linker, Links, Placed, Waiting, copy_message, nee
 use super::place::Place;
 use crate::catalog::CatalogError;
 use crate::catalog::group::{LinkGroup, Segment};
+use crate::ids::ChunkId;
 use crate::store::reader::ChunkAddress;
 
 /// Plain bytes of chunks held for one file at a time.
@@ -49,7 +50,7 @@ impl From<CatalogError> for FileError {
 }
 
 /// Chunks by number, each its plain bytes or why it has none.
-type Chunks = HashMap<u64, Result<Vec<u8>, (String, bool)>>;
+type Chunks = HashMap<ChunkId, Result<Vec<u8>, (String, bool)>>;
 
 /// Writes batches until there are no more.
 pub(super) fn work<'e>(
@@ -256,13 +257,13 @@ pub(super) fn other_name_failed(environment: &Environment<'_>, place: &Place<'_>
 }
 
 /// Reads chunks, those that lie together with one read.
-fn load(environment: &Environment<'_>, mut numbers: Vec<u64>) -> Chunks {
+fn load(environment: &Environment<'_>, mut numbers: Vec<ChunkId>) -> Chunks {
     numbers.sort_unstable();
     numbers.dedup();
     let mut chunks = Chunks::with_capacity(numbers.len());
     load_from(environment, numbers, &mut chunks);
     let damaged = chunks.iter().filter(|(_, chunk)| matches!(chunk, Err((_, true)))).map(|(number, _)| *number);
-    let damaged: Vec<u64> = damaged.collect();
+    let damaged: Vec<ChunkId> = damaged.collect();
     // A prune beside this may have written their packs anew.
     if !damaged.is_empty() && environment.view.catalog().renew() {
         load_from(environment, damaged, &mut chunks);
@@ -270,8 +271,8 @@ fn load(environment: &Environment<'_>, mut numbers: Vec<u64>) -> Chunks {
     chunks
 }
 
-fn load_from(environment: &Environment<'_>, numbers: Vec<u64>, chunks: &mut Chunks) {
-    let mut addresses: Vec<(ChunkAddress, u64)> = Vec::with_capacity(numbers.len());
+fn load_from(environment: &Environment<'_>, numbers: Vec<ChunkId>, chunks: &mut Chunks) {
+    let mut addresses: Vec<(ChunkAddress, ChunkId)> = Vec::with_capacity(numbers.len());
     for number in numbers {
         match environment.view.catalog().address(number) {
             Ok(address) => addresses.push((address, number)),
@@ -297,7 +298,7 @@ struct Writer<'a> {
     /// End of the last byte written; behind it, all is a hole.
     end: u64,
     /// Chunks not read yet: where they go, number, length.
-    window: Vec<(u64, u64, u32)>,
+    window: Vec<(u64, ChunkId, u32)>,
     window_bytes: u64,
 }
 
@@ -344,7 +345,7 @@ impl Writer<'_> {
         &mut self,
         offset: u64,
         length: u32,
-        number: u64,
+        number: ChunkId,
         plain: &Result<Vec<u8>, (String, bool)>,
     ) -> Result<(), FileError> {
         match plain {

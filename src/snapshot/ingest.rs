@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::SnapshotError;
 use crate::catalog::chunk::{PackRow, PackedChunk};
 use crate::catalog::writer::CatalogWriter;
+use crate::ids::ChunkId;
 use crate::model::ChunkHash;
 use crate::source::tree::ArrivedChunk;
 use crate::store::backend::Backend;
@@ -48,7 +49,7 @@ pub struct CompressionOptions {
 }
 
 struct NewChunk {
-    number: u64,
+    number: ChunkId,
     hash: ChunkHash,
     plain: Vec<u8>,
 }
@@ -67,7 +68,7 @@ struct Batch {
 }
 
 struct StoredChunk {
-    number: u64,
+    number: ChunkId,
     hash: ChunkHash,
     plain_length: u32,
     codec: Codec,
@@ -183,7 +184,12 @@ impl Ingest {
     ///
     /// # Errors
     /// Fails when the catalogue cannot be read or storing failed.
-    pub fn chunk(&mut self, writer: &mut CatalogWriter, hash: ChunkHash, plain: Vec<u8>) -> Result<u64, SnapshotError> {
+    pub fn chunk(
+        &mut self,
+        writer: &mut CatalogWriter,
+        hash: ChunkHash,
+        plain: Vec<u8>,
+    ) -> Result<ChunkId, SnapshotError> {
         let (number, is_new) = writer.intern_chunk(&hash, plain.len() as u32)?;
         if !is_new {
             return Ok(number);

@@ -4,6 +4,7 @@ use super::SnapshotError;
 use super::ingest::Ingest;
 use crate::catalog::CatalogError;
 use crate::catalog::writer::CatalogWriter;
+use crate::ids::ChunkId;
 use crate::model::ChunkHash;
 use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed};
 
@@ -31,7 +32,7 @@ impl<'r> Intake<'r> {
 }
 
 impl ChunkIntake for Intake<'_> {
-    fn offer(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(u64, bool), IntakeFailed> {
+    fn offer(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(ChunkId, bool), IntakeFailed> {
         self.writer.intern_chunk(hash, plain_length).map_err(|error| match error {
             // What no honest side says.
             CatalogError::TwoLengths { .. } => self.fail(SnapshotError::WrongChunk { reason: error.to_string() }),

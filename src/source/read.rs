@@ -26,6 +26,7 @@ use super::beneath::open_beneath;
 use super::cut::{CutError, Cutter, SegmentSink, SinkClosed};
 use super::stat::stat_of;
 use super::xattrs;
+use crate::ids::ChunkId;
 use crate::model::{ChunkHash, Kind, Stat, Xattr};
 
 /// How often a file that keeps changing is read before it is taken as it is.
@@ -102,7 +103,7 @@ pub enum ReadEvent {
     /// A chunk that the receiver took, or had already: its number there and its length. Of a source on another host only.
     Stored {
         /// The number that the receiver gave it.
-        number: u64,
+        number: ChunkId,
         /// Plain length in bytes.
         length: u32,
     },

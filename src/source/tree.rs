@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 
 use super::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadPool, ReadRequest, ReadersGone, stat_at};
 use super::scan::{Listing, Problem, Scan, ScanError, ScanOptions};
+use crate::ids::ChunkId;
 use crate::model::{ChunkHash, Stat};
 use crate::passwd;
 
@@ -86,7 +87,7 @@ pub struct IntakeFailed;
 /// A chunk that arrives from another host, compressed or not.
 pub struct ArrivedChunk {
     /// Its number, as the receiver gave it.
-    pub number: u64,
+    pub number: ChunkId,
     /// What its plain bytes must hash to.
     pub hash: ChunkHash,
     /// Length of the plain bytes.
@@ -105,7 +106,7 @@ pub trait ChunkIntake {
     ///
     /// # Errors
     /// [`IntakeFailed`] when the receiver cannot go on.
-    fn offer(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(u64, bool), IntakeFailed>;
+    fn offer(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(ChunkId, bool), IntakeFailed>;
 
     /// Takes a chunk that was wanted.
     ///

@@ -9,6 +9,7 @@ use quick_cache::sync::Cache;
 
 use super::{SnapshotView, ViewError};
 use crate::catalog::group::{Content, ContentPage, LinkGroup, Segment};
+use crate::ids::ChunkId;
 use crate::model::Kind;
 use crate::store::reader::ChunkAddress;
 
@@ -40,8 +41,8 @@ pub enum CopyError {
 #[derive(Clone)]
 struct ByLength;
 
-impl Weighter<u64, Arc<Vec<u8>>> for ByLength {
-    fn weight(&self, _: &u64, bytes: &Arc<Vec<u8>>) -> u64 {
+impl Weighter<ChunkId, Arc<Vec<u8>>> for ByLength {
+    fn weight(&self, _: &ChunkId, bytes: &Arc<Vec<u8>>) -> u64 {
         bytes.len() as u64 + ENTRY_BYTES
     }
 }
@@ -69,7 +70,7 @@ impl SegmentPage {
 }
 
 pub(super) struct ContentCache {
-    chunks: Cache<u64, Arc<Vec<u8>>, ByLength>,
+    chunks: Cache<ChunkId, Arc<Vec<u8>>, ByLength>,
     pages: Cache<u64, Arc<SegmentPage>>,
     /// Offsets of the pages of large contents, by link group, with the length of the whole at the end.
     offsets: Cache<u64, Arc<Vec<u64>>>,
@@ -264,7 +265,7 @@ impl SnapshotView {
     }
 
     /// Returns a chunk's plain bytes and keeps them. Of several who want one that is not there, one reads it.
-    fn chunk(&self, group: u64, number: u64) -> Result<Arc<Vec<u8>>, ViewError> {
+    fn chunk(&self, group: u64, number: ChunkId) -> Result<Arc<Vec<u8>>, ViewError> {
         self.contents.chunks.get_or_insert_with(&number, || {
             let address = self.catalog.address(number)?;
             let plain = self
@@ -276,12 +277,12 @@ impl SnapshotView {
     }
 }
 
-fn wrong_length(group: u64, number: u64, found: usize, length: u32) -> ViewError {
+fn wrong_length(group: u64, number: ChunkId, found: usize, length: u32) -> ViewError {
     ViewError::Content { group, reason: format!("chunk {number} has {found} bytes and should have {length}") }
 }
 
 /// Returns a part of a chunk that should have the given length.
-fn part(group: u64, number: u64, plain: &[u8], length: u32, from: usize, count: usize) -> Result<&[u8], ViewError> {
+fn part(group: u64, number: ChunkId, plain: &[u8], length: u32, from: usize, count: usize) -> Result<&[u8], ViewError> {
     if plain.len() != length as usize {
         return Err(wrong_length(group, number, plain.len(), length));
     }
@@ -307,7 +308,7 @@ struct Piece {
 enum Source {
     Zeros,
     Literal(Vec<u8>),
-    Chunk { number: u64, length: u32, from: usize },
+    Chunk { number: ChunkId, length: u32, from: usize },
 }
 
 impl Plan {

@@ -8,7 +8,7 @@ use zmreplica::catalog::group::{self, Content, ContentPage, LinkGroup, Segment};
 use zmreplica::catalog::object::{self, ObjectEncoder, ObjectKind};
 use zmreplica::catalog::snapshot::to_hex;
 use zmreplica::catalog::{commit, links};
-use zmreplica::ids::PackNumber;
+use zmreplica::ids::{ChunkId, PackNumber};
 use zmreplica::model::{Attributes, Kind, Timestamp, Xattr};
 use zmreplica::store::pack::{PackFormat, PackId};
 
@@ -38,7 +38,7 @@ fn group(kind: Kind, size: u64, content: Content) -> Option<LinkGroup> {
 
 #[test]
 fn link_groups() {
-    let chunk = |number, length| Segment::Chunk { number, length };
+    let chunk = |number, length| Segment::Chunk { number: ChunkId(number), length };
     let page = group::encode_page(&[
         group(Kind::File, 10, Content::Segments(vec![chunk(0, 10)])),
         None,

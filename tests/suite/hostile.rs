@@ -15,6 +15,7 @@ use crate::support::mounted::{Scene, eventually};
 use crate::support::odd::noise;
 use crate::support::{odd, peer};
 use zmreplica::coding::put_varint;
+use zmreplica::ids::ChunkId;
 use zmreplica::model::ChunkHash;
 use zmreplica::remote::client::RemoteTree;
 use zmreplica::remote::protocol::fields::StatCoder;
@@ -285,9 +286,9 @@ fn a_host_that_is_restored_to_reads_what_is_restored_and_nothing_else() {
 struct Wanting(u64);
 
 impl ChunkIntake for Wanting {
-    fn offer(&mut self, _: &ChunkHash, _: u32) -> Result<(u64, bool), IntakeFailed> {
+    fn offer(&mut self, _: &ChunkHash, _: u32) -> Result<(ChunkId, bool), IntakeFailed> {
         self.0 += 1;
-        Ok((self.0, true))
+        Ok((ChunkId(self.0), true))
     }
 
     fn arrive(&mut self, _: ArrivedChunk) -> Result<(), IntakeFailed> {

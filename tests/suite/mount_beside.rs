@@ -15,6 +15,7 @@ use crate::support::mounted::{
 use crate::support::odd::{noise, odd_tree, partition, paths, set_time};
 use rustix::process::Signal;
 use zmreplica::catalog::chunk::{PackRow, PackedChunk};
+use zmreplica::ids::ChunkId;
 use zmreplica::mount::{Owners, SnapshotsTree};
 use zmreplica::replica::{LockedReplica, Replica};
 use zmreplica::store::pack::{ENTRY_HEADER_BYTES, EntryHeader, PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
@@ -111,7 +112,7 @@ fn rewrite_packs(store: &Path) -> usize {
         builder.push_dictionary(&dictionary).unwrap();
     }
     let mut moved = Vec::new();
-    for number in (0..writer.counters().chunk).rev() {
+    for number in (0..writer.counters().chunk.0).rev().map(ChunkId) {
         let address = reader.address(number).unwrap();
         let location = address.location;
         let length = ENTRY_HEADER_BYTES + location.stored_length as usize;

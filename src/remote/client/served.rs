@@ -18,6 +18,7 @@ use crate::catalog::chunk::{self, PAGE_ROWS};
 use crate::catalog::database::{DatabaseReader, Table};
 use crate::catalog::group::{self, Segment};
 use crate::catalog::reader::{CatalogReader, RowSource};
+use crate::ids::ChunkId;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PackId};
 use crate::store::reader::Location;
 use crate::view::{Node, SnapshotView, ViewOptions};
@@ -145,7 +146,7 @@ impl Served {
                 // The row may be damaged, and its neighbours not.
                 Part::Group(number) => seen.groups.insert(number),
                 Part::Chunk(number, location) => {
-                    seen.chunks.insert(number);
+                    seen.chunks.insert(number.0);
                     if let Some(Location { pack, offset, stored_length, .. }) = location {
                         let start = u64::from(offset);
                         let end = start + ENTRY_HEADER_BYTES as u64 + u64::from(stored_length);
@@ -211,7 +212,7 @@ pub(super) enum Part {
     /// The number of a link group.
     Group(u64),
     /// The number of a chunk, and where it lies, if its row can be read.
-    Chunk(u64, Option<Location>),
+    Chunk(ChunkId, Option<Location>),
 }
 
 /// Reads from `rows` what a restore of the subtree at `path` reads, in its order; returns `false` if `is_over` ended it. What cannot be read shows

@@ -12,6 +12,7 @@ use super::answer::{AnswerCheck, Expected, breach};
 use super::blocks::BlockCache;
 use super::link::{Link, Queue, Stop, UNDER_WAY_MAX_BYTES, WireCounters, held_bytes};
 use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::ids::ChunkId;
 use crate::model::{ChunkHash, Stat};
 use crate::remote::protocol::fields::StatCoder;
 use crate::remote::protocol::frame::{Frame, Kind as FrameKind, unpack};
@@ -65,7 +66,7 @@ struct PendingBlock {
 struct Slot {
     event: ReadEvent,
     /// The chunk that it waits for.
-    chunk: Option<u64>,
+    chunk: Option<ChunkId>,
     /// Bytes of its frame that are taken with it.
     frame_bytes: u64,
     /// Bytes that it takes in memory.
@@ -87,7 +88,7 @@ fn event_bytes(event: &ReadEvent) -> usize {
 
 /// A chunk that was wanted.
 struct Wanted {
-    number: u64,
+    number: ChunkId,
     hash: ChunkHash,
     length: u32,
 }
@@ -120,7 +121,7 @@ pub struct RemoteTree {
     answers: Vec<bool>,
     wanted: HashMap<u64, Wanted>,
     /// Numbers of the chunks in `wanted`.
-    missing: HashSet<u64>,
+    missing: HashSet<ChunkId>,
     taken: u64,
     dictionary: u32,
 }
