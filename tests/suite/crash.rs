@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zmreplica::catalog::chunk::{PackRow, PackedChunk};
 use zmreplica::catalog::database::{CatalogDatabase, Table};
@@ -24,6 +24,7 @@ use zmreplica::store::codec::Codec;
 use zmreplica::store::{MemoryBackend, PackBuilder, PackFormat, PackId};
 use zmreplica::view::Snapshots;
 
+use crate::support::kills::{kill_after, watch};
 use crate::support::locks;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot};
 
@@ -120,17 +121,14 @@ fn killed_runs_lose_nothing_and_repeat_little() {
         init(store).unwrap();
         take(store, &small, Duration::from_secs(60));
     }
-    let clock = Instant::now();
-    assert!(start(&clean, &source).wait().unwrap().success());
-    let whole = clock.elapsed();
+    let mut child = start(&clean, &source);
+    let whole = watch(&mut child, &clean, u32::MAX);
+    assert!(child.wait().unwrap().success());
 
     let mut killed = 0;
     for number in 0..KILLS {
-        let mut child = start(&store, &source);
-        // Early and late moments of what a run takes: the later ones come further each time, since they go on from progress.
-        std::thread::sleep(whole.mul_f64(0.04 + 0.04 * f64::from(number * 7 % KILLS)));
-        child.kill().unwrap();
-        if child.wait().unwrap().success() {
+        // Early and late in what a run writes: the later ones come further each time, since they go on from progress.
+        if !kill_after(start(&store, &source), &store, 1 + number * 7 % KILLS * whole / (3 * KILLS)) {
             break;
         }
         killed += 1;

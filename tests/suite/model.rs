@@ -16,6 +16,7 @@ use zmreplica::snapshot::run::run;
 use zmreplica::view::Snapshots;
 
 use crate::support::edits::{Edit, Source, edit};
+use crate::support::effort::cases;
 use crate::support::locks;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot, view};
 
@@ -98,7 +99,7 @@ fn run_case(batches: &[Vec<Edit>], rescans: &[bool]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(16), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn every_snapshot_is_the_tree_of_its_time(

@@ -24,6 +24,7 @@ use zmreplica::store::{LocalBackend, MemoryBackend};
 use zmreplica::view::Snapshots;
 
 use crate::support::edits::{Edit, Source, edit};
+use crate::support::effort::cases;
 use crate::support::locks::{self, patiently};
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot, view};
 use crate::support::pruning::{
@@ -194,7 +195,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(24), max_shrink_iters: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn what_stays_is_exact_and_the_rest_is_gone(first in vec(edit(), 5..40), steps in vec(step(), 2..9)) {

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
 use zmreplica::replica::{Replica, init};
 use zmreplica::store::LocalBackend;
 
+use crate::support::effort::kills;
+use crate::support::kills::{kill_after, watch};
 use crate::support::locks::open;
 use crate::support::oracle::of_directory;
 use crate::support::pruning::{
@@ -60,18 +61,16 @@ fn killed_prunes_leave_a_whole_store() {
         store
     };
     let clean = copy("clean");
-    let clock = Instant::now();
-    assert!(start(&clean).wait().unwrap().success());
-    let whole = clock.elapsed();
+    let mut child = start(&clean);
+    let whole = watch(&mut child, &clean, u32::MAX);
+    assert!(child.wait().unwrap().success());
     let clean_bytes = pack_bytes(&LocalBackend::open(&clean).unwrap());
 
     let mut killed = 0;
-    for number in 0..KILLS {
+    let kills = kills(KILLS);
+    for number in 0..kills {
         let store = copy(&format!("store-{number}"));
-        let mut child = start(&store);
-        std::thread::sleep(whole.mul_f64((0.3 + f64::from(number)) / f64::from(KILLS)));
-        child.kill().unwrap();
-        killed += u32::from(!child.wait().unwrap().success());
+        killed += u32::from(kill_after(start(&store), &store, 1 + number * whole / kills));
         {
             // A reader may come first, and finds all that is needed.
             let replica = Replica::open(&store).unwrap();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::support::effort::cases;
 use crate::support::locks;
 use crate::support::mounted::{self, Scene, err, eventually, out, signal};
 use crate::support::odd::{self, noise};
@@ -267,7 +268,7 @@ fn a_far_side_that_says_anything_does_no_harm() {
     init(&right).unwrap();
     let digest = pull_flipped(&source, &right, u64::MAX, 0, false).unwrap();
     let mut runner =
-        TestRunner::new(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() });
+        TestRunner::new(ProptestConfig { cases: cases(60), source_file: Some(file!()), ..ProptestConfig::default() });
     let tried = AtomicU64::new(0);
     let outcome = runner.run(&(0u64..700_000, 1u8.., any::<bool>()), |(at, mask, cut)| {
         let store = directory.path().join(format!("store-{}", tried.fetch_add(1, Ordering::Relaxed)));

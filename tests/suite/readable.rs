@@ -12,6 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 
+use crate::support::effort::cases;
 use crate::support::locks;
 use crate::support::mounted::{Scene, out};
 use zmreplica::catalog::database::Table;
@@ -341,7 +342,7 @@ fn expected(directory: &Directory, path: &[u8], names: &mut BTreeSet<Vec<u8>>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 30, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(12), max_shrink_iters: 30, ..ProptestConfig::default() })]
 
     #[test]
     fn written_means_readable(first in directory(), second in directory()) {

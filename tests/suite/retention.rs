@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::support::effort::cases;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
@@ -240,7 +241,7 @@ fn history() -> impl Strategy<Value = Vec<(u64, SnapshotRecord)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(6000), ..ProptestConfig::default() })]
 
     #[test]
     fn rules_keep_what_the_oracle_keeps(records in history(), policy in policy(), zone in 0..ZONES.len()) {

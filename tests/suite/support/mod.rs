@@ -1,6 +1,8 @@
 //! What several tests use.
 
 pub mod edits;
+pub mod effort;
+pub mod kills;
 pub mod locks;
 pub mod mounted;
 pub mod odd;
