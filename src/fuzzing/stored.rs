@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::parts;
+use super::driver::parts;
 use crate::catalog::chunk::{self, PackRow};
 use crate::catalog::commit::{self, CommitFile};
 use crate::catalog::condemned::CondemnedRow;

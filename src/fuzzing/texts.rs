@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::memory_file;
+use super::driver::memory_file;
 use crate::catalog::commit;
 use crate::catalog::snapshot::{from_hex, to_hex};
 use crate::layout::xml::{read_accounts, read_meta, read_session};

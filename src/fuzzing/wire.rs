@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 
-use super::parts;
+use super::driver::parts;
 use crate::coding::{DecodeError, Decoder};
 use crate::remote::protocol::fields::{StatCoder, problem, put_problem};
 use crate::remote::protocol::frame::{self, PAYLOAD_MAX};

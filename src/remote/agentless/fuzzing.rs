@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::archive::Archive;
 use super::tar_messages::TarMessages;
 use super::{AgentlessOptions, AgentlessTree, find};
-use crate::fuzzing::{Stream, drive};
+use crate::fuzzing::driver::{Stream, drive};
 use crate::remote::protocol::fields::PATH_MAX_BYTES;
 use crate::remote::transport::{Connection, Transport, TransportError};
 use crate::source::exclude::Excludes;

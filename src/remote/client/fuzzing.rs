@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::RemoteTree;
 use super::blocks::BlockCache;
-use crate::fuzzing::{Stream, drive};
+use crate::fuzzing::driver::{Stream, drive, memory_file, path_of};
 
 /// All that an agent sends once it has started, to a run that scans, and reads what it finds.
 pub(crate) fn agent(bytes: &[u8]) {
@@ -18,9 +18,9 @@ pub(crate) fn agent(bytes: &[u8]) {
 
 /// A file of blocks. Whatever it holds, a block that comes out has its hash.
 pub(crate) fn blocks(bytes: &[u8]) {
-    let mut file = crate::fuzzing::memory_file();
+    let mut file = memory_file();
     file.write_all(b"ZMRLIST1").and_then(|()| file.write_all(bytes)).expect("memory takes it");
-    let cache = BlockCache::open(&crate::fuzzing::path_of(&file));
+    let cache = BlockCache::open(&path_of(&file));
     let mut rest = bytes;
     while let Some((hash, behind)) = rest.split_first_chunk::<32>()
         && let Some((length, behind)) = behind.split_first_chunk()
