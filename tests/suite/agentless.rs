@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out, run};
+use crate::support::odd::settle;
 use crate::support::odd::{noise, odd_tree, partition, set_mode};
 use crate::support::pulling::{assert_same, finished, summary};
 use crate::support::sshd::Sshd;
@@ -87,11 +88,6 @@ impl Bench {
         self.scene.ok(&["restore", "--numeric-ids", "latest", "restored"]);
         place
     }
-}
-
-/// Long enough for what was written before to count as settled.
-fn settle() {
-    std::thread::sleep(Duration::from_millis(250));
 }
 
 /// docs/semantics.md: "The snapshot is the one that an agent would have made."

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out};
 use crate::support::odd::noise;
+use crate::support::odd::settle;
 use crate::support::pulling::finished;
 
 /// A scene with a program in ssh's place that runs the command here.
@@ -62,10 +62,6 @@ impl Bench {
         assert_rsync_finds_nothing(&self.0.source(), &place);
         self.0.ok(&["check", "--read-data"]);
     }
-}
-
-fn settle() {
-    std::thread::sleep(Duration::from_millis(250));
 }
 
 /// tar fills up with zeros what it cannot read, and the member looks whole. docs/semantics.md: "a file or directory could not be read | its attributes, marked"

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use zmreplica::model::{Kind, Stat, Timestamp};
+use zmreplica::model::{Kind, Stat};
 use zmreplica::replica::init;
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
@@ -15,30 +15,12 @@ use zmreplica::source::scan::{Entry, Found, Listing};
 use zmreplica::source::tree::{ChunkIntake, OwnerNames, ScanEnd, SourceError, SourceTree};
 
 use crate::support::locks;
+use crate::support::made_up::stat;
 
 /// Directories below the root, and as many below each.
 const DIRECTORIES: u64 = 600;
 /// Most names that may be delivered behind a request before its answer is asked for; the tree has many more.
 const BEHIND_AT_MOST: u64 = 200_000;
-
-fn stat(kind: Kind, ino: u64) -> Stat {
-    let time = Timestamp { seconds: 1_785_546_000, nanos: 0 };
-    Stat {
-        kind,
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        nlink: 1,
-        size: 0,
-        allocated_bytes: 0,
-        rdev: 0,
-        ino,
-        dev: 1,
-        mtime: time,
-        ctime: time,
-        btime: Some(time),
-    }
-}
 
 /// What was seen of the run.
 #[derive(Default)]
@@ -63,11 +45,11 @@ impl WideTree {
             .map(|number| Entry { name: format!("d{number:03}").into_bytes().into(), what: Found::Directory })
             .collect();
         if path.is_empty() {
-            let stat = stat(Kind::File, 7);
+            let stat = stat(Kind::File, 7, 0);
             let what = Found::Inode { file_system: 0, ino: 7, stat: Some(Box::new(stat)) };
             entries.insert(0, Entry { name: b"a".as_slice().into(), what });
         }
-        let stat = stat(Kind::Directory, 100 + self.next);
+        let stat = stat(Kind::Directory, 100 + self.next, 0);
         Listing { path: path.into_bytes(), stat, xattrs: Vec::new(), file_system: 0, entries, unreadable: None }
     }
 }

@@ -3,6 +3,7 @@
 // A test that cannot run here says so.
 #![allow(clippy::print_stderr)]
 
+use crate::support::mounted::{err, out};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -85,14 +86,6 @@ impl Bench {
     fn snapshot(&self) -> String {
         self.ok(&["snapshot", self.source().to_str().unwrap()])
     }
-}
-
-fn out(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn err(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 fn events(text: &str) -> Vec<Value> {

@@ -3,11 +3,11 @@
 //! The clock of this host is not touched. Instead the snapshots of the store get other dates, which comes to the same.
 
 use std::fs;
-use std::process::Output;
 
 use crate::support::locks;
 use crate::support::mounted::{Scene, err, out};
 use crate::support::redate::{days, redate};
+use crate::support::zimbra::configured;
 use crate::support::zimbra::{event, snapshots};
 use serde_json::Value;
 use zmreplica::catalog::marks::Hold;
@@ -28,11 +28,6 @@ fn six_nights() -> Scene {
     );
     fs::write(scene.path("config.toml"), settings).unwrap();
     scene
-}
-
-fn configured(scene: &Scene, code: i32, arguments: &[&str]) -> Output {
-    let all: Vec<&str> = ["--config", "config.toml"].iter().chain(arguments).copied().collect();
-    scene.code(code, &all)
 }
 
 fn night(scene: &Scene, code: i32) -> Value {

@@ -27,6 +27,7 @@ use zmreplica::view::Snapshots;
 use crate::support::kills::{kill_after, watch};
 use crate::support::locks;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot};
+use crate::support::pruning::noise;
 
 /// Names the store to the process that is going to be killed.
 const STORE: &str = "ZMREPLICA_TEST_CRASH_STORE";
@@ -36,12 +37,6 @@ const SOURCE: &str = "ZMREPLICA_TEST_CRASH_SOURCE";
 const KILLS: u32 = 10;
 /// Commits of a run that stores something: its tree, then its record.
 const COMMITS: u64 = 2;
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
 
 fn take(store: &Path, source: &Path, progress_interval: Duration) -> Work {
     let replica = locks::open(store);

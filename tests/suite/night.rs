@@ -20,6 +20,7 @@ use zmreplica::source::cut::SinkClosed;
 use zmreplica::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at};
 
 use crate::support::locks;
+use crate::support::odd::settle;
 
 struct Scene {
     directory: tempfile::TempDir,
@@ -45,11 +46,6 @@ impl Scene {
     fn work(&self) -> Work {
         self.night(&SnapshotOptions::default()).record.work
     }
-}
-
-/// Long enough for what was written before to count as settled: ticks of the file system's clock, and the scan's margin.
-fn settle() {
-    std::thread::sleep(Duration::from_millis(250));
 }
 
 /// docs/semantics.md: "a renamed directory or a new full session that is hard-linked to the old ones reads nothing that it shares."

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::locks;
 use crate::support::mounted::{self, Scene, err, eventually, out};
+use crate::support::zimbra::configured;
 use crate::support::zimbra::{self, event, night, protected, snapshots};
 use serde_json::Value;
 
@@ -31,11 +31,6 @@ fn scene() -> Scene {
     );
     fs::write(scene.path("config.toml"), settings).unwrap();
     scene
-}
-
-fn configured(scene: &Scene, code: i32, arguments: &[&str]) -> Output {
-    let all: Vec<&str> = ["--config", "config.toml"].iter().chain(arguments).copied().collect();
-    scene.code(code, &all)
 }
 
 /// What the hooks were told since this was last asked, by outcome.

@@ -6,13 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, eventually, run};
+use crate::support::pruning::noise;
 use serde_json::Value;
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
 
 /// Writes a night's files and removes most of the night's before the last one.
 fn night(source: &Path, night: u64) {

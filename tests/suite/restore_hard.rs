@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::support::mounted::{Killed, Scene, assert_rsync_finds_nothing, err, eventually, out, run, shell, signal};
+use crate::support::odd::{set_mode, set_time};
+use crate::support::pulling::summary;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags, getxattr, mkdirat, mknodat,
-    openat, renameat_with, setxattr, utimensat,
+    openat, renameat_with, setxattr,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -36,20 +38,6 @@ fn problems(output: &Output) -> Vec<(String, String)> {
         .collect()
 }
 
-fn summary(output: &Output) -> Value {
-    serde_json::from_str(out(output).lines().last().unwrap()).unwrap()
-}
-
-fn set_time(path: &Path, seconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: 9 };
-    let times = Timestamps { last_access: time, last_modification: time };
-    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
-}
-
-fn set_mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-}
-
 #[test]
 fn with_few_open_files_every_name_comes_back() {
     let scene = Scene::new();
@@ -65,7 +53,7 @@ fn with_few_open_files_every_name_comes_back() {
         );
         fs::hard_link(directory.join("x"), scene.source().join(format!("link {number}"))).unwrap();
         set_mode(&directory, 0o500);
-        set_time(&directory, 1_000_000_000 + number);
+        set_time(&directory, 1_000_000_000 + number, 9);
     }
     let deep = scene.source().join("deep");
     let mut path = deep.clone();
@@ -75,7 +63,7 @@ fn with_few_open_files_every_name_comes_back() {
     fs::create_dir_all(&path).unwrap();
     for (level, directory) in path.ancestors().take(300).enumerate() {
         fs::write(directory.join("f"), level.to_string()).unwrap();
-        set_time(directory, 1_100_000_000 + level as i64);
+        set_time(directory, 1_100_000_000 + level as i64, 9);
     }
     scene.snapshot();
     for files in [256, 64, 40] {
@@ -179,10 +167,10 @@ fn an_attribute_that_does_not_fit_is_a_problem_of_its_name() {
         setxattr(at(name), "user.big", &vec![b'x'; 60_000], XattrFlags::empty()).unwrap();
         setxattr(at(name), "user.bigger", &vec![b'y'; 60_001], XattrFlags::empty()).unwrap();
         setxattr(at(name), "user.after", b"fits as well", XattrFlags::empty()).unwrap();
-        set_time(&at(name), 1_234_567_890);
+        set_time(&at(name), 1_234_567_890, 9);
     }
     // A time that ext4 does not have, in the year 2905.
-    set_time(&at("c"), 29_500_000_000);
+    set_time(&at("c"), 29_500_000_000, 9);
     scene.snapshot();
     let disk = mount_ext4(&scene, "disk", "lazy_itable_init=1");
     let report = scene.code(3, &["--json", "restore", "latest", "disk/target"]);
@@ -213,7 +201,7 @@ fn an_attribute_that_does_not_fit_is_a_problem_of_its_name() {
     fs::write(at("more"), vec![0x55; (rest.f_bavail * rest.f_frsize) as usize + (8 << 20)]).unwrap();
     scene.snapshot();
     shell(r#"fallocate -l 40M "$1/filler""#, &[&disk]);
-    set_time(&at("more"), 7);
+    set_time(&at("more"), 7, 9);
     let report = scene.command().args(["restore", "latest", "disk/target"]).output().unwrap();
     assert!(err(&report).contains("Make room"), "{}", err(&report));
     run(Command::new("umount").arg(&disk));
@@ -247,7 +235,7 @@ fn write_as(path: &Path, text: &str, owner: u32, mode: u32) {
     chown(path, Some(owner), Some(owner)).unwrap();
     set_mode(path, mode);
     // Size and time tell nothing.
-    set_time(path, 1_500_000_000);
+    set_time(path, 1_500_000_000, 9);
 }
 
 /// Returns whether all threads of a process are stopped.
@@ -438,7 +426,7 @@ fn a_file_of_a_user_gets_no_rights_that_he_cannot_give_it() {
         fs::write(at(name), "good").unwrap();
         chown(at(name), Some(USER), Some(if name == "g" { 0 } else { USER })).unwrap();
         set_mode(&at(name), if name == "g" { 0o2755 } else { 0o755 });
-        set_time(&at(name), 1_500_000_000);
+        set_time(&at(name), 1_500_000_000, 9);
     }
     setxattr(at("c"), CAPABILITIES, &CAN_BECOME_ANYBODY, XattrFlags::empty()).unwrap();
     scene.snapshot();
@@ -448,7 +436,7 @@ fn a_file_of_a_user_gets_no_rights_that_he_cannot_give_it() {
         fs::write(home.join(name), "EVIL").unwrap();
         chown(home.join(name), Some(USER), Some(USER)).unwrap();
         set_mode(&home.join(name), 0o755);
-        set_time(&home.join(name), 1_500_000_000);
+        set_time(&home.join(name), 1_500_000_000, 9);
     }
     chown(&home, Some(USER), Some(USER)).unwrap();
     let restore = ["--json", "restore", "--numeric-ids", "latest", "home"];

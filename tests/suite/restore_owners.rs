@@ -2,25 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::PathBuf;
+use std::process::Command;
 
-use crate::support::mounted::{Scene, assert_rsync_finds_nothing, out, run, shell};
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
-use serde_json::Value;
+use crate::support::mounted::{Scene, assert_rsync_finds_nothing, run, shell};
+use crate::support::odd::set_time;
+use crate::support::pulling::summary;
 
 const USER: u32 = 4242;
-
-fn summary(output: &Output) -> Value {
-    serde_json::from_str(out(output).lines().last().unwrap()).unwrap()
-}
-
-/// Sets a time that every file system has.
-fn set_time(path: &Path, tv_sec: i64) {
-    let time = Timespec { tv_sec, tv_nsec: 0 };
-    let times = Timestamps { last_access: time, last_modification: time };
-    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
-}
 
 /// A file system of exFAT on a loop device, which has the owner and modes that it is mounted with.
 struct ExFat(PathBuf, String);
@@ -58,7 +47,7 @@ fn root_restores_to_a_file_system_that_chooses_owners_itself() {
         for name in ["a", "directory/b", "directory/inner/c", "directory/inner", "directory", "empty", ""] {
             chown(scene.source().join(name), Some(owner), Some(owner)).unwrap();
             // As exFAT can keep it.
-            set_time(&scene.source().join(name), 1_500_000_000);
+            set_time(&scene.source().join(name), 1_500_000_000, 0);
         }
         scene.snapshot();
         let disk = ExFat::new(&scene, options);
@@ -69,7 +58,7 @@ fn root_restores_to_a_file_system_that_chooses_owners_itself() {
         fs::write(disk.0.join("target/directory/stray"), "stray").unwrap();
         // This exFAT gives a file that was written the time at which it is closed.
         for name in ["a", "directory/b", "directory/inner/c"] {
-            set_time(&disk.0.join("target").join(name), 1_500_000_000);
+            set_time(&disk.0.join("target").join(name), 1_500_000_000, 0);
         }
         // What is there is kept.
         let again = summary(&scene.code(0, &restore));
@@ -89,7 +78,7 @@ fn root_restores_to_a_file_system_that_chooses_owners_itself() {
     fs::create_dir(&home).unwrap();
     chown(&home, Some(USER), Some(USER)).unwrap();
     fs::write(home.join("file"), "own").unwrap();
-    set_time(&home, 1_400_000_000);
+    set_time(&home, 1_400_000_000, 0);
     let report = summary(&scene.code(0, &["--json", "restore", "--overwrite", "never", "latest", "home"]));
     assert_eq!(report["unguarded"], false);
     assert_eq!(fs::metadata(&home).unwrap().mtime(), 1_400_000_000, "the time of a directory that is left alone");
@@ -102,7 +91,7 @@ fn root_restores_through_sshfs_as_a_user() {
     for name in ["a", "directory/b"] {
         fs::write(scene.source().join(name), name).unwrap();
         fs::hard_link(scene.source().join(name), scene.source().join(format!("{name}2"))).unwrap();
-        set_time(&scene.source().join(name), 1_500_000_000);
+        set_time(&scene.source().join(name), 1_500_000_000, 0);
     }
     scene.snapshot();
     let (far, place, server) = (scene.path("far"), scene.path("sshfs"), scene.path("server"));

@@ -4,6 +4,7 @@ pub mod edits;
 pub mod effort;
 pub mod kills;
 pub mod locks;
+pub mod made_up;
 pub mod mounted;
 pub mod odd;
 pub mod oracle;

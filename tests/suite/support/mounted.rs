@@ -24,7 +24,10 @@ pub struct Scene {
 impl Scene {
     /// Makes an empty source, an empty store and the place `mnt`.
     pub fn new() -> Scene {
-        assert!(rustix::process::geteuid().is_root(), "the tests of mounts need root, to mount and to judge owners");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "this test needs root: run scripts/test as root, or scripts/test --unprivileged for the others"
+        );
         let scene = Scene { directory: TempDir::new().unwrap() };
         fs::create_dir(scene.source()).unwrap();
         // What a wrong default cannot hit by chance.

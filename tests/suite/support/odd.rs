@@ -64,6 +64,11 @@ pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
+/// Long enough for what was written before to count as settled: ticks of the file system's clock, and the scan's margin.
+pub fn settle() {
+    std::thread::sleep(std::time::Duration::from_millis(250));
+}
+
 /// An ACL: owner rwx, user 12345 r--, group r-x, mask r-x, others none.
 pub fn acl() -> Vec<u8> {
     let mut acl = 2u32.to_le_bytes().to_vec();

@@ -32,6 +32,12 @@ pub fn night(scene: &Scene, code: i32) -> Value {
     last(&scene.code(code, &["--json", "nightly", "source"]))
 }
 
+/// Runs the program with the configuration of the scene and expects an exit code.
+pub fn configured(scene: &Scene, code: i32, arguments: &[&str]) -> Output {
+    let all: Vec<&str> = ["--config", "config.toml"].iter().chain(arguments).copied().collect();
+    scene.code(code, &all)
+}
+
 /// The event of that name among those that a command wrote.
 pub fn event(output: &Output, name: &str) -> Value {
     let events = events(output);
