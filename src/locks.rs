@@ -23,11 +23,11 @@ pub(crate) enum Hold {
     Alone,
 }
 
-/// Waits for a lock, at most `limit`.
+/// Takes a lock, waiting at most `limit` for it.
 ///
 /// # Errors
-/// `TimedOut` when somebody else holds it all the time; the text names them.
-pub(crate) fn wait(file: &File, path: &Path, hold: Hold, limit: Duration) -> io::Result<()> {
+/// `WOULDBLOCK` when somebody else holds it all the time.
+pub(crate) fn acquire(file: &File, hold: Hold, limit: Duration) -> Result<(), Errno> {
     let operation = match hold {
         Hold::Shared => FlockOperation::NonBlockingLockShared,
         Hold::Alone => FlockOperation::NonBlockingLockExclusive,
@@ -37,17 +37,27 @@ pub(crate) fn wait(file: &File, path: &Path, hold: Hold, limit: Duration) -> io:
         match flock(file, operation) {
             Err(Errno::WOULDBLOCK) if started.elapsed() < limit => std::thread::sleep(TICK),
             Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let text = format!(
-                    "{} was locked for {} s by {}. Wait for that to end, or end it; then run the same command again",
-                    path.display(),
-                    limit.as_secs(),
-                    in_words(&holders(file))
-                );
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-            }
-            other => return Ok(other?),
+            other => return other,
         }
+    }
+}
+
+/// Waits for a lock, at most `limit`.
+///
+/// # Errors
+/// `TimedOut` when somebody else holds it all the time; the text names them.
+pub(crate) fn wait(file: &File, path: &Path, hold: Hold, limit: Duration) -> io::Result<()> {
+    match acquire(file, hold, limit) {
+        Err(Errno::WOULDBLOCK) => {
+            let text = format!(
+                "{} was locked for {} s by {}. Wait for that to end, or end it; then run the same command again",
+                path.display(),
+                limit.as_secs(),
+                in_words(&holders(file))
+            );
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        }
+        other => Ok(other?),
     }
 }
 

@@ -21,6 +21,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -30,7 +31,7 @@ use crate::catalog::commit;
 use crate::catalog::database::CatalogDatabase;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::writer::{CatalogWriter, STORE, last_commit, roll_forward};
-use crate::locks;
+use crate::locks::{self, Hold};
 use crate::store::backend::Backend;
 use crate::store::codec::DictionarySet;
 use crate::store::local::{LocalBackend, PROBE};
@@ -47,6 +48,8 @@ use error::{io_error, refused};
 const COMPACT_UP_TO_BYTES: u64 = 32 << 20;
 
 const LOCK: &str = "lock";
+/// How long a lock is waited for: a program that its holder was just starting keeps a copy of it until it runs.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 pub(crate) const CATALOG: &str = "catalog.redb";
 /// The directories of a new store.
 const DIRECTORIES: [&str; 4] = ["commits", "packs", "cache", "leases"];
@@ -156,7 +159,7 @@ fn refuse_unless_empty(path: &Path) -> Result<(), ReplicaError> {
 pub(crate) fn take_lock(path: &Path) -> Result<File, ReplicaError> {
     let file_path = path.join(LOCK);
     let mut file = access::open_or_create(&file_path).map_err(refused(path, "Cannot open", &file_path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match locks::acquire(&file, Hold::Alone, LOCK_WAIT) {
         Ok(()) => {
             // Only told to people; nothing depends on it.
             let _ = file.set_len(0);
@@ -173,7 +176,7 @@ pub(crate) fn take_lock(path: &Path) -> Result<File, ReplicaError> {
 pub(crate) fn share_lock(path: &Path) -> Result<File, ReplicaError> {
     let file_path = path.join(LOCK);
     let mut file = File::open(&file_path).map_err(refused(path, "Cannot open", &file_path))?;
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
+    match locks::acquire(&file, Hold::Shared, LOCK_WAIT) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(locked(path, &mut file)),
         Err(error) => Err(io_error("Cannot lock", &file_path)(error.into())),
