@@ -47,19 +47,19 @@ pub(crate) fn paths(store: &Path) -> Result<Vec<PathBuf>, PruneError> {
     Ok(paths)
 }
 
-/// Loads a file if it counts: it is whole and belongs to a commit of the catalogue. Inodes without a link group are left out; `is_vouched_for` tells the link
-/// groups that are known to be there.
-pub(crate) fn load(
+/// Loads a file as [`load`] does, without the inodes whose link group is not there; `is_vouched_for` holds for link groups that are known to be.
+pub(crate) fn load_present(
     replica: &Replica,
     path: &Path,
     is_vouched_for: impl Fn(u64) -> bool,
 ) -> Result<Option<Cache>, PruneError> {
-    let Some(mut cache) = load_unchecked(replica, path)? else { return Ok(None) };
+    let Some(mut cache) = load(replica, path)? else { return Ok(None) };
     cache.known.retain_present(&replica.catalog()?, is_vouched_for)?;
     Ok(Some(cache))
 }
 
-fn load_unchecked(replica: &Replica, path: &Path) -> Result<Option<Cache>, PruneError> {
+/// Loads a file if it counts: it is whole and belongs to a commit of the catalogue.
+pub(crate) fn load(replica: &Replica, path: &Path) -> Result<Option<Cache>, PruneError> {
     let reader = replica.database().read()?;
     let mut commit = (0, CommitId::default());
     let known = KnownInodes::load(path, |number, id| {
@@ -91,7 +91,7 @@ impl Cache {
 /// Makes the files that count durable and deletes the others.
 pub(crate) fn settle(replica: &Replica) -> Result<(), PruneError> {
     for path in paths(replica.path())? {
-        if load_unchecked(replica, &path)?.is_some() {
+        if load(replica, &path)?.is_some() {
             File::open(&path).and_then(|file| file.sync_all()).map_err(failed("sync", &path))?;
         } else {
             fs::remove_file(&path).map_err(failed("remove", &path))?;

@@ -231,7 +231,7 @@ fn mark_known(
 ) -> Result<(), PruneError> {
     for path in caches::paths(replica.path())? {
         let is_marked = |group| marks.groups.has(group);
-        let Some(cache) = caches::load(replica, &path, is_marked)? else { continue };
+        let Some(cache) = caches::load_present(replica, &path, is_marked)? else { continue };
         for inode in cache.known.inodes() {
             marks.group(inode.group)?;
         }

@@ -413,7 +413,7 @@ fn forget(replica: &LockedReplica, catalog: &CatalogReader, lost: &Bitmap<ChunkI
     };
     let mut count = 0;
     for path in caches::paths(replica.path())? {
-        if let Some(mut cache) = caches::load(replica, &path, |_| true)? {
+        if let Some(mut cache) = caches::load(replica, &path)? {
             count += cache.forget(|inode| catalog.group(inode.group).map_or(true, |group| needs_lost(&group)))?;
         }
     }

@@ -139,10 +139,10 @@ impl KnownInodes {
         }) as u32
     }
 
-    /// Forgets inodes whose link group the catalogue does not have, or cannot read: a file that was made up, or is of a catalogue that lost rows, must not end a run or
-    /// get into a snapshot. Such inodes are read again.
+    /// Forgets inodes whose link group the catalogue does not have: a forged file must not end a run or get into a snapshot. Such inodes are read again.
     ///
-    /// `is_vouched_for` tells the link groups that need no look: a snapshot names them. Pages are decoded for the others only, so that a night without changes decodes none.
+    /// `is_vouched_for` holds for link groups that need no look, since a snapshot names them. Pages are decoded for the others only, so a night without changes
+    /// decodes none. A group that cannot be read counts as missing.
     ///
     /// # Errors
     /// Fails when the catalogue cannot be read at all.
