@@ -108,7 +108,7 @@ pub(crate) fn drive(tree: &mut dyn SourceTree) {
             Err(_) => break,
         }
     }
-    let _ = tree.settle(&mut intake);
+    let _ = tree.wait_for_chunks(&mut intake);
     let _ = tree.owner_names(&owners, &owners);
     tree.abandon(&mut intake);
 }

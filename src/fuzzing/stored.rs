@@ -13,7 +13,7 @@ use crate::catalog::{CatalogError, checkpoint, directory, group, links, marks};
 use crate::coding::DecodeError;
 use crate::model::ChunkHash;
 use crate::replica::StoreConfig;
-use crate::snapshot::known::KnownInodes;
+use crate::snapshot::inode_cache::InodeCache;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_END_MAGIC, PACK_MAGIC_2};
 use crate::store::{
     Backend, ChunkReader, Codec, Decompressor, DictionarySet, EntryHeader, MemoryBackend, PackId, is_as_written,
@@ -207,7 +207,7 @@ pub(super) fn checkpoint(bytes: &[u8]) {
 pub(super) fn inode_cache(bytes: &[u8]) {
     let mut file = [b"ZMRINOD2", bytes].concat();
     file.extend_from_slice(blake3::hash(&file).as_bytes());
-    if let Ok((known, number, id)) = KnownInodes::decode(&file) {
+    if let Ok((known, number, id)) = InodeCache::decode(&file) {
         assert_eq!(known.encode(number, &id), file);
         assert!(known.inodes().iter().all(|inode| known.find(inode.file_system, inode.ino) == Some(inode)));
     }

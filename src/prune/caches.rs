@@ -13,12 +13,12 @@ use crate::access::write_durably;
 use crate::catalog::commit::CommitId;
 use crate::catalog::writer::commit_id;
 use crate::replica::Replica;
-use crate::snapshot::known::{KnownInode, KnownInodes};
+use crate::snapshot::inode_cache::{CachedInode, InodeCache};
 
 /// What is known of the inodes of one source.
 pub(crate) struct Cache {
     path: PathBuf,
-    pub(crate) known: KnownInodes,
+    pub(crate) known: InodeCache,
     commit: (u64, CommitId),
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn load_present(
 pub(crate) fn load(replica: &Replica, path: &Path) -> Result<Option<Cache>, PruneError> {
     let reader = replica.database().read()?;
     let mut commit = (0, CommitId::default());
-    let known = KnownInodes::load(path, |number, id| {
+    let known = InodeCache::load(path, |number, id| {
         commit = (number, *id);
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
     });
@@ -71,16 +71,16 @@ pub(crate) fn load(replica: &Replica, path: &Path) -> Result<Option<Cache>, Prun
 
 impl Cache {
     /// Lets the inodes for which `is_stale` holds be read again by the next run; durable on return.
-    pub(crate) fn forget(&mut self, is_stale: impl Fn(&KnownInode) -> bool) -> Result<u64, PruneError> {
+    pub(crate) fn forget(&mut self, is_stale: impl Fn(&CachedInode) -> bool) -> Result<u64, PruneError> {
         let mut inodes = self.known.inodes().to_vec();
         let mut count = 0;
         for inode in inodes.iter_mut().filter(|inode| is_stale(inode)) {
             // Never matched by any inode.
-            inode.identity = 0;
+            inode.content_fingerprint = 0;
             count += 1;
         }
         if count > 0 {
-            self.known = KnownInodes::new(self.known.acls, self.known.file_systems.clone(), inodes);
+            self.known = InodeCache::new(self.known.acls, self.known.file_systems.clone(), inodes);
             let (number, id) = &self.commit;
             write_durably(&self.path, &self.known.encode(*number, id)).map_err(failed("write", &self.path))?;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::known::{KnownInode, KnownInodes, identity, state};
+use super::inode_cache::{CachedInode, InodeCache, content_fingerprint, metadata_fingerprint};
 use crate::model::{Stat, Timestamp};
 
 /// Inodes whose mtime is at most this much older than the run are read again next time: a write within the same tick of the file
@@ -12,8 +12,8 @@ const CLOCK_TICK_NANOS: i128 = 20_000_000;
 /// Where an inode with several names stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
-    /// Its first name was asked for and not answered yet.
-    Asked,
+    /// Its first name was requested and not answered yet.
+    Requested,
     /// It has a link group: number and row digest.
     Group(u64, u64),
     /// Reading it by its first name failed; this is what the scan saw, and its file system.
@@ -24,19 +24,19 @@ pub enum Slot {
 #[derive(Clone, Copy, Debug)]
 pub enum Verdict {
     /// Nothing changed.
-    Unchanged(KnownInode),
+    Unchanged(CachedInode),
     /// The content did not change; attributes may have.
-    Attributes(KnownInode),
+    Attributes(CachedInode),
     /// It is new or changed. Holds what was known under its number, if anything.
-    Content(Option<KnownInode>),
+    Content(Option<CachedInode>),
 }
 
 /// The inodes of one run. Some 48 bytes for each known inode, 48 for each seen one, 40 to 180 for each with several names.
 pub struct RunInodes {
-    known: KnownInodes,
+    known: InodeCache,
     rescan: bool,
     started_nanos: i128,
-    seen: Vec<KnownInode>,
+    seen: Vec<CachedInode>,
     numbers: HashMap<(u32, u64), u32>,
     slots: Vec<(Slot, Option<Timestamp>)>,
 }
@@ -47,7 +47,7 @@ fn nanos(time: Timestamp) -> i128 {
 
 impl RunInodes {
     /// Starts a run. With `rescan` every content counts as changed.
-    pub fn new(known: KnownInodes, rescan: bool, started: jiff::Timestamp) -> RunInodes {
+    pub fn new(known: InodeCache, rescan: bool, started: jiff::Timestamp) -> RunInodes {
         RunInodes {
             known,
             rescan,
@@ -66,8 +66,8 @@ impl RunInodes {
     /// Tells what is known of an inode.
     pub fn judge(&self, file_system: u32, stat: &Stat) -> Verdict {
         match self.known.find(file_system, stat.ino) {
-            Some(known) if !self.rescan && known.identity == identity(stat) => {
-                if known.state == state(stat) {
+            Some(known) if !self.rescan && known.content_fingerprint == content_fingerprint(stat) => {
+                if known.metadata_fingerprint == metadata_fingerprint(stat) {
                     Verdict::Unchanged(*known)
                 } else {
                     Verdict::Attributes(*known)
@@ -106,32 +106,32 @@ impl RunInodes {
     }
 
     /// Notes an unchanged inode for the next run.
-    pub fn keep(&mut self, known: KnownInode) {
+    pub fn keep(&mut self, known: CachedInode) {
         self.seen.push(known);
     }
 
-    /// Notes an inode that was read for the next run. `settled` is false if it changed meanwhile: it will be read again.
-    pub fn note(&mut self, file_system: u32, stat: &Stat, group: u64, row_digest: u64, settled: bool) {
-        let settled = settled && nanos(stat.mtime) < self.started_nanos - CLOCK_TICK_NANOS;
-        self.seen.push(KnownInode {
+    /// Notes an inode that was read for the next run. `unchanged` is false if it changed while it was read: it will be read again.
+    pub fn note(&mut self, file_system: u32, stat: &Stat, group: u64, row_digest: u64, unchanged: bool) {
+        let unchanged = unchanged && nanos(stat.mtime) < self.started_nanos - CLOCK_TICK_NANOS;
+        self.seen.push(CachedInode {
             file_system,
             ino: stat.ino,
-            identity: if settled { identity(stat) } else { 0 },
-            state: state(stat),
+            content_fingerprint: if unchanged { content_fingerprint(stat) } else { 0 },
+            metadata_fingerprint: metadata_fingerprint(stat),
             group,
             row_digest,
         });
     }
 
     /// Returns what the next run may know if this one ends here: what was seen, and of the rest what was known before.
-    pub fn so_far(&self, acls: Option<bool>) -> KnownInodes {
+    pub fn so_far(&self, acls: Option<bool>) -> InodeCache {
         let all = self.known.inodes().iter().chain(&self.seen).copied().collect();
-        KnownInodes::new(acls, self.known.file_systems.clone(), all)
+        InodeCache::new(acls, self.known.file_systems.clone(), all)
     }
 
     /// Ends the run and returns what the next one may know, and whether that differs from before.
-    pub fn finish(self, acls: Option<bool>) -> (KnownInodes, bool) {
-        let next = KnownInodes::new(acls, self.known.file_systems.clone(), self.seen);
+    pub fn finish(self, acls: Option<bool>) -> (InodeCache, bool) {
+        let next = InodeCache::new(acls, self.known.file_systems.clone(), self.seen);
         let changed = next.inodes() != self.known.inodes() || next.acls != self.known.acls;
         (next, changed)
     }

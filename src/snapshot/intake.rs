@@ -1,7 +1,7 @@
-//! The receiving end for chunks of another host: numbers them in the catalogue and hands them to the ingest.
+//! The receiving end for chunks of another host: numbers them in the catalogue and hands them to the chunk writer.
 
 use super::SnapshotError;
-use super::ingest::Ingest;
+use super::chunk_writer::ChunkWriter;
 use crate::catalog::CatalogError;
 use crate::catalog::writer::CatalogWriter;
 use crate::ids::ChunkId;
@@ -11,13 +11,13 @@ use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed};
 /// Borrows what a run stores with, for one call of its source.
 pub(super) struct Intake<'r> {
     writer: &'r mut CatalogWriter,
-    ingest: &'r mut Ingest,
+    chunks: &'r mut ChunkWriter,
     failure: Option<SnapshotError>,
 }
 
 impl<'r> Intake<'r> {
-    pub(super) fn new(writer: &'r mut CatalogWriter, ingest: &'r mut Ingest) -> Intake<'r> {
-        Intake { writer, ingest, failure: None }
+    pub(super) fn new(writer: &'r mut CatalogWriter, chunks: &'r mut ChunkWriter) -> Intake<'r> {
+        Intake { writer, chunks, failure: None }
     }
 
     /// Returns why a call ended with [`IntakeFailed`].
@@ -41,7 +41,7 @@ impl ChunkIntake for Intake<'_> {
     }
 
     fn arrive(&mut self, chunk: ArrivedChunk) -> Result<(), IntakeFailed> {
-        self.ingest.arrive(self.writer, chunk).map_err(|error| self.fail(error))
+        self.chunks.arrive(self.writer, chunk).map_err(|error| self.fail(error))
     }
 
     fn forget(&mut self, hash: &ChunkHash) {
@@ -49,6 +49,6 @@ impl ChunkIntake for Intake<'_> {
     }
 
     fn dictionary(&self) -> Option<(u32, &[u8])> {
-        self.ingest.dictionary().map(|dictionary| (dictionary.id().get(), dictionary.bytes()))
+        self.chunks.dictionary().map(|dictionary| (dictionary.id().get(), dictionary.bytes()))
     }
 }

@@ -3,28 +3,28 @@
 //! ```text
 //!  scan threads -> listings -+-> run (one thread) -> tree, link groups -> catalogue
 //!  read threads -> segments -+        |
-//!                                     +-> compressing threads -> pack thread -> put thread -> backend
+//!                                     +-> compressing threads -> pack thread -> upload thread -> backend
 //! ```
 //!
 //! Listings are classified in depth-first order: an inode that is as it was last night costs a look-up, any other a read request.
 //! Answers come in the order of the requests, so listings are completed in the same order, and link groups are numbered in it.
 
 mod adopt;
-pub mod content;
+pub mod chunk_writer;
+pub mod content_builder;
 pub mod dry_run;
-pub mod ingest;
+pub mod inode_cache;
 pub mod inodes;
 mod intake;
-pub mod known;
 pub mod options;
 pub mod owners;
-mod place;
 pub mod progress;
 pub mod pull;
-mod resolve;
+mod read_results;
 mod root_files;
 pub mod run;
-pub mod tree;
+mod source_name;
+pub mod tree_builder;
 
 use std::io;
 
@@ -87,7 +87,7 @@ pub enum SnapshotError {
     Thread(io::Error),
     /// The storing threads ended early.
     #[error("The threads that store chunks ended early; this is a defect of zmreplica")]
-    IngestGone,
+    ChunkWriterGone,
     /// A chunk that came from the source's host is not what it was said to be.
     #[error(
         "The source side sent a chunk that is not what it was said to be ({reason}). Nothing of it was kept; check that host and its zmreplica"

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::ingest::CompressionOptions;
+use super::chunk_writer::CompressionOptions;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::guard::GuardOptions;
 use crate::source::scan::Problem;

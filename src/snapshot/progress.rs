@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::SnapshotError;
-use super::ingest::IngestCounters;
+use super::chunk_writer::ChunkCounters;
 use crate::remote::client::WireCounters;
 
 /// Counters of a run under way.
@@ -28,7 +28,7 @@ pub struct Progress {
     /// Whether the run is writing its commit.
     pub committing: AtomicBool,
     /// What was stored.
-    pub ingest: Arc<IngestCounters>,
+    pub chunks: Arc<ChunkCounters>,
     /// Set from outside to end the run at the next chance.
     pub interrupt: AtomicBool,
     /// The directory being completed, for people.

@@ -287,7 +287,7 @@ fn with_attempts<T>(
 ) -> Result<T, SnapshotError> {
     let (mut failed, mut pause) = (0, PAUSE);
     loop {
-        let (began, before) = (Instant::now(), progress.ingest.new_bytes.load(Ordering::Relaxed));
+        let (began, before) = (Instant::now(), progress.chunks.new_bytes.load(Ordering::Relaxed));
         let error = match attempt() {
             Err(error) if may_pass(&error, progress) && progress.interrupted() => {
                 return Err(progress.interruption());
@@ -295,7 +295,7 @@ fn with_attempts<T>(
             Err(error) if may_pass(&error, progress) => error,
             other => return other,
         };
-        let brought = progress.ingest.new_bytes.load(Ordering::Relaxed) - before;
+        let brought = progress.chunks.new_bytes.load(Ordering::Relaxed) - before;
         if brought >= WORTH_BYTES.max(began.elapsed().as_secs() * WORTH_BYTES_PER_SECOND) {
             (failed, pause) = (0, PAUSE);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::SnapshotError;
-use super::run::Run;
+use super::run::BackupRun;
 use crate::catalog::CatalogError;
 use crate::catalog::directory::{Body, Directory, Node};
 use crate::catalog::reader::CatalogReader;
@@ -34,7 +34,7 @@ pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Res
     Ok(names)
 }
 
-impl Run<'_> {
+impl BackupRun<'_> {
     /// Looks again for files that stood at the root in the last snapshot.
     pub(super) fn wait_for_root_files(&mut self, listing: &mut Listing) -> Result<(), SnapshotError> {
         let excludes = Excludes::new(&self.options.excludes, self.options.default_excludes)?;

@@ -8,16 +8,16 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::SnapshotError;
-use super::ingest::Ingest;
+use super::chunk_writer::ChunkWriter;
+use super::inode_cache::InodeCache;
 use super::inodes::{RunInodes, Slot, Verdict};
 use super::intake::Intake;
-use super::known::KnownInodes;
 use super::options::{RunProblem, SnapshotOptions, SnapshotReport, cores};
 use super::owners::{Acls, Owners};
-use super::place::source_name;
 use super::progress::Progress;
-use super::resolve::{Asked, Pending, PendingListing, has_long_name};
-use super::tree::{Resolved, ResolvedListing, TreeBuilder};
+use super::read_results::{InFlightRead, Pending, PendingListing, has_long_name};
+use super::source_name::source_name;
+use super::tree_builder::{Resolved, ResolvedListing, TreeBuilder};
 use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::links;
 use crate::catalog::object::ObjectKind;
@@ -94,7 +94,7 @@ pub(super) fn run_over(
     progress: &Arc<Progress>,
     begun: &Begun,
 ) -> Result<SnapshotReport, SnapshotError> {
-    Run::start(replica, tree, name, options, progress, begun)?.work()
+    BackupRun::start(replica, tree, name, options, progress, begun)?.work()
 }
 
 pub(super) fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> ScanOptions {
@@ -111,9 +111,9 @@ fn known_path(replica: &Replica, source: u32) -> PathBuf {
 }
 
 /// Loads what is known of a source's inodes. `last` is its newest snapshot.
-pub(super) fn load_known(replica: &Replica, source: u32, last: Option<&SnapshotRecord>) -> Option<KnownInodes> {
+pub(super) fn load_inode_cache(replica: &Replica, source: u32, last: Option<&SnapshotRecord>) -> Option<InodeCache> {
     let reader = replica.database().read().ok()?;
-    let mut known = KnownInodes::load(&known_path(replica, source), |number, id| {
+    let mut known = InodeCache::load(&known_path(replica, source), |number, id| {
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
     })?;
     let catalog = replica.catalog().ok()?;
@@ -133,13 +133,13 @@ fn named_groups(catalog: &CatalogReader, snapshot: &SnapshotRecord) -> Paged<boo
     named
 }
 
-pub(super) struct Run<'a> {
+pub(super) struct BackupRun<'a> {
     pub(super) replica: &'a LockedReplica,
     pub(super) options: &'a SnapshotOptions,
     pub(super) progress: &'a Arc<Progress>,
     pub(super) source_tree: Box<dyn SourceTree + 'a>,
     pub(super) writer: CatalogWriter,
-    pub(super) ingest: Ingest,
+    pub(super) chunks: ChunkWriter,
     pub(super) inodes: RunInodes,
     pub(super) problems: Vec<RunProblem>,
     pub(super) problem_count: u64,
@@ -153,7 +153,7 @@ pub(super) struct Run<'a> {
     pending: VecDeque<PendingListing>,
     /// Names of those.
     pending_names: usize,
-    asked: usize,
+    requests: usize,
     source: String,
     source_number: u32,
     started: jiff::Timestamp,
@@ -164,7 +164,7 @@ pub(super) struct Run<'a> {
     pub(super) acls: Acls,
 }
 
-impl<'a> Run<'a> {
+impl<'a> BackupRun<'a> {
     fn start(
         replica: &'a LockedReplica,
         source_tree: Box<dyn SourceTree + 'a>,
@@ -172,7 +172,7 @@ impl<'a> Run<'a> {
         options: &'a SnapshotOptions,
         progress: &'a Arc<Progress>,
         begun: &Begun,
-    ) -> Result<Run<'a>, SnapshotError> {
+    ) -> Result<BackupRun<'a>, SnapshotError> {
         let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
         let patterns = excludes.patterns().map(str::to_owned).collect();
         let mut writer = replica.writer()?;
@@ -182,27 +182,28 @@ impl<'a> Run<'a> {
         }
         let source_number = writer.intern_source(source)?;
         let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);
-        let known = load_known(replica, source_number, last.as_ref().map(|(_, record)| record)).unwrap_or_default();
+        let known =
+            load_inode_cache(replica, source_number, last.as_ref().map(|(_, record)| record)).unwrap_or_default();
         let acls = if known.is_empty() || options.rescan { Acls::none() } else { Acls(known.acls) };
         let mut last_root_files = Vec::new();
         if let Some((_, record)) = &last {
             progress.expected_names.store(record.totals.names, Ordering::Relaxed);
             last_root_files = super::root_files::root_files(writer.reader(), record)?;
         }
-        let ingest = Ingest::start(
+        let chunks = ChunkWriter::start(
             Arc::clone(replica.backend()),
             Arc::clone(replica.dictionaries()),
             writer.epoch(),
             options.compression,
-            Arc::clone(&progress.ingest),
+            Arc::clone(&progress.chunks),
         )?;
-        Ok(Run {
+        Ok(BackupRun {
             replica,
             options,
             progress,
             source_tree,
             writer,
-            ingest,
+            chunks,
             inodes: RunInodes::new(known, options.rescan, begun.started),
             problems: Vec::new(),
             problem_count: 0,
@@ -214,7 +215,7 @@ impl<'a> Run<'a> {
             tree: TreeBuilder::new(),
             pending: VecDeque::new(),
             pending_names: 0,
-            asked: 0,
+            requests: 0,
             source: source.to_owned(),
             source_number,
             started: begun.started,
@@ -255,14 +256,14 @@ impl<'a> Run<'a> {
                 self.source_tree.flush()?;
                 flushed_names = self.pending_names;
             }
-            if self.asked >= WINDOW_REQUESTS || self.pending_names >= PENDING_NAMES {
+            if self.requests >= WINDOW_REQUESTS || self.pending_names >= PENDING_NAMES {
                 self.source_tree.flush()?;
-                while self.asked > WINDOW_REQUESTS / 2 || self.pending_names > PENDING_NAMES / 2 {
+                while self.requests > WINDOW_REQUESTS / 2 || self.pending_names > PENDING_NAMES / 2 {
                     self.complete_one()?;
                 }
             }
             // Listings that wait for nothing are completed at once.
-            while self.pending.front().is_some_and(|front| front.asked == 0) {
+            while self.pending.front().is_some_and(|front| front.requests == 0) {
                 self.complete_one()?;
             }
             flushed_names = flushed_names.min(self.pending_names);
@@ -333,7 +334,7 @@ impl<'a> Run<'a> {
                     self.owners.note(stat.uid, stat.gid);
                     Pending::Ready(Resolved::Leaf(Box::new(DirectoryAttributes {
                         mount_point: true,
-                        ..super::resolve::directory_attributes(&stat, Vec::new(), None)
+                        ..super::read_results::directory_attributes(&stat, Vec::new(), None)
                     })))
                 }
                 Found::Inode { file_system, ino, stat } => {
@@ -345,7 +346,7 @@ impl<'a> Run<'a> {
         }
         pending.prefix = prefix;
         pending.weigh();
-        self.asked += pending.asked;
+        self.requests += pending.requests;
         Ok(pending)
     }
 
@@ -387,12 +388,12 @@ impl<'a> Run<'a> {
             Progress::add(&self.progress.asked_files, 1);
             Progress::add(&self.progress.asked_bytes, stat.size);
         }
-        let slot = several.then(|| self.inodes.add_slot(file_system, &stat, Slot::Asked));
+        let slot = several.then(|| self.inodes.add_slot(file_system, &stat, Slot::Requested));
         let mut path = prefix.to_vec();
         path.extend_from_slice(name);
         self.source_tree.submit(ReadRequest { path, stat, want })?;
-        pending.asked += 1;
-        Ok(Pending::Asked(Box::new(Asked {
+        pending.requests += 1;
+        Ok(Pending::Read(Box::new(InFlightRead {
             slot,
             file_system,
             stat,
@@ -414,9 +415,9 @@ impl<'a> Run<'a> {
             let resolved = match pending {
                 Pending::Ready(resolved) => Some(resolved),
                 Pending::Dropped => None,
-                Pending::Asked(asked) => {
-                    self.asked -= 1;
-                    let resolved = self.answer(&listing.prefix, &name, *asked)?;
+                Pending::Read(read) => {
+                    self.requests -= 1;
+                    let resolved = self.answer(&listing.prefix, &name, *read)?;
                     self.check_interrupt()?;
                     self.commit_if_due()?;
                     resolved
@@ -446,13 +447,13 @@ impl<'a> Run<'a> {
     fn same_as(&mut self, prefix: &[u8], name: &[u8], slot: u32) -> Result<Option<Resolved>, SnapshotError> {
         match self.inodes.get(slot) {
             Slot::Group(number, digest) => Ok(Some(Resolved::Group(number, digest))),
-            Slot::Asked => Ok(None),
+            Slot::Requested => Ok(None),
             Slot::Lost(stat, file_system) => {
                 let path = [prefix, name].concat();
                 let request = ReadRequest { path, stat, want: Want::Content };
                 self.totals.count(&stat, 1);
                 let (outcome, builder) = self.read_apart(&request)?;
-                let asked = Asked {
+                let read = InFlightRead {
                     slot: Some(slot),
                     file_system,
                     stat,
@@ -460,7 +461,7 @@ impl<'a> Run<'a> {
                     known: None,
                     same_content: false,
                 };
-                self.settle(&request.path, asked, outcome, builder)
+                self.finish_inode(&request.path, read, outcome, builder)
             }
         }
     }
@@ -469,15 +470,15 @@ impl<'a> Run<'a> {
     pub(super) fn commit_progress(&mut self) -> Result<(), SnapshotError> {
         self.store_all()?;
         self.writer.commit()?;
-        self.save_known(&self.inodes.so_far(self.acls.answer()));
+        self.save_inode_cache(&self.inodes.so_far(self.acls.answer()));
         self.last_commit = Instant::now();
         Ok(())
     }
 
     /// Waits until every chunk that has a number is in a pack.
     fn store_all(&mut self) -> Result<(), SnapshotError> {
-        self.with_intake(|tree, intake| tree.settle(intake))?;
-        self.ingest.flush(&mut self.writer)
+        self.with_intake(|tree, intake| tree.wait_for_chunks(intake))?;
+        self.chunks.flush(&mut self.writer)
     }
 
     /// Does something that may bring chunks of another host.
@@ -485,7 +486,7 @@ impl<'a> Run<'a> {
         &mut self,
         work: impl FnOnce(&mut dyn SourceTree, &mut Intake<'_>) -> Result<T, SourceError>,
     ) -> Result<T, SnapshotError> {
-        let mut intake = Intake::new(&mut self.writer, &mut self.ingest);
+        let mut intake = Intake::new(&mut self.writer, &mut self.chunks);
         let result = work(&mut *self.source_tree, &mut intake);
         match intake.into_failure() {
             Some(failure) => Err(failure),
@@ -494,7 +495,7 @@ impl<'a> Run<'a> {
     }
 
     /// Saves what the next run may know. It is a cache: failing to write it costs the next run time and nothing else.
-    fn save_known(&self, known: &KnownInodes) {
+    fn save_inode_cache(&self, known: &InodeCache) {
         let (number, id) = self.writer.last_commit();
         let _ = known.save(&known_path(self.replica, self.source_number), number, &id);
     }
@@ -519,9 +520,9 @@ impl<'a> Run<'a> {
         self.totals.names = tree.names;
         self.totals.directories = tree.directories;
         self.totals.inodes = tree.link_counts.len() as u64;
-        self.work.new_chunks = self.progress.ingest.new_chunks.load(Ordering::Relaxed);
-        self.work.new_bytes = self.progress.ingest.new_bytes.load(Ordering::Relaxed);
-        self.work.stored_bytes = self.progress.ingest.stored_bytes.load(Ordering::Relaxed);
+        self.work.new_chunks = self.progress.chunks.new_chunks.load(Ordering::Relaxed);
+        self.work.new_bytes = self.progress.chunks.new_bytes.load(Ordering::Relaxed);
+        self.work.stored_bytes = self.progress.chunks.stored_bytes.load(Ordering::Relaxed);
         let (earlier_files, earlier_bytes) = self.progress.earlier_reads();
         self.work.read_files += earlier_files;
         self.work.read_bytes += earlier_bytes;
@@ -558,10 +559,10 @@ impl<'a> Run<'a> {
         record.guard = Some(guard::examine(self.replica, self.writer.reader(), &record, &self.options.guard));
         let number = self.writer.add_snapshot(&record)?;
         self.writer.commit()?;
-        let inodes = std::mem::replace(&mut self.inodes, RunInodes::new(KnownInodes::default(), false, self.started));
+        let inodes = std::mem::replace(&mut self.inodes, RunInodes::new(InodeCache::default(), false, self.started));
         let (known, changed) = inodes.finish(self.acls.answer());
         if changed {
-            self.save_known(&known);
+            self.save_inode_cache(&known);
         }
         Ok(SnapshotReport { number, record, problems: std::mem::take(&mut self.problems) })
     }

@@ -172,7 +172,7 @@ pub trait SourceTree {
     ///
     /// # Errors
     /// See [`SourceError`].
-    fn settle(&mut self, intake: &mut dyn ChunkIntake) -> Result<(), SourceError>;
+    fn wait_for_chunks(&mut self, intake: &mut dyn ChunkIntake) -> Result<(), SourceError>;
 
     /// Returns the names that the source's host has for owners.
     ///
@@ -251,7 +251,7 @@ impl SourceTree for LocalTree {
 
     fn abandon(&mut self, _intake: &mut dyn ChunkIntake) {}
 
-    fn settle(&mut self, _intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+    fn wait_for_chunks(&mut self, _intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
         Ok(())
     }
 

@@ -113,7 +113,7 @@ impl SourceTree for WideTree {
 
     fn abandon(&mut self, _intake: &mut dyn ChunkIntake) {}
 
-    fn settle(&mut self, _intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+    fn wait_for_chunks(&mut self, _intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
         Ok(())
     }
 

@@ -109,8 +109,8 @@ impl SourceTree for Disturbed<'_> {
         self.tree.abandon(intake);
     }
 
-    fn settle(&mut self, intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
-        self.tree.settle(intake)
+    fn wait_for_chunks(&mut self, intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+        self.tree.wait_for_chunks(intake)
     }
 
     fn owner_names(&mut self, users: &BTreeSet<u32>, groups: &BTreeSet<u32>) -> Result<OwnerNames, SourceError> {

@@ -350,7 +350,7 @@ fn what_comes_instead_of_chunks_that_are_due_is_bounded() {
     assert!(matches!(tree.receive(&mut intake).unwrap(), ReadEvent::Zeros(1)));
     begin.send(()).unwrap();
     // A commit waits for the chunk that was wanted, which never comes.
-    let said = tree.settle(&mut intake).unwrap_err().to_string();
+    let said = tree.wait_for_chunks(&mut intake).unwrap_err().to_string();
     assert!(said.contains("not the chunks that were"), "{said}");
     drop(tree);
     let sent = flood.join().unwrap();

@@ -418,7 +418,7 @@ fn what_an_interrupted_run_stored_is_not_lost() {
     let interrupted = std::thread::scope(|scope| {
         let (other, store, source) = (Arc::clone(&progress), &store, &source);
         let running = scope.spawn(move || run(&locks::open(store), source, &options, &progress).is_err());
-        while other.ingest.new_chunks.load(std::sync::atomic::Ordering::Relaxed) < 100 && !running.is_finished() {
+        while other.chunks.new_chunks.load(std::sync::atomic::Ordering::Relaxed) < 100 && !running.is_finished() {
             std::thread::yield_now();
         }
         other.interrupt.store(true, std::sync::atomic::Ordering::Relaxed);

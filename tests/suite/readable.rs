@@ -22,7 +22,7 @@ use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::model::{Kind, NAME_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, held_bytes};
 use zmreplica::replica::Replica;
 use zmreplica::snapshot::SnapshotError;
-use zmreplica::snapshot::known::{KnownInode, KnownInodes};
+use zmreplica::snapshot::inode_cache::{CachedInode, InodeCache};
 use zmreplica::snapshot::options::{SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run_tree;
@@ -420,9 +420,9 @@ fn a_restore_removes_a_tree_of_any_depth() {
 /// Writes the file of known inodes with other link groups, whole and of the right commit.
 fn falsify_known(scene: &Scene, group: impl Fn(u64) -> u64) {
     let path = scene.store().join("cache/inodes-0");
-    let (known, commit, id) = KnownInodes::decode(&fs::read(&path).unwrap()).unwrap();
-    let inodes = known.inodes().iter().map(|inode| KnownInode { group: group(inode.group), ..*inode });
-    let other = KnownInodes::new(known.acls, known.file_systems.clone(), inodes.collect());
+    let (known, commit, id) = InodeCache::decode(&fs::read(&path).unwrap()).unwrap();
+    let inodes = known.inodes().iter().map(|inode| CachedInode { group: group(inode.group), ..*inode });
+    let other = InodeCache::new(known.acls, known.file_systems.clone(), inodes.collect());
     fs::write(&path, other.encode(commit, &id)).unwrap();
 }
 

@@ -209,7 +209,7 @@ impl SourceTree for AgentlessTree {
         self.ready.clear();
     }
 
-    fn settle(&mut self, _intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+    fn wait_for_chunks(&mut self, _intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
         Ok(())
     }
 

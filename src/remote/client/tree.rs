@@ -1,6 +1,6 @@
 //! The tree of another host, as a run sees it: frames of an agent turned into listings and answers, everything checked on the way.
 //!
-//! Chunks: an offer is numbered as it comes and answered at the next chance; the event goes to the run only when the chunk has arrived, so what the run has settled never waits for
+//! Chunks: an offer is numbered as it comes and answered at the next chance; the event goes to the run only when the chunk has arrived, so what the run has finished never waits for
 //! bytes, and a lost connection costs what was on its way and no more.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -501,7 +501,7 @@ impl SourceTree for RemoteTree {
         self.cache.keep(false);
     }
 
-    fn settle(&mut self, intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+    fn wait_for_chunks(&mut self, intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
         self.send_answers(intake);
         while !self.wanted.is_empty() {
             let frame = self.link.wait(Queue::Reads)?;

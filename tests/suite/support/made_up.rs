@@ -172,7 +172,7 @@ impl SourceTree for MadeUp {
 
     fn abandon(&mut self, _intake: &mut dyn ChunkIntake) {}
 
-    fn settle(&mut self, _intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
+    fn wait_for_chunks(&mut self, _intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
         Ok(())
     }
 

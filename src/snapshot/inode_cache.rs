@@ -11,11 +11,11 @@
 //! | 32 | 1 | whether any of them has an access control list: 0 unknown, 1 no, 2 yes |
 //! | 33 | 4 | count of file systems, then for each the length (4) and path of its mount point in the tree; number 0 is the root's |
 //! | - | 8 | count of inodes |
-//! | - | 44 each | file system (4), inode, identity, state, link group, row digest (8 each), sorted by file system and inode |
+//! | - | 44 each | file system (4), inode, content fingerprint, metadata fingerprint, link group, row digest (8 each), sorted by file system and inode |
 //! | - | 32 | BLAKE3 of everything before |
 //!
-//! All integers are little endian. *Identity* is 64 bits of a BLAKE3 over kind, birth time, size and mtime: while it stays, the content is
-//! unchanged. *State* covers mode, owner, device number and ctime: while it stays too, nothing is. An identity of 0 is never matched.
+//! All integers are little endian. The *content fingerprint* is 64 bits of a BLAKE3 over kind, birth time, size and mtime: while it stays, the content is
+//! unchanged. The *metadata fingerprint* covers mode, owner, device number and ctime: while it stays too, nothing is. A content fingerprint of 0 is never matched.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,23 +37,23 @@ const ENTRY_BYTES: usize = 44;
 
 /// One inode of the last snapshot. 48 bytes in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KnownInode {
-    /// Number of its file system in [`KnownInodes::file_systems`].
+pub struct CachedInode {
+    /// Number of its file system in [`InodeCache::file_systems`].
     pub file_system: u32,
     /// Inode number.
     pub ino: u64,
     /// Changes when the content may have changed.
-    pub identity: u64,
+    pub content_fingerprint: u64,
     /// Changes when anything may have changed.
-    pub state: u64,
+    pub metadata_fingerprint: u64,
     /// Its link group.
     pub group: u64,
     /// Digest of the link group's row.
     pub row_digest: u64,
 }
 
-/// Computes the identity of an inode's content.
-pub fn identity(stat: &Stat) -> u64 {
+/// Computes what stays the same while the content of an inode does.
+pub fn content_fingerprint(stat: &Stat) -> u64 {
     let btime = stat.btime.unwrap_or_default();
     fold(&[
         stat.kind as u64,
@@ -66,8 +66,8 @@ pub fn identity(stat: &Stat) -> u64 {
     ])
 }
 
-/// Computes what tells whether anything of an inode may have changed, its content aside.
-pub fn state(stat: &Stat) -> u64 {
+/// Computes what stays the same while nothing else of an inode changes.
+pub fn metadata_fingerprint(stat: &Stat) -> u64 {
     fold(&[
         u64::from(stat.mode),
         u64::from(stat.uid),
@@ -91,22 +91,22 @@ fn fold(values: &[u64]) -> u64 {
 
 /// The inodes of the last snapshot of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KnownInodes {
+pub struct InodeCache {
     /// Whether any of them has an access control list, if that is known.
     pub acls: Option<bool>,
     /// Where each file system is mounted in the tree; the root's is first and empty.
     pub file_systems: Vec<Vec<u8>>,
     /// Sorted by file system and inode number.
-    inodes: Vec<KnownInode>,
+    inodes: Vec<CachedInode>,
 }
 
-impl KnownInodes {
+impl InodeCache {
     /// Takes inodes in any order. Of several with one number the last counts.
-    pub fn new(acls: Option<bool>, file_systems: Vec<Vec<u8>>, mut inodes: Vec<KnownInode>) -> KnownInodes {
+    pub fn new(acls: Option<bool>, file_systems: Vec<Vec<u8>>, mut inodes: Vec<CachedInode>) -> InodeCache {
         inodes.reverse();
         inodes.sort_by_key(|inode| (inode.file_system, inode.ino));
         inodes.dedup_by_key(|inode| (inode.file_system, inode.ino));
-        KnownInodes { acls, file_systems, inodes }
+        InodeCache { acls, file_systems, inodes }
     }
 
     /// Returns how many there are.
@@ -120,12 +120,12 @@ impl KnownInodes {
     }
 
     /// Returns all of them, in order.
-    pub fn inodes(&self) -> &[KnownInode] {
+    pub fn inodes(&self) -> &[CachedInode] {
         &self.inodes
     }
 
     /// Finds an inode.
-    pub fn find(&self, file_system: u32, ino: u64) -> Option<&KnownInode> {
+    pub fn find(&self, file_system: u32, ino: u64) -> Option<&CachedInode> {
         let at = self.inodes.binary_search_by_key(&(file_system, ino), |inode| (inode.file_system, inode.ino));
         at.ok().map(|at| &self.inodes[at])
     }
@@ -187,7 +187,9 @@ impl KnownInodes {
             out.extend_from_slice(&(self.inodes.len() as u64).to_le_bytes());
             for inode in &self.inodes {
                 out.extend_from_slice(&inode.file_system.to_le_bytes());
-                for value in [inode.ino, inode.identity, inode.state, inode.group, inode.row_digest] {
+                for value in
+                    [inode.ino, inode.content_fingerprint, inode.metadata_fingerprint, inode.group, inode.row_digest]
+                {
                     out.extend_from_slice(&value.to_le_bytes());
                 }
             }
@@ -198,7 +200,7 @@ impl KnownInodes {
     ///
     /// # Errors
     /// Fails for any byte that is not as written.
-    pub fn decode(bytes: &[u8]) -> Result<(KnownInodes, u64, CommitId), DecodeError> {
+    pub fn decode(bytes: &[u8]) -> Result<(InodeCache, u64, CommitId), DecodeError> {
         let mut decoder = Decoder::new(cache_file::unseal(MAGIC, bytes)?);
         let commit = u64::from_le_bytes(decoder.array()?);
         let commit_id = decoder.array()?;
@@ -219,15 +221,15 @@ impl KnownInodes {
         }
         let mut inodes = Vec::with_capacity(count as usize);
         for _ in 0..count {
-            let inode = KnownInode {
+            let inode = CachedInode {
                 file_system: u32::from_le_bytes(decoder.array()?),
                 ino: u64::from_le_bytes(decoder.array()?),
-                identity: u64::from_le_bytes(decoder.array()?),
-                state: u64::from_le_bytes(decoder.array()?),
+                content_fingerprint: u64::from_le_bytes(decoder.array()?),
+                metadata_fingerprint: u64::from_le_bytes(decoder.array()?),
                 group: Decoder::number(u64::from_le_bytes(decoder.array()?))?,
                 row_digest: u64::from_le_bytes(decoder.array()?),
             };
-            let key = |inode: &KnownInode| (inode.file_system, inode.ino);
+            let key = |inode: &CachedInode| (inode.file_system, inode.ino);
             if inodes.last().is_some_and(|last| key(last) >= key(&inode)) {
                 return Err(DecodeError("its inodes are not in order"));
             }
@@ -236,12 +238,12 @@ impl KnownInodes {
             }
             inodes.push(inode);
         }
-        Ok((KnownInodes { acls, file_systems, inodes }, commit, commit_id))
+        Ok((InodeCache { acls, file_systems, inodes }, commit, commit_id))
     }
 
     /// Loads the file of a source, if it is whole and `is_commit` confirms the commit that it belongs to.
-    pub fn load(path: &Path, is_commit: impl FnOnce(u64, &CommitId) -> bool) -> Option<KnownInodes> {
-        let (known, commit, id) = KnownInodes::decode(&fs::read(path).ok()?).ok()?;
+    pub fn load(path: &Path, is_commit: impl FnOnce(u64, &CommitId) -> bool) -> Option<InodeCache> {
+        let (known, commit, id) = InodeCache::decode(&fs::read(path).ok()?).ok()?;
         is_commit(commit, &id).then_some(known)
     }
 
@@ -260,30 +262,30 @@ impl KnownInodes {
 mod tests {
     use super::*;
 
-    fn inode(ino: u64, group: u64) -> KnownInode {
-        KnownInode { file_system: 0, ino, identity: 5, state: 6, group, row_digest: 7 }
+    fn inode(ino: u64, group: u64) -> CachedInode {
+        CachedInode { file_system: 0, ino, content_fingerprint: 5, metadata_fingerprint: 6, group, row_digest: 7 }
     }
 
     #[test]
     fn round_trip_and_damage() {
-        let known = KnownInodes::new(
+        let known = InodeCache::new(
             Some(false),
             vec![Vec::new(), b"mnt".to_vec()],
             vec![inode(9, 1), inode(3, 2), inode(9, 4)],
         );
         for group in [crate::coding::NUMBER_LIMIT, u64::MAX] {
-            let wild = KnownInodes::new(None, vec![Vec::new()], vec![inode(3, group)]);
-            assert!(KnownInodes::decode(&wild.encode(12, &[3; 16])).is_err(), "a number that no catalogue has");
+            let wild = InodeCache::new(None, vec![Vec::new()], vec![inode(3, group)]);
+            assert!(InodeCache::decode(&wild.encode(12, &[3; 16])).is_err(), "a number that no catalogue has");
         }
         assert_eq!(known.find(0, 9).map(|inode| inode.group), Some(4));
         assert_eq!(known.find(1, 9), None);
         let bytes = known.encode(12, &[3; 16]);
-        assert_eq!(KnownInodes::decode(&bytes), Ok((known, 12, [3; 16])));
+        assert_eq!(InodeCache::decode(&bytes), Ok((known, 12, [3; 16])));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 4;
-            assert!(KnownInodes::decode(&bad).is_err());
-            assert!(KnownInodes::decode(&bytes[..at]).is_err());
+            assert!(InodeCache::decode(&bad).is_err());
+            assert!(InodeCache::decode(&bytes[..at]).is_err());
         }
     }
 }

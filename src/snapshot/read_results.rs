@@ -3,15 +3,15 @@
 use rustix::io::Errno;
 
 use super::SnapshotError;
-use super::content::ContentBuilder;
-use super::ingest::Ingest;
+use super::chunk_writer::ChunkWriter;
+use super::content_builder::ContentBuilder;
+use super::inode_cache::{CachedInode, content_fingerprint};
 use super::inodes::Slot;
-use super::known::{KnownInode, identity};
 use super::options::RunProblem;
 use super::owners::Owners;
 use super::progress::Progress;
-use super::run::Run;
-use super::tree::Resolved;
+use super::run::BackupRun;
+use super::tree_builder::Resolved;
 use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::group::{Content, LinkGroup, Segment};
 use crate::catalog::writer::CatalogWriter;
@@ -27,19 +27,19 @@ pub(super) enum Pending {
     /// It is left out.
     Dropped,
     /// Its inode was asked for.
-    Asked(Box<Asked>),
+    Read(Box<InFlightRead>),
     /// It is a further name of the inode of this slot.
     Same(u32),
 }
 
 /// A request under way.
-pub(super) struct Asked {
+pub(super) struct InFlightRead {
     pub(super) slot: Option<u32>,
     pub(super) file_system: u32,
     pub(super) stat: Stat,
     pub(super) want: Want,
     /// What was known under the inode's number.
-    pub(super) known: Option<KnownInode>,
+    pub(super) known: Option<CachedInode>,
     /// Whether the known content still holds unless the answer brings another.
     pub(super) same_content: bool,
 }
@@ -52,7 +52,7 @@ pub(super) struct PendingListing {
     pub(super) attributes: Option<DirectoryAttributes>,
     pub(super) entries: Vec<(Box<[u8]>, Pending)>,
     /// Requests that the listing waits for.
-    pub(super) asked: usize,
+    pub(super) requests: usize,
     /// What it counts for, in names.
     names: usize,
 }
@@ -86,7 +86,7 @@ impl PendingListing {
             prefix: Vec::new(),
             attributes,
             entries: Vec::with_capacity(listing.entries.len()),
-            asked: 0,
+            requests: 0,
             names: 1,
         }
     }
@@ -124,7 +124,7 @@ pub(super) fn has_long_name(path: &[u8]) -> bool {
 /// Takes the events of an inode that is read out of turn, on the run's own thread.
 struct DirectSink<'r> {
     writer: &'r mut CatalogWriter,
-    ingest: &'r mut Ingest,
+    chunks: &'r mut ChunkWriter,
     progress: &'r Progress,
     builder: ContentBuilder,
     failure: Option<SnapshotError>,
@@ -132,7 +132,7 @@ struct DirectSink<'r> {
 
 impl EventSink for DirectSink<'_> {
     fn event(&mut self, event: ReadEvent, _bytes: usize) -> Result<(), SinkClosed> {
-        take_event(event, self.writer, self.ingest, self.progress, &mut self.builder).map_err(|error| {
+        take_event(event, self.writer, self.chunks, self.progress, &mut self.builder).map_err(|error| {
             self.failure = Some(error);
             SinkClosed
         })
@@ -143,7 +143,7 @@ impl EventSink for DirectSink<'_> {
 fn take_event(
     event: ReadEvent,
     writer: &mut CatalogWriter,
-    ingest: &mut Ingest,
+    chunks: &mut ChunkWriter,
     progress: &Progress,
     builder: &mut ContentBuilder,
 ) -> Result<(), SnapshotError> {
@@ -153,7 +153,7 @@ fn take_event(
         ReadEvent::Chunk(hash, plain) => {
             let length = plain.len() as u32;
             Progress::add(&progress.read_bytes, u64::from(length));
-            let number = ingest.chunk(writer, hash, plain)?;
+            let number = chunks.chunk(writer, hash, plain)?;
             builder.push(writer, Segment::Chunk { number, length })?;
         }
         ReadEvent::Stored { number, length } => {
@@ -166,12 +166,12 @@ fn take_event(
     Ok(())
 }
 
-impl Run<'_> {
+impl BackupRun<'_> {
     /// Reads an inode out of turn.
     pub(super) fn read_apart(&mut self, request: &ReadRequest) -> Result<(ReadOutcome, ContentBuilder), SnapshotError> {
         let mut sink = DirectSink {
             writer: &mut self.writer,
-            ingest: &mut self.ingest,
+            chunks: &mut self.chunks,
             progress: self.progress,
             builder: ContentBuilder::default(),
             failure: None,
@@ -187,26 +187,26 @@ impl Run<'_> {
         &mut self,
         prefix: &[u8],
         name: &[u8],
-        asked: Asked,
+        read: InFlightRead,
     ) -> Result<Option<Resolved>, SnapshotError> {
         let mut builder = ContentBuilder::default();
         let outcome = loop {
             match self.with_intake(|tree, intake| tree.receive(intake))? {
                 ReadEvent::Done(outcome) => break *outcome,
-                event => take_event(event, &mut self.writer, &mut self.ingest, self.progress, &mut builder)?,
+                event => take_event(event, &mut self.writer, &mut self.chunks, self.progress, &mut builder)?,
             }
             // One file may be most of a tree.
             self.check_interrupt()?;
             self.commit_if_large()?;
         };
-        self.settle(&[prefix, name].concat(), asked, outcome, builder)
+        self.finish_inode(&[prefix, name].concat(), read, outcome, builder)
     }
 
     /// Makes a link group of what was read, or finds that it is the one already known.
-    pub(super) fn settle(
+    pub(super) fn finish_inode(
         &mut self,
         path: &[u8],
-        asked: Asked,
+        read: InFlightRead,
         mut outcome: ReadOutcome,
         mut builder: ContentBuilder,
     ) -> Result<Option<Resolved>, SnapshotError> {
@@ -216,14 +216,14 @@ impl Run<'_> {
         }
         self.work.read_bytes += outcome.read_bytes;
         self.acls.note(&outcome.xattrs);
-        if asked.want == Want::Content {
+        if read.want == Want::Content {
             Progress::add(&self.progress.read_files, 1);
         }
         let (stat, content, changed) = match outcome.result {
             ReadResult::Vanished => {
-                self.totals.count(&asked.stat, -1);
+                self.totals.count(&read.stat, -1);
                 self.problem(path.to_vec(), "Vanished during the run; the snapshot does not hold it".to_owned());
-                self.lose(&asked);
+                self.lose(&read);
                 return Ok(None);
             }
             ReadResult::Failed(errno) => {
@@ -233,7 +233,7 @@ impl Run<'_> {
                     format!("Cannot be read ({error}); the snapshot holds its attributes only"),
                 );
                 builder.clear();
-                (asked.stat, Content::Unreadable(errno as u32), false)
+                (read.stat, Content::Unreadable(errno as u32), false)
             }
             ReadResult::Read | ReadResult::Changed => {
                 let changed = matches!(outcome.result, ReadResult::Changed);
@@ -242,27 +242,27 @@ impl Run<'_> {
                         "Kept changing while it was read; the snapshot may hold it as it never was at one time";
                     self.problem(path.to_vec(), message.to_owned());
                 }
-                let content = self.content(&asked, &outcome, &mut builder)?;
+                let content = self.content(&read, &outcome, &mut builder)?;
                 (outcome.stat, content, changed)
             }
         };
-        self.totals.count(&asked.stat, -1);
+        self.totals.count(&read.stat, -1);
         self.totals.count(&stat, 1);
-        let exchanged = (stat.ino, stat.btime) != (asked.stat.ino, asked.stat.btime);
+        let exchanged = (stat.ino, stat.btime) != (read.stat.ino, read.stat.btime);
         if exchanged {
             // The other names of the inode that the scan saw must not take this content.
-            self.lose(&asked);
+            self.lose(&read);
         }
         let failed = matches!(content, Content::Unreadable(_));
         let row = LinkGroup { attributes: stat.attributes(outcome.xattrs), content, changed_while_read: changed };
-        let known = asked.known.filter(|_| !exchanged);
+        let known = read.known.filter(|_| !exchanged);
         let (group, digest) = self.number(row, known)?;
-        self.inodes.note(asked.file_system, &stat, group, digest, !changed && !failed && has_all_attributes);
+        self.inodes.note(read.file_system, &stat, group, digest, !changed && !failed && has_all_attributes);
         if exchanged {
             if stat.nlink > 1 {
-                self.inodes.add_slot(asked.file_system, &stat, Slot::Group(group, digest));
+                self.inodes.add_slot(read.file_system, &stat, Slot::Group(group, digest));
             }
-        } else if let Some(slot) = asked.slot {
+        } else if let Some(slot) = read.slot {
             self.inodes.set(slot, Slot::Group(group, digest));
         }
         Ok(Some(Resolved::Group(group, digest)))
@@ -304,22 +304,23 @@ impl Run<'_> {
         self.bound_xattrs(&listing.path, &mut listing.xattrs, most);
     }
 
-    fn lose(&mut self, asked: &Asked) {
-        if let Some(slot) = asked.slot {
-            self.inodes.set(slot, Slot::Lost(asked.stat, asked.file_system));
+    fn lose(&mut self, read: &InFlightRead) {
+        if let Some(slot) = read.slot {
+            self.inodes.set(slot, Slot::Lost(read.stat, read.file_system));
         }
     }
 
     /// Returns the content: what was delivered, or what is known when nothing needed to be.
     fn content(
         &mut self,
-        asked: &Asked,
+        read: &InFlightRead,
         outcome: &ReadOutcome,
         builder: &mut ContentBuilder,
     ) -> Result<Content, SnapshotError> {
-        let as_scanned = outcome.stat.ino == asked.stat.ino && identity(&outcome.stat) == identity(&asked.stat);
-        if asked.want == Want::Attributes && as_scanned {
-            if let Some(known) = asked.known.filter(|_| asked.same_content) {
+        let as_scanned =
+            outcome.stat.ino == read.stat.ino && content_fingerprint(&outcome.stat) == content_fingerprint(&read.stat);
+        if read.want == Want::Attributes && as_scanned {
+            if let Some(known) = read.known.filter(|_| read.same_content) {
                 self.work.attribute_inodes += 1;
                 return Ok(self.writer.reader().group(known.group)?.content.clone());
             }
@@ -332,7 +333,7 @@ impl Run<'_> {
     }
 
     /// Returns the number and the digest of a row; those of the known group if that is the same.
-    fn number(&mut self, row: LinkGroup, known: Option<KnownInode>) -> Result<(u64, u64), SnapshotError> {
+    fn number(&mut self, row: LinkGroup, known: Option<CachedInode>) -> Result<(u64, u64), SnapshotError> {
         if let Some(known) = known
             && *self.writer.reader().group(known.group)? == row
         {

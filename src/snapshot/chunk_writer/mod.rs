@@ -1,4 +1,4 @@
-//! Ingest: from new chunks to packs.
+//! From new chunks to packs.
 //!
 //! The run's own thread numbers chunks and hands those that the store lacks to a pool of compressing threads, in batches; one thread gathers
 //! their output into packs, and one writes each pack whole to the backend and reports where every chunk lies. (Writing waits for the disk: done by
@@ -13,11 +13,11 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::SnapshotError;
 use crate::catalog::chunk::{PackRow, PackedChunk};
 use crate::catalog::writer::CatalogWriter;
 use crate::ids::ChunkId;
 use crate::model::ChunkHash;
+use crate::snapshot::SnapshotError;
 use crate::source::tree::ArrivedChunk;
 use crate::store::backend::Backend;
 use crate::store::codec::{
@@ -83,7 +83,7 @@ enum ToPacker {
     Flush,
 }
 
-enum FromPutter {
+enum FromUploader {
     Pack { id: PackId, bytes: u64, chunks: Vec<PackedChunk> },
     Flushed,
     Failed(SnapshotError),
@@ -91,7 +91,7 @@ enum FromPutter {
 
 /// Figures that grow while chunks are stored.
 #[derive(Debug, Default)]
-pub struct IngestCounters {
+pub struct ChunkCounters {
     /// Chunks that were new.
     pub new_chunks: AtomicU64,
     /// Their plain bytes.
@@ -101,7 +101,7 @@ pub struct IngestCounters {
 }
 
 /// Stores new chunks.
-pub struct Ingest {
+pub struct ChunkWriter {
     options: CompressionOptions,
     dictionary: Option<Arc<Dictionary>>,
     dictionaries: Arc<DictionarySet>,
@@ -116,12 +116,12 @@ pub struct Ingest {
     decompressor: Decompressor,
     batches: Option<Sender<Work>>,
     packer: Option<Sender<ToPacker>>,
-    reports: Receiver<FromPutter>,
+    reports: Receiver<FromUploader>,
     threads: Vec<JoinHandle<()>>,
-    counters: Arc<IngestCounters>,
+    counters: Arc<ChunkCounters>,
 }
 
-impl Ingest {
+impl ChunkWriter {
     /// Starts the threads. The ids of packs begin with `epoch`.
     ///
     /// # Errors
@@ -131,8 +131,8 @@ impl Ingest {
         dictionaries: Arc<DictionarySet>,
         epoch: u32,
         options: CompressionOptions,
-        counters: Arc<IngestCounters>,
-    ) -> Result<Ingest, SnapshotError> {
+        counters: Arc<ChunkCounters>,
+    ) -> Result<ChunkWriter, SnapshotError> {
         let dictionary =
             if options.dictionary { dictionaries.all().into_iter().max_by_key(|known| known.id()) } else { None };
         let thread_count = options.threads.max(1);
@@ -153,13 +153,13 @@ impl Ingest {
         }
         // One waits while one is written: more would only take memory.
         let (puts, packs) = bounded(1);
-        let putter = Putter { backend, reporter, counters: Arc::clone(&counters) };
-        threads.push(spawn("put".to_owned(), Box::new(move || putter.run(&packs)))?);
+        let uploader = PackUploader { backend, reporter, counters: Arc::clone(&counters) };
+        threads.push(spawn("upload".to_owned(), Box::new(move || uploader.run(&packs)))?);
         threads.push(spawn(
             "pack".to_owned(),
             Box::new(move || Packer { builder: None, epoch, chunks: Vec::new(), puts }.run(&stored)),
         )?);
-        Ok(Ingest {
+        Ok(ChunkWriter {
             options,
             dictionary,
             dictionaries,
@@ -315,18 +315,18 @@ impl Ingest {
     /// Returns why the threads ended.
     fn failure(&self) -> SnapshotError {
         while let Ok(report) = self.reports.try_recv() {
-            if let FromPutter::Failed(error) = report {
+            if let FromUploader::Failed(error) = report {
                 return error;
             }
         }
-        SnapshotError::IngestGone
+        SnapshotError::ChunkWriterGone
     }
 
     /// Notes where chunks lie; with `until_flushed` waits until everything is in packs.
     fn take_reports(&mut self, writer: &mut CatalogWriter, until_flushed: bool) -> Result<(), SnapshotError> {
         loop {
             let report = if until_flushed {
-                self.reports.recv().map_err(|_| SnapshotError::IngestGone)?
+                self.reports.recv().map_err(|_| SnapshotError::ChunkWriterGone)?
             } else {
                 match self.reports.try_recv() {
                     Ok(report) => report,
@@ -334,12 +334,12 @@ impl Ingest {
                 }
             };
             match report {
-                FromPutter::Pack { id, bytes, chunks } => {
+                FromUploader::Pack { id, bytes, chunks } => {
                     let count = chunks.len() as u64;
                     writer.add_pack(PackRow { id, bytes, chunks: count, format: PackFormat::V2 }, &chunks)?;
                 }
-                FromPutter::Flushed => return Ok(()),
-                FromPutter::Failed(error) => return Err(error),
+                FromUploader::Flushed => return Ok(()),
+                FromUploader::Failed(error) => return Err(error),
             }
         }
     }
@@ -375,7 +375,7 @@ impl Ingest {
     }
 }
 
-impl Drop for Ingest {
+impl Drop for ChunkWriter {
     fn drop(&mut self) {
         self.batches = None;
         self.packer = None;
@@ -473,24 +473,26 @@ struct Packer {
     builder: Option<PackBuilder>,
     epoch: u32,
     chunks: Vec<PackedChunk>,
-    puts: Sender<ToPutter>,
+    puts: Sender<ToUploader>,
 }
 
-enum ToPutter {
+enum ToUploader {
     Pack(FinishedPack, Vec<PackedChunk>),
     Flush,
     Failed(SnapshotError),
 }
 
 /// The thread that takes packs ended; it has told why.
-struct PutterGone;
+struct UploaderGone;
 
 impl Packer {
     fn run(&mut self, queue: &Receiver<ToPacker>) {
         while let Ok(message) = queue.recv() {
             let taken = match self.take(message) {
                 Ok(taken) => taken,
-                Err(error) => self.puts.send(ToPutter::Failed(error)).map_err(|_| PutterGone).and(Err(PutterGone)),
+                Err(error) => {
+                    self.puts.send(ToUploader::Failed(error)).map_err(|_| UploaderGone).and(Err(UploaderGone))
+                }
             };
             if taken.is_err() {
                 return;
@@ -498,7 +500,7 @@ impl Packer {
         }
     }
 
-    fn take(&mut self, message: ToPacker) -> Result<Result<(), PutterGone>, SnapshotError> {
+    fn take(&mut self, message: ToPacker) -> Result<Result<(), UploaderGone>, SnapshotError> {
         match message {
             ToPacker::Failed(error) => return Err(error),
             ToPacker::Dictionary(dictionary) => {
@@ -513,13 +515,13 @@ impl Packer {
             }
             ToPacker::Flush => {
                 let sent = self.finish_pack();
-                return Ok(sent.and_then(|()| self.puts.send(ToPutter::Flush).map_err(|_| PutterGone)));
+                return Ok(sent.and_then(|()| self.puts.send(ToUploader::Flush).map_err(|_| UploaderGone)));
             }
         }
         Ok(Ok(()))
     }
 
-    fn push(&mut self, chunk: &StoredChunk) -> Result<Result<(), PutterGone>, SnapshotError> {
+    fn push(&mut self, chunk: &StoredChunk) -> Result<Result<(), UploaderGone>, SnapshotError> {
         let StoredChunk { number, hash, plain_length, codec, stored } = chunk;
         let offset = self.builder()?.push(*hash, *plain_length, *codec, stored)?;
         self.chunks.push(PackedChunk {
@@ -540,46 +542,46 @@ impl Packer {
         })
     }
 
-    fn finish_pack(&mut self) -> Result<(), PutterGone> {
+    fn finish_pack(&mut self) -> Result<(), UploaderGone> {
         let Some(builder) = self.builder.take() else { return Ok(()) };
         let pack = builder.finish();
-        self.puts.send(ToPutter::Pack(pack, std::mem::take(&mut self.chunks))).map_err(|_| PutterGone)
+        self.puts.send(ToUploader::Pack(pack, std::mem::take(&mut self.chunks))).map_err(|_| UploaderGone)
     }
 }
 
 /// Writes packs to the backend.
-struct Putter {
+struct PackUploader {
     backend: Arc<dyn Backend>,
-    reporter: Sender<FromPutter>,
-    counters: Arc<IngestCounters>,
+    reporter: Sender<FromUploader>,
+    counters: Arc<ChunkCounters>,
 }
 
-impl Putter {
-    fn run(&self, queue: &Receiver<ToPutter>) {
+impl PackUploader {
+    fn run(&self, queue: &Receiver<ToUploader>) {
         while let Ok(message) = queue.recv() {
             match self.take(message) {
                 // Without a receiver nobody is left to tell.
                 Ok(report) => drop(self.reporter.send(report)),
                 Err(error) => {
-                    let _ = self.reporter.send(FromPutter::Failed(error));
+                    let _ = self.reporter.send(FromUploader::Failed(error));
                     return;
                 }
             }
         }
     }
 
-    fn take(&self, message: ToPutter) -> Result<FromPutter, SnapshotError> {
+    fn take(&self, message: ToUploader) -> Result<FromUploader, SnapshotError> {
         match message {
-            ToPutter::Failed(error) => Err(error),
-            ToPutter::Pack(pack, chunks) => {
+            ToUploader::Failed(error) => Err(error),
+            ToUploader::Pack(pack, chunks) => {
                 put_pack(self.backend.as_ref(), &pack)?;
                 let bytes = pack.bytes.len() as u64;
                 self.counters.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
-                Ok(FromPutter::Pack { id: pack.id, bytes, chunks })
+                Ok(FromUploader::Pack { id: pack.id, bytes, chunks })
             }
-            ToPutter::Flush => {
+            ToUploader::Flush => {
                 self.backend.sync()?;
-                Ok(FromPutter::Flushed)
+                Ok(FromUploader::Flushed)
             }
         }
     }
