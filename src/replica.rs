@@ -16,6 +16,7 @@
 
 mod config;
 mod error;
+mod format;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -28,9 +29,12 @@ use rustix::fs::{FlockOperation, flock};
 use crate::access;
 use crate::catalog::CatalogError;
 use crate::catalog::commit;
+use crate::catalog::commit_log::last_commit;
 use crate::catalog::database::CatalogDatabase;
+use crate::catalog::meta::STORE;
 use crate::catalog::reader::CatalogReader;
-use crate::catalog::writer::{CatalogWriter, STORE, last_commit, roll_forward};
+use crate::catalog::roll_forward::roll_forward;
+use crate::catalog::writer::CatalogWriter;
 use crate::locks::{self, Hold};
 use crate::store::backend::Backend;
 use crate::store::codec::DictionarySet;
@@ -38,11 +42,13 @@ use crate::store::local::{LocalBackend, PROBE};
 use crate::store::pack::PACK_PREFIX;
 use crate::store::reader::ChunkReader;
 
-pub(crate) use config::{CONFIG, Unusable, is_id, is_like_store, oldest_object};
-pub use config::{FEATURES, FORMAT_VERSION, StoreConfig};
+pub use config::StoreConfig;
+pub(crate) use config::{Unusable, is_id, is_like_store, oldest_object};
 pub use error::ReplicaError;
 pub(crate) use error::refuse_denied;
 use error::{io_error, refused};
+pub(crate) use format::{CATALOG, CONFIG};
+pub use format::{FEATURES, FORMAT_VERSION};
 
 /// A catalogue up to this size is compacted after a run that stored something: some hundredths of a second.
 const COMPACT_UP_TO_BYTES: u64 = 32 << 20;
@@ -50,7 +56,6 @@ const COMPACT_UP_TO_BYTES: u64 = 32 << 20;
 const LOCK: &str = "lock";
 /// How long a lock is waited for: a program that its holder was just starting keeps a copy of it until it runs.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
-pub(crate) const CATALOG: &str = "catalog.redb";
 /// The directories of a new store.
 const DIRECTORIES: [&str; 4] = ["commits", "packs", "cache", "leases"];
 

@@ -9,34 +9,19 @@
 //! the identifier of the commit before, the identifier of the commit that the checkpoint stands for. The body of a part is a list of changes, all of them
 //! puts, some 8 MiB plain. The body of the head is the number of parts and the bytes that they take (varints), then for each its identifier (16 bytes).
 //! The rows of the table of commits are in the last part, so that a database which got a part of a checkpoint holds no commit.
-//!
-//! Order of writes: parts, a barrier, the head, a barrier; then a commit that condemns what it takes the place of. After the grace older heads, older
-//! parts and the folded commit files are deleted, in this order. A crash before the head leaves parts that mean nothing; one after it leaves files that
-//! go with the next fold.
-
-use std::collections::BTreeSet;
 
 use super::CatalogError;
 use super::commit::{self, CommitId};
-use super::database::{Change, DatabaseReader, Index, Table};
-use super::replay::{RowHashes, TableHashes, payload_hash};
-use super::writer::{last_commit, read_whole};
-use crate::coding::{DecodeError, Decoder, put_varint};
+use super::commit_log::{commit_files, read_whole};
+use super::tables::Change;
+use crate::coding::{DecodeError, Decoder};
 use crate::store::backend::Backend;
 
-const HEAD_MAGIC: &[u8; 8] = b"ZMRCKPT1";
-const PART_MAGIC: &[u8; 8] = b"ZMRCKPP1";
+pub(super) const HEAD_MAGIC: &[u8; 8] = b"ZMRCKPT1";
+pub(super) const PART_MAGIC: &[u8; 8] = b"ZMRCKPP1";
 /// A head is at most so long, plain, in bytes: a million parts.
 const HEAD_MAX_BYTES: u64 = 16 << 20;
-const PREFIX: &str = "checkpoints/";
-/// A part is full when its changes take so many bytes, plain.
-const PART_BYTES: usize = 8 << 20;
-/// Commit files that take less than this together are not worth a fold.
-const FOLD_FROM_BYTES: u64 = 128 << 10;
-/// Commit files are folded when they take this share of what the last checkpoint takes: a quarter. Each byte of a commit file is so written some four
-/// times more, and a rebuild reads a quarter more than it must.
-const FOLD_SHARE: u64 = 4;
-
+pub(super) const PREFIX: &str = "checkpoints/";
 /// The newest checkpoint, its head read and verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -46,7 +31,7 @@ pub struct Checkpoint {
     pub commit: CommitId,
     /// Bytes of its parts.
     pub bytes: u64,
-    parts: Vec<CommitId>,
+    pub(super) parts: Vec<CommitId>,
 }
 
 /// Returns the key of a checkpoint's head.
@@ -54,18 +39,8 @@ pub fn key(number: u64) -> String {
     format!("{PREFIX}{number:016x}")
 }
 
-fn part_key(number: u64, part: u64) -> String {
+pub(super) fn part_key(number: u64, part: u64) -> String {
     format!("{PREFIX}{number:016x}.{part:08x}")
-}
-
-/// Returns the numbers of all commit files, ascending.
-///
-/// # Errors
-/// Fails when they cannot be listed.
-pub fn commit_files(backend: &dyn Backend) -> Result<BTreeSet<u64>, CatalogError> {
-    let keys = backend.list("commits/")?.into_iter();
-    let named = keys.filter_map(|(key, _)| commit::number_of_key(&key).filter(|number| commit::key(*number) == key));
-    Ok(named.collect())
 }
 
 /// Returns the numbers of all checkpoints that have a head, newest first.
@@ -116,7 +91,7 @@ pub fn newest_whole(backend: &dyn Backend) -> Result<Option<Checkpoint>, Catalog
 ///
 /// # Errors
 /// [`CatalogError::CommitFile`] when there are some, and none is whole.
-fn whole_since(backend: &dyn Backend, first: u64) -> Result<Option<Checkpoint>, CatalogError> {
+pub(super) fn whole_since(backend: &dyn Backend, first: u64) -> Result<Option<Checkpoint>, CatalogError> {
     let mut failure = None;
     for number in heads(backend)?.into_iter().filter(|number| *number >= first) {
         let whole = read_head(backend, number).and_then(|head| {
@@ -217,169 +192,4 @@ impl Checkpoint {
         }
         frame.for_each_batch(&key, visit)
     }
-}
-
-/// Writes the head and the parts of one checkpoint.
-struct PartWriter<'a> {
-    backend: &'a dyn Backend,
-    number: u64,
-    commit: CommitId,
-    body: Vec<u8>,
-    parts: Vec<CommitId>,
-    bytes: u64,
-}
-
-impl PartWriter<'_> {
-    fn flush_if(&mut self, from_bytes: usize) -> Result<(), CatalogError> {
-        if self.body.len() < from_bytes || self.body.is_empty() {
-            return Ok(());
-        }
-        let key = part_key(self.number, self.parts.len() as u64);
-        let (file, id) = commit::frame(PART_MAGIC, self.number, &self.commit, &self.body)?;
-        self.backend.put(&key, &[&file])?;
-        self.bytes += file.len() as u64;
-        self.parts.push(id);
-        self.body.clear();
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Checkpoint, CatalogError> {
-        self.flush_if(0)?;
-        self.backend.sync()?;
-        let mut body = Vec::new();
-        put_varint(&mut body, self.parts.len() as u64);
-        put_varint(&mut body, self.bytes);
-        self.parts.iter().for_each(|id| body.extend_from_slice(id));
-        let key = key(self.number);
-        let (file, _) = commit::frame(HEAD_MAGIC, self.number, &self.commit, &body)?;
-        self.backend.put(&key, &[&file])?;
-        self.backend.sync()?;
-        Ok(Checkpoint { number: self.number, commit: self.commit, bytes: self.bytes, parts: self.parts })
-    }
-}
-
-/// Writes a checkpoint of the last commit; it is durable on return. The caller holds the store's lock.
-///
-/// With `expected` each row is compared with what the commit files say, so that no damage of the catalogue replaces them.
-///
-/// # Errors
-/// Fails when a row is damaged, missing or not as expected; the commit files are what counts then.
-pub fn write(
-    database: &DatabaseReader,
-    backend: &dyn Backend,
-    expected: Option<&RowHashes>,
-) -> Result<Checkpoint, CatalogError> {
-    let (number, commit) = last_commit(database)?;
-    match read_head(backend, number) {
-        Ok(found) if found.commit == commit => return Ok(found),
-        // It is whole, and this version could not write it again.
-        Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
-        _ => {}
-    }
-    // What an interrupted fold left under the same names.
-    let left = format!("{PREFIX}{number:016x}");
-    for (key, _) in backend.list(&left)? {
-        backend.delete(&key)?;
-    }
-    backend.sync()?;
-    let mut writer = PartWriter { backend, number, commit, body: Vec::new(), parts: Vec::new(), bytes: 0 };
-    for table in Table::ALL.into_iter().filter(|table| *table != Table::Commits) {
-        write_table(&mut writer, database, table, expected.map(|expected| expected.of_table(table)))?;
-    }
-    for index in Index::ALL {
-        database.scan_index(index, |hash, number| {
-            commit::put_index(&mut writer.body, index, hash, number);
-            writer.flush_if(PART_BYTES)
-        })?;
-    }
-    writer.flush_if(1)?;
-    write_table(&mut writer, database, Table::Commits, None)?;
-    writer.finish()
-}
-
-fn write_table(
-    writer: &mut PartWriter<'_>,
-    database: &DatabaseReader,
-    table: Table,
-    expected: Option<TableHashes<'_>>,
-) -> Result<(), CatalogError> {
-    let damaged =
-        |number: u64, reason: &str| CatalogError::Damaged { what: table.row_name(), number, reason: reason.to_owned() };
-    let mut rows = 0;
-    database.scan(table, 0, |number, payload| {
-        let payload = payload?;
-        if let Some(expected) = expected
-            && expected.get(number) != Some(payload_hash(payload))
-        {
-            return Err(damaged(number, "it is not as the commit files have it"));
-        }
-        rows += 1;
-        commit::put_row(&mut writer.body, table, number, payload);
-        // The rows of commits stay together in the last part.
-        if table == Table::Commits { Ok(()) } else { writer.flush_if(PART_BYTES) }
-    })?;
-    let wanted = expected.map(TableHashes::len);
-    if wanted.is_some_and(|wanted| wanted != rows) {
-        return Err(damaged(0, "rows that the commit files have are missing"));
-    }
-    Ok(())
-}
-
-/// Returns whether the commit files have grown so much that they are worth folding.
-///
-/// # Errors
-/// Fails when they cannot be listed.
-pub fn is_due(backend: &dyn Backend) -> Result<bool, CatalogError> {
-    let folded = newest(backend)?;
-    let (number, bytes) = folded.map_or((0, 0), |folded| (folded.number, folded.bytes));
-    let files = backend.list("commits/")?.into_iter();
-    let since = files.filter(|(key, _)| commit::number_of_key(key).is_some_and(|found| found > number));
-    let since_bytes: u64 = since.map(|(_, bytes)| bytes).sum();
-    Ok(since_bytes > FOLD_FROM_BYTES.max(bytes / FOLD_SHARE))
-}
-
-/// Lists what the checkpoint of that number makes superfluous, in the order in which it is to be deleted, with bytes: older checkpoints, and the commit
-/// files that it stands for.
-///
-/// # Errors
-/// Fails when the backend cannot be listed.
-pub fn superseded(backend: &dyn Backend, checkpoint: u64) -> Result<Vec<(String, u64)>, CatalogError> {
-    let older = |(name, _): &(String, u64)| {
-        let digits = name.strip_prefix(PREFIX).and_then(|rest| rest.split('.').next());
-        digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).is_some_and(|number| number < checkpoint)
-    };
-    let mut doomed: Vec<(String, u64)> = backend.list(PREFIX)?.into_iter().filter(older).collect();
-    // Heads have no dot, and go first: a head without its parts would be damage.
-    doomed.sort_by_key(|(name, _)| name.contains('.'));
-    let folded = |(name, _): &(String, u64)| {
-        commit::number_of_key(name).is_some_and(|number| number <= checkpoint && commit::key(number) == *name)
-    };
-    doomed.extend(backend.list("commits/")?.into_iter().filter(folded));
-    Ok(doomed)
-}
-
-/// Deletes what the checkpoint of that number makes superfluous, and returns the bytes that this frees. Without a checkpoint of that number, or a newer
-/// one, nothing is deleted. The caller holds the store's lock.
-///
-/// # Errors
-/// [`CatalogError::CommitFile`] when no such checkpoint is whole, its parts included: what it took the place of is all that there is, and stays. Fails, too,
-/// when something cannot be deleted; what is left means nothing.
-pub fn tidy(backend: &dyn Backend, checkpoint: u64) -> Result<u64, CatalogError> {
-    let doomed = superseded(backend, checkpoint)?;
-    if doomed.is_empty() || whole_since(backend, checkpoint)?.is_none() {
-        return Ok(0);
-    }
-    let heads = doomed.iter().filter(|(name, _)| name.starts_with(PREFIX) && !name.contains('.')).count();
-    let mut freed = 0;
-    for (at, (name, bytes)) in doomed.iter().enumerate() {
-        if at == heads && heads > 0 {
-            backend.sync()?;
-        }
-        backend.delete(name)?;
-        freed += bytes;
-    }
-    if !doomed.is_empty() {
-        backend.sync()?;
-    }
-    Ok(freed)
 }

@@ -25,7 +25,7 @@
 use std::io::BufReader;
 
 use super::CatalogError;
-use super::database::{Change, Index, Table};
+use super::tables::{Change, Index, Table};
 use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, expansion_limit, put_bytes, put_varint};
 
 /// The first bytes of every commit file.
@@ -273,7 +273,7 @@ fn decode_batch(decoder: &mut impl Source, unknown: &mut Option<u8>) -> Result<V
                 Change::Put(table, key, payload)
             }
         } else if let Some(index) = Index::from_number(number) {
-            let hash = hash(decoder)?;
+            let hash = decode_hash(decoder)?;
             if is_deletion {
                 Change::DeleteIndex(index, hash)
             } else {
@@ -287,7 +287,7 @@ fn decode_batch(decoder: &mut impl Source, unknown: &mut Option<u8>) -> Result<V
     Ok(changes)
 }
 
-fn hash(decoder: &mut impl Source) -> Result<[u8; 32], DecodeError> {
+fn decode_hash(decoder: &mut impl Source) -> Result<[u8; 32], DecodeError> {
     let mut hash = [0; 32];
     for byte in &mut hash {
         *byte = decoder.byte()?;

@@ -22,8 +22,8 @@
 use std::time::Duration;
 
 use super::CatalogError;
-use super::database::Table;
 use super::reader::CatalogReader;
+use super::tables::Table;
 use crate::coding::{DecodeError, Decoder, put_signed, put_varint};
 use crate::store::pack::PackId;
 

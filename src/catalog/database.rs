@@ -1,180 +1,20 @@
-//! The redb database: tables of sealed values, read and written by number or by hash.
-//!
-//! Every value but the numbers of the two hash indexes ends with eight bytes of check value, a BLAKE3 over the table's number, the key and
-//! the payload. A flipped bit, or a value that turns up under another key, is therefore an error and never data. The
-//! indexes need none: whoever looks a hash up confirms the answer against the row that it names.
+//! The redb database: opened, repaired, changed in transactions.
 //!
 //! redb panics on some damaged pages. Every call of it, here and in `database_reader`, goes through `guarded`, which makes an error of that.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use redb::{ConcurrencyMode, Database, ReadOnlyDatabase, ReadableDatabase, TableDefinition};
+use redb::{ConcurrencyMode, Database, ReadOnlyDatabase, ReadableDatabase};
 
 use super::CatalogError;
-pub use super::database_reader::DatabaseReader;
+use super::database_reader::DatabaseReader;
 use super::guarded::guarded;
 use super::overlay::Overlay;
-
-/// A table of rows, by number. The tables' numbers are part of the format: commit files name tables by them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Table {
-    /// Counters and sources; key is one of [`meta`](crate::catalog::writer).
-    Meta = 0,
-    /// Chunk rows, 256 to a page; key is the chunk number divided by 256.
-    Chunks = 2,
-    /// Pack number to pack row.
-    Packs = 3,
-    /// Link groups, 256 to a page; key is the group number divided by 256.
-    Groups = 4,
-    /// Object number to object.
-    Objects = 6,
-    /// Snapshot number to snapshot record.
-    Snapshots = 7,
-    /// Commit number to the identifier of its commit file.
-    Commits = 8,
-    /// Dictionary number to the dictionary's bytes.
-    Dictionaries = 9,
-    /// Snapshot number to what people said of it since.
-    Marks = 10,
-    /// Objects that nothing needs any more and a later run deletes; the key only orders them.
-    Condemned = 11,
-}
-
-/// A table of hashes, each of which names the number of a row. Its number is one of the same series as those of [`Table`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Index {
-    /// Chunk hash to chunk number.
-    Chunks = 1,
-    /// Object hash to object number.
-    Objects = 5,
-}
-
-impl Index {
-    /// Both of them.
-    pub const ALL: [Index; 2] = [Index::Chunks, Index::Objects];
-
-    /// Returns the index for its number in a commit file.
-    pub fn from_number(number: u8) -> Option<Index> {
-        Index::ALL.into_iter().find(|index| *index as u8 == number)
-    }
-
-    /// Returns the word for one entry in messages.
-    pub fn entry_name(self) -> &'static str {
-        match self {
-            Index::Chunks => "chunk index entry",
-            Index::Objects => "object index entry",
-        }
-    }
-
-    pub(super) fn definition(self) -> TableDefinition<'static, &'static [u8; 32], u64> {
-        TableDefinition::new(match self {
-            Index::Chunks => "chunk_index",
-            Index::Objects => "object_index",
-        })
-    }
-}
-
-impl Table {
-    /// All of them.
-    pub const ALL: [Table; 10] = [
-        Table::Meta,
-        Table::Chunks,
-        Table::Packs,
-        Table::Groups,
-        Table::Objects,
-        Table::Snapshots,
-        Table::Commits,
-        Table::Dictionaries,
-        Table::Marks,
-        Table::Condemned,
-    ];
-
-    /// Returns the table for its number in a commit file.
-    pub fn from_number(number: u8) -> Option<Table> {
-        Table::ALL.into_iter().find(|table| *table as u8 == number)
-    }
-
-    /// Returns whether catalogues of earlier versions lack the table.
-    pub(super) fn may_be_absent(self) -> bool {
-        matches!(self, Table::Marks | Table::Condemned)
-    }
-
-    /// Returns the word for one row of the table in messages.
-    pub fn row_name(self) -> &'static str {
-        match self {
-            Table::Meta => "meta row",
-            Table::Chunks => "page of chunk rows",
-            Table::Packs => "pack row",
-            Table::Groups => "page of link groups",
-            Table::Objects => "object",
-            Table::Snapshots => "snapshot record",
-            Table::Commits => "commit row",
-            Table::Dictionaries => "dictionary",
-            Table::Marks => "marks of snapshot",
-            Table::Condemned => "condemned object",
-        }
-    }
-
-    pub(super) fn definition(self) -> TableDefinition<'static, u64, &'static [u8]> {
-        TableDefinition::new(match self {
-            Table::Meta => "meta",
-            Table::Chunks => "chunks",
-            Table::Packs => "packs",
-            Table::Groups => "groups",
-            Table::Objects => "objects",
-            Table::Snapshots => "snapshots",
-            Table::Commits => "commits",
-            Table::Dictionaries => "dictionaries",
-            Table::Marks => "marks",
-            Table::Condemned => "condemned",
-        })
-    }
-}
-
-/// One change of one row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Writes the payload under the number, in place of what was there.
-    Put(Table, u64, Vec<u8>),
-    /// Removes the row of that number.
-    Delete(Table, u64),
-    /// Lets the hash name the number.
-    PutIndex(Index, [u8; 32], u64),
-    /// Forgets the hash.
-    DeleteIndex(Index, [u8; 32]),
-}
-
-/// Bytes of check value behind each payload.
-const CHECK_BYTES: usize = 8;
+use super::tables::{CHECK_BYTES, Change, Index, Table, seal};
 
 /// Memory that redb may use for its page cache, in bytes.
 const CACHE_BYTES: usize = 48 << 20;
-
-fn check_value(table: Table, key: u64, payload: &[u8]) -> [u8; CHECK_BYTES] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&[table as u8]);
-    hasher.update(&key.to_le_bytes());
-    hasher.update(payload);
-    let mut check = [0; CHECK_BYTES];
-    check.copy_from_slice(&hasher.finalize().as_bytes()[..CHECK_BYTES]);
-    check
-}
-
-pub(super) fn unseal(table: Table, key: u64, sealed: &[u8]) -> Result<&[u8], CatalogError> {
-    let split = sealed.len().checked_sub(CHECK_BYTES);
-    let payload = split.map(|at| sealed.split_at(at));
-    match payload {
-        Some((payload, check)) if check == check_value(table, key, payload) => Ok(payload),
-        _ => Err(CatalogError::Damaged {
-            what: table.row_name(),
-            number: key,
-            reason: "its check value does not fit its bytes".to_owned(),
-        }),
-    }
-}
 
 enum Handle {
     Writer(Database),
@@ -438,11 +278,8 @@ fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<
                     if open.is_none() {
                         open = Some(transaction.open_table(table.definition())?);
                     }
-                    let mut sealed = Vec::with_capacity(payload.len() + CHECK_BYTES);
-                    sealed.extend_from_slice(payload);
-                    sealed.extend_from_slice(&check_value(table, *key, payload));
                     if let Some(open) = &mut open {
-                        open.insert(key, sealed.as_slice())?;
+                        open.insert(key, seal(table, *key, payload).as_slice())?;
                     }
                 }
                 Change::Delete(from, key) if *from == table => {

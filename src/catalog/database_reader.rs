@@ -3,8 +3,8 @@
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata};
 
 use super::CatalogError;
-use super::database::{Index, Table, unseal};
 use super::guarded::guarded;
+use super::tables::{Index, Table, unseal};
 
 type Numbered = ReadOnlyTable<u64, &'static [u8]>;
 type Hashed = ReadOnlyTable<&'static [u8; 32], u64>;

@@ -2,7 +2,7 @@
 //!
 //! A directory's entries, sorted by name, are cut into pages where a name's hash says so, so that an entry more or less changes one
 //! page. A page is two objects: the *names*, which a new full session shares with the one before, and the *nodes*, which say what each
-//! name stands for. A small directory is folded: its entries stand in its parent's page, directly behind its own.
+//! name stands for. A small directory is inline: its entries stand in its parent's page, directly behind its own.
 //!
 //! Names object: every name of the page in the order of the nodes (length, bytes).
 //!
@@ -12,11 +12,11 @@
 //! it and was left out). A directory goes on with: mode, uid, gid unless flag 1; mtime seconds as a signed difference to the last
 //! directory's, nanoseconds; with flag 2 the attributes (count, then name and value); with flag 4 the error number; then its body.
 //!
-//! A body is a varint: low two bits 0 folded (the rest is the count of its entries, whose nodes follow), 1 one page object (the rest is its
+//! A body is a varint: low two bits 0 inline (the rest is the count of its entries, whose nodes follow), 1 one page object (the rest is its
 //! number), 2 an index object (the rest is its number).
 //!
 //! A page ends behind a name whose hash says so, or, whatever the name, at [`PAGE_MAX_NODES`] nodes or [`PAGE_MAX_BYTES`]; a directory with large extended attributes
-//! is not folded. Where names were chosen so that every one ends a page, and the index would grow beyond measure, hashes do not count.
+//! is not inline. Where names were chosen so that every one ends a page, and the index would grow beyond measure, hashes do not count.
 //!
 //! Index object: count of pages, then for each: separator (length, bytes: every name in the page is at or above it, every name before
 //! is below it), object number of the page as a signed difference, count of direct entries.
@@ -26,8 +26,8 @@ use std::sync::Arc;
 use crate::coding::{DecodeError, Decoder, Source as _, put_bytes, put_signed, put_varint, unzigzag, zigzag};
 use crate::model::{Timestamp, Xattr};
 
-/// A directory with at most this many entries, those of folded directories in it included, is folded into its parent.
-pub const FOLD_ENTRIES: usize = 24;
+/// A directory with at most this many entries, those of inline directories in it included, stands inline in its parent's page.
+pub const INLINE_MAX_NODES: usize = 24;
 /// One name in so many ends a page. A week brings some 2% new names, spread over a directory by their hashes, and each touches a page:
 /// with 48 names to a page a new full session of 286,000 names cost 19 bytes a name, nearly all of it names stored again.
 const PAGE_AVERAGE: u32 = 24;
@@ -35,8 +35,8 @@ const PAGE_AVERAGE: u32 = 24;
 pub const PAGE_MAX_NODES: usize = 512;
 /// It also ends when names and extended attributes take so many bytes.
 pub const PAGE_MAX_BYTES: usize = 512 << 10;
-/// A directory whose entries take more than this is not folded, in bytes.
-pub const FOLD_MAX_BYTES: usize = 64 << 10;
+/// A directory whose entries take more than this is not inline, in bytes.
+pub const INLINE_MAX_BYTES: usize = 64 << 10;
 /// An index that would take more than this has its pages cut by their length alone, in bytes.
 pub const INDEX_MAX_BYTES: usize = 64 << 20;
 /// More nodes than this in a page are refused while decoding; writers end pages at some 540.
@@ -45,8 +45,8 @@ const PAGE_NODES_LIMIT: usize = 4096;
 const PAGE_XATTRS_LIMIT: usize = 4 << 20;
 /// More pages than this in an index are refused while decoding; each has 24 names on the average.
 const INDEX_PAGES_LIMIT: usize = 16 << 20;
-/// Deeper folding than this is refused while decoding; the writer never folds more than [`FOLD_ENTRIES`].
-const MAX_FOLD_DEPTH: usize = FOLD_ENTRIES + 1;
+/// Deeper nesting of inline directories is refused while decoding; the writer never puts more nodes inline than [`INLINE_MAX_NODES`].
+const INLINE_MAX_DEPTH: usize = INLINE_MAX_NODES + 1;
 
 /// Attributes of one directory in one snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct DirectoryAttributes {
     /// Error number, when the source could not list the directory: its entries are then missing or incomplete.
     pub unreadable: Option<u32>,
     /// Whether another file system is mounted on it, which the snapshot leaves out.
-    pub mount_point: bool,
+    pub is_mount_point: bool,
 }
 
 /// What a name stands for.
@@ -92,7 +92,7 @@ pub struct Directory {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// Here, sorted by name.
-    Folded(Vec<Entry>),
+    Inline(Vec<Entry>),
     /// In one page object.
     Page(u64),
     /// In the pages of an index object.
@@ -101,7 +101,7 @@ pub enum Body {
 
 impl Default for Body {
     fn default() -> Self {
-        Body::Folded(Vec::new())
+        Body::Inline(Vec::new())
     }
 }
 
@@ -115,11 +115,11 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Counts the nodes that this entry puts into its page: itself and what is folded into it.
+    /// Counts the nodes that this entry puts into its page: itself and what is inline in it.
     pub fn nodes(&self) -> usize {
         match &self.node {
             Node::Group(_) => 1,
-            Node::Directory(directory) => 1 + directory.folded_nodes(),
+            Node::Directory(directory) => 1 + directory.inline_nodes(),
         }
     }
 }
@@ -130,7 +130,7 @@ impl Entry {
         let node = match &self.node {
             Node::Group(_) => 0,
             Node::Directory(directory) => {
-                crate::model::held_bytes(&directory.attributes.xattrs) + directory.folded_bytes()
+                crate::model::held_bytes(&directory.attributes.xattrs) + directory.inline_bytes()
             }
         };
         self.name.len() + 16 + node
@@ -138,18 +138,18 @@ impl Entry {
 }
 
 impl Directory {
-    /// Returns what folded entries put into the page, roughly and in bytes.
-    fn folded_bytes(&self) -> usize {
+    /// Returns what inline entries put into the page, roughly and in bytes.
+    fn inline_bytes(&self) -> usize {
         match &self.body {
-            Body::Folded(entries) => entries.iter().map(Entry::page_bytes).sum(),
+            Body::Inline(entries) => entries.iter().map(Entry::page_bytes).sum(),
             _ => 0,
         }
     }
 
-    /// Counts the nodes of folded entries.
-    pub fn folded_nodes(&self) -> usize {
+    /// Counts the nodes of inline entries.
+    pub fn inline_nodes(&self) -> usize {
         match &self.body {
-            Body::Folded(entries) => entries.iter().map(Entry::nodes).sum(),
+            Body::Inline(entries) => entries.iter().map(Entry::nodes).sum(),
             _ => 0,
         }
     }
@@ -190,9 +190,9 @@ fn cut(entries: &[Entry], ends: impl Fn(&[u8]) -> bool) -> Vec<&[Entry]> {
 }
 
 /// Returns whether a directory's entries stand in the page of the directory above.
-pub fn folds(entries: &[Entry]) -> bool {
-    entries.iter().map(Entry::nodes).sum::<usize>() <= FOLD_ENTRIES
-        && entries.iter().map(Entry::page_bytes).sum::<usize>() <= FOLD_MAX_BYTES
+pub fn fits_inline(entries: &[Entry]) -> bool {
+    entries.iter().map(Entry::nodes).sum::<usize>() <= INLINE_MAX_NODES
+        && entries.iter().map(Entry::page_bytes).sum::<usize>() <= INLINE_MAX_BYTES
 }
 
 /// Computes a 32-bit FNV-1a hash, mixed once more so that its low bits depend on every byte.
@@ -207,7 +207,7 @@ pub fn encode_names(entries: &[Entry]) -> Vec<u8> {
         for entry in entries {
             put_bytes(out, &entry.name);
             if let Node::Directory(directory) = &entry.node
-                && let Body::Folded(inner) = &directory.body
+                && let Body::Inline(inner) = &directory.body
             {
                 walk(out, inner);
             }
@@ -271,7 +271,7 @@ fn put_directory(out: &mut Vec<u8>, directory: &Directory, context: &mut Context
     let flags = u64::from(same)
         | u64::from(!attributes.xattrs.is_empty()) << 1
         | u64::from(attributes.unreadable.is_some()) << 2
-        | u64::from(attributes.mount_point) << 3;
+        | u64::from(attributes.is_mount_point) << 3;
     put_varint(out, flags << 2 | 1);
     if !same {
         put_varint(out, u64::from(attributes.mode));
@@ -293,7 +293,7 @@ fn put_directory(out: &mut Vec<u8>, directory: &Directory, context: &mut Context
         put_varint(out, u64::from(errno));
     }
     match &directory.body {
-        Body::Folded(entries) => {
+        Body::Inline(entries) => {
             put_varint(out, (entries.len() as u64) << 2);
             for entry in entries {
                 put_node(out, &entry.node, context);
@@ -311,7 +311,7 @@ pub fn encode_root(directory: &Directory) -> Vec<u8> {
     out
 }
 
-/// Decodes a root whose entries are not folded.
+/// Decodes a root whose entries are not inline.
 ///
 /// # Errors
 /// Fails when the bytes are not what [`encode_root`] produces for such a directory.
@@ -322,7 +322,7 @@ pub fn decode_root(bytes: &[u8]) -> Result<Directory, DecodeError> {
     if head & 3 != 1 {
         return Err(DecodeError("a root that is no directory"));
     }
-    let root = directory(&mut decoder, &mut no_names, head >> 2, &mut Context::default(), 0)?;
+    let root = decode_directory(&mut decoder, &mut no_names, head >> 2, &mut Context::default(), 0)?;
     decoder.finish()?;
     Ok(root)
 }
@@ -344,31 +344,31 @@ pub fn decode_page(page: &[u8], names: &[u8]) -> Result<Vec<Entry>, DecodeError>
     decoder.varint()?;
     let mut names = Decoder::new(names);
     let mut context = Context::default();
-    let list = entries(&mut decoder, &mut names, &mut context, 0)?;
+    let list = decode_entries(&mut decoder, &mut names, &mut context, 0)?;
     decoder.finish()?;
     names.finish()?;
     Ok(list)
 }
 
-fn entries(
+fn decode_entries(
     decoder: &mut Decoder<'_>,
     names: &mut Decoder<'_>,
     context: &mut Context,
     depth: usize,
 ) -> Result<Vec<Entry>, DecodeError> {
     let count = decoder.count()?;
-    entry_list(decoder, names, context, count, depth)
+    decode_entry_list(decoder, names, context, count, depth)
 }
 
-fn entry_list(
+fn decode_entry_list(
     decoder: &mut Decoder<'_>,
     names: &mut Decoder<'_>,
     context: &mut Context,
     count: usize,
     depth: usize,
 ) -> Result<Vec<Entry>, DecodeError> {
-    if depth > MAX_FOLD_DEPTH {
-        return Err(DecodeError("directories are folded too deep"));
+    if depth > INLINE_MAX_DEPTH {
+        return Err(DecodeError("inline directories are nested too deep"));
     }
     context.nodes_left = context.nodes_left.checked_sub(count).ok_or(DecodeError("a page has too many nodes"))?;
     let mut list: Vec<Entry> = Vec::with_capacity(count);
@@ -386,7 +386,7 @@ fn entry_list(
                 context.group = Decoder::add(context.group.wrapping_add(1), unzigzag(head >> 2))?;
                 Node::Group(context.group)
             }
-            1 => Node::Directory(Arc::new(directory(decoder, names, head >> 2, context, depth)?)),
+            1 => Node::Directory(Arc::new(decode_directory(decoder, names, head >> 2, context, depth)?)),
             _ => return Err(DecodeError("an unknown kind of node")),
         };
         list.push(Entry { name: name.into(), node });
@@ -394,7 +394,7 @@ fn entry_list(
     Ok(list)
 }
 
-fn directory(
+fn decode_directory(
     decoder: &mut Decoder<'_>,
     names: &mut Decoder<'_>,
     flags: u64,
@@ -421,7 +421,7 @@ fn directory(
         mtime: Timestamp { seconds: context.seconds, nanos },
         xattrs: Vec::new(),
         unreadable: None,
-        mount_point: flags & 8 != 0,
+        is_mount_point: flags & 8 != 0,
     };
     if flags & 2 != 0 {
         let count = decoder.count()?;
@@ -441,7 +441,7 @@ fn directory(
             if count > decoder.remaining() {
                 return Err(DecodeError("a count exceeds the bytes that are there"));
             }
-            Body::Folded(entry_list(decoder, names, context, count, depth + 1)?)
+            Body::Inline(decode_entry_list(decoder, names, context, count, depth + 1)?)
         }
         1 => Body::Page(Decoder::number(body >> 2)?),
         2 => Body::Index(Decoder::number(body >> 2)?),

@@ -22,7 +22,7 @@ fn sample() -> Vec<Entry> {
     let with_acl = DirectoryAttributes {
         xattrs: vec![Xattr { name: (*b"system.posix_acl_default").into(), value: (*b"\x02\0\0\0").into() }],
         unreadable: Some(13),
-        mount_point: true,
+        is_mount_point: true,
         ..attributes(-77)
     };
     vec![
@@ -31,8 +31,8 @@ fn sample() -> Vec<Entry> {
             "blobs",
             directory_node(
                 attributes(100),
-                Body::Folded(vec![
-                    entry("0", directory_node(attributes(120), Body::Folded(vec![entry("x.msg2", Node::Group(90))]))),
+                Body::Inline(vec![
+                    entry("0", directory_node(attributes(120), Body::Inline(vec![entry("x.msg2", Node::Group(90))]))),
                     entry("1", Node::Group(91)),
                 ]),
             ),
@@ -111,11 +111,11 @@ fn heavy(name: String, value_bytes: usize) -> Entry {
 }
 
 #[test]
-fn pages_end_by_bytes_and_large_attributes_are_not_folded() {
+fn pages_end_by_bytes_and_large_attributes_are_not_inline() {
     let entries: Vec<Entry> = (0..40).map(|number| heavy(format!("d{number:03}"), 100_000)).collect();
-    assert!(!folds(&entries[..1]), "one alone is too much");
+    assert!(!fits_inline(&entries[..1]), "one alone is too much");
     let small: Vec<Entry> = (0..24).map(|number| heavy(format!("d{number:03}"), 100)).collect();
-    assert!(folds(&small) && !folds(&[small.clone(), entries[..1].to_vec()].concat()));
+    assert!(fits_inline(&small) && !fits_inline(&[small.clone(), entries[..1].to_vec()].concat()));
     let pages = cut_pages(&entries);
     assert_eq!(pages.concat(), entries);
     let largest = pages.iter().map(|page| page.iter().map(Entry::page_bytes).sum::<usize>()).max().unwrap();

@@ -23,7 +23,7 @@
 use std::io::{BufReader, Write};
 use std::sync::Arc;
 
-use super::unpack::unpack;
+use super::decompress::decompress;
 use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
 use crate::ids::ChunkId;
 use crate::model::{Attributes, Kind, Timestamp, Xattr};
@@ -116,7 +116,7 @@ pub struct LinkGroup {
     /// Its content.
     pub content: Content,
     /// Whether the content kept changing while it was read, so that it may be of no single moment.
-    pub changed_while_read: bool,
+    pub has_changed_while_read: bool,
 }
 
 impl LinkGroup {
@@ -158,7 +158,7 @@ fn put_segment(out: &mut Vec<u8>, segment: &Segment, last_chunk: &mut u64) {
     }
 }
 
-fn segment(decoder: &mut impl Source, last_chunk: &mut u64) -> Result<Segment, DecodeError> {
+fn decode_segment(decoder: &mut impl Source, last_chunk: &mut u64) -> Result<Segment, DecodeError> {
     let head = decoder.varint()?;
     Ok(match head & 3 {
         0 => {
@@ -193,7 +193,7 @@ pub fn decode_segments(bytes: &[u8]) -> Result<Vec<Segment>, DecodeError> {
     let mut last_chunk = u64::MAX;
     let mut segments = Vec::with_capacity(count);
     for _ in 0..count {
-        segments.push(segment(&mut decoder, &mut last_chunk)?);
+        segments.push(decode_segment(&mut decoder, &mut last_chunk)?);
     }
     decoder.finish()?;
     Ok(segments)
@@ -230,7 +230,7 @@ impl GroupEncoder {
         let mut tag = 1 | (attributes.kind as u8) << 1;
         tag |= u8::from(same) << 4;
         tag |= u8::from(!attributes.xattrs.is_empty()) << 5;
-        tag |= u8::from(group.changed_while_read) << 6;
+        tag |= u8::from(group.has_changed_while_read) << 6;
         out.push(tag);
         if !same {
             put_varint(out, u64::from(attributes.mode));
@@ -358,25 +358,25 @@ pub fn for_each_row<E: From<DecodeError>>(
                 let stream = zstd::stream::read::Decoder::with_buffer(packed);
                 let stream = stream.map_err(|_| DecodeError("a page cannot be decompressed"))?;
                 let mut decoder = StreamDecoder::new(BufReader::with_capacity(1 << 17, stream), length);
-                if rows(&mut decoder, &mut visit)? {
+                if visit_rows(&mut decoder, &mut visit)? {
                     decoder.finish()?;
                 }
                 return Ok(());
             }
-            unpacked = unpack(packed, length as usize).map_err(|_| DecodeError("a page cannot be decompressed"))?;
+            unpacked = decompress(packed, length as usize).map_err(|_| DecodeError("a page cannot be decompressed"))?;
             unpacked.as_slice()
         }
-        _ => return Err(super::UNKNOWN_CODING.into()),
+        _ => return Err(super::error::UNKNOWN_CODING.into()),
     };
     let mut decoder = Decoder::new(plain);
-    if rows(&mut decoder, &mut visit)? {
+    if visit_rows(&mut decoder, &mut visit)? {
         decoder.finish()?;
     }
     Ok(())
 }
 
 /// Visits the rows of a plain page; returns whether all were wanted.
-fn rows<E: From<DecodeError>>(
+fn visit_rows<E: From<DecodeError>>(
     decoder: &mut impl Source,
     visit: &mut impl FnMut(usize, Option<LinkGroup>) -> Result<bool, E>,
 ) -> Result<bool, E> {
@@ -481,7 +481,7 @@ fn decode_row(decoder: &mut impl Source, context: &mut Context) -> Result<Option
             xattrs,
         },
         content,
-        changed_while_read: tag & 0x40 != 0,
+        has_changed_while_read: tag & 0x40 != 0,
     }))
 }
 
@@ -522,7 +522,7 @@ fn decode_content(decoder: &mut impl Source, context: &mut Context, size: u64) -
             let count = decoder.count_up_to(ROW_SEGMENTS_MAX)?;
             let mut segments = Vec::with_capacity(count);
             for _ in 0..count {
-                segments.push(segment(decoder, &mut context.last_chunk)?);
+                segments.push(decode_segment(decoder, &mut context.last_chunk)?);
             }
             Content::Segments(segments)
         }

@@ -13,7 +13,7 @@ fn group(kind: Kind, content: Content, size: u64, xattrs: Vec<Xattr>) -> LinkGro
             xattrs,
         },
         content,
-        changed_while_read: size == 7,
+        has_changed_while_read: size == 7,
     }
 }
 
@@ -91,7 +91,7 @@ fn the_digest_depends_on_every_field() {
     with(&|group| group.attributes.uid = 1);
     with(&|group| group.attributes.mtime.nanos = 1);
     with(&|group| group.content = Content::Segments(vec![Segment::Chunk { number: ChunkId(5), length: 100 }]));
-    with(&|group| group.changed_while_read = true);
+    with(&|group| group.has_changed_while_read = true);
     assert!(changed.iter().all(|digest| *digest != base.digest()));
 }
 
@@ -154,11 +154,11 @@ proptest::proptest! {
         bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
         cut in 0usize..200,
     ) {
-        use crate::catalog::{chunk, directory, links, references};
+        use crate::catalog::{chunk, directory, link_counts, references};
         let whole = [&[0][..], &bytes].concat();
         let _ = (decode_page(&bytes), decode_page(&whole), retain_rows(&whole, |at| at % 2 == 0), decode_segments(&bytes));
         let (page, names) = bytes.split_at(cut.min(bytes.len()));
         let _ = (directory::decode_page(page, names), directory::decode_root(&bytes), directory::decode_index(&bytes));
-        let _ = (references::of_page(&bytes, |_| ()), links::decode_page(&bytes), chunk::decode_page(&bytes));
+        let _ = (references::visit_page(&bytes, |_| ()), link_counts::decode_page(&bytes), chunk::decode_page(&bytes));
     }
 }

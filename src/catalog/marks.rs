@@ -1,17 +1,15 @@
-//! Marks: what people say of snapshots after they were taken, and the hold.
+//! Marks: what people say of snapshots after they were taken.
 //!
-//! Snapshot records never change. What changes later stands in a table of its own, `marks`: a JSON object for each snapshot that has any. The hold is of
-//! the whole store: row 2 of `meta`, also JSON. Both are rows like any other, so they are in the commit files and survive a rebuilding.
+//! Snapshot records never change. What changes later stands in a table of its own, `marks`: a JSON object for each snapshot that has any. Marks are rows
+//! like any other, so they are in the commit files and survive a rebuilding.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::CatalogError;
-use super::database::Table;
-use super::dates::Dates;
 use super::reader::CatalogReader;
-use super::writer::HOLD;
+use super::tables::Table;
 
 /// That somebody said something, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,19 +39,6 @@ impl SnapshotMarks {
     }
 }
 
-/// A hold: until it ends, no run takes or removes anything.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hold {
-    /// Since when, in UTC.
-    pub since: jiff::Timestamp,
-    /// When it ends by itself, if it does, in UTC.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub until: Option<jiff::Timestamp>,
-    /// Why, if that was told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
-
 /// Decodes the marks of one snapshot.
 ///
 /// # Errors
@@ -78,25 +63,4 @@ pub fn all(catalog: &CatalogReader) -> Result<BTreeMap<u64, SnapshotMarks>, Cata
         Ok(())
     })?;
     Ok(marks)
-}
-
-/// Returns the hold that is in force at a time. One that would be over stays in force while the clock is in doubt: a clock that is ahead for a night must
-/// not end it.
-///
-/// # Errors
-/// Fails when the catalogue cannot be read.
-pub fn hold(catalog: &CatalogReader, now: jiff::Timestamp) -> Result<Option<Hold>, CatalogError> {
-    let hold = catalog.database()?.get(Table::Meta, HOLD, |payload| {
-        serde_json::from_slice::<Hold>(payload).map_err(|error| CatalogError::Damaged {
-            what: Table::Meta.row_name(),
-            number: HOLD,
-            reason: error.to_string(),
-        })
-    })?;
-    let Some(hold) = hold else { return Ok(None) };
-    let in_force = match hold.until {
-        None => true,
-        Some(until) => now < until || Dates::read(catalog, now)?.is_clock_in_doubt(until),
-    };
-    Ok(in_force.then_some(hold))
 }

@@ -4,7 +4,7 @@
 //! the first 8 bytes of its hash, and the bytes (for zstd after the plain length as a varint). The hash is the BLAKE3 of the kind
 //! byte and the plain bytes.
 
-use super::unpack::unpack;
+use super::decompress::decompress;
 use crate::coding::{DecodeError, Decoder, put_varint};
 
 /// What an object holds.
@@ -108,7 +108,7 @@ impl ObjectEncoder {
 }
 
 /// Returns the kind that a stored object states, or `None` for an unknown one.
-pub fn kind(stored: &[u8]) -> Option<ObjectKind> {
+pub fn stored_kind(stored: &[u8]) -> Option<ObjectKind> {
     stored.first().copied().and_then(ObjectKind::from_number)
 }
 
@@ -141,13 +141,13 @@ pub fn decode(kind: ObjectKind, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
                 return Err(DecodeError("an object's length is out of range"));
             }
             let packed = decoder.take(decoder.remaining())?;
-            let plain = unpack(packed, length).map_err(|_| DecodeError("an object cannot be decompressed"))?;
+            let plain = decompress(packed, length).map_err(|_| DecodeError("an object cannot be decompressed"))?;
             if plain.len() != length {
                 return Err(DecodeError("an object has another length than stated"));
             }
             plain
         }
-        _ => return Err(super::UNKNOWN_CODING),
+        _ => return Err(super::error::UNKNOWN_CODING),
     };
     if hash(kind, &plain)[..8] != prefix {
         return Err(DecodeError("an object's hash does not fit its bytes"));

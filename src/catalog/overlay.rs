@@ -12,7 +12,7 @@ use redb::StorageBackend;
 const BLOCK_BYTES: u64 = 4096;
 
 #[derive(Debug)]
-struct State {
+struct Contents {
     length: u64,
     /// So much of the file shows through; less than its length once it was cut.
     visible: u64,
@@ -26,23 +26,23 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Overlay {
     file: File,
-    state: RwLock<State>,
+    contents: RwLock<Contents>,
 }
 
 impl Overlay {
     pub(super) fn new(file: File) -> io::Result<Overlay> {
         let length = file.metadata()?.len();
-        Ok(Overlay { file, state: RwLock::new(State { length, visible: length, changed: HashMap::new() }) })
+        Ok(Overlay { file, contents: RwLock::new(Contents { length, visible: length, changed: HashMap::new() }) })
     }
 
     /// Reads a part of a block.
-    fn read_block(&self, state: &State, block: u64, within: usize, out: &mut [u8]) -> io::Result<()> {
-        if let Some(bytes) = state.changed.get(&block) {
+    fn read_block(&self, contents: &Contents, block: u64, within: usize, out: &mut [u8]) -> io::Result<()> {
+        if let Some(bytes) = contents.changed.get(&block) {
             out.copy_from_slice(&bytes[within..within + out.len()]);
             return Ok(());
         }
         let from = block * BLOCK_BYTES + within as u64;
-        let in_file = usize::try_from(state.visible.saturating_sub(from)).unwrap_or(usize::MAX).min(out.len());
+        let in_file = usize::try_from(contents.visible.saturating_sub(from)).unwrap_or(usize::MAX).min(out.len());
         let (here, beyond) = out.split_at_mut(in_file);
         beyond.fill(0);
         self.file.read_exact_at(here, from)
@@ -70,32 +70,32 @@ fn out_of_range() -> io::Error {
 
 impl StorageBackend for Overlay {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state.read().unwrap_or_else(PoisonError::into_inner).length)
+        Ok(self.contents.read().unwrap_or_else(PoisonError::into_inner).length)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        if offset.checked_add(out.len() as u64).is_none_or(|end| end > state.length) {
+        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > contents.length) {
             return Err(out_of_range());
         }
         for (block, within, at, count) in parts(offset, out.len()) {
-            self.read_block(&state, block, within, &mut out[at..at + count])?;
+            self.read_block(&contents, block, within, &mut out[at..at + count])?;
         }
         Ok(())
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if length < state.length {
-            state.visible = state.visible.min(length);
-            state.changed.retain(|block, _| block * BLOCK_BYTES < length);
+        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
+        if length < contents.length {
+            contents.visible = contents.visible.min(length);
+            contents.changed.retain(|block, _| block * BLOCK_BYTES < length);
             // What is cut off must not come back.
             let (last, within) = (length / BLOCK_BYTES, (length % BLOCK_BYTES) as usize);
-            if let Some(bytes) = state.changed.get_mut(&last) {
+            if let Some(bytes) = contents.changed.get_mut(&last) {
                 bytes[within..].fill(0);
             }
         }
-        state.length = length;
+        contents.length = length;
         Ok(())
     }
 
@@ -104,17 +104,17 @@ impl StorageBackend for Overlay {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if offset.checked_add(data.len() as u64).is_none_or(|end| end > state.length) {
+        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
+        if offset.checked_add(data.len() as u64).is_none_or(|end| end > contents.length) {
             return Err(out_of_range());
         }
         for (block, within, at, count) in parts(offset, data.len()) {
-            if !state.changed.contains_key(&block) {
+            if !contents.changed.contains_key(&block) {
                 let mut bytes = vec![0; BLOCK_BYTES as usize].into_boxed_slice();
-                self.read_block(&state, block, 0, &mut bytes)?;
-                state.changed.insert(block, bytes);
+                self.read_block(&contents, block, 0, &mut bytes)?;
+                contents.changed.insert(block, bytes);
             }
-            if let Some(bytes) = state.changed.get_mut(&block) {
+            if let Some(bytes) = contents.changed.get_mut(&block) {
                 bytes[within..within + count].copy_from_slice(&data[at..at + count]);
             }
         }

@@ -10,13 +10,17 @@ use quick_cache::sync::Cache;
 
 use super::CatalogError;
 use super::chunk::{self, ChunkPage, ChunkPlace, ChunkRow, PAGE_ROWS, PackRow};
-use super::database::{CatalogDatabase, DatabaseReader, Index, Table};
+use super::database::CatalogDatabase;
+use super::database_reader::DatabaseReader;
 use super::directory::{self, Entry, IndexPage};
-use super::following::{Following, Rows};
-pub use super::following::{OpenDatabase, RowSource};
 use super::group::{self, Content, LinkGroup, Segment};
+use super::latest_commit::LatestCommitReader;
+pub use super::latest_commit::OpenDatabase;
 use super::object::{self, ObjectKind};
+pub use super::row_source::RemoteRows;
+use super::row_source::RowSource;
 use super::snapshot::SnapshotRecord;
+use super::tables::{Index, Table};
 use crate::coding::DecodeError;
 use crate::ids::{ChunkId, PackNumber};
 use crate::model::ChunkHash;
@@ -36,7 +40,7 @@ type GroupPage = Vec<Option<Arc<LinkGroup>>>;
 
 /// A view of the catalogue.
 pub struct CatalogReader {
-    rows: Rows,
+    rows: RowSource,
     chunks: Cache<u64, Arc<ChunkPage>>,
     groups: Cache<u64, Arc<GroupPage>>,
     pages: Cache<u64, Arc<Vec<Entry>>>,
@@ -49,7 +53,7 @@ impl CatalogReader {
     /// # Errors
     /// Fails when redb fails.
     pub fn new(database: &CatalogDatabase) -> Result<CatalogReader, CatalogError> {
-        Ok(CatalogReader::over(Rows::Fixed(Arc::new(database.read()?))))
+        Ok(CatalogReader::over(RowSource::Fixed(Arc::new(database.read()?))))
     }
 
     /// Starts to follow the commits of the database at `path`. Call [`release`](CatalogReader::release) every second or so, lest an old commit
@@ -58,17 +62,17 @@ impl CatalogReader {
     /// # Errors
     /// Fails when the database cannot be opened now.
     pub fn following(path: PathBuf, open: OpenDatabase) -> Result<CatalogReader, CatalogError> {
-        let reader = CatalogReader::over(Rows::Following(Following::new(path, open)));
+        let reader = CatalogReader::over(RowSource::Latest(LatestCommitReader::new(path, open)));
         reader.rows.get()?;
         Ok(reader)
     }
 
-    /// Reads a catalogue that lies elsewhere, row by row.
-    pub fn asking(source: Arc<dyn RowSource>) -> CatalogReader {
-        CatalogReader::over(Rows::Asked(source))
+    /// Reads a catalogue that lies on another host, row by row.
+    pub fn over_remote_rows(source: Arc<dyn RemoteRows>) -> CatalogReader {
+        CatalogReader::over(RowSource::Remote(source))
     }
 
-    fn over(rows: Rows) -> CatalogReader {
+    fn over(rows: RowSource) -> CatalogReader {
         CatalogReader {
             rows,
             chunks: Cache::new(CHUNK_PAGES),
@@ -88,16 +92,16 @@ impl CatalogReader {
 
     /// Lets a reader that follows the commits give its transaction back when its time is over.
     pub fn release(&self) {
-        if let Rows::Following(following) = &self.rows {
-            following.release(false);
+        if let RowSource::Latest(latest) = &self.rows {
+            latest.release(false);
         }
     }
 
     /// Lets a reader that follows the commits forget where chunks are and look at the newest commit: packs may have been rewritten.
     /// Returns whether that can change an answer.
-    pub fn renew(&self) -> bool {
-        let Rows::Following(following) = &self.rows else { return false };
-        following.release(true);
+    pub fn refresh(&self) -> bool {
+        let RowSource::Latest(latest) = &self.rows else { return false };
+        latest.release(true);
         self.chunks.clear();
         self.packs.clear();
         true

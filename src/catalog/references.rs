@@ -26,7 +26,7 @@ impl From<&IndexPage> for Reference {
 ///
 /// # Errors
 /// Fails when the bytes are no page. What was visited before then is as the bytes have it.
-pub fn of_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), DecodeError> {
+pub fn visit_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), DecodeError> {
     let mut decoder = Decoder::new(page);
     visit(Reference::Names(Decoder::number(decoder.varint()?)?));
     let mut waiting = vec![decoder.count()? as u64];
@@ -43,7 +43,7 @@ pub fn of_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), Deco
                 group = Decoder::add(group.wrapping_add(1), unzigzag(head >> 2))?;
                 visit(Reference::Group(group));
             }
-            1 => match directory(&mut decoder, head >> 2)? {
+            1 => match decode_body_head(&mut decoder, head >> 2)? {
                 body if body & 3 == 0 => {
                     if body >> 2 > decoder.remaining() as u64 {
                         return Err(DecodeError("a count exceeds the bytes that are there"));
@@ -61,7 +61,7 @@ pub fn of_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), Deco
 }
 
 /// Passes over the attributes of a directory and returns the head of its body.
-fn directory(decoder: &mut Decoder<'_>, flags: u64) -> Result<u64, DecodeError> {
+fn decode_body_head(decoder: &mut Decoder<'_>, flags: u64) -> Result<u64, DecodeError> {
     if flags & !15 != 0 {
         return Err(DecodeError("unknown flags of a directory"));
     }
@@ -100,21 +100,21 @@ mod tests {
             Node::Directory(Arc::new(Directory { attributes, body }))
         };
         let entry = |name: &str, node| Entry { name: name.as_bytes().into(), node };
-        let folded = Body::Folded(vec![
+        let inline = Body::Inline(vec![
             entry("x", Node::Group(3)),
-            entry("y", directory(Body::Folded(Vec::new()))),
+            entry("y", directory(Body::Inline(Vec::new()))),
             entry("z", directory(Body::Page(40))),
         ]);
         let entries =
-            [entry("a", Node::Group(9)), entry("b", directory(folded)), entry("c", directory(Body::Index(41)))];
+            [entry("a", Node::Group(9)), entry("b", directory(inline)), entry("c", directory(Body::Index(41)))];
         let page = encode_page(7, &entries);
         let mut found = Vec::new();
-        of_page(&page, |reference| found.push(reference)).unwrap();
+        visit_page(&page, |reference| found.push(reference)).unwrap();
         let expected =
             [Reference::Names(7), Reference::Group(9), Reference::Group(3), Reference::Page(40), Reference::Index(41)];
         assert_eq!(found, expected);
         for at in 0..page.len() {
-            assert!(of_page(&page[..at], |_| ()).is_err(), "cut at {at}");
+            assert!(visit_page(&page[..at], |_| ()).is_err(), "cut at {at}");
         }
     }
 }

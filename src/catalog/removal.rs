@@ -5,9 +5,10 @@
 
 use super::CatalogError;
 use super::chunk::{self, ChunkRow};
-use super::database::{Change, Index, Table};
 use super::group;
-use super::writer::{COUNTERS, CatalogWriter};
+use super::meta::COUNTERS;
+use super::tables::{Change, Index, Table};
+use super::writer::CatalogWriter;
 
 /// What a change of an index takes in memory, in bytes.
 const INDEX_CHANGE_BYTES: usize = 64;

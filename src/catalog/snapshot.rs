@@ -245,7 +245,7 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
 ///
 /// Fed depth first, each directory's entries in order of their names: for a link group the byte 0, the name (length as a varint, bytes), the group's
 /// number and its row's digest (8 bytes each, little endian); for a directory the byte 1, the name and its attributes (encoded as a directory with
-/// an empty folded body, length first), then its entries, then the byte 2. The root is fed as a directory with an empty name.
+/// an empty inline body, length first), then its entries, then the byte 2. The root is fed as a directory with an empty name.
 #[derive(Default)]
 pub struct TreeDigest {
     hasher: blake3::Hasher,
@@ -272,7 +272,7 @@ impl TreeDigest {
 
     /// Enters a directory.
     pub fn enter(&mut self, name: &[u8], attributes: &super::directory::DirectoryAttributes) {
-        let alone = Directory { attributes: attributes.clone(), body: super::directory::Body::Folded(Vec::new()) };
+        let alone = Directory { attributes: attributes.clone(), body: super::directory::Body::Inline(Vec::new()) };
         self.buffer.push(1);
         crate::coding::put_bytes(&mut self.buffer, name);
         crate::coding::put_bytes(&mut self.buffer, &encode_root(&alone));

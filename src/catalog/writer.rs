@@ -3,51 +3,28 @@
 //! A writer gathers changes in memory and writes them at [`CatalogWriter::commit`]: first the commit file, made durable, then one transaction of
 //! the database. A crash before the commit file is complete leaves nothing; between the two it leaves a commit file that the next writer
 //! applies. Packs that a change refers to must be durable before `commit` is called.
-//!
-//! Rows of the table `meta`: 0 the counters (next chunk, object, group, pack, snapshot number, as varints), 1 the sources (a JSON list of names; a
-//! source's number is its place), 2 the hold, if there is one (JSON), 3 what `config.json` says, without its checksum (JSON).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::CatalogError;
-use super::checkpoint;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow, PackedChunk};
-use super::commit::{self, CommitFile, CommitId};
+use super::commit::{self, CommitId};
+use super::commit_log::last_commit;
 use super::condemned::{self, Condemned, CondemnedRow};
-use super::database::{CatalogDatabase, Change, DatabaseReader, Index, Table};
+use super::database::CatalogDatabase;
 use super::group::{self, LinkGroup, PAGE_HELD_BYTES};
-use super::marks::{Hold, SnapshotMarks};
+use super::hold::Hold;
+use super::marks::SnapshotMarks;
+use super::meta::{COUNTERS, Counters, HOLD, SOURCES, STORE, sources, sources_damaged};
 use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
-use crate::coding::{DecodeError, Decoder, put_varint};
+use super::tables::{Change, Index, Table};
 use crate::ids::{ChunkId, PackNumber};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 use crate::store::codec::DictionaryId;
-
-/// Number of the row of `meta` that holds the counters.
-pub(crate) const COUNTERS: u64 = 0;
-const SOURCES: u64 = 1;
-pub(super) const HOLD: u64 = 2;
-/// Number of the row of `meta` that holds what `config.json` says.
-pub(crate) const STORE: u64 = 3;
-
-/// The numbers that the next rows get.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Number of the next chunk.
-    pub chunk: ChunkId,
-    /// Number of the next object.
-    pub object: u64,
-    /// Number of the next link group.
-    pub group: u64,
-    /// Number of the next pack.
-    pub pack: PackNumber,
-    /// Number of the next snapshot.
-    pub snapshot: u64,
-}
 
 /// The page of link groups that is being filled.
 #[derive(Clone, Copy)]
@@ -55,155 +32,6 @@ struct OpenPage {
     number: u64,
     /// What its rows take in memory, in bytes; more than a page may if that was not looked at to the end.
     held: usize,
-}
-
-impl Counters {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        for value in [self.chunk.0, self.object, self.group, self.pack.0, self.snapshot] {
-            put_varint(&mut out, value);
-        }
-        out
-    }
-
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Counters, DecodeError> {
-        let mut decoder = Decoder::new(bytes);
-        let counters = Counters {
-            chunk: ChunkId::decoded(decoder.varint()?)?,
-            object: decoder.varint()?,
-            group: decoder.varint()?,
-            pack: PackNumber::decoded(decoder.varint()?)?,
-            snapshot: decoder.varint()?,
-        };
-        decoder.finish()?;
-        for value in [counters.object, counters.group, counters.snapshot] {
-            Decoder::number(value)?;
-        }
-        Ok(counters)
-    }
-
-    /// Reads the counters of the last commit.
-    ///
-    /// # Errors
-    /// Fails when the row is damaged.
-    pub fn read(database: &DatabaseReader) -> Result<Counters, CatalogError> {
-        let counters = database.get(Table::Meta, COUNTERS, |payload| {
-            Counters::decode(payload).map_err(|error| CatalogError::damaged("meta row", COUNTERS, error))
-        })?;
-        Ok(counters.unwrap_or_default())
-    }
-}
-
-/// Returns the number and identifier of the last commit in the database; number 0 when there is none.
-///
-/// # Errors
-/// Fails when a commit row is damaged.
-pub fn last_commit(database: &DatabaseReader) -> Result<(u64, CommitId), CatalogError> {
-    let mut last = (0, CommitId::default());
-    database.scan(Table::Commits, 0, |number, payload| {
-        last = (number, decode_commit_row(number, payload?)?);
-        Ok(())
-    })?;
-    Ok(last)
-}
-
-/// Returns the identifier of a commit that the database holds.
-///
-/// # Errors
-/// Fails when the row is damaged.
-pub fn commit_id(database: &DatabaseReader, number: u64) -> Result<Option<CommitId>, CatalogError> {
-    database.get(Table::Commits, number, |payload| decode_commit_row(number, payload))
-}
-
-fn decode_commit_row(number: u64, payload: &[u8]) -> Result<CommitId, CatalogError> {
-    payload.try_into().map_err(|_| CatalogError::damaged("commit row", number, DecodeError("it is no identifier")))
-}
-
-/// Returns the names of all sources; a source's number is its place.
-///
-/// # Errors
-/// Fails when the row is damaged.
-pub fn sources(reader: &CatalogReader) -> Result<Vec<String>, CatalogError> {
-    let sources = reader.database()?.get(Table::Meta, SOURCES, |payload| {
-        serde_json::from_slice(payload).map_err(|error| sources_damaged(&error))
-    })?;
-    Ok(sources.unwrap_or_default())
-}
-
-fn sources_damaged(error: &serde_json::Error) -> CatalogError {
-    CatalogError::Damaged { what: "meta row", number: SOURCES, reason: error.to_string() }
-}
-
-/// Applies commit files that the database has not seen; returns how many.
-///
-/// After a crash that is at most one; for an empty database it is the newest checkpoint, which does not count, and all files after it, which
-/// rebuilds the catalogue.
-///
-/// # Errors
-/// [`CatalogError::CommitFile`] when one is missing, damaged or does not follow the one before.
-pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result<u64, CatalogError> {
-    let (mut last, mut last_id) = last_commit(&database.read()?)?;
-    let checkpoint = match last {
-        0 => checkpoint::newest_whole(backend)?,
-        _ => match checkpoint::newest(backend) {
-            // Only an empty catalogue needs it.
-            Err(CatalogError::CommitFile { .. }) => None,
-            other => other?,
-        },
-    };
-    if last == 0
-        && let Some(checkpoint) = &checkpoint
-    {
-        // Its rows of commits come last, so a database that got only a part of it still holds no commit.
-        checkpoint.for_each_part(backend, |changes| database.apply(&changes))?;
-        (last, last_id) = (checkpoint.number, checkpoint.commit);
-    }
-    let mut applied = 0;
-    for number in checkpoint::commit_files(backend)?.into_iter().filter(|number| *number > last).collect::<Vec<_>>() {
-        let key = commit::key(number);
-        let broken = |reason: String| CatalogError::CommitFile { key: key.clone(), reason };
-        if number != last + 1 {
-            return Err(broken(match &checkpoint {
-                Some(folded) if folded.number > last => format!(
-                    "commit file {} before it was folded into the checkpoint of commit {}, and the catalogue is older; \
-                     `zmreplica repair` rebuilds it",
-                    last + 1,
-                    folded.number
-                ),
-                _ => format!("commit file {} before it is missing", last + 1),
-            }));
-        }
-        let file = read_whole(backend, &key)?;
-        let commit = CommitFile::open(&key, &file)?;
-        if commit.previous != last_id {
-            return Err(broken("it does not follow the commit before it".to_owned()));
-        }
-        database.apply_all(|apply| {
-            commit.for_each_batch(&mut *apply)?;
-            apply(vec![Change::Put(Table::Commits, number, commit.id.to_vec())])
-        })?;
-        (last, last_id) = (number, commit.id);
-        applied += 1;
-    }
-    let newest = checkpoint::heads(backend)?.first().copied().filter(|_| last == 0 || checkpoint.is_some());
-    if let Some(folded) = newest.filter(|folded| *folded > last) {
-        let reason = format!(
-            "it was folded into the checkpoint of commit {folded}, and the catalogue is older; `zmreplica repair` rebuilds it",
-        );
-        return Err(CatalogError::CommitFile { key: commit::key(last + 1), reason });
-    }
-    Ok(applied)
-}
-
-/// Reads a whole object of the backend.
-///
-/// # Errors
-/// Fails when it is not there or cannot be read.
-pub fn read_whole(backend: &dyn Backend, key: &str) -> Result<Vec<u8>, CatalogError> {
-    let bytes = backend
-        .size(key)?
-        .ok_or_else(|| CatalogError::CommitFile { key: key.to_owned(), reason: "it is missing".to_owned() })?;
-    Ok(backend.read_at(key, 0, bytes as usize)?)
 }
 
 /// Gathers changes and commits them.

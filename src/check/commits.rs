@@ -10,9 +10,10 @@ use super::{CheckError, CheckReport, Checker, Phase, is_damage};
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint::{self, Checkpoint};
 use crate::catalog::commit::{self, CommitFile, CommitId};
-use crate::catalog::database::{DatabaseReader, Table};
-use crate::catalog::replay::{Replay, RowHashes};
-use crate::catalog::writer::{commit_id, last_commit, read_whole};
+use crate::catalog::commit_log::{self, commit_id, last_commit, read_whole};
+use crate::catalog::database_reader::DatabaseReader;
+use crate::catalog::row_hashes::{RowHashes, RowHashesBuilder};
+use crate::catalog::tables::Table;
 
 /// The rows that the catalogue must hold.
 #[derive(Default)]
@@ -25,11 +26,11 @@ pub(super) struct Committed {
 pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<Committed, CheckError> {
     let database = &*checker.catalog.database()?;
     let (last, _) = checker.guarded("The rows of commits", || Ok(last_commit(database)?))?;
-    let files = checkpoint::commit_files(checker.replica.backend().as_ref())?;
+    let files = commit_log::commit_files(checker.replica.backend().as_ref())?;
     let end = last.max(files.last().copied().unwrap_or(0));
     report.commits = last;
     checker.progress.enter(Phase::Commits, end);
-    let rows = Some(Replay::default());
+    let rows = Some(RowHashesBuilder::default());
     let mut chain = Chain { checker, last, rows, previous: CommitId::default(), intact: true };
     let first = chain.checkpoint()?;
     checker.progress.done.store(first, Ordering::Relaxed);
@@ -51,13 +52,13 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
         let reason = format!("it holds no commit, and there are {} commit files", files.len());
         checker.ledger.note(DamageKind::Catalog, Key::Step("commits"), "The catalogue".to_owned(), reason);
     }
-    Ok(Committed { rows: chain.rows.map(Replay::finish) })
+    Ok(Committed { rows: chain.rows.map(RowHashesBuilder::finish) })
 }
 
 struct Chain<'a> {
     checker: &'a Checker<'a>,
     last: u64,
-    rows: Option<Replay>,
+    rows: Option<RowHashesBuilder>,
     previous: CommitId,
     intact: bool,
 }
@@ -74,7 +75,7 @@ impl Chain<'_> {
     fn checkpoint(&mut self) -> Result<u64, CheckError> {
         let backend = self.checker.replica.backend().as_ref();
         for number in checkpoint::heads(backend)? {
-            let mut rows = Replay::default();
+            let mut rows = RowHashesBuilder::default();
             let key = checkpoint::key(number);
             let read = checkpoint::read_head(backend, number).and_then(|head: Checkpoint| {
                 head.for_each_part(backend, |changes| {

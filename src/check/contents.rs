@@ -8,8 +8,8 @@ use super::rows::{Rows, damage_of, reason_of};
 use super::{CheckError, Checker, Phase};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
-use crate::catalog::database::Table;
 use crate::catalog::group::{self, Content, LinkGroup, Segment};
+use crate::catalog::tables::Table;
 use crate::model::Kind;
 use crate::paged::Paged;
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use crate::catalog::database::{Index, Table};
+use crate::catalog::tables::{Index, Table};
 use crate::ids::PackNumber;
 use crate::view::display_path;
 

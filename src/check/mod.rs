@@ -39,8 +39,8 @@ use serde::Serialize;
 use crate::access::Depth;
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PackRow;
+use crate::catalog::commit_log::last_commit;
 use crate::catalog::reader::CatalogReader;
-use crate::catalog::writer::last_commit;
 use crate::ids::PackNumber;
 use crate::replica::{Replica, ReplicaError, refuse_denied};
 use crate::store::backend::BackendError;
@@ -232,10 +232,10 @@ impl Checker<'_> {
                 self.newest.get_or_init(|| opened)
             }
         };
-        newest.renew();
+        newest.refresh();
         let found = look(newest);
         // Lest it pins what the check does not read.
-        newest.renew();
+        newest.refresh();
         found
     }
 

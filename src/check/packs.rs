@@ -10,7 +10,7 @@ use super::rows::{Placement, Rows};
 use super::{CheckError, CheckReport, Checker, Phase};
 use crate::catalog::chunk::{PAGE_ROWS, PackRow, PackedChunk};
 use crate::catalog::condemned;
-use crate::catalog::database::{Index, Table};
+use crate::catalog::tables::{Index, Table};
 use crate::ids::{ChunkId, PackNumber};
 use crate::store::codec::DictionarySet;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES, PackId};

@@ -7,11 +7,11 @@ use super::commits::Committed;
 use super::ledger::{DamageKind, DamageNumber, Key};
 use super::{CheckError, CheckReport, Checker, Phase, is_damage};
 use crate::catalog::chunk::{self, ChunkPlace, PAGE_ROWS, PackRow};
-use crate::catalog::database::{Index, Table};
+use crate::catalog::meta::{Counters, STORE, sources};
 use crate::catalog::object::{self, ObjectKind};
-use crate::catalog::replay::{TableHashes, payload_hash};
+use crate::catalog::row_hashes::{TableHashes, payload_hash};
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::catalog::writer::{Counters, STORE, sources};
+use crate::catalog::tables::{Index, Table};
 use crate::catalog::{CatalogError, directory, group};
 use crate::ids::{ChunkId, PackNumber};
 use crate::paged::Paged;
@@ -216,7 +216,7 @@ impl TableScan<'_, '_> {
             }
             Table::Objects => {
                 *objects += 1;
-                let kind = object::kind(payload).ok_or_else(|| CatalogError::Damaged {
+                let kind = object::stored_kind(payload).ok_or_else(|| CatalogError::Damaged {
                     what: "object",
                     number,
                     reason: "it is of an unknown kind".to_owned(),
@@ -232,7 +232,7 @@ impl TableScan<'_, '_> {
                 CatalogError::guarded("object", number, || match kind {
                     ObjectKind::Index => directory::decode_index(&plain).map(drop),
                     ObjectKind::Content => group::decode_segments(&plain).map(drop),
-                    ObjectKind::Links => crate::catalog::links::decode_page(&plain).map(drop),
+                    ObjectKind::Links => crate::catalog::link_counts::decode_page(&plain).map(drop),
                     // Pages are decoded with their names, when the trees are walked.
                     ObjectKind::Names | ObjectKind::Page | ObjectKind::Problems => Ok(()),
                 })?;

@@ -10,11 +10,11 @@ use super::rows::{Rows, damage_of, reason_of};
 use super::{CheckError, CheckReport, Checker, Phase};
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
-use crate::catalog::database::Table;
 use crate::catalog::directory::{Body, Directory, Entry, IndexPage, Node};
-use crate::catalog::links;
+use crate::catalog::link_counts;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, TreeDigest};
+use crate::catalog::tables::Table;
 use crate::paged::Paged;
 
 /// Walks all snapshots.
@@ -99,18 +99,18 @@ struct Level {
     at: usize,
 }
 
-/// Entries of a page, or of a folded directory.
+/// Entries of a page, or of an inline directory.
 enum Entries {
     Page(Arc<Vec<Entry>>),
-    Folded(Arc<Directory>),
+    Inline(Arc<Directory>),
 }
 
 impl Entries {
     fn list(&self) -> &[Entry] {
         match self {
             Entries::Page(entries) => entries,
-            Entries::Folded(directory) => match &directory.body {
-                Body::Folded(entries) => entries,
+            Entries::Inline(directory) => match &directory.body {
+                Body::Inline(entries) => entries,
                 _ => &[],
             },
         }
@@ -207,7 +207,7 @@ impl<'a> TreeWalk<'a> {
                 .catalog
                 .object(ObjectKind::Links, *number)
                 .and_then(|bytes| {
-                    links::decode_page(&bytes).map_err(|error| CatalogError::damaged("object", *number, error))
+                    link_counts::decode_page(&bytes).map_err(|error| CatalogError::damaged("object", *number, error))
                 })
                 .map_err(|error| format!("its link counts are lost: {error}"));
             let page = match page {
@@ -272,7 +272,7 @@ impl<'a> TreeWalk<'a> {
     fn level(&mut self, directory: Arc<Directory>) -> Result<Level, CheckError> {
         let nothing = || Entries::Page(Arc::default());
         let (entries, pages) = match directory.body {
-            Body::Folded(_) => (Entries::Folded(directory), Pages::default()),
+            Body::Inline(_) => (Entries::Inline(directory), Pages::default()),
             Body::Page(number) => match self.page(number) {
                 Ok(entries) => (Entries::Page(entries), Pages::default()),
                 Err(damage) => {

@@ -36,7 +36,7 @@ pub(crate) fn leased(
         let snapshots = Snapshots::read(catalog)?;
         let ids = choose(&snapshots)?;
         let lease = lease::take(replica.path(), &LeaseInfo::of_this_process(purpose, ids.clone()));
-        catalog.renew();
+        catalog.refresh();
         let now = Snapshots::read(catalog)?;
         match ids.into_iter().find(|id| !now.all().iter().any(|snapshot| snapshot.record.id == *id)) {
             None => return Ok(Leased { snapshots, lease }),

@@ -6,10 +6,10 @@ use super::driver::parts;
 use crate::catalog::chunk::{self, PackRow};
 use crate::catalog::commit::{self, CommitFile};
 use crate::catalog::condemned::CondemnedRow;
+use crate::catalog::meta::Counters;
 use crate::catalog::object::{self, ObjectEncoder, ObjectKind};
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::catalog::writer::Counters;
-use crate::catalog::{CatalogError, checkpoint, directory, group, links, marks};
+use crate::catalog::{CatalogError, checkpoint, directory, group, link_counts, marks};
 use crate::coding::DecodeError;
 use crate::model::ChunkHash;
 use crate::replica::StoreConfig;
@@ -61,8 +61,8 @@ pub(super) fn content(bytes: &[u8]) {
 
 /// A page of link counts.
 pub(super) fn link_counts(bytes: &[u8]) {
-    if let Ok((page, counts)) = links::decode_page(bytes) {
-        assert_eq!(links::decode_page(&links::encode_page(page, &counts)), Ok((page, counts)));
+    if let Ok((page, counts)) = link_counts::decode_page(bytes) {
+        assert_eq!(link_counts::decode_page(&link_counts::encode_page(page, &counts)), Ok((page, counts)));
     }
 }
 
@@ -93,11 +93,11 @@ pub(super) fn directory_index(bytes: &[u8]) {
 
 /// An object: as it is stored, and its plain bytes.
 pub(super) fn object(bytes: &[u8]) {
-    if let Some(kind) = object::kind(bytes) {
+    if let Some(kind) = object::stored_kind(bytes) {
         let _ = object::decode(kind, bytes);
         let hash = object::hash(kind, bytes);
         let stored = ObjectEncoder::new().expect("there is memory").encode(kind, &hash, bytes);
-        assert!(object::has_hash(&stored, &hash) && object::kind(&stored) == Some(kind));
+        assert!(object::has_hash(&stored, &hash) && object::stored_kind(&stored) == Some(kind));
         assert_eq!(object::decode(kind, &stored).as_deref(), Ok(bytes));
         assert!(object::decode(ObjectKind::Links, &stored).is_err() || kind == ObjectKind::Links);
     }

@@ -29,7 +29,7 @@ use crate::retention::Within;
 use crate::source::exclude::Excludes;
 use crate::view::{DirectoryNode, Node, Readers, SnapshotView, ViewError, ViewOptions, display_path};
 
-pub use crate::catalog::marks::{Hold, hold};
+pub use crate::catalog::hold::{Hold, hold};
 
 /// Chunks kept while `accounts.xml` is read, in bytes: it is read once, in order.
 const CACHE_BYTES: u64 = 4 << 20;

@@ -186,7 +186,7 @@ pub fn start(replica: Replica, request: MountRequest) -> Result<Serving, MountEr
     let (mount, lease, maintain): (Mount, Option<Lease>, Box<dyn Fn() + Send>) = match snapshot {
         Some(snapshot) => {
             let lease = take_lease(&replica, mount_point, &snapshot.record, log);
-            catalog.renew();
+            catalog.refresh();
             if !catalog.snapshots()?.iter().any(|(_, record)| record.id == snapshot.record.id) {
                 return Err(MountError::Gone { id: snapshot.record.id.clone() });
             }

@@ -15,8 +15,8 @@ use zmreplica_fuse::{
 };
 
 use crate::catalog::CatalogError;
+use crate::catalog::commit_log::last_commit;
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::catalog::writer::last_commit;
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::replica::Replica;
 use crate::view::{Readers, SnapshotView};
@@ -182,7 +182,7 @@ impl SnapshotsTree {
                 Err(error) => (self.log)(&super::no_lease(&error)),
             }
             // It may have gone before the lease was there.
-            self.readers.catalog().renew();
+            self.readers.catalog().refresh();
             let id = &slot.record.id;
             if !self.readers.catalog().snapshots().is_ok_and(|all| all.iter().any(|(_, record)| record.id == *id)) {
                 *lease = None;

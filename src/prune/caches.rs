@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::PruneError;
 use crate::access::write_durably;
 use crate::catalog::commit::CommitId;
-use crate::catalog::writer::commit_id;
+use crate::catalog::commit_log::commit_id;
 use crate::replica::Replica;
 use crate::snapshot::inode_cache::{CachedInode, InodeCache};
 

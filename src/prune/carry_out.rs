@@ -10,12 +10,12 @@ use super::plan::{Fate, PackPlan, PrunePlan};
 use super::repack::{Repacker, keep_dictionaries};
 use super::{Bitmap, Phase, PruneError, PruneProgress, sweep};
 use crate::catalog::CatalogError;
-use crate::catalog::checkpoint;
+use crate::catalog::checkpoint_writer;
 use crate::catalog::chunk::{ChunkPlace, ChunkRow, PAGE_ROWS};
 use crate::catalog::condemned::{self, Condemned};
-use crate::catalog::database::{Index, Table};
 use crate::catalog::marks::SnapshotMarks;
-use crate::catalog::replay::RowHashes;
+use crate::catalog::row_hashes::RowHashes;
+use crate::catalog::tables::{Index, Table};
 use crate::catalog::writer::CatalogWriter;
 use crate::ids::{ChunkId, PackNumber};
 use crate::lease;
@@ -348,12 +348,12 @@ impl Work<'_> {
         let backend = self.replica.backend().as_ref();
         self.progress.enter(Phase::Fold, 0);
         let fold = || -> Result<Option<(u64, u64)>, CatalogError> {
-            if !checkpoint::is_due(backend)? {
+            if !checkpoint_writer::is_due(backend)? {
                 return Ok(None);
             }
             let expected = RowHashes::read(backend, writer.last_commit().0)?;
-            let written = checkpoint::write(&*writer.reader().database()?, backend, Some(&expected))?;
-            let superseded = checkpoint::superseded(backend, written.number)?;
+            let written = checkpoint_writer::write(&*writer.reader().database()?, backend, Some(&expected))?;
+            let superseded = checkpoint_writer::superseded(backend, written.number)?;
             Ok(Some((written.number, superseded.iter().map(|(_, bytes)| bytes).sum())))
         };
         match fold() {

@@ -11,11 +11,11 @@ use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::directory::Body;
 use crate::catalog::group::{Content, Segment};
+use crate::catalog::meta::Counters;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::references::{self, Reference};
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::catalog::writer::Counters;
 use crate::ids::ChunkId;
 
 /// What some snapshots need.
@@ -99,8 +99,8 @@ impl Marks {
         })?;
         let mut waiting = Vec::new();
         match root.body {
-            // A root is folded only when it is empty.
-            Body::Folded(_) => {}
+            // A root is inline only when it is empty.
+            Body::Inline(_) => {}
             Body::Page(page) => waiting.push(Reference::Page(page)),
             Body::Index(index) => waiting.push(Reference::Index(index)),
         }
@@ -117,7 +117,7 @@ impl Marks {
                         progress.step()?;
                         let bytes = catalog.object(ObjectKind::Page, page)?;
                         let mut failure = Ok(());
-                        references::of_page(&bytes, |found| match found {
+                        references::visit_page(&bytes, |found| match found {
                             // Most of a page; they need no waiting.
                             Reference::Group(group) if failure.is_ok() => failure = self.group(group),
                             other => waiting.push(other),

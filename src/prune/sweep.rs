@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use super::{Phase, PruneError, PruneProgress};
 use crate::catalog::CatalogError;
-use crate::catalog::checkpoint;
+use crate::catalog::checkpoint_writer;
 use crate::catalog::condemned::{self, Condemned, Verdict};
-use crate::catalog::database::Table;
 use crate::catalog::reader::CatalogReader;
+use crate::catalog::tables::Table;
 use crate::catalog::writer::CatalogWriter;
 use crate::replica::Replica;
 use crate::store::backend::BackendError;
@@ -73,7 +73,7 @@ pub(super) fn sweep(
             Verdict::Due => {}
         }
         match row.what {
-            Condemned::OlderThan(checkpoint) => match checkpoint::tidy(backend.as_ref(), checkpoint) {
+            Condemned::OlderThan(checkpoint) => match checkpoint_writer::tidy(backend.as_ref(), checkpoint) {
                 Ok(bytes) => swept.folded_bytes += bytes,
                 // What it took the place of may be needed still: it waits for a repair, or for the next checkpoint.
                 Err(error) if error.is_damage() => {

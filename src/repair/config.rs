@@ -24,9 +24,12 @@ use serde::Serialize;
 use super::RepairError;
 use crate::access::write_durably;
 use crate::catalog::commit::{self, CommitFile};
-use crate::catalog::database::{CatalogDatabase, Change, DatabaseReader, Table};
+use crate::catalog::commit_log::{self, last_commit, read_whole};
+use crate::catalog::database::CatalogDatabase;
+use crate::catalog::database_reader::DatabaseReader;
+use crate::catalog::meta::{COUNTERS, Counters, STORE};
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::catalog::writer::{COUNTERS, Counters, STORE, last_commit, read_whole};
+use crate::catalog::tables::{Change, Table};
 use crate::catalog::{CatalogError, checkpoint};
 use crate::replica::{
     CATALOG, CONFIG, ReplicaError, StoreConfig, Unusable, is_id, is_like_store, oldest_object, take_lock,
@@ -196,7 +199,7 @@ impl Evidence {
             });
             result?;
         }
-        for number in checkpoint::commit_files(backend)?.into_iter().filter(|number| *number > last) {
+        for number in commit_log::commit_files(backend)?.into_iter().filter(|number| *number > last) {
             let key = commit::key(number);
             let read = read_whole(backend, &key).and_then(|file| {
                 CommitFile::open(&key, &file)?.for_each_batch(|changes| {

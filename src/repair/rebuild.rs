@@ -5,14 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{CatalogOutcome, LostSnapshot, RepairError, RepairReport};
-use crate::catalog::checkpoint;
 use crate::catalog::chunk::{ChunkPlace, ChunkRow};
 use crate::catalog::commit::{self, CommitFile};
+use crate::catalog::commit_log::{self, last_commit, read_whole};
 use crate::catalog::condemned::Condemned;
-use crate::catalog::database::{CatalogDatabase, Change, Index, Table};
+use crate::catalog::database::CatalogDatabase;
 use crate::catalog::marks::SnapshotMarks;
-use crate::catalog::writer::{COUNTERS, CatalogWriter, Counters, last_commit, read_whole};
-use crate::catalog::{CatalogError, object};
+use crate::catalog::meta::{COUNTERS, Counters};
+use crate::catalog::tables::{Change, Index, Table};
+use crate::catalog::writer::CatalogWriter;
+use crate::catalog::{CatalogError, checkpoint, checkpoint_writer, object};
 use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
 use crate::coding::NUMBER_LIMIT;
 use crate::ids::{ChunkId, PackNumber};
@@ -138,7 +140,7 @@ fn put_together(
             }
         }
     }
-    let files = checkpoint::commit_files(backend)?;
+    let files = commit_log::commit_files(backend)?;
     let newest = files.last().copied().unwrap_or(0).max(known).max(last);
     let first = last + 1;
     // A file that cannot be decoded to its end gives what comes before.
@@ -254,14 +256,14 @@ pub(super) fn complete(
     writer.touch();
     writer.commit()?;
     let backend = replica.backend().as_ref();
-    let written = checkpoint::write(&*writer.reader().database()?, backend, None)?;
+    let written = checkpoint_writer::write(&*writer.reader().database()?, backend, None)?;
     if matches!(&report.catalog, CatalogOutcome::PutTogether { lost_files, .. } if !lost_files.is_empty()) {
         // Somebody may still get more out of them than this repair did.
-        let bytes = checkpoint::superseded(backend, written.number)?.iter().map(|(_, bytes)| bytes).sum();
+        let bytes = checkpoint_writer::superseded(backend, written.number)?.iter().map(|(_, bytes)| bytes).sum();
         writer.condemn(Condemned::OlderThan(written.number), bytes, jiff::Timestamp::now())?;
         writer.commit()?;
     } else {
-        checkpoint::tidy(backend, written.number)?;
+        checkpoint_writer::tidy(backend, written.number)?;
     }
     Ok(())
 }
@@ -312,7 +314,7 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
     let database = catalog.database()?;
     let mut objects = BTreeMap::new();
     database.scan(Table::Objects, 0, |number, stored| {
-        if let Some(kind) = stored.as_ref().ok().and_then(|stored| object::kind(stored))
+        if let Some(kind) = stored.as_ref().ok().and_then(|stored| object::stored_kind(stored))
             && let Ok(plain) = object::decode(kind, stored?)
         {
             objects.insert(object::hash(kind, &plain), number);

@@ -28,17 +28,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::{ReplicaError, io_error, refused};
+use super::format::{CATALOG, CONFIG, FEATURES, FORMAT_VERSION};
 use crate::access::write_durably;
 use crate::catalog::snapshot::{SnapshotRecord, to_hex};
-
-/// Newest version of the store's format that this program reads, and the one that it writes.
-pub const FORMAT_VERSION: u32 = 2;
-
-/// What a store may hold since this version writes to it, sorted: `condemned`, rows in the table of condemned packs; `packs-2`, packs whose header is of format 2.
-pub const FEATURES: [&str; 2] = ["condemned", "packs-2"];
-
-/// Name of the file.
-pub(crate) const CONFIG: &str = "config.json";
 
 /// A larger file was not written by this program; it is not read further.
 const MAX_FILE_BYTES: u64 = 64 << 10;
@@ -271,7 +263,7 @@ fn has_objects(path: &Path) -> bool {
 
 /// Returns whether a directory is evidently that of a store, objects or not.
 pub(crate) fn is_like_store(path: &Path) -> bool {
-    path.join(super::CATALOG).is_file() || object_directories(path).iter().any(|each| each.is_dir())
+    path.join(CATALOG).is_file() || object_directories(path).iter().any(|each| each.is_dir())
 }
 
 /// Returns when the oldest object of a store was written.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::config::{CONFIG, FORMAT_VERSION};
+use super::format::{CONFIG, FORMAT_VERSION};
 use crate::access;
 use crate::catalog::CatalogError;
 use crate::plain;

@@ -265,7 +265,7 @@ fn load(environment: &Environment<'_>, mut numbers: Vec<ChunkId>) -> Chunks {
     let damaged = chunks.iter().filter(|(_, chunk)| matches!(chunk, Err((_, true)))).map(|(number, _)| *number);
     let damaged: Vec<ChunkId> = damaged.collect();
     // A prune beside this may have written their packs anew.
-    if !damaged.is_empty() && environment.view.catalog().renew() {
+    if !damaged.is_empty() && environment.view.catalog().refresh() {
         load_from(environment, damaged, &mut chunks);
     }
     chunks

@@ -220,7 +220,7 @@ impl<'e> Walker<'_, 'e> {
                 place,
                 listing,
                 existing: Existing { names, at: 0 },
-                incomplete: attributes.unreadable.is_some() || attributes.mount_point,
+                incomplete: attributes.unreadable.is_some() || attributes.is_mount_point,
             }),
             Err(error) => {
                 environment.view_problem(&place.path(), &error);

@@ -9,7 +9,7 @@ use super::options::{DryRun, RunProblem, SnapshotOptions};
 use super::progress::Progress;
 use super::run::{load_inode_cache, scan_options};
 use super::source_name::source_name;
-use crate::catalog::writer::sources;
+use crate::catalog::meta::sources;
 use crate::model::Kind;
 use crate::replica::Replica;
 use crate::source::exclude::Excludes;

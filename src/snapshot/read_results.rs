@@ -100,7 +100,7 @@ pub(super) fn directory_attributes(stat: &Stat, xattrs: Vec<Xattr>, unreadable: 
         mtime: stat.mtime,
         xattrs,
         unreadable,
-        mount_point: false,
+        is_mount_point: false,
     }
 }
 
@@ -254,7 +254,7 @@ impl BackupRun<'_> {
             self.lose(&read);
         }
         let failed = matches!(content, Content::Unreadable(_));
-        let row = LinkGroup { attributes: stat.attributes(outcome.xattrs), content, changed_while_read: changed };
+        let row = LinkGroup { attributes: stat.attributes(outcome.xattrs), content, has_changed_while_read: changed };
         let known = read.known.filter(|_| !exchanged);
         let (group, digest) = self.number(row, known)?;
         self.inodes.note(read.file_system, &stat, group, digest, !changed && !failed && has_all_attributes);

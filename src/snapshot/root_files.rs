@@ -21,7 +21,7 @@ pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Res
     let root: Directory =
         record.root_directory().map_err(|error| CatalogError::damaged("snapshot record", 0, error))?;
     let pages: Vec<u64> = match root.body {
-        Body::Folded(_) => Vec::new(),
+        Body::Inline(_) => Vec::new(),
         Body::Page(page) => vec![page],
         Body::Index(index) => reader.directory_index(index)?.into_iter().map(|page| page.page).collect(),
     };

@@ -18,12 +18,13 @@ use super::progress::Progress;
 use super::read_results::{InFlightRead, Pending, PendingListing, has_long_name};
 use super::source_name::source_name;
 use super::tree_builder::{Resolved, ResolvedListing, TreeBuilder};
+use crate::catalog::commit_log::commit_id;
 use crate::catalog::directory::DirectoryAttributes;
-use crate::catalog::links;
+use crate::catalog::link_counts;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{SnapshotRecord, Totals, Work};
-use crate::catalog::writer::{CatalogWriter, commit_id};
+use crate::catalog::writer::CatalogWriter;
 use crate::guard;
 use crate::model::{Kind, NAME_MAX_BYTES, Stat};
 use crate::paged::Paged;
@@ -127,7 +128,7 @@ fn named_groups(catalog: &CatalogReader, snapshot: &SnapshotRecord) -> Paged<boo
     let mut named = Paged::new();
     for object in &snapshot.links {
         let Ok(page) = catalog.object(ObjectKind::Links, *object) else { continue };
-        let Ok((_, counts)) = links::decode_page(&page) else { continue };
+        let Ok((_, counts)) = link_counts::decode_page(&page) else { continue };
         counts.iter().for_each(|(group, _)| *named.entry(*group) = true);
     }
     named
@@ -333,7 +334,7 @@ impl<'a> BackupRun<'a> {
                 Found::Boundary(stat) => {
                     self.owners.note(stat.uid, stat.gid);
                     Pending::Ready(Resolved::Leaf(Box::new(DirectoryAttributes {
-                        mount_point: true,
+                        is_mount_point: true,
                         ..super::read_results::directory_attributes(&stat, Vec::new(), None)
                     })))
                 }
@@ -513,7 +514,7 @@ impl<'a> BackupRun<'a> {
         let owners = self.source_tree.owner_names(self.owners.users(), self.owners.groups())?;
         self.store_all()?;
         let mut link_objects = Vec::new();
-        for page in links::encode(&tree.link_counts) {
+        for page in link_counts::encode(&tree.link_counts) {
             link_objects.push(self.writer.intern_object(ObjectKind::Links, &page)?);
         }
         let problems = self.problems_object()?;

@@ -2,7 +2,7 @@
 //!
 //! A directory's own listing comes before those of its subdirectories, and its entries are fed to the digest in order of their names, each
 //! subdirectory's with it. So each directory on the way down waits as a frame until the subdirectory that it stands at is complete. Memory: the entries of
-//! the directories on the way from the root, and the folded ones among them.
+//! the directories on the way from the root, and the inline ones among them.
 
 use std::sync::Arc;
 
@@ -121,7 +121,7 @@ impl TreeBuilder {
         self.digest.leave();
         let parent = self.frames.last_mut();
         let body = match &parent {
-            Some(_) if directory::folds(&frame.done) => Body::Folded(frame.done),
+            Some(_) if directory::fits_inline(&frame.done) => Body::Inline(frame.done),
             _ => store_pages(writer, frame.done)?,
         };
         let closed = Directory { attributes: frame.attributes, body };

@@ -179,7 +179,7 @@ impl SnapshotView {
     /// Forgets where chunks are, for packs may have been rewritten. Returns whether that can change an answer.
     fn look_again(&self) -> bool {
         // A dictionary that cannot be had is an error of the chunks that need it.
-        self.catalog.renew() && {
+        self.catalog.refresh() && {
             let _ = self.catalog.load_dictionaries(self.chunks.dictionaries());
             true
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::ViewError;
 use crate::catalog::CatalogError;
-use crate::catalog::links::{PAGE_GROUPS, decode_page};
+use crate::catalog::link_counts::{PAGE_GROUPS, decode_page};
 use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
 

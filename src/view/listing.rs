@@ -64,7 +64,7 @@ impl SnapshotView {
         let page;
         let mut start = 0;
         let entries = match &directory.body {
-            Body::Folded(entries) => entries,
+            Body::Inline(entries) => entries,
             Body::Page(number) => {
                 page = self.catalog.directory_page(*number)?;
                 page.as_ref()
@@ -97,7 +97,7 @@ impl SnapshotView {
     /// As [`list`](SnapshotView::list).
     pub fn list_from(&self, directory: &DirectoryNode, first: u64) -> Result<Listing, ViewError> {
         let pages = match &directory.body {
-            Body::Folded(_) => Pages::Folded(Arc::clone(directory)),
+            Body::Inline(_) => Pages::Inline(Arc::clone(directory)),
             Body::Page(number) => Pages::One(Some(*number)),
             Body::Index(number) => Pages::Index(index_of(&self.catalog, &self.indexes, *number)?, 0),
         };
@@ -123,7 +123,7 @@ fn index_of(catalog: &CatalogReader, cache: &IndexCache, number: u64) -> Result<
 }
 
 enum Pages {
-    Folded(DirectoryNode),
+    Inline(DirectoryNode),
     One(Option<u64>),
     Index(Arc<DirectoryIndex>, usize),
 }
@@ -140,8 +140,8 @@ impl Listing {
     /// Returns the entry at `at` of the current page.
     fn entry(&self) -> Option<ViewEntry> {
         let entries: &[Entry] = match (&self.pages, &self.current) {
-            (Pages::Folded(directory), _) => match &directory.body {
-                Body::Folded(entries) => entries,
+            (Pages::Inline(directory), _) => match &directory.body {
+                Body::Inline(entries) => entries,
                 _ => &[],
             },
             (_, Some(page)) => page,
@@ -152,7 +152,7 @@ impl Listing {
 
     fn next_page(&mut self) -> Result<bool, ViewError> {
         let number = match &mut self.pages {
-            Pages::Folded(_) => None,
+            Pages::Inline(_) => None,
             Pages::One(number) => number.take(),
             Pages::Index(index, next) => {
                 let page = index.pages.get(*next).map(|page| page.page);

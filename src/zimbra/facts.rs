@@ -143,8 +143,8 @@ fn hash_directory(hasher: &mut blake3::Hasher, directory: &Directory) {
     match &directory.body {
         Body::Page(number) => hash_number(hasher, b'p', *number),
         Body::Index(number) => hash_number(hasher, b'i', *number),
-        // Folding is bounded, and so is this recursion.
-        Body::Folded(entries) => {
+        // The nesting of inline directories is bounded, and so is this recursion.
+        Body::Inline(entries) => {
             hash_number(hasher, b'f', entries.len() as u64);
             for entry in entries {
                 hash_name(hasher, &entry.name);

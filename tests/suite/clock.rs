@@ -10,7 +10,7 @@ use crate::support::redate::{days, redate};
 use crate::support::zimbra::configured;
 use crate::support::zimbra::{event, snapshots};
 use serde_json::Value;
-use zmreplica::catalog::marks::Hold;
+use zmreplica::catalog::hold::Hold;
 use zmreplica::replica::Replica;
 use zmreplica::view::Snapshots;
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use zmreplica::catalog::CatalogError;
-use zmreplica::catalog::checkpoint;
+use zmreplica::catalog::checkpoint_writer;
 use zmreplica::catalog::chunk::PackRow;
 use zmreplica::catalog::condemned::{self, Condemned};
-use zmreplica::catalog::database::Table;
+use zmreplica::catalog::tables::Table;
 use zmreplica::prune::{PruneOptions, PruneProgress, PruneReport, carry_out, plan};
 use zmreplica::repair::{RepairOptions, repair};
 use zmreplica::replica::{LockedReplica, Replica, init};
@@ -270,8 +270,8 @@ fn a_damaged_checkpoint_is_made_good_by_the_commit_files_before_it() {
     let site = Site::new();
     let replica = site.open();
     let backend = replica.backend().as_ref();
-    let written = checkpoint::write(&replica.database().read().unwrap(), backend, None).unwrap();
-    assert!(checkpoint::superseded(backend, written.number).unwrap().len() as u64 >= written.number);
+    let written = checkpoint_writer::write(&replica.database().read().unwrap(), backend, None).unwrap();
+    assert!(checkpoint_writer::superseded(backend, written.number).unwrap().len() as u64 >= written.number);
     drop(replica);
     let expected = of_directory(&site.source());
     for damaged in ["part", "head"] {
@@ -303,8 +303,8 @@ fn what_a_damaged_checkpoint_took_the_place_of_is_not_deleted() {
         let site = Site::new();
         let replica = site.open();
         let backend = replica.backend().as_ref();
-        let written = checkpoint::write(&replica.database().read().unwrap(), backend, None).unwrap();
-        let superseded = checkpoint::superseded(backend, written.number).unwrap();
+        let written = checkpoint_writer::write(&replica.database().read().unwrap(), backend, None).unwrap();
+        let superseded = checkpoint_writer::superseded(backend, written.number).unwrap();
         assert!(!superseded.is_empty());
         let part = site.store().join(format!("checkpoints/{:016x}.00000000", written.number));
         let file = if damaged == "part" { part } else { part.with_extension("") };
@@ -313,10 +313,10 @@ fn what_a_damaged_checkpoint_took_the_place_of_is_not_deleted() {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&file, bytes).unwrap();
-        assert!(checkpoint::tidy(backend, written.number).is_err_and(|error| error.is_damage()), "{damaged}");
-        assert_eq!(checkpoint::superseded(backend, written.number).unwrap(), superseded, "{damaged}");
+        assert!(checkpoint_writer::tidy(backend, written.number).is_err_and(|error| error.is_damage()), "{damaged}");
+        assert_eq!(checkpoint_writer::superseded(backend, written.number).unwrap(), superseded, "{damaged}");
         fs::write(&file, whole).unwrap();
-        assert!(checkpoint::tidy(backend, written.number).unwrap() > 0);
-        assert!(checkpoint::superseded(backend, written.number).unwrap().is_empty());
+        assert!(checkpoint_writer::tidy(backend, written.number).unwrap() > 0);
+        assert!(checkpoint_writer::superseded(backend, written.number).unwrap().is_empty());
     }
 }

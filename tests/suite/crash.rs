@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use zmreplica::catalog::chunk::{PackRow, PackedChunk};
-use zmreplica::catalog::database::{CatalogDatabase, Table};
+use zmreplica::catalog::database::CatalogDatabase;
 use zmreplica::catalog::group::{Content, LinkGroup, Segment};
 use zmreplica::catalog::reader::CatalogReader;
+use zmreplica::catalog::roll_forward::roll_forward;
 use zmreplica::catalog::snapshot::Work;
-use zmreplica::catalog::writer::{CatalogWriter, roll_forward};
+use zmreplica::catalog::tables::Table;
+use zmreplica::catalog::writer::CatalogWriter;
 use zmreplica::check::{CheckOptions, CheckProgress, check};
 use zmreplica::model::{Attributes, ChunkHash, Kind, Timestamp};
 use zmreplica::replica::{LockedReplica, Replica, init};
@@ -243,7 +245,7 @@ fn commit_one(database: &Arc<CatalogDatabase>, backend: &Arc<MemoryBackend>, see
                 xattrs: Vec::new(),
             },
             content: Content::Segments(vec![Segment::Chunk { number, length: 100 }]),
-            changed_while_read: false,
+            has_changed_while_read: false,
         })
         .unwrap();
     writer.commit().map_err(|error| error.to_string())

@@ -7,7 +7,7 @@ use zmreplica::catalog::directory::{self, Body, Directory, DirectoryAttributes, 
 use zmreplica::catalog::group::{self, Content, ContentPage, LinkGroup, Segment};
 use zmreplica::catalog::object::{self, ObjectEncoder, ObjectKind};
 use zmreplica::catalog::snapshot::to_hex;
-use zmreplica::catalog::{commit, links};
+use zmreplica::catalog::{commit, link_counts};
 use zmreplica::ids::{ChunkId, PackNumber};
 use zmreplica::model::{Attributes, Kind, Timestamp, Xattr};
 use zmreplica::store::pack::{PackFormat, PackId};
@@ -33,7 +33,7 @@ fn group(kind: Kind, size: u64, content: Content) -> Option<LinkGroup> {
     let mtime = Timestamp { seconds: 1000, nanos: 5 };
     let xattrs = vec![Xattr { name: (*b"user.a").into(), value: (*b"v").into() }];
     let attributes = Attributes { kind, mode: 0o640, uid: 1, gid: 2, mtime, size, rdev: 0, xattrs };
-    Some(LinkGroup { attributes, content, changed_while_read: false })
+    Some(LinkGroup { attributes, content, has_changed_while_read: false })
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn directories() {
         ..DirectoryAttributes::default()
     };
     let file = Entry { name: (*b"f").into(), node: Node::Group(4) };
-    let inner = Directory { attributes: attributes.clone(), body: Body::Folded(vec![file.clone()]) };
+    let inner = Directory { attributes: attributes.clone(), body: Body::Inline(vec![file.clone()]) };
     let entries = [Entry { name: (*b"d").into(), node: Node::Directory(inner.into()) }, file];
     assert_eq!(to_hex(&directory::encode_names(&entries)), "016401660166");
     assert_eq!(to_hex(&directory::encode_page(9, &entries)), "090201e803010201070420".to_owned() + "04");
@@ -79,7 +79,7 @@ fn directories() {
 
 #[test]
 fn links_and_objects() {
-    assert_eq!(to_hex(&links::encode_page(1, &[(4097, 5), (4098, 5), (4100, 1)])), "01010205010101");
+    assert_eq!(to_hex(&link_counts::encode_page(1, &[(4097, 5), (4098, 5), (4100, 1)])), "01010205010101");
     let hash = object::hash(ObjectKind::Names, b"plain");
     let stored = ObjectEncoder::new().unwrap().encode(ObjectKind::Names, &hash, b"plain");
     assert_eq!(stored[..2], [1, 0]);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use zmreplica::catalog::checkpoint;
+use zmreplica::catalog::{checkpoint, checkpoint_writer, commit_log};
 use zmreplica::check::CheckReport;
 use zmreplica::lease::{self, LeaseInfo};
 use zmreplica::prune::{PruneError, PruneProgress, carry_out};
@@ -310,8 +310,8 @@ fn a_fold_may_die_at_every_operation_of_the_backend() {
             let (store, backend) = base.copy();
             let open = || open_over(store.path(), &backend);
             let fold = |replica: &LockedReplica| {
-                let written = checkpoint::write(&replica.database().read().unwrap(), backend.as_ref(), None)?;
-                checkpoint::tidy(backend.as_ref(), written.number)
+                let written = checkpoint_writer::write(&replica.database().read().unwrap(), backend.as_ref(), None)?;
+                checkpoint_writer::tidy(backend.as_ref(), written.number)
             };
             let replica = open();
             backend.die_after(die_after);
@@ -328,7 +328,7 @@ fn a_fold_may_die_at_every_operation_of_the_backend() {
             assert_eq!(ids(&replica).len(), 5, "{what}");
             // The next fold leaves nothing over.
             fold(&replica).unwrap();
-            assert!(checkpoint::commit_files(backend.as_ref()).unwrap().is_empty(), "{what}");
+            assert!(commit_log::commit_files(backend.as_ref()).unwrap().is_empty(), "{what}");
             assert_eq!(backend.list("checkpoints/").unwrap().len(), 3, "{what}: a head and two parts");
             if result.is_ok() {
                 break;
@@ -472,7 +472,7 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
     let backend = LocalBackend::open(&store).unwrap();
     assert_eq!(checkpoint::heads(&backend).unwrap().len(), 1);
     let folded = checkpoint::newest(&backend).unwrap().unwrap();
-    assert!(checkpoint::commit_files(&backend).unwrap().iter().all(|number| *number > folded.number));
+    assert!(commit_log::commit_files(&backend).unwrap().iter().all(|number| *number > folded.number));
 
     let before = assert_clean(&Replica::open(&store).unwrap(), "folded");
     let old = fs::read(store.join("catalog.redb")).unwrap();

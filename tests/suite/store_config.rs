@@ -5,11 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use zmreplica::catalog::checkpoint;
 use zmreplica::catalog::commit;
-use zmreplica::catalog::database::{Change, Table};
+use zmreplica::catalog::commit_log::{self, last_commit};
 use zmreplica::catalog::snapshot::to_hex;
-use zmreplica::catalog::writer::last_commit;
+use zmreplica::catalog::tables::{Change, Table};
+use zmreplica::catalog::{checkpoint, checkpoint_writer};
 use zmreplica::replica::{FEATURES, LockedReplica, Replica, ReplicaError, StoreConfig};
 
 use crate::support::locks::locked;
@@ -184,8 +184,8 @@ fn lost_settings_are_damage_and_repair_says_what_it_did() {
         if folded {
             locked(&scene.store(), |replica| {
                 let database = replica.catalog().unwrap().database().unwrap();
-                let written = checkpoint::write(&database, replica.backend().as_ref(), None).unwrap();
-                checkpoint::tidy(replica.backend().as_ref(), written.number).unwrap();
+                let written = checkpoint_writer::write(&database, replica.backend().as_ref(), None).unwrap();
+                checkpoint_writer::tidy(replica.backend().as_ref(), written.number).unwrap();
             });
             assert_eq!(fs::read_dir(scene.store().join("commits")).unwrap().count(), 0);
         }
@@ -273,7 +273,7 @@ fn last(scene: &Scene) -> (u64, [u8; 16]) {
 }
 
 fn commit_with(scene: &Scene, changes: &[Change]) -> (u64, Vec<u8>) {
-    let files = checkpoint::commit_files(&zmreplica::store::LocalBackend::open(scene.store()).unwrap()).unwrap();
+    let files = commit_log::commit_files(&zmreplica::store::LocalBackend::open(scene.store()).unwrap()).unwrap();
     let number = *files.last().unwrap();
     let key = commit::key(number);
     let file = fs::read(scene.store().join(&key)).unwrap();
@@ -347,7 +347,7 @@ fn a_checkpoint_of_a_later_version_is_never_damage() {
             let backend = zmreplica::store::LocalBackend::open(scene.store()).unwrap();
             let database = Replica::open(&scene.store()).unwrap().catalog().unwrap().database().unwrap();
             let before = content(&scene.store());
-            let refused = checkpoint::write(&database, &backend, None).unwrap_err();
+            let refused = checkpoint_writer::write(&database, &backend, None).unwrap_err();
             assert!(refused.to_string().contains(reason) && !refused.is_damage(), "{refused}");
             assert!(content(&scene.store()) == before);
         }

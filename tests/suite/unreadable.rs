@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use zmreplica::catalog::chunk::PackRow;
-use zmreplica::catalog::database::Table;
+use zmreplica::catalog::tables::Table;
 use zmreplica::check::{CheckError, CheckOptions, CheckProgress, CheckReport, check};
 use zmreplica::prune::{PruneError, PruneProgress, carry_out};
 use zmreplica::repair::{RepairOptions, repair, repair_over};

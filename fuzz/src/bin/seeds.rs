@@ -7,10 +7,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use zmreplica::catalog::CatalogError;
-use zmreplica::catalog::database::{DatabaseReader, Table};
+use zmreplica::catalog::database_reader::DatabaseReader;
 use zmreplica::catalog::directory::names_of_page;
 use zmreplica::catalog::object::{self, ObjectKind};
 use zmreplica::catalog::snapshot::{SnapshotRecord, from_hex};
+use zmreplica::catalog::tables::Table;
 use zmreplica::remote::protocol::frame::{self, Kind};
 use zmreplica::remote::protocol::restore::{Query, Reply};
 use zmreplica::replica::Replica;
@@ -54,7 +55,7 @@ impl Seeds {
         reader.scan(Table::Objects, 0, |number, stored| {
             let stored = stored?;
             self.add("object", &[stored]);
-            if let Some(kind) = object::kind(stored)
+            if let Some(kind) = object::stored_kind(stored)
                 && let Ok(plain) = object::decode(kind, stored)
             {
                 objects.insert(number, (kind, plain));

@@ -14,9 +14,9 @@ use super::AgentError;
 use super::news::{News, unwritten_kib};
 use super::outbox::Outbox;
 use crate::catalog::CatalogError;
-use crate::catalog::database::Table;
-use crate::catalog::reader::{CatalogReader, RowSource};
+use crate::catalog::reader::{CatalogReader, RemoteRows};
 use crate::catalog::snapshot::from_hex;
+use crate::catalog::tables::Table;
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Query, ROWS_AHEAD_BYTES, Reply, RestoreRequest};
@@ -147,7 +147,7 @@ impl Exchange {
     }
 }
 
-impl RowSource for Exchange {
+impl RemoteRows for Exchange {
     fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError> {
         if let Some(row) = self.take_prefetched(table as u8, key) {
             return Ok(Some(row));
@@ -290,8 +290,8 @@ fn run(
     progress: &RestoreProgress,
 ) -> Result<RestoreReport, String> {
     let subtree = from_hex(&request.subtree).ok_or("a path that is not hexadecimal")?;
-    let rows: Arc<dyn RowSource> = Arc::clone(exchange) as Arc<dyn RowSource>;
-    let catalog = Arc::new(CatalogReader::asking(rows));
+    let rows: Arc<dyn RemoteRows> = Arc::clone(exchange) as Arc<dyn RemoteRows>;
+    let catalog = Arc::new(CatalogReader::over_remote_rows(rows));
     let packs: Arc<dyn Backend> = Arc::new(FarPacks(Arc::clone(exchange)));
     let chunks = Arc::new(ChunkReader::new(packs, Arc::new(dictionaries)));
     let view = SnapshotView::open(catalog, chunks, request.record, VIEW).map_err(|error| error.to_string())?;

@@ -20,9 +20,9 @@ use super::connect::{AgentChoice, ConnectError, connect};
 use super::send_window::SendWindow;
 use super::served::{Refused, Served, read_subtree};
 use crate::catalog::CatalogError;
-use crate::catalog::database::Table;
-use crate::catalog::reader::RowSource;
+use crate::catalog::reader::RemoteRows;
 use crate::catalog::snapshot::to_hex;
+use crate::catalog::tables::Table;
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::messages::Figures;
@@ -343,7 +343,7 @@ struct PrefetchingRows {
     window: Arc<SendWindow>,
 }
 
-impl RowSource for PrefetchingRows {
+impl RemoteRows for PrefetchingRows {
     fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError> {
         let unwanted = || CatalogError::Missing { what: "need for row", number: key };
         let row = self.served.row(table, key).map_err(|refused| match refused {

@@ -15,9 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::{self, PAGE_ROWS};
-use crate::catalog::database::{DatabaseReader, Table};
+use crate::catalog::database_reader::DatabaseReader;
 use crate::catalog::group::{self, Segment};
-use crate::catalog::reader::{CatalogReader, RowSource};
+use crate::catalog::reader::{CatalogReader, RemoteRows};
+use crate::catalog::tables::Table;
 use crate::ids::ChunkId;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PackId};
 use crate::store::reader::Location;
@@ -99,7 +100,7 @@ struct Noting {
     seen: Arc<Mutex<Seen>>,
 }
 
-impl RowSource for Noting {
+impl RemoteRows for Noting {
     fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match table {
@@ -218,13 +219,13 @@ pub(super) enum Part {
 /// Reads from `rows` what a restore of the subtree at `path` reads, in its order; returns `false` if `is_over` ended it. What cannot be read shows
 /// when the restore asks for it.
 pub(super) fn read_subtree(
-    rows: Arc<dyn RowSource>,
+    rows: Arc<dyn RemoteRows>,
     view: &SnapshotView,
     path: &[u8],
     is_over: impl Fn() -> bool,
     mut note: impl FnMut(Part),
 ) -> bool {
-    let catalog = Arc::new(CatalogReader::asking(rows));
+    let catalog = Arc::new(CatalogReader::over_remote_rows(rows));
     let (record, chunks) = (view.record().clone(), Arc::clone(view.chunks()));
     let Ok(view) = SnapshotView::open(Arc::clone(&catalog), chunks, record, ViewOptions { cache_bytes: 1 << 20 })
     else {

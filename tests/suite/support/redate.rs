@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
-use zmreplica::catalog::database::Table;
+use zmreplica::catalog::tables::Table;
 
 /// Gives each snapshot, in the order of commits, the date that `date` returns for its place and the date that it has.
 pub fn redate(store: &Path, date: impl Fn(usize, Timestamp) -> Timestamp) {

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use super::CatalogError;
 use super::checkpoint;
 use super::commit::{self, CommitFile};
-use super::database::{Change, Table};
-use super::writer::read_whole;
+use super::commit_log::read_whole;
+use super::tables::{Change, Table};
 use crate::store::backend::Backend;
 
 /// Changes of a table that are gathered before they are sorted in, at least.
@@ -24,22 +24,22 @@ pub fn payload_hash(payload: &[u8]) -> u64 {
 
 /// The rows of one table while they are gathered.
 #[derive(Default)]
-struct Gathered {
+struct TableBuilder {
     /// Number and hash, 0 for a row that was removed. Sorted up to `sorted`, the later changes in order behind.
     rows: Vec<(u64, u64)>,
     sorted: usize,
 }
 
-impl Gathered {
+impl TableBuilder {
     fn push(&mut self, number: u64, hash: u64) {
         self.rows.push((number, hash));
         if self.rows.len() - self.sorted > self.sorted.max(GATHERED_MIN) {
-            self.settle();
+            self.sort_and_dedup();
         }
     }
 
     /// Sorts, and lets the last change of each number count.
-    fn settle(&mut self) {
+    fn sort_and_dedup(&mut self) {
         // Stable, so of equal numbers the last stays the last.
         self.rows.sort_by_key(|(number, _)| *number);
         let mut kept = 0;
@@ -58,11 +58,11 @@ impl Gathered {
 
 /// Gathers what commit files say.
 #[derive(Default)]
-pub struct Replay {
-    tables: HashMap<Table, Gathered>,
+pub struct RowHashesBuilder {
+    tables: HashMap<Table, TableBuilder>,
 }
 
-impl Replay {
+impl RowHashesBuilder {
     /// Takes changes.
     pub fn apply(&mut self, changes: &[Change]) {
         for change in changes {
@@ -78,7 +78,7 @@ impl Replay {
     /// Ends the gathering.
     pub fn finish(self) -> RowHashes {
         let tables = self.tables.into_iter().map(|(table, mut gathered)| {
-            gathered.settle();
+            gathered.sort_and_dedup();
             gathered.rows.shrink_to_fit();
             (table, gathered.rows)
         });
@@ -98,11 +98,11 @@ impl RowHashes {
     /// # Errors
     /// [`CatalogError::CommitFile`] when one is missing, damaged or does not follow the one before.
     pub fn read(backend: &dyn Backend, last: u64) -> Result<RowHashes, CatalogError> {
-        let mut replay = Replay::default();
+        let mut builder = RowHashesBuilder::default();
         let (mut number, mut id) = (0, commit::CommitId::default());
         if let Some(checkpoint) = checkpoint::newest(backend)?.filter(|checkpoint| checkpoint.number <= last) {
             checkpoint.for_each_part(backend, |changes| {
-                replay.apply(&changes);
+                builder.apply(&changes);
                 Ok(())
             })?;
             (number, id) = (checkpoint.number, checkpoint.commit);
@@ -117,12 +117,12 @@ impl RowHashes {
                 return Err(CatalogError::CommitFile { key, reason });
             }
             commit.for_each_batch(|changes| {
-                replay.apply(&changes);
+                builder.apply(&changes);
                 Ok(())
             })?;
             id = commit.id;
         }
-        Ok(replay.finish())
+        Ok(builder.finish())
     }
 
     /// Returns the hashes of a table's rows.
@@ -168,14 +168,14 @@ mod tests {
 
     #[test]
     fn the_last_change_of_each_number_counts() {
-        let mut replay = Replay::default();
+        let mut builder = RowHashesBuilder::default();
         let put = |number: u64, text: &[u8]| Change::Put(Table::Objects, number, text.to_vec());
-        replay.apply(&[put(7, b"old"), put(NUMBER_LIMIT - 1, b"far"), put(3, b"gone")]);
+        builder.apply(&[put(7, b"old"), put(NUMBER_LIMIT - 1, b"far"), put(3, b"gone")]);
         for round in 0..3 * GATHERED_MIN as u64 {
-            replay.apply(&[put(1_000_000 - round, b"many")]);
+            builder.apply(&[put(1_000_000 - round, b"many")]);
         }
-        replay.apply(&[put(7, b"new"), Change::Delete(Table::Objects, 3), Change::Delete(Table::Objects, 5)]);
-        let rows = replay.finish();
+        builder.apply(&[put(7, b"new"), Change::Delete(Table::Objects, 3), Change::Delete(Table::Objects, 5)]);
+        let rows = builder.finish();
         let objects = rows.of_table(Table::Objects);
         assert_eq!(objects.get(7), Some(payload_hash(b"new")));
         assert_eq!((objects.get(3), objects.get(5), objects.get(8)), (None, None, None));

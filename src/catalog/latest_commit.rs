@@ -1,4 +1,4 @@
-//! A view of the catalogue that follows its commits, for a reader that stays for days.
+//! The latest commit: a view of the catalogue that follows its commits, for a reader that stays for days.
 //!
 //! A read transaction pins every page that it could still read, and keeps the file from being compacted. A long-lived reader therefore takes a
 //! new one every second, and gives it back when nothing reads. This is sound because rows never change their meaning: a number, once
@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::CatalogError;
-use super::database::{CatalogDatabase, DatabaseReader, Table};
+use super::database::CatalogDatabase;
+use super::database_reader::DatabaseReader;
 use crate::prefetch::prefetch;
 
 /// How long one read transaction serves.
@@ -32,59 +33,15 @@ const PREFETCH_PAUSE: Duration = Duration::from_millis(100);
 /// Opens the catalogue's database for reading, after a repair if need be.
 pub type OpenDatabase = Box<dyn Fn() -> Result<Arc<CatalogDatabase>, CatalogError> + Send + Sync>;
 
-/// Where a reader's rows come from.
-pub(super) enum Rows {
-    /// One commit.
-    Fixed(Arc<DatabaseReader>),
-    /// The last commit, whichever that is.
-    Following(Following),
-    /// Another host, row by row.
-    Asked(Arc<dyn RowSource>),
-}
-
-/// Gives single rows of a catalogue that lies elsewhere.
-pub trait RowSource: Send + Sync {
-    /// Returns the payload of a row, `None` when there is no such row.
-    ///
-    /// # Errors
-    /// When it cannot be had.
-    fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError>;
-}
-
-impl Rows {
-    pub(super) fn get(&self) -> Result<Arc<DatabaseReader>, CatalogError> {
-        match self {
-            Rows::Fixed(reader) => Ok(Arc::clone(reader)),
-            Rows::Following(following) => following.get(),
-            Rows::Asked(_) => {
-                let (path, message) = ("another host".to_owned(), "only single rows can be had from there".to_owned());
-                Err(CatalogError::Open { path, message })
-            }
-        }
-    }
-
-    /// Reads the payload of a row and hands it to `use_payload`, or returns `None` when there is no such row.
-    pub(super) fn payload<T>(
-        &self,
-        table: Table,
-        key: u64,
-        use_payload: impl FnOnce(&[u8]) -> Result<T, CatalogError>,
-    ) -> Result<Option<T>, CatalogError> {
-        match self {
-            Rows::Asked(source) => source.row(table, key)?.map(|payload| use_payload(&payload)).transpose(),
-            _ => self.get()?.get(table, key, use_payload),
-        }
-    }
-}
-
-pub(super) struct Following {
+/// Reads the last commit, whichever that is.
+pub(super) struct LatestCommitReader {
     path: PathBuf,
     open: OpenDatabase,
-    state: Mutex<State>,
+    state: Mutex<OpenCatalog>,
 }
 
 #[derive(Default)]
-struct State {
+struct OpenCatalog {
     /// The open file, by device and inode number: a rebuilt catalogue is another file under the same path.
     file: Option<(u64, u64)>,
     database: Option<Arc<CatalogDatabase>>,
@@ -124,12 +81,13 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-impl Following {
-    pub(super) fn new(path: PathBuf, open: OpenDatabase) -> Following {
-        Following { path, open, state: Mutex::default() }
+impl LatestCommitReader {
+    pub(super) fn new(path: PathBuf, open: OpenDatabase) -> LatestCommitReader {
+        LatestCommitReader { path, open, state: Mutex::default() }
     }
 
-    fn get(&self) -> Result<Arc<DatabaseReader>, CatalogError> {
+    /// Returns a read transaction that is at most a second old, or the last one while none can be had.
+    pub(super) fn get(&self) -> Result<Arc<DatabaseReader>, CatalogError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let reader = self.current(&mut state);
         let due = state.prefetch.as_mut().and_then(|prefetch| prefetch.due(Instant::now()));
@@ -140,13 +98,13 @@ impl Following {
         reader
     }
 
-    fn current(&self, state: &mut State) -> Result<Arc<DatabaseReader>, CatalogError> {
+    fn current(&self, state: &mut OpenCatalog) -> Result<Arc<DatabaseReader>, CatalogError> {
         if let Some((reader, since)) = &state.transaction
             && since.elapsed() < TRANSACTION_AGE
         {
             return Ok(Arc::clone(reader));
         }
-        match self.renew(state) {
+        match self.refresh(state) {
             Ok(reader) => Ok(reader),
             // A writer that died, or a catalogue that is just being replaced: what was seen last is still there, and as good as ever.
             Err(error) => match &mut state.transaction {
@@ -159,7 +117,7 @@ impl Following {
         }
     }
 
-    fn renew(&self, state: &mut State) -> Result<Arc<DatabaseReader>, CatalogError> {
+    fn refresh(&self, state: &mut OpenCatalog) -> Result<Arc<DatabaseReader>, CatalogError> {
         let file = identity(&self.path);
         let usable = state.database.take().filter(|_| file.is_some() && file == state.file);
         let (database, reader) = match usable.map(|database| (database.read(), database)) {

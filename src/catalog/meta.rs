@@ -1,0 +1,91 @@
+//! The rows of the table `meta`, each under a number of its own.
+//!
+//! | row | what |
+//! | --- | --- |
+//! | 0 | the counters: next chunk, object, group, pack, snapshot number, as varints |
+//! | 1 | the sources: a JSON list of names; a source's number is its place |
+//! | 2 | the hold, if there is one (JSON; see [`hold`](super::hold)) |
+//! | 3 | what `config.json` says, without its checksum (JSON) |
+
+use super::CatalogError;
+use super::database_reader::DatabaseReader;
+use super::reader::CatalogReader;
+use super::tables::Table;
+use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::ids::{ChunkId, PackNumber};
+
+/// Number of the row of `meta` that holds the counters.
+pub(crate) const COUNTERS: u64 = 0;
+/// Number of the row of `meta` that holds the names of sources.
+pub(super) const SOURCES: u64 = 1;
+/// Number of the row of `meta` that holds the hold.
+pub(super) const HOLD: u64 = 2;
+/// Number of the row of `meta` that holds what `config.json` says.
+pub(crate) const STORE: u64 = 3;
+
+/// The numbers that the next rows get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Number of the next chunk.
+    pub chunk: ChunkId,
+    /// Number of the next object.
+    pub object: u64,
+    /// Number of the next link group.
+    pub group: u64,
+    /// Number of the next pack.
+    pub pack: PackNumber,
+    /// Number of the next snapshot.
+    pub snapshot: u64,
+}
+
+impl Counters {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for value in [self.chunk.0, self.object, self.group, self.pack.0, self.snapshot] {
+            put_varint(&mut out, value);
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Counters, DecodeError> {
+        let mut decoder = Decoder::new(bytes);
+        let counters = Counters {
+            chunk: ChunkId::decoded(decoder.varint()?)?,
+            object: decoder.varint()?,
+            group: decoder.varint()?,
+            pack: PackNumber::decoded(decoder.varint()?)?,
+            snapshot: decoder.varint()?,
+        };
+        decoder.finish()?;
+        for value in [counters.object, counters.group, counters.snapshot] {
+            Decoder::number(value)?;
+        }
+        Ok(counters)
+    }
+
+    /// Reads the counters of the last commit.
+    ///
+    /// # Errors
+    /// Fails when the row is damaged.
+    pub fn read(database: &DatabaseReader) -> Result<Counters, CatalogError> {
+        let counters = database.get(Table::Meta, COUNTERS, |payload| {
+            Counters::decode(payload).map_err(|error| CatalogError::damaged("meta row", COUNTERS, error))
+        })?;
+        Ok(counters.unwrap_or_default())
+    }
+}
+
+/// Returns the names of all sources; a source's number is its place.
+///
+/// # Errors
+/// Fails when the row is damaged.
+pub fn sources(reader: &CatalogReader) -> Result<Vec<String>, CatalogError> {
+    let sources = reader.database()?.get(Table::Meta, SOURCES, |payload| {
+        serde_json::from_slice(payload).map_err(|error| sources_damaged(&error))
+    })?;
+    Ok(sources.unwrap_or_default())
+}
+
+pub(super) fn sources_damaged(error: &serde_json::Error) -> CatalogError {
+    CatalogError::Damaged { what: "meta row", number: SOURCES, reason: error.to_string() }
+}
