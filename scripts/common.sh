@@ -35,3 +35,15 @@ need_rust() {
     command -v cargo >/dev/null || die "cargo is not there: install Rust with https://rustup.rs, then run this again"
     need_commands cc:build-essential
 }
+
+# Fails unless two trees are alike in names, contents, attributes and hard links. rsync is the judge: it prints what it
+# would change (it compares contents, for -c), and prints nothing when there is nothing.
+prove_identical() {
+    local differences
+    differences=$(rsync -aHAXnic --numeric-ids --delete --exclude=/lost+found "$1/" "$2/")
+    if [ -n "$differences" ]; then
+        printf '%s\n' "$differences" >&2
+        die "$1 and $2 differ"
+    fi
+    echo "rsync -aHAXnic --numeric-ids --delete --exclude=/lost+found $1/ $2/ prints nothing: they are identical."
+}
