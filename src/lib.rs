@@ -4,6 +4,7 @@
 //! `docs/architecture.md` has the map of the layers.
 
 pub mod access;
+pub mod areas;
 mod cache_file;
 pub mod catalog;
 pub mod check;

@@ -25,6 +25,9 @@ pub use server::TreeServer;
 /// Takes what a server has to say to the people who run it: one line a call.
 pub type Log = std::sync::Arc<dyn Fn(&str) + Send + Sync>;
 
+/// The target of this crate's events for `tracing`: requests that fail or are slow.
+pub const TRACE_TARGET: &str = "mount";
+
 /// Inode number of the root of every tree, as FUSE has it.
 pub const ROOT: u64 = 1;
 

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
@@ -19,7 +19,9 @@ use fuser::{
 };
 
 use crate::overflow::Overflow;
-use crate::{Errno, FileAttributes, FileKind, ImmutableTree, Log, ROOT, TreeError};
+use tracing::{Level, enabled, warn};
+
+use crate::{Errno, FileAttributes, FileKind, ImmutableTree, Log, ROOT, TRACE_TARGET, TreeError};
 
 /// How long the kernel may keep what never changes: a year.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -31,6 +33,8 @@ const READ_BYTES: u32 = 1 << 20;
 const BACKGROUND_REQUESTS: u16 = 32;
 /// Inodes whose failures are logged; all others fail in silence.
 const MOST_FAILURES: usize = 10_000;
+/// A request that takes so long is an event: most take less than a millisecond, and one that waits for a sleeping disk takes seconds.
+const SLOW: Duration = Duration::from_secs(1);
 /// Unit of the figures that `df` shows, in bytes.
 const BLOCK_BYTES: u32 = 4096;
 /// Unit of an inode's count of blocks, in bytes; see stat(2).
@@ -130,7 +134,7 @@ impl<T: ImmutableTree + 'static> TreeServer<T> {
     /// # Errors
     /// As [`ImmutableTree::extended_attribute`].
     pub fn extended(&self, inode: u64, name: Option<&[u8]>) -> Result<Vec<u8>, Errno> {
-        self.inner.ask(inode, |tree| match name {
+        self.inner.ask("xattr", inode, |tree| match name {
             Some(name) => Ok(tree.extended_attribute(inode, name)?.into_vec()),
             None => {
                 let mut names = Vec::new();
@@ -147,13 +151,26 @@ impl<T: ImmutableTree + 'static> TreeServer<T> {
 impl<T: ImmutableTree> Inner<T> {
     /// Asks the tree. The one place where errors become error numbers; those that mean damage are logged, each once for an inode. A panic is
     /// an error of this one question.
-    fn ask<R>(&self, inode: u64, question: impl FnOnce(&T) -> Result<R, TreeError>) -> Result<R, Errno> {
+    fn ask<R>(
+        &self,
+        request: &'static str,
+        inode: u64,
+        question: impl FnOnce(&T) -> Result<R, TreeError>,
+    ) -> Result<R, Errno> {
+        let started = enabled!(target: TRACE_TARGET, Level::WARN).then(Instant::now);
         let answer = catch_unwind(AssertUnwindSafe(|| question(&self.tree)));
+        if let Some(elapsed) = started.map(|started| started.elapsed()).filter(|elapsed| *elapsed >= SLOW) {
+            warn!(target: TRACE_TARGET, inode, elapsed_ms = elapsed.as_millis() as u64, "slow {request}");
+        }
         let error = match answer {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => error,
             Err(_) => TreeError::new(Errno::IO, "internal error"),
         };
+        // That a name or an attribute is not there is an answer.
+        if !matches!(error.errno, Errno::NOENT | Errno::NODATA) {
+            warn!(target: TRACE_TARGET, inode, errno = error.errno.0, %error, "{request} failed");
+        }
         if error.errno == Errno::IO {
             self.tell(inode, &error.message);
         }
@@ -174,7 +191,7 @@ impl<T: ImmutableTree> Inner<T> {
     }
 
     fn read<'a>(&self, inode: u64, offset: u64, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno> {
-        let count = self.ask(inode, |tree| tree.read(inode, offset, buffer))?;
+        let count = self.ask("read", inode, |tree| tree.read(inode, offset, buffer))?;
         buffer.get(..count).ok_or(Errno::IO)
     }
 
@@ -189,7 +206,7 @@ impl<T: ImmutableTree> Inner<T> {
 
     fn find(&self, parent: u64, name: &[u8]) -> Result<Found, Errno> {
         let name_ttl = self.ttl(parent);
-        let found = self.ask(parent, |tree| match name {
+        let found = self.ask("lookup", parent, |tree| match name {
             b"." => tree.attributes(parent),
             b".." => tree.attributes(tree.parent(parent)?),
             name => tree.lookup(parent, name),
@@ -211,14 +228,15 @@ impl<T: ImmutableTree> Inner<T> {
             if offset > at {
                 continue;
             }
-            let attributes =
-                self.ask(directory, |tree| tree.attributes(if at == 0 { directory } else { tree.parent(directory)? }))?;
+            let attributes = self.ask("list", directory, |tree| {
+                tree.attributes(if at == 0 { directory } else { tree.parent(directory)? })
+            })?;
             if !add(PageEntry { name, attributes, ttl: self.ttl(directory), next_offset: at + 1 }) {
                 return Ok(());
             }
         }
         let names_ttl = self.ttl(directory);
-        self.ask(directory, |tree| {
+        self.ask("list", directory, |tree| {
             tree.list(directory, offset.saturating_sub(2), &mut |entry| {
                 let next_offset = entry.next_cookie + 2;
                 let ttl = names_ttl.min(self.ttl(entry.inode));
@@ -355,14 +373,14 @@ impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.inner.ask(inode.0, |tree| tree.attributes(inode.0)) {
+        match self.inner.ask("getattr", inode.0, |tree| tree.attributes(inode.0)) {
             Ok(attributes) => reply.attr(&self.inner.ttl(inode.0), &attr(&attributes)),
             Err(errno) => reply.error(errno.into()),
         }
     }
 
     fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
-        match self.inner.ask(inode.0, |tree| tree.readlink(inode.0)) {
+        match self.inner.ask("readlink", inode.0, |tree| tree.readlink(inode.0)) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno.into()),
         }
@@ -421,7 +439,7 @@ impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
     }
 
     fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
-        match self.inner.ask(inode.0, |tree| Ok(tree.totals())) {
+        match self.inner.ask("statfs", inode.0, |tree| Ok(tree.totals())) {
             // Full to the last block, as a medium that cannot be written to is.
             Ok(totals) => {
                 let blocks = totals.bytes.div_ceil(BLOCK_BYTES.into());

@@ -129,3 +129,24 @@ fn a_lent_buffer_has_the_length_asked_for() {
     // Lent twice, as when a tree is itself read through a server on the same thread.
     assert_eq!(with_buffer(5, |outer| with_buffer(7, |inner| inner.len()) + outer.len()), 12);
 }
+
+#[test]
+fn requests_that_are_slow_or_fail_are_events() {
+    let (server, _) = server(Fault::Damage);
+    let (mut events, writer) = io::pipe().unwrap();
+    let subscriber = tracing_subscriber::fmt().with_writer(Arc::new(writer)).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        server.find(ROOT, b"a").unwrap();
+        server.find(ROOT, b"nothing").unwrap();
+        assert!(server.inner.read(2, 0, &mut [0; 10]).is_err());
+        let slow = server.inner.ask("read", 3, |_| {
+            std::thread::sleep(SLOW);
+            Ok(())
+        });
+        slow.unwrap();
+    });
+    let events = io::read_to_string(&mut events).unwrap();
+    let [failed, slow] = events.lines().collect::<Vec<_>>()[..] else { panic!("{events}") };
+    assert!(failed.contains("mount: read failed") && failed.contains("chunk 7 is damaged"), "{failed}");
+    assert!(slow.contains("mount: slow read") && slow.contains("elapsed_ms"), "{slow}");
+}

@@ -38,6 +38,7 @@ mod stats;
 mod status;
 mod table;
 mod text;
+mod trace;
 mod umount;
 
 use std::ffi::{OsStr, OsString};
@@ -89,9 +90,9 @@ struct GlobalArgs {
     /// Write problems and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Tell more: every problem, progress without a terminal
-    #[arg(short, long, global = true, action = ArgAction::SetTrue)]
-    verbose: bool,
+    /// Show more: every problem, progress without a terminal, and each step. Twice: also calls to storage and to the remote host
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
 }
 
 #[derive(Subcommand)]
@@ -227,10 +228,13 @@ pub(crate) fn main() -> ExitCode {
     };
     let verbosity = match (cli.global.quiet, cli.global.verbose) {
         (true, _) => Verbosity::Quiet,
-        (_, true) => Verbosity::Verbose,
-        _ => Verbosity::Normal,
+        (_, 0) => Verbosity::Normal,
+        _ => Verbosity::Verbose,
     };
     let output = Output::new(cli.global.json, verbosity);
+    if let Err(error) = trace::start(cli.global.verbose) {
+        return report(&output, &error).into();
+    }
     let is_check = matches!(cli.command, Command::Check(_));
     hold_back_panics(is_check);
     if let Command::Config(args) = &cli.command {

@@ -23,7 +23,7 @@ use zmreplica_fuse::Log;
 use super::error::{CliError, Exit};
 use super::log::{fit, open_file};
 use super::output::stderr_line;
-use super::{Context, text};
+use super::{Context, text, trace};
 
 /// Tells the second process that it is the one.
 const SERVER_VARIABLE: &str = "ZMREPLICA_MOUNT_SERVER";
@@ -157,6 +157,9 @@ fn serve(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
             .map_err(|error| CliError::Failed(format!("The server cannot leave the terminal: {error}")))?;
     }
     let log = make_log(context, args)?;
+    if args.log.is_some() || !args.foreground {
+        trace::to_log(&log);
+    }
     let replica = context.open()?;
     let snapshot = match &args.snapshot {
         Some(spec) => Some(Snapshots::read(&replica.catalog()?)?.resolve(spec)?.clone()),

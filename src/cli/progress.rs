@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
 use serde::Serialize;
 use zmreplica::snapshot::progress::Progress;
 
@@ -164,6 +165,18 @@ impl Rate {
     }
 }
 
+/// The live line that is shown, if there is one.
+static LIVE_LINE: Mutex<Option<WeakProgressBar>> = Mutex::new(None);
+
+/// Writes a line to stderr, above the live line if one is shown.
+pub(crate) fn above_live_line(text: &str) {
+    let bar = LIVE_LINE.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(WeakProgressBar::upgrade);
+    match bar {
+        Some(bar) => bar.suspend(|| stderr_line(text)),
+        None => stderr_line(text),
+    }
+}
+
 /// Returns a live line on stderr, or one that shows nothing where nobody would see it.
 pub(crate) fn live_line(output: &Output, template: &str) -> ProgressBar {
     if !output.live() {
@@ -174,6 +187,7 @@ pub(crate) fn live_line(output: &Output, template: &str) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    *LIVE_LINE.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.downgrade());
     bar
 }
 

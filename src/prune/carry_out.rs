@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use serde::Serialize;
+use tracing::{debug, info, info_span};
 
 use super::caches;
 use super::plan::{Fate, PackPlan, PrunePlan};
 use super::repack::{Repacker, keep_dictionaries};
 use super::{Bitmap, Phase, PruneError, PruneProgress, sweep};
+use crate::areas;
 use crate::catalog::CatalogError;
 use crate::catalog::checkpoint_writer;
 use crate::catalog::chunk::{ChunkPlace, ChunkRow, PAGE_ROWS};
@@ -68,6 +70,7 @@ pub fn carry_out(
     progress: &PruneProgress,
 ) -> Result<PruneReport, PruneError> {
     let clock = Instant::now();
+    let _span = info_span!(target: areas::PRUNE, "carry_out").entered();
     let mut report = PruneReport::default();
     {
         let replica: &LockedReplica = replica;
@@ -90,6 +93,15 @@ pub fn carry_out(
     }
     report.compacted = replica.compact_catalog_if_worth();
     report.elapsed_ms = clock.elapsed().as_millis() as u64;
+    info!(
+        target: areas::PRUNE,
+        removed_snapshots = report.removed_snapshots,
+        condemned_bytes = report.condemned_bytes,
+        deleted_packs = report.deleted_packs,
+        written_packs = report.written_packs,
+        elapsed_ms = report.elapsed_ms,
+        "prune finished"
+    );
     Ok(report)
 }
 
@@ -267,6 +279,7 @@ impl Work<'_> {
     }
 
     fn condemn(&mut self, writer: &mut CatalogWriter, what: Condemned, bytes: u64) -> Result<(), PruneError> {
+        debug!(target: areas::PRUNE, ?what, bytes, "condemned");
         writer.condemn(what, bytes, self.plan.now)?;
         self.report.condemned_bytes += bytes;
         Ok(())

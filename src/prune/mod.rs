@@ -38,6 +38,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tracing::info;
+
+use crate::areas;
 use crate::catalog::CatalogError;
 use crate::store::backend::BackendError;
 use crate::store::pack::PackError;
@@ -127,6 +130,7 @@ impl PruneProgress {
     }
 
     pub(crate) fn enter(&self, phase: Phase, total: u64) {
+        info!(target: areas::PRUNE, total = (total > 0).then_some(total), "{}", phase.label());
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
         self.phase.store(phase as u8, Ordering::Relaxed);

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use tracing::{info, info_span, warn};
+
 use super::SnapshotError;
 use super::dry_run::dry_run_over;
 use super::options::{DryRun, SnapshotOptions, SnapshotReport};
 use super::progress::Progress;
 use super::run::{Begun, run_over};
+use crate::areas;
 use crate::model::Stat;
 use crate::remote::agentless::{AgentlessOptions, AgentlessTree};
 use crate::remote::client::{AgentChoice, ConnectError, RemoteTree, connect};
@@ -228,7 +231,17 @@ fn open(
         threads: options.threads,
         bytes_per_second: pull.bytes_per_second,
     };
+    // Neither the user, who may carry a password, nor the program of --rsh, whose options may.
+    info!(target: areas::REMOTE, host = %spec.host, path = %spec.path, ?task, "connecting");
     let opened = connect(&mut *pull.way.transport(spec), &pull.agent, &start, false)?;
+    info!(
+        target: areas::REMOTE,
+        host = %opened.hello.host,
+        version = %opened.hello.program,
+        is_uploaded = opened.uploaded,
+        confinement = ?opened.confinement,
+        "agent started"
+    );
     progress.wire.connections.fetch_add(1, Ordering::Relaxed);
     if opened.uploaded {
         progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
@@ -262,6 +275,7 @@ fn open_agentless(
         spool: replica.path().join("cache"),
         interrupted: Arc::new(move || interrupted.interrupted()),
     };
+    info!(target: areas::REMOTE, host = %spec.host, path = %spec.path, ?task, "connecting without an agent");
     let tree = AgentlessTree::open(&mut *pull.way.transport(spec), &wanted, &progress.wire)?;
     let earlier = progress.wire.connections.fetch_add(1, Ordering::Relaxed);
     if earlier == 0 {
@@ -285,10 +299,19 @@ fn with_attempts<T>(
     progress: &Progress,
     mut attempt: impl FnMut() -> Result<T, SnapshotError>,
 ) -> Result<T, SnapshotError> {
-    let (mut failed, mut pause) = (0, PAUSE);
+    let (mut number, mut failed, mut pause) = (0u32, 0, PAUSE);
     loop {
+        number += 1;
+        let _span = info_span!(target: areas::REMOTE, "attempt", number).entered();
         let (began, before) = (Instant::now(), progress.chunks.new_bytes.load(Ordering::Relaxed));
-        let error = match attempt() {
+        let result = attempt();
+        info!(
+            target: areas::REMOTE,
+            received_bytes = progress.wire.received_bytes.load(Ordering::Relaxed),
+            sent_bytes = progress.wire.sent_bytes.load(Ordering::Relaxed),
+            "connection closed"
+        );
+        let error = match result {
             Err(error) if may_pass(&error, progress) && progress.interrupted() => {
                 return Err(progress.interruption());
             }
@@ -303,6 +326,7 @@ fn with_attempts<T>(
         if failed > retries {
             return Err(error);
         }
+        warn!(target: areas::REMOTE, %error, failed, pause_s = pause.as_secs(), "attempt failed");
         progress.tell(format!("{error}. Another attempt in {} s goes on from there.", pause.as_secs()));
         let until = Instant::now() + pause;
         while Instant::now() < until {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use tracing::{info, info_span, warn};
+
 use super::SnapshotError;
 use super::chunk_writer::ChunkWriter;
 use super::inode_cache::InodeCache;
@@ -18,6 +20,7 @@ use super::progress::Progress;
 use super::read_results::{InFlightRead, Pending, PendingListing, has_long_name};
 use super::source_name::source_name;
 use super::tree_builder::{Resolved, ResolvedListing, TreeBuilder};
+use crate::areas;
 use crate::catalog::commit_log::commit_id;
 use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::link_counts;
@@ -95,7 +98,25 @@ pub(super) fn run_over(
     progress: &Arc<Progress>,
     begun: &Begun,
 ) -> Result<SnapshotReport, SnapshotError> {
-    BackupRun::start(replica, tree, name, options, progress, begun)?.work()
+    let _span = info_span!(target: areas::RUN, "snapshot").entered();
+    info!(target: areas::RUN, rescan = options.rescan, "run started");
+    let result = BackupRun::start(replica, tree, name, options, progress, begun).and_then(BackupRun::work);
+    match &result {
+        Ok(SnapshotReport { record, .. }) => info!(
+            target: areas::RUN,
+            snapshot = %record.short_id(),
+            names = record.totals.names,
+            read_files = record.work.read_files,
+            read_bytes = record.work.read_bytes,
+            stored_bytes = record.work.stored_bytes,
+            problems = record.problem_count,
+            is_suspect = !record.suspect_reasons().is_empty(),
+            elapsed_ms = record.work.elapsed_ms,
+            "snapshot committed"
+        ),
+        Err(error) => warn!(target: areas::RUN, %error, "run ended without a snapshot"),
+    }
+    result
 }
 
 pub(super) fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> ScanOptions {

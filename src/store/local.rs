@@ -10,18 +10,22 @@
 //! removes it. A crash between rename and sync leaves a whole object or none.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use rustix::io::Errno;
+use tracing::{debug, warn};
 
 use super::backend::{Backend, BackendError, TEMPORARY_MARK, check_key};
 use crate::access;
+use crate::areas;
 use crate::limits;
 
 /// Beginning of the name of a file that is written only to see whether that is possible.
@@ -290,17 +294,19 @@ impl LocalBackend {
 impl Backend for LocalBackend {
     fn put(&self, key: &str, parts: &[&[u8]]) -> Result<(), BackendError> {
         let path = self.path(key)?;
-        self.write(&path, parts).map_err(|source| match source.kind() {
+        let (started, length) = (Instant::now(), parts.iter().map(|part| part.len() as u64).sum::<u64>());
+        let put = self.write(&path, parts).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => BackendError::Exists { key: key.to_owned() },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                let length = parts.iter().map(|part| part.len() as u64).sum();
                 BackendError::NoSpace { key: key.to_owned(), length, source }
             }
             _ => BackendError::io("write", key, source),
-        })
+        });
+        traced(format_args!("put {key}, {length} bytes"), started, put)
     }
 
     fn sync(&self) -> Result<(), BackendError> {
+        let started = Instant::now();
         let _one_at_a_time = lock(&self.syncing);
         let directories = std::mem::take(&mut *lock(&self.unsynced));
         let failed = directories.iter().find_map(|directory| {
@@ -311,21 +317,22 @@ impl Backend for LocalBackend {
                 .filter(|e| !is_missing(e))
                 .map(|e| BackendError::io("sync", directory.display().to_string(), e))
         });
-        match failed {
-            None => Ok(()),
-            Some(error) => {
-                lock(&self.unsynced).extend(directories);
-                Err(error)
-            }
+        let (count, synced) = (directories.len(), failed.map_or(Ok(()), Err));
+        if synced.is_err() {
+            lock(&self.unsynced).extend(directories);
         }
+        traced(format_args!("sync {count} directories"), started, synced)
     }
 
     fn read_into(&self, key: &str, offset: u64, buffer: &mut [u8]) -> Result<(), BackendError> {
-        self.file(key)?.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => BackendError::out_of_range(key, offset, buffer.len()),
-            // Something else lies in its place.
-            io::ErrorKind::IsADirectory => BackendError::NotFound { key: key.to_owned() },
-            _ => BackendError::io("read", key, e),
+        self.file(key)?.read_exact_at(buffer, offset).map_err(|e| {
+            warn!(target: areas::STORE, %key, offset, length = buffer.len(), error = %e, "read failed");
+            match e.kind() {
+                io::ErrorKind::UnexpectedEof => BackendError::out_of_range(key, offset, buffer.len()),
+                // Something else lies in its place.
+                io::ErrorKind::IsADirectory => BackendError::NotFound { key: key.to_owned() },
+                _ => BackendError::io("read", key, e),
+            }
         })
     }
 
@@ -338,20 +345,21 @@ impl Backend for LocalBackend {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, BackendError> {
-        let mut objects = Vec::new();
+        let (started, mut objects) = (Instant::now(), Vec::new());
         let wanted = |below: &str| below.starts_with(prefix) || prefix.starts_with(below);
-        self.visit(&self.root, "", &wanted, &mut |_, key, length| {
+        let listed = self.visit(&self.root, "", &wanted, &mut |_, key, length| {
             if key.starts_with(prefix) && check_key(key).is_ok() {
                 objects.push((key.to_owned(), length));
             }
-        })?;
+        });
+        traced(format_args!("list {prefix}, {} objects", objects.len()), started, listed)?;
         objects.sort_unstable();
         Ok(objects)
     }
 
     fn delete(&self, key: &str) -> Result<(), BackendError> {
-        let path = self.path(key)?;
-        match fs::remove_file(&path) {
+        let (started, path) = (Instant::now(), self.path(key)?);
+        let deleted = match fs::remove_file(&path) {
             Ok(()) => {
                 lock(&self.open_files).remove(key);
                 self.mark_unsynced(&path);
@@ -359,8 +367,23 @@ impl Backend for LocalBackend {
             }
             Err(e) if is_missing(&e) => Err(BackendError::NotFound { key: key.to_owned() }),
             Err(e) => Err(BackendError::io("delete", key, e)),
-        }
+        };
+        traced(format_args!("delete {key}"), started, deleted)
     }
+}
+
+/// Emits an event for a call that has ended.
+fn traced<T>(call: fmt::Arguments<'_>, started: Instant, result: Result<T, BackendError>) -> Result<T, BackendError> {
+    let elapsed_us = started.elapsed().as_micros() as u64;
+    match &result {
+        Ok(_) => debug!(target: areas::STORE, elapsed_us, "{call}"),
+        // Callers expect both.
+        Err(error @ (BackendError::NotFound { .. } | BackendError::Exists { .. })) => {
+            debug!(target: areas::STORE, elapsed_us, %error, "{call}");
+        }
+        Err(error) => warn!(target: areas::STORE, elapsed_us, %error, "{call}"),
+    }
+    result
 }
 
 /// Gives a written file its name unless that name is taken.

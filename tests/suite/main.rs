@@ -11,6 +11,7 @@ mod clock;
 mod condemned;
 mod crash;
 mod damage;
+mod events;
 mod exchanged;
 mod full_disk;
 mod golden;

@@ -30,12 +30,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
+use tracing::info;
 
 use super::protocol::frame::{self, Frame, Kind};
 use super::protocol::messages::{
     Figures, decode_owners, decode_requests, encode_owner_names, encode_root_stat, request_bytes,
 };
 use super::protocol::{Hello, PREAMBLE_BYTES, Start, Task, VERSION, preamble};
+use crate::areas;
 use crate::coding::{DecodeError, Decoder};
 use crate::sandbox;
 use crate::source::exclude::Excludes;
@@ -125,7 +127,10 @@ pub fn serve(
             let names = Names::start()?;
             let confined = options.confine.then(|| sandbox::read_only(&root).to_byte());
             frame::write(&mut output, Kind::Started, &Vec::from_iter(confined))?;
-            Session::start(&root, &start, cores, names)?.serve(input, output)
+            info!(target: areas::REMOTE, root = %root.display(), task = ?start.task, confinement = confined, "agent started");
+            let served = Session::start(&root, &start, cores, names)?.serve(input, output);
+            info!(target: areas::REMOTE, is_done = served.is_ok(), "agent finished");
+            served
         }
     }
 }

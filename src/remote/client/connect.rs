@@ -11,6 +11,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tracing::{debug, info};
+
+use crate::areas;
 use crate::remote::protocol::frame::{self, Kind};
 use crate::remote::protocol::{Hello, MAGIC, PREAMBLE_BYTES, Start, VERSION, preamble};
 use crate::remote::transport::deadline::Deadline;
@@ -149,6 +152,13 @@ pub fn connect(
         Err(NotThis::Error(error)) => return Err(error),
         Ok(_) | Err(NotThis::Absent(_) | NotThis::Version(_)) => {}
     }
+    info!(
+        target: areas::REMOTE,
+        bytes = binary.bytes.len(),
+        is_static = binary.is_static,
+        reason = %why,
+        "uploading the agent"
+    );
     upload(transport, UPLOAD_DIRECTORY, &name, &binary.bytes).map_err(|error| match error {
         UploadError::Transport(error) => error.into(),
         UploadError::DoesNotRun(words) => does_not_run(&why, &words, &binary),
@@ -188,6 +198,7 @@ fn attempt(
     start: &Start,
     (writable, handshake): (bool, Duration),
 ) -> Result<(Connection, Hello, Option<Confinement>), NotThis> {
+    debug!(target: areas::REMOTE, %program, "trying an agent");
     let host = transport.host().to_owned();
     let broken = |reason: String| NotThis::Error(ConnectError::Broken { host: host.clone(), reason });
     // For who looks at the processes there: what counts is the root in `start`. Some login shells read these within quotes, too.

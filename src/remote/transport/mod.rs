@@ -16,7 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tracing::{Level, debug, enabled};
+
 use super::protocol::{NOISE_BYTES, SILENCE_SECONDS};
+use crate::areas;
 
 /// A read that has waited so long for a byte fails. The remote host sends a sign of life more often.
 pub const SILENCE: Duration = Duration::from_secs(SILENCE_SECONDS);
@@ -199,8 +202,13 @@ pub(crate) fn read_to_mark(input: &mut dyn Read, marks: &[&[u8]], seen: &mut Vec
     }
 }
 
-/// Keeps the end of a stream of text.
+/// Keeps the end of what a remote command writes to stderr, and shows all of it to who watches: an agent with events of its own writes them there.
 pub(crate) fn keep_end(kept: &mut Vec<u8>, more: &[u8]) {
+    if enabled!(target: areas::REMOTE, Level::DEBUG) {
+        for line in String::from_utf8_lossy(more).lines() {
+            debug!(target: areas::REMOTE, "stderr of the remote host: {line}");
+        }
+    }
     kept.extend_from_slice(more);
     if kept.len() > STDERR_BYTES {
         let surplus = kept.len() - STDERR_BYTES;
