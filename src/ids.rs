@@ -48,4 +48,6 @@ numbers! {
     ChunkId;
     /// The number of a pack's row.
     PackNumber;
+    /// The place of a source in the catalogue's list of sources. The file of its known inodes bears it in its name.
+    SourceId;
 }

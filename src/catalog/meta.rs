@@ -12,7 +12,7 @@ use super::database_reader::DatabaseReader;
 use super::reader::CatalogReader;
 use super::tables::Table;
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::ids::{ChunkId, PackNumber};
+use crate::ids::{ChunkId, PackNumber, SourceId};
 
 /// Number of the row of `meta` that holds the counters.
 pub(crate) const COUNTERS: u64 = 0;
@@ -75,7 +75,7 @@ impl Counters {
     }
 }
 
-/// Returns the names of all sources; a source's number is its place.
+/// Returns the names of all sources; a source's [`SourceId`] is its place.
 ///
 /// # Errors
 /// Fails when the row is damaged.
@@ -84,6 +84,18 @@ pub fn sources(reader: &CatalogReader) -> Result<Vec<String>, CatalogError> {
         serde_json::from_slice(payload).map_err(|error| sources_damaged(&error))
     })?;
     Ok(sources.unwrap_or_default())
+}
+
+/// Returns the number of a source that had a snapshot.
+///
+/// # Errors
+/// Fails when the row is damaged.
+pub fn source_id(reader: &CatalogReader, name: &str) -> Result<Option<SourceId>, CatalogError> {
+    Ok(place_of(&sources(reader)?, name))
+}
+
+pub(super) fn place_of(sources: &[String], name: &str) -> Option<SourceId> {
+    sources.iter().position(|known| known == name).map(|at| SourceId(at as u64))
 }
 
 pub(super) fn sources_damaged(error: &serde_json::Error) -> CatalogError {

@@ -16,12 +16,12 @@ use super::database::CatalogDatabase;
 use super::group::{self, LinkGroup, PAGE_HELD_BYTES};
 use super::hold::Hold;
 use super::marks::SnapshotMarks;
-use super::meta::{COUNTERS, Counters, HOLD, SOURCES, STORE, sources, sources_damaged};
+use super::meta::{COUNTERS, Counters, HOLD, SOURCES, STORE, place_of, sources, sources_damaged};
 use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use super::tables::{Change, Index, Table};
-use crate::ids::{ChunkId, PackNumber};
+use crate::ids::{ChunkId, PackNumber, SourceId};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 use crate::store::codec::DictionaryId;
@@ -282,15 +282,16 @@ impl CatalogWriter {
     ///
     /// # Errors
     /// Fails when the catalogue cannot be read.
-    pub fn intern_source(&mut self, name: &str) -> Result<u32, CatalogError> {
+    pub fn intern_source(&mut self, name: &str) -> Result<SourceId, CatalogError> {
         let mut sources = sources(&self.reader)?;
-        if let Some(at) = sources.iter().position(|known| known == name) {
-            return Ok(at as u32);
+        if let Some(known) = place_of(&sources, name) {
+            return Ok(known);
         }
+        let new = SourceId(sources.len() as u64);
         sources.push(name.to_owned());
         let encoded = serde_json::to_vec(&sources).map_err(|error| sources_damaged(&error))?;
         self.put(Table::Meta, SOURCES, encoded);
-        Ok(sources.len() as u32 - 1)
+        Ok(new)
     }
 
     /// Adds a snapshot and returns its number.

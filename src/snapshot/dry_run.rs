@@ -9,7 +9,7 @@ use super::options::{DryRun, RunProblem, SnapshotOptions};
 use super::progress::Progress;
 use super::run::{load_inode_cache, scan_options};
 use super::source_name::source_name;
-use crate::catalog::meta::sources;
+use crate::catalog::meta::source_id;
 use crate::model::Kind;
 use crate::replica::Replica;
 use crate::source::exclude::Excludes;
@@ -47,10 +47,9 @@ pub(super) fn dry_run_over(
 ) -> Result<DryRun, SnapshotError> {
     let started = jiff::Timestamp::now();
     let reader = replica.catalog()?;
-    let number = sources(&reader)?.iter().position(|known| known == name);
     let last = reader.snapshots()?.into_iter().rev().find(|(_, record)| record.source == name);
     let last = last.as_ref().map(|(_, record)| record);
-    let known = number.and_then(|number| load_inode_cache(replica, number as u32, last)).unwrap_or_default();
+    let known = source_id(&reader, name)?.and_then(|source| load_inode_cache(replica, source, last)).unwrap_or_default();
     let mut inodes = RunInodes::new(known, options.rescan, started);
     let mut report = DryRun::default();
     let (mut room, mut untold) = (PROBLEMS_MAX_BYTES, 0u64);

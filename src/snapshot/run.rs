@@ -29,6 +29,7 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{SnapshotRecord, Totals, Work};
 use crate::catalog::writer::CatalogWriter;
 use crate::guard;
+use crate::ids::SourceId;
 use crate::model::{Kind, NAME_MAX_BYTES, Stat};
 use crate::paged::Paged;
 use crate::replica::{LockedReplica, Replica};
@@ -128,12 +129,12 @@ pub(super) fn scan_options(options: &SnapshotOptions, excludes: Excludes) -> Sca
     }
 }
 
-fn known_path(replica: &Replica, source: u32) -> PathBuf {
+fn known_path(replica: &Replica, source: SourceId) -> PathBuf {
     replica.path().join("cache").join(format!("inodes-{source}"))
 }
 
 /// Loads what is known of a source's inodes. `last` is its newest snapshot.
-pub(super) fn load_inode_cache(replica: &Replica, source: u32, last: Option<&SnapshotRecord>) -> Option<InodeCache> {
+pub(super) fn load_inode_cache(replica: &Replica, source: SourceId, last: Option<&SnapshotRecord>) -> Option<InodeCache> {
     let reader = replica.database().read().ok()?;
     let mut known = InodeCache::load(&known_path(replica, source), |number, id| {
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
@@ -177,7 +178,7 @@ pub(super) struct BackupRun<'a> {
     pending_names: usize,
     requests: usize,
     source: String,
-    source_number: u32,
+    source_id: SourceId,
     started: jiff::Timestamp,
     clock: Instant,
     last_commit: Instant,
@@ -202,10 +203,10 @@ impl<'a> BackupRun<'a> {
         if adopted > 0 {
             progress.tell(format!("{adopted} chunks that an interrupted run had stored are taken over."));
         }
-        let source_number = writer.intern_source(source)?;
+        let source_id = writer.intern_source(source)?;
         let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);
         let known =
-            load_inode_cache(replica, source_number, last.as_ref().map(|(_, record)| record)).unwrap_or_default();
+            load_inode_cache(replica, source_id, last.as_ref().map(|(_, record)| record)).unwrap_or_default();
         let acls = if known.is_empty() || options.rescan { Acls::none() } else { Acls(known.acls) };
         let mut last_root_files = Vec::new();
         if let Some((_, record)) = &last {
@@ -239,7 +240,7 @@ impl<'a> BackupRun<'a> {
             pending_names: 0,
             requests: 0,
             source: source.to_owned(),
-            source_number,
+            source_id,
             started: begun.started,
             clock: begun.clock,
             last_commit: Instant::now(),
@@ -519,7 +520,7 @@ impl<'a> BackupRun<'a> {
     /// Saves what the next run may know. It is a cache: failing to write it costs the next run time and nothing else.
     fn save_inode_cache(&self, known: &InodeCache) {
         let (number, id) = self.writer.last_commit();
-        let _ = known.save(&known_path(self.replica, self.source_number), number, &id);
+        let _ = known.save(&known_path(self.replica, self.source_id), number, &id);
     }
 
     fn finish(mut self) -> Result<SnapshotReport, SnapshotError> {
