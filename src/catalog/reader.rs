@@ -25,7 +25,7 @@ use crate::coding::DecodeError;
 use crate::ids::{ChunkId, PackNumber};
 use crate::model::ChunkHash;
 use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
-use crate::store::reader::{ChunkAddress, Location};
+use crate::store::entry::{ChunkAddress, Location};
 
 const CHUNK_PAGES: usize = 512;
 const GROUP_PAGES: usize = 192;

@@ -13,9 +13,10 @@ use crate::catalog::condemned;
 use crate::catalog::tables::{Index, Table};
 use crate::ids::{ChunkId, PackNumber};
 use crate::store::codec::DictionarySet;
+use crate::store::entry::ChunkError;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_PREFIX, PACK_TRAILER_BYTES, PackId};
-use crate::store::reader::{ChunkError, ChunkReader};
-use crate::store::walk::{PackWalk, walk_pack};
+use crate::store::pack_verify::{PackFindings, verify_pack};
+use crate::store::reader::ChunkReader;
 
 /// Chunks that cannot be had.
 #[derive(Default)]
@@ -271,8 +272,8 @@ impl PackReader<'_> {
     fn read(&self, chunks: &[Placement]) -> Result<Option<Vec<(ChunkId, DamageNumber)>>, CheckError> {
         let id: PackId = self.row.id;
         let backend = self.checker.replica.backend();
-        let walk = match walk_pack(backend.as_ref(), id, self.dictionaries) {
-            Ok(walk) => walk,
+        let findings = match verify_pack(backend.as_ref(), id, self.dictionaries) {
+            Ok(findings) => findings,
             Err(ChunkError::MissingPack { .. }) if self.checker.is_removed(self.number, self.row) => return Ok(None),
             Err(ChunkError::Io { source, .. }) if !source.is_bad_disk() => return Err(source.into()),
             Err(error @ ChunkError::Io { .. }) => return self.one_by_one(chunks, &error.to_string()).map(Some),
@@ -282,13 +283,15 @@ impl PackReader<'_> {
             }
         };
         let mut bad = Vec::new();
-        if !walk.damage.is_empty() {
-            let damage = self.damage(reason_of(&walk));
-            bad.extend(chunks.iter().filter(|chunk| !self.is_intact(&walk, chunk)).map(|chunk| (chunk.number, damage)));
+        if !findings.damage.is_empty() {
+            let damage = self.damage(reason_of(&findings));
+            bad.extend(
+                chunks.iter().filter(|chunk| !self.is_intact(&findings, chunk)).map(|chunk| (chunk.number, damage)),
+            );
             return Ok(Some(bad));
         }
         for chunk in chunks {
-            if !self.is_intact(&walk, chunk) {
+            if !self.is_intact(&findings, chunk) {
                 let reason = format!("it has another chunk at {} than the catalogue says", chunk.offset);
                 bad.push((chunk.number, self.damage(reason)));
             }
@@ -297,9 +300,9 @@ impl PackReader<'_> {
     }
 
     /// Returns whether the pack has, intact, the chunk that the catalogue says lies there.
-    fn is_intact(&self, walk: &PackWalk, chunk: &Placement) -> bool {
-        let Ok(at) = walk.entries.binary_search_by_key(&chunk.offset, |entry| entry.offset) else { return false };
-        let header = &walk.entries[at].header;
+    fn is_intact(&self, findings: &PackFindings, chunk: &Placement) -> bool {
+        let Ok(at) = findings.entries.binary_search_by_key(&chunk.offset, |entry| entry.offset) else { return false };
+        let header = &findings.entries[at].header;
         let Ok(row) = self.checker.catalog.chunk(chunk.number) else { return false };
         let fits =
             header.dictionary.is_none() && PackedChunk::new(chunk.number, chunk.offset, header).row(chunk.pack) == row;
@@ -332,9 +335,9 @@ impl PackReader<'_> {
     }
 }
 
-fn reason_of(walk: &PackWalk) -> String {
-    let first = walk.damage.first().map(|damage| damage.reason.as_str()).unwrap_or_default();
-    match walk.damage.len() {
+fn reason_of(findings: &PackFindings) -> String {
+    let first = findings.damage.first().map(|damage| damage.reason.as_str()).unwrap_or_default();
+    match findings.damage.len() {
         0 | 1 => first.to_owned(),
         count => format!("{first}; and {} more places", count - 1),
     }

@@ -17,7 +17,7 @@ use crate::snapshot::inode_cache::InodeCache;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_END_MAGIC, PACK_MAGIC_2};
 use crate::store::{
     Backend, ChunkReader, Codec, Decompressor, DictionarySet, EntryHeader, MemoryBackend, PackId, is_as_written,
-    list_pack, walk_pack,
+    list_pack, verify_pack,
 };
 
 /// A page of chunk rows.
@@ -247,14 +247,14 @@ pub(super) fn pack(bytes: &[u8]) {
     backend.put(&id.key(), &[&file]).expect("a sound key");
     let dictionaries = Arc::new(DictionarySet::new());
     let listing = list_pack(&*backend, id);
-    let Ok(walk) = walk_pack(&*backend, id, &dictionaries) else { return };
+    let Ok(findings) = verify_pack(&*backend, id, &dictionaries) else { return };
     let reader = ChunkReader::new(Arc::clone(&backend) as Arc<dyn Backend>, dictionaries);
-    for entry in walk.entries.iter().filter(|entry| entry.header.dictionary.is_none()) {
+    for entry in findings.entries.iter().filter(|entry| entry.header.dictionary.is_none()) {
         let plain = reader.read_chunk(&entry.location(id), entry.header.hash.prefix());
         assert_eq!(plain.ok().map(|plain| ChunkHash::of(&plain)), Some(entry.header.hash));
     }
-    if walk.damage.is_empty() {
-        assert_eq!(listing.map(|listing| listing.entries).ok(), Some(walk.entries));
+    if findings.damage.is_empty() {
+        assert_eq!(listing.map(|listing| listing.entries).ok(), Some(findings.entries));
         assert_eq!(is_as_written(&*backend, id).ok(), Some(true));
     }
 }

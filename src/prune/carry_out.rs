@@ -22,8 +22,8 @@ use crate::catalog::writer::CatalogWriter;
 use crate::ids::{ChunkId, PackNumber};
 use crate::lease;
 use crate::replica::{LockedReplica, Replica};
+use crate::store::entry::{ChunkAddress, Location};
 use crate::store::pack::{PACK_PREFIX, PackId};
-use crate::store::reader::{ChunkAddress, Location};
 
 /// Pending changes of the catalogue that are committed before more are gathered, in bytes.
 const PENDING_BYTES: usize = 48 << 20;

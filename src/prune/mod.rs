@@ -43,8 +43,8 @@ use tracing::info;
 use crate::areas;
 use crate::catalog::CatalogError;
 use crate::store::backend::BackendError;
+use crate::store::entry::ChunkError;
 use crate::store::pack::PackError;
-use crate::store::reader::ChunkError;
 
 pub use bitmap::Bitmap;
 pub use carry_out::{PruneReport, carry_out};
@@ -206,7 +206,7 @@ impl PruneError {
     pub fn is_damage(&self) -> bool {
         match self {
             PruneError::Pack { .. } => true,
-            PruneError::Chunk { source } => source.damaged(),
+            PruneError::Chunk { source } => source.is_damage(),
             PruneError::Catalog(error) => error.is_damage(),
             _ => false,
         }

@@ -11,9 +11,10 @@ use crate::ids::ChunkId;
 use crate::replica::Replica;
 use crate::store::backend::Backend;
 use crate::store::codec::DictionaryId;
+use crate::store::entry::{ChunkAddress, ChunkError};
 use crate::store::pack::{PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
-use crate::store::reader::{ChunkAddress, ChunkError, ChunkReader};
-use crate::store::{EntryHeader, FinishedPack, list_pack, put_pack};
+use crate::store::reader::ChunkReader;
+use crate::store::{EntryHeader, FinishedPack, list_pack};
 
 /// Chunks of which this many are read together, so that an interrupt need not wait for a whole pack.
 const RUN_CHUNKS: usize = 1024;
@@ -114,7 +115,7 @@ impl Filling {
     fn seal(&mut self, backend: &dyn Backend) -> Result<(), PruneError> {
         let Some(builder) = self.builder.take() else { return Ok(()) };
         let pack = builder.finish();
-        put_pack(backend, &pack)?;
+        pack.put(backend)?;
         let chunks = std::mem::take(&mut self.chunks);
         self.sealed.push((row_of(&pack, chunks.len() as u64), chunks));
         Ok(())
@@ -156,6 +157,6 @@ pub(crate) fn keep_dictionaries(
         builder.push_dictionary(dictionary)?;
     }
     let pack = builder.finish();
-    put_pack(replica.backend().as_ref(), &pack)?;
+    pack.put(replica.backend().as_ref())?;
     Ok(Some(row_of(&pack, 0)))
 }

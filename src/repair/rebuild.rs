@@ -22,8 +22,8 @@ use crate::prune::mark::Marks;
 use crate::prune::{PruneError, PruneProgress, caches};
 use crate::replica::{LockedReplica, Replica, ReplicaError, has_catalog};
 use crate::store::backend::Backend;
+use crate::store::entry::ChunkError;
 use crate::store::list_pack;
-use crate::store::reader::ChunkError;
 
 /// Changes that are applied in one transaction, at most.
 const CHANGES: usize = 20_000;

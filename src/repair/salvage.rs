@@ -14,16 +14,16 @@ use crate::ids::{ChunkId, PackNumber};
 use crate::prune::repack::{Repacker, keep_dictionaries};
 use crate::prune::{Bitmap, Phase, PruneError, PruneProgress, caches};
 use crate::replica::LockedReplica;
+use crate::store::entry::{ChunkAddress, ChunkError};
 use crate::store::pack::{PACK_PREFIX, PackId};
-use crate::store::reader::{ChunkAddress, ChunkError};
-use crate::store::{PackEntry, PackListing, PackWalk, list_pack, walk_pack};
+use crate::store::{PackEntry, PackFindings, PackListing, list_pack, verify_pack};
 
 /// What a damaged pack was found to be.
 struct Found {
     id: PackId,
     reason: String,
     /// Its intact entries, if it is there at all.
-    walk: Option<PackWalk>,
+    findings: Option<PackFindings>,
     /// Whether its file is there.
     is_there: bool,
 }
@@ -172,23 +172,23 @@ fn damaged_packs(
         let bytes = sizes.get(&id.key()).copied();
         let Some(bytes) = bytes else {
             let reason = "it is missing".to_owned();
-            damaged.insert(*number, Found { id, reason, walk: None, is_there: false });
+            damaged.insert(*number, Found { id, reason, findings: None, is_there: false });
             continue;
         };
         if bytes == row.bytes && !options.read_data {
             continue;
         }
-        match walk_pack(backend, id, replica.dictionaries()) {
-            Ok(walk) if walk.damage.is_empty() && bytes == row.bytes => {}
-            Ok(walk) => {
-                let first = walk.damage.first().map(|damage| damage.reason.clone());
+        match verify_pack(backend, id, replica.dictionaries()) {
+            Ok(findings) if findings.damage.is_empty() && bytes == row.bytes => {}
+            Ok(findings) => {
+                let first = findings.damage.first().map(|damage| damage.reason.clone());
                 let reason = first.unwrap_or_else(|| format!("it has {bytes} bytes and should have {}", row.bytes));
-                damaged.insert(*number, Found { id, reason, walk: Some(walk), is_there: true });
+                damaged.insert(*number, Found { id, reason, findings: Some(findings), is_there: true });
             }
             Err(ChunkError::Io { source, .. }) => report.unreadable_packs.push((id.to_string(), source.to_string())),
-            Err(error) if !error.damaged() => report.unreadable_packs.push((id.to_string(), error.to_string())),
+            Err(error) if !error.is_damage() => report.unreadable_packs.push((id.to_string(), error.to_string())),
             Err(error) => {
-                damaged.insert(*number, Found { id, reason: error.to_string(), walk: None, is_there: true });
+                damaged.insert(*number, Found { id, reason: error.to_string(), findings: None, is_there: true });
             }
         }
     }
@@ -247,11 +247,12 @@ impl Salvage<'_> {
             chunks.sort_unstable_by_key(|(offset, number, _)| (*offset, *number));
             let Some(found) = damaged.get(&pack) else { continue };
             let intact = |offset: u32, number: &ChunkId, row: &ChunkRow| {
-                let walk = found.walk.as_ref()?;
-                let at = walk.entries.binary_search_by_key(&offset, |entry| entry.offset).ok()?;
-                let header = &walk.entries[at].header;
-                (header.dictionary.is_none() && PackedChunk::new(*number, offset, header).row(pack) == *row)
-                    .then(|| ChunkAddress { location: walk.entries[at].location(found.id), hash_prefix: row.prefix })
+                let findings = found.findings.as_ref()?;
+                let at = findings.entries.binary_search_by_key(&offset, |entry| entry.offset).ok()?;
+                let header = &findings.entries[at].header;
+                (header.dictionary.is_none() && PackedChunk::new(*number, offset, header).row(pack) == *row).then(
+                    || ChunkAddress { location: findings.entries[at].location(found.id), hash_prefix: row.prefix },
+                )
             };
             let mut good = Vec::new();
             for (offset, number, row) in &chunks {
@@ -301,9 +302,9 @@ impl Salvage<'_> {
             }
             // A pack that is not as it was written is no place to find anything in.
             let walked = list_pack(backend, id)
-                .and_then(|listing| Ok((listing, walk_pack(backend, id, self.replica.dictionaries())?)));
+                .and_then(|listing| Ok((listing, verify_pack(backend, id, self.replica.dictionaries())?)));
             let PackListing { format, entries } = match walked {
-                Ok((listing, walk)) if walk.damage.is_empty() => listing,
+                Ok((listing, findings)) if findings.damage.is_empty() => listing,
                 Err(ChunkError::Io { source, .. }) => {
                     report.unreadable_packs.push((id.to_string(), source.to_string()));
                     continue;

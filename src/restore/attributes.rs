@@ -6,7 +6,7 @@
 //! What one inode cannot have is a problem of that inode, also when the system says that there is no room: an attribute may be too large for the file system,
 //! or an owner have used up a quota, while there is plenty of room for all else.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmod, chownat, fchmod, fchown,
@@ -15,6 +15,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::environment::Environment;
+use super::inode::magic_path;
 use crate::catalog::directory::DirectoryAttributes;
 use crate::model::{Attributes, Kind, Timestamp, Xattr};
 use crate::source::xattrs;
@@ -72,11 +73,6 @@ enum Inode<'a> {
     Open(BorrowedFd<'a>),
     /// Opened with `O_PATH`, as symbolic links and devices have to be.
     Path(BorrowedFd<'a>),
-}
-
-/// Returns a path that leads to exactly the inode of a descriptor, also to a symbolic link and not to its target.
-pub(super) fn magic_path(fd: BorrowedFd<'_>) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 impl Inode<'_> {

@@ -10,8 +10,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, open, openat, readlin
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::directory::{self, LOOK, OPEN};
+use super::directory;
 use super::environment::Environment;
+use super::inode::{LOOK, OPEN};
 use super::{Overwrite, exposure};
 
 /// Symbolic links that are followed from one to the next, as many as the system follows.
@@ -117,7 +118,7 @@ pub fn refuse_foreign_link(destination: &Path) -> io::Result<()> {
 }
 
 /// Opens the directory that a single file is restored to, and returns it with the name there; no directory in a dry run where it is missing.
-pub(super) fn place_of_file(
+pub(super) fn dir_of_file(
     environment: &Environment<'_>,
     subtree: &[u8],
     destination: &Path,

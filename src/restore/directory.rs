@@ -9,22 +9,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::attributes::magic_path;
 use super::environment::Environment;
-use super::links::Identity;
+use super::inode::{Identity, LOOK, OPEN, identity_of, magic_path};
 use crate::limits;
 
-/// Flags of a directory that is worked in.
-pub(super) const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Flags of an inode that is only looked at, or changed in its attributes.
-pub(super) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Returns what tells an inode from all others.
-pub(super) fn identity_of(stat: &Stat) -> Identity {
-    (stat.st_dev, stat.st_ino)
-}
-
+/// Returns the names in a directory, sorted.
 pub(super) fn names_of(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(fd)? {
@@ -141,7 +130,7 @@ struct Level {
     name: Box<[u8]>,
     /// `None` while it is far above the one that is worked in.
     fd: Option<OwnedFd>,
-    identity: (u64, u64),
+    identity: Identity,
     names: std::vec::IntoIter<Box<[u8]>>,
     /// Whether all in it is gone so far.
     is_empty: bool,
@@ -223,7 +212,7 @@ fn stray(environment: &Environment<'_>, parent: BorrowedFd<'_>, name: &[u8], pat
         environment.deleted(path);
         return Stray::Done(true);
     }
-    if environment.protected.contains(&(stat.st_dev, stat.st_ino)) {
+    if environment.protected.contains(&identity_of(&stat)) {
         environment.problem(path, "Not removed: it is the store", false);
         return Stray::Done(false);
     }
@@ -241,7 +230,7 @@ fn stray(environment: &Environment<'_>, parent: BorrowedFd<'_>, name: &[u8], pat
         Ok(names) => Stray::Directory(Level {
             name: name.into(),
             fd: Some(fd),
-            identity: (stat.st_dev, stat.st_ino),
+            identity: identity_of(&stat),
             names: names.into_iter(),
             is_empty: true,
         }),
@@ -292,10 +281,10 @@ fn leave(
 }
 
 /// Opens the directory above one, if that is still the same: it may have been moved meanwhile.
-fn back(environment: &Environment<'_>, fd: &OwnedFd, identity: (u64, u64)) -> Result<OwnedFd, Errno> {
+fn back(environment: &Environment<'_>, fd: &OwnedFd, identity: Identity) -> Result<OwnedFd, Errno> {
     let above = environment.handles.with_room(|| openat(fd, c"..", OPEN, Mode::empty()))?;
     let stat = fstat(&above)?;
-    if (stat.st_dev, stat.st_ino) == identity { Ok(above) } else { Err(Errno::STALE) }
+    if identity_of(&stat) == identity { Ok(above) } else { Err(Errno::STALE) }
 }
 
 /// Opens a directory to empty it; `EXDEV` when something is mounted there, be it the same file system once more.

@@ -1,5 +1,6 @@
 //! What all parts of one restore share: choices, counters, problems, owners.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,8 +8,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::exposure::Tried;
-use super::handles::Handles;
+use super::dir_handles::DirHandles;
+use super::inode::Identity;
 use super::{RestoreError, RestoreOptions, RestoreProblem, RestoreProgress, RestoreReport};
 use crate::catalog::snapshot::to_hex;
 use crate::view::{OwnerMap, SnapshotView, ViewError, display_path};
@@ -31,7 +32,7 @@ pub(super) struct Environment<'v> {
     pub(super) options: &'v RestoreOptions,
     pub(super) progress: &'v RestoreProgress,
     /// Device and inode numbers of directories that must not be touched.
-    pub(super) protected: Vec<(u64, u64)>,
+    pub(super) protected: Vec<Identity>,
     pub(super) privileged: bool,
     owners: OwnerMap,
     report: Mutex<RestoreReport>,
@@ -39,11 +40,11 @@ pub(super) struct Environment<'v> {
     stopped: AtomicBool,
     fatal: Mutex<Option<RestoreError>>,
     /// The directories that are open.
-    pub(super) handles: Handles,
+    pub(super) handles: DirHandles,
     /// Whether names of directories that are done may be exchanged by others, so that what one leads to has to be looked at.
     pub(super) watches_links: AtomicBool,
-    /// The file systems that were asked whether they keep owners.
-    pub(super) tried: Tried,
+    /// The file systems that were tried, by device number, and whether they keep owners and modes.
+    pub(super) keeps_owners: Mutex<HashMap<u64, bool>>,
     temporary: String,
     temporaries: AtomicU64,
     load: Mutex<Load>,
@@ -59,7 +60,7 @@ impl<'v> Environment<'v> {
         view: &'v SnapshotView,
         options: &'v RestoreOptions,
         progress: &'v RestoreProgress,
-        protected: Vec<(u64, u64)>,
+        protected: Vec<Identity>,
         threads: usize,
         files_left: usize,
     ) -> io::Result<Environment<'v>> {
@@ -78,9 +79,9 @@ impl<'v> Environment<'v> {
             owners_lost: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             fatal: Mutex::default(),
-            handles: Handles::new(files_left, threads),
+            handles: DirHandles::new(files_left, threads),
             watches_links: AtomicBool::new(false),
-            tried: Tried::default(),
+            keeps_owners: Mutex::default(),
             temporary: to_hex(&seed),
             temporaries: AtomicU64::new(0),
             load: Mutex::default(),

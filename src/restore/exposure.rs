@@ -6,9 +6,8 @@
 //!
 //! Memory: some 20 bytes for each file system that was tried.
 
-use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use rustix::fs::{
     AtFlags, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, fchmod, fstat, futimens, openat, unlinkat,
@@ -23,10 +22,6 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Modes that are tried: a file system with a mode of its own choice has at most one of them.
 const TRIED_MODES: [u32; 2] = [0o600, 0o601];
 
-/// The file systems that were tried, by device number, and whether they keep owners and modes.
-#[derive(Default)]
-pub(super) struct Tried(Mutex<HashMap<u64, bool>>);
-
 /// Returns whether others than root may exchange the names of a directory in which root works, as far as root can guard against it.
 pub(super) fn is_exposed(environment: &Environment<'_>, directory: BorrowedFd<'_>, stat: &Stat) -> bool {
     let looks_exposed = environment.privileged && (stat.st_uid != 0 || stat.st_mode & WRITABLE_BY_OTHERS != 0);
@@ -34,7 +29,7 @@ pub(super) fn is_exposed(environment: &Environment<'_>, directory: BorrowedFd<'_
     if !looks_exposed || environment.options.dry_run {
         return looks_exposed;
     }
-    let mut tried = environment.tried.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut tried = environment.keeps_owners.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(keeps) = tried.get(&stat.st_dev) {
         return *keeps;
     }

@@ -1,34 +1,70 @@
 //! One name of a link group: whether the target's inode is kept, linked to, or made anew.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use crossbeam_channel::Sender;
 use rustix::fs::{AtFlags, FileType, Mode, Stat, fstat, mknodat, openat, readlinkat, renameat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
 use super::Overwrite;
 use super::attributes::{ACL_PREFIX, Present, SET_ID_BITS, apply_path, mtime_of};
-use super::contents::{FileJob, other_name_failed};
-use super::directory::{self, LOOK, identity_of};
-use super::links::{GroupState, Identity, Placed, Waiting, copy_message, needs_copy};
-use super::place::Place;
-use super::walk::{BATCH_BYTES, BATCH_FILES, Walker};
+use super::directory;
+use super::environment::Environment;
+use super::file_writer::{FileJob, other_name_failed};
+use super::hard_links::{GroupState, LinkGroups, Linker, PlacedName, WaitingName, copy_message, needs_copy};
+use super::inode::{Identity, LOOK, identity_of};
+use super::target_dir::TargetDir;
 use crate::catalog::group::{Content, LinkGroup};
 use crate::model::{Attributes, Kind, Xattr};
 use crate::source::xattrs;
 use crate::view::{Node, ViewError};
 
+/// Most small files in a batch ...
+const BATCH_FILES: usize = 32;
+/// ... and most of their bytes. A file larger than this goes alone.
+const BATCH_BYTES: u64 = 1 << 20;
+/// The walk waits for the threads when so many directories are worked in, beside those on the way down.
+const BUSY_DIRECTORIES: usize = 400;
+/// It also waits when so many names wait for the first name of their link group.
+const WAITING_LINKS: usize = 4096;
 /// Extended attribute of a file that lets who runs it do more than they may.
 const CAPABILITIES: &[u8] = b"security.capability";
 /// Names of extended attributes that only root may set begin so.
 const PRIVILEGED: [&[u8]; 2] = [b"security.", b"trusted."];
 
-impl<'e> Walker<'_, 'e> {
+/// Restores the names of link groups. What is a regular file goes to the threads, in batches.
+pub(super) struct GroupRestorer<'w, 'e> {
+    environment: &'e Environment<'e>,
+    links: &'w LinkGroups<'e>,
+    linker: Linker,
+    root: Arc<TargetDir<'e>>,
+    sender: Sender<Vec<FileJob<'e>>>,
+    batch: Vec<FileJob<'e>>,
+    batch_bytes: u64,
+    /// Inodes of several names that were in the target and stand for a link group now.
+    claimed: HashMap<Identity, u64>,
+}
+
+impl<'w, 'e> GroupRestorer<'w, 'e> {
+    /// Starts in the directory `root`, which all names are below.
+    pub(super) fn new(
+        environment: &'e Environment<'e>,
+        links: &'w LinkGroups<'e>,
+        root: &Arc<TargetDir<'e>>,
+        sender: Sender<Vec<FileJob<'e>>>,
+    ) -> GroupRestorer<'w, 'e> {
+        let root = Arc::clone(root);
+        let (linker, batch, batch_bytes, claimed) = (Linker::default(), Vec::new(), 0, HashMap::new());
+        GroupRestorer { environment, links, linker, root, sender, batch, batch_bytes, claimed }
+    }
+
     /// Restores one name of a link group.
-    pub(super) fn group(&mut self, place: &Arc<Place<'e>>, name: &[u8], group: u64, found: Option<Stat>) {
+    pub(super) fn restore(&mut self, dir: &Arc<TargetDir<'e>>, name: &[u8], group: u64, found: Option<Stat>) {
         let environment = self.environment;
         let options = environment.options;
-        let path = place.path_of(name);
+        let path = dir.path_of(name);
         let row = match environment.view.group(group) {
             Ok(row) => row,
             Err(error) => return environment.view_problem(&path, &error),
@@ -47,7 +83,7 @@ impl<'e> Walker<'_, 'e> {
                         "Not restored: the target has a directory there, which is removed only on request (delete)";
                     return environment.problem(&path, message, false);
                 }
-                let parent = match place.fd() {
+                let parent = match dir.fd() {
                     Ok(Some(parent)) => parent,
                     Ok(None) => return,
                     Err(errno) => return environment.refused(&path, "Cannot replace the directory", errno),
@@ -64,24 +100,24 @@ impl<'e> Walker<'_, 'e> {
         }
         // When the count cannot be had, the group is treated as one of several names, which is always right.
         let several = environment.view.link_count(&Node::Group(group)).map_or(true, |count| count > 1);
-        if several && self.further_name(place, name, group, &row, &found) {
+        if several && self.further_name(dir, name, group, &row, &found) {
             return;
         }
         if let Some(stat) = &found
             && options.overwrite == Overwrite::Changed
         {
-            match self.keep(place, name, group, &row, stat) {
+            match self.keep(dir, name, group, &row, stat) {
                 Ok(false) => {}
                 Ok(true) => {
                     if several {
-                        self.place(group, place, name, identity_of(stat));
+                        self.note_placed(group, dir, name, identity_of(stat));
                     }
                     return environment.count(|report| report.unchanged += 1);
                 }
                 Err(errno) => return environment.refused(&path, "Cannot look at it", errno),
             }
         }
-        self.create(place, name, group, &row, several, found.is_some());
+        self.create(dir, name, group, &row, several, found.is_some());
     }
 
     /// Counts what belongs in no tree of mail, and returns whether it is left out.
@@ -104,7 +140,7 @@ impl<'e> Walker<'_, 'e> {
     /// Deals with a name whose link group was seen before. Returns whether it was.
     fn further_name(
         &mut self,
-        place: &Arc<Place<'e>>,
+        dir: &Arc<TargetDir<'e>>,
         name: &[u8],
         group: u64,
         row: &Arc<LinkGroup>,
@@ -116,12 +152,12 @@ impl<'e> Walker<'_, 'e> {
             None => return false,
             Some(GroupState::Failed) => {
                 drop(groups);
-                other_name_failed(environment, place, name);
+                other_name_failed(environment, dir, name);
                 return true;
             }
             Some(GroupState::Writing(waiting)) => {
                 environment.link_waits();
-                waiting.push(Waiting { place: Arc::clone(place), name: name.into(), replace: found.is_some() });
+                waiting.push(WaitingName { dir: Arc::clone(dir), name: name.into(), replace: found.is_some() });
                 drop(groups);
                 self.throttle(0);
                 return true;
@@ -129,12 +165,12 @@ impl<'e> Walker<'_, 'e> {
             Some(GroupState::Placed(placed)) => placed.clone(),
         };
         drop(groups);
-        let same = |stat: &Stat| (stat.st_dev, stat.st_ino) == placed.identity && !environment.options.dry_run;
+        let same = |stat: &Stat| identity_of(stat) == placed.identity && !environment.options.dry_run;
         if found.as_ref().is_some_and(same) {
             environment.count(|report| report.unchanged += 1);
             return true;
         }
-        let linked = match (self.root.fd(), place.fd()) {
+        let linked = match (self.root.fd(), dir.fd()) {
             (Ok(Some(root)), Ok(Some(directory))) if !environment.options.dry_run => {
                 self.linker.link(environment, root.as_fd(), &placed, directory.as_fd(), name, found.is_some())
             }
@@ -144,10 +180,10 @@ impl<'e> Walker<'_, 'e> {
         match linked {
             Ok(()) => environment.count(|report| report.links += 1),
             Err(errno) if needs_copy(errno) => {
-                environment.problem(&place.path_of(name), copy_message(errno), false);
-                self.create(place, name, group, row, true, found.is_some());
+                environment.problem(&dir.path_of(name), copy_message(errno), false);
+                self.create(dir, name, group, row, true, found.is_some());
             }
-            Err(errno) => environment.refused(&place.path_of(name), "Cannot link it", errno),
+            Err(errno) => environment.refused(&dir.path_of(name), "Cannot link it", errno),
         }
         true
     }
@@ -155,11 +191,11 @@ impl<'e> Walker<'_, 'e> {
     /// Takes an inode of the target for a link group, unless it stands for another one already.
     fn claim(&mut self, stat: &Stat, group: u64) -> bool {
         // An inode of one name cannot be met again.
-        stat.st_nlink <= 1 || *self.claimed.entry((stat.st_dev, stat.st_ino)).or_insert(group) == group
+        stat.st_nlink <= 1 || *self.claimed.entry(identity_of(stat)).or_insert(group) == group
     }
 
-    fn place(&self, group: u64, place: &Place<'e>, name: &[u8], identity: Identity) {
-        let placed = Placed { directory: place.path().into(), name: name.into(), identity };
+    fn note_placed(&self, group: u64, dir: &TargetDir<'e>, name: &[u8], identity: Identity) {
+        let placed = PlacedName { directory: dir.path().into(), name: name.into(), identity };
         self.links.lock().insert(group, GroupState::Placed(placed));
     }
 
@@ -167,14 +203,14 @@ impl<'e> Walker<'_, 'e> {
     /// Returns whether it is kept.
     fn keep(
         &mut self,
-        place: &Place<'e>,
+        dir: &TargetDir<'e>,
         name: &[u8],
         group: u64,
         row: &LinkGroup,
         found: &Stat,
     ) -> Result<bool, Errno> {
         let environment = self.environment;
-        let Some(directory) = place.fd()? else { return Ok(false) };
+        let Some(directory) = dir.fd()? else { return Ok(false) };
         let inode = environment.handles.with_room(|| openat(&*directory, name, LOOK, Mode::empty()));
         // From here on it cannot be exchanged.
         let inode = inode.map_err(|errno| if errno == Errno::NOENT { Errno::STALE } else { errno })?;
@@ -183,7 +219,7 @@ impl<'e> Walker<'_, 'e> {
             return Err(Errno::STALE);
         }
         let wanted = &row.attributes;
-        if place.reached_by_exposed() && wanted.kind == Kind::File && self.is_foreign(inode.as_fd(), wanted, &stat) {
+        if dir.reached_by_exposed() && wanted.kind == Kind::File && self.is_foreign(inode.as_fd(), wanted, &stat) {
             return Ok(false);
         }
         if !self.matches(inode.as_fd(), group, row, &stat) {
@@ -193,7 +229,7 @@ impl<'e> Walker<'_, 'e> {
             return Ok(false);
         }
         if !environment.options.dry_run {
-            apply_path(environment, inode.as_fd(), &place.path_of(name), wanted.into(), Present::Found(&stat));
+            apply_path(environment, inode.as_fd(), &dir.path_of(name), wanted.into(), Present::Found(&stat));
         }
         Ok(true)
     }
@@ -242,7 +278,7 @@ impl<'e> Walker<'_, 'e> {
     /// Makes the inode of a link group under its first name.
     fn create(
         &mut self,
-        place: &Arc<Place<'e>>,
+        dir: &Arc<TargetDir<'e>>,
         name: &[u8],
         group: u64,
         row: &Arc<LinkGroup>,
@@ -252,11 +288,11 @@ impl<'e> Walker<'_, 'e> {
         let environment = self.environment;
         if let Content::Unreadable(errno) = row.content {
             let error = ViewError::Unreadable { group, errno };
-            return environment.view_problem(&place.path_of(name), &error);
+            return environment.view_problem(&dir.path_of(name), &error);
         }
         if environment.options.dry_run {
             if several {
-                self.place(group, place, name, (0, 0));
+                self.note_placed(group, dir, name, (0, 0));
             }
             return environment.count(|report| match row.attributes.kind {
                 Kind::File => report.files += 1,
@@ -268,8 +304,8 @@ impl<'e> Walker<'_, 'e> {
                 self.links.lock().insert(group, GroupState::Writing(Vec::new()));
             }
             let size = row.attributes.size;
-            let (place, row) = (Arc::clone(place), Arc::clone(row));
-            let job = FileJob { place, name: name.into(), group, row, several };
+            let (dir, row) = (Arc::clone(dir), Arc::clone(row));
+            let job = FileJob { dir, name: name.into(), group, row, several };
             if size > BATCH_BYTES {
                 return self.send(vec![job]);
             }
@@ -280,29 +316,29 @@ impl<'e> Walker<'_, 'e> {
             }
             return;
         }
-        match self.special(place, name, group, row, replace) {
+        match self.special(dir, name, group, row, replace) {
             Ok(identity) => {
                 environment.count(|report| report.others += 1);
                 if several {
-                    self.place(group, place, name, identity);
+                    self.note_placed(group, dir, name, identity);
                 }
             }
-            Err(SpecialError::View(error)) => environment.view_problem(&place.path_of(name), &error),
-            Err(SpecialError::System(errno)) => environment.refused(&place.path_of(name), "Cannot make it", errno),
+            Err(SpecialError::View(error)) => environment.view_problem(&dir.path_of(name), &error),
+            Err(SpecialError::System(errno)) => environment.refused(&dir.path_of(name), "Cannot make it", errno),
         }
     }
 
     /// Makes a symbolic link, a fifo, a socket or a device.
     fn special(
         &self,
-        place: &Place<'e>,
+        dir: &TargetDir<'e>,
         name: &[u8],
         group: u64,
         row: &LinkGroup,
         replace: bool,
     ) -> Result<Identity, SpecialError> {
         let environment = self.environment;
-        let Some(directory) = place.fd()? else { return Ok((0, 0)) };
+        let Some(directory) = dir.fd()? else { return Ok((0, 0)) };
         let directory = directory.as_fd();
         let attributes = &row.attributes;
         let target = match attributes.kind {
@@ -321,21 +357,21 @@ impl<'e> Walker<'_, 'e> {
                 Kind::File | Kind::Directory => return Err(Errno::INVAL),
             }
             let made = environment.handles.with_room(|| openat(from, first, LOOK, Mode::empty()));
-            let settled = made.and_then(|inode| {
-                let present = Present::New { inherits: place.inherits() };
-                apply_path(environment, inode.as_fd(), &place.path_of(name), attributes.into(), present);
-                let is_named = !place.exposed() && first == name;
+            let named = made.and_then(|inode| {
+                let present = Present::New { inherits: dir.inherits() };
+                apply_path(environment, inode.as_fd(), &dir.path_of(name), attributes.into(), present);
+                let is_named = !dir.exposed() && first == name;
                 if !is_named {
                     renameat(from, first, directory, name)?;
                 }
                 Ok(identity_of(&fstat(&inode)?))
             });
-            if settled.is_err() {
+            if named.is_err() {
                 let _ = unlinkat(from, first, AtFlags::empty());
             }
-            settled
+            named
         };
-        let identity = if place.exposed() {
+        let identity = if dir.exposed() {
             directory::apart(environment, directory, |apart| make_in(apart, name))?
         } else if replace {
             make_in(directory, &environment.temporary_name())?
@@ -343,6 +379,32 @@ impl<'e> Walker<'_, 'e> {
             make_in(directory, name)?
         };
         Ok(identity)
+    }
+
+    /// Hands the batch to the threads.
+    pub(super) fn flush(&mut self) {
+        self.batch_bytes = 0;
+        if !self.batch.is_empty() {
+            let batch = std::mem::take(&mut self.batch);
+            self.send(batch);
+        }
+    }
+
+    fn send(&mut self, batch: Vec<FileJob<'e>>) {
+        self.environment.batch_begins();
+        // The threads outlive the sender; should all have died, the scope passes their panic on.
+        if self.sender.send(batch).is_err() {
+            self.environment.batch_ends();
+        }
+    }
+
+    /// Waits while too much is under way; `depth` directories are open for the walk itself.
+    pub(super) fn throttle(&mut self, depth: usize) {
+        let directories = BUSY_DIRECTORIES + depth;
+        if self.environment.overloaded(directories, WAITING_LINKS) {
+            self.flush();
+            self.environment.wait(directories, WAITING_LINKS);
+        }
     }
 }
 

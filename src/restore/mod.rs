@@ -22,15 +22,16 @@
 //! the existing directories on the way down. Open files: at most some 600, and as few as 40 if the system allows no more.
 
 mod attributes;
-mod contents;
 mod destination;
+mod dir_handles;
 mod directory;
 mod environment;
 mod exposure;
+mod file_writer;
 mod group;
-mod handles;
-mod links;
-mod place;
+mod hard_links;
+mod inode;
+mod target_dir;
 mod walk;
 
 use std::io;

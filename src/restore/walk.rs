@@ -1,6 +1,5 @@
 //! The walk: one thread that takes the snapshot in order of names, compares it with the target, and decides.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -8,30 +7,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 use rustix::fs::{AtFlags, Stat, fstat, syncfs, unlinkat};
 use rustix::io::Errno;
 
-use super::contents::{self, FileJob};
-use super::destination::{open_destination, place_of_file};
-use super::directory::{self, identity_of};
+use super::destination::{dir_of_file, open_destination};
+use super::dir_handles;
+use super::directory;
 use super::environment::Environment;
-use super::handles;
-use super::links::{Identity, Linker, Links};
-use super::place::Place;
+use super::file_writer;
+use super::group::GroupRestorer;
+use super::hard_links::LinkGroups;
+use super::inode::{Identity, identity_of};
+use super::target_dir::TargetDir;
 use super::{Overwrite, RestoreError, RestoreOptions, RestoreProgress, RestoreReport};
 use crate::limits;
 use crate::model::Kind;
 use crate::view::{DirectoryNode, Listing, Node, SnapshotView};
-
-/// Most small files in a batch ...
-pub(super) const BATCH_FILES: usize = 32;
-/// ... and most of their bytes. A file larger than this goes alone.
-pub(super) const BATCH_BYTES: u64 = 1 << 20;
-/// The walk waits for the threads when so many directories are worked in, beside those on the way down.
-const BUSY_DIRECTORIES: usize = 400;
-/// It also waits when so many names wait for the first name of their link group.
-const WAITING_LINKS: usize = 4096;
 
 /// Restores a node into the destination; see [`super::restore`].
 pub(super) fn run(
@@ -54,10 +46,10 @@ pub(super) fn run(
         threads => threads,
     };
     let files_left = limits::open_files_left();
-    let threads = handles::threads(threads, files_left);
+    let threads = dir_handles::threads(threads, files_left);
     let environment = Environment::new(view, options, progress, protected, threads, files_left).map_err(unusable)?;
     let failed = |errno: Errno| unusable(errno.into());
-    let links = Links::default();
+    let links = LinkGroups::default();
     let (root, start) = match node {
         Node::Directory(directory) => {
             let (fd, found) = open_destination(&environment, destination).map_err(unusable)?;
@@ -67,13 +59,13 @@ pub(super) fn run(
                 (Overwrite::Never, Some(_)) => None,
                 _ => Some((directory.attributes.clone(), found)),
             };
-            let place = Arc::new(Place::new(&environment, None, fd, b"", finish).map_err(failed)?);
-            (Arc::clone(&place), Start::Directory(place, directory, found.is_some()))
+            let dir = Arc::new(TargetDir::new(&environment, None, fd, b"", finish).map_err(failed)?);
+            (Arc::clone(&dir), Start::Directory(dir, directory, found.is_some()))
         }
         Node::Group(group) => {
-            let (fd, name) = place_of_file(&environment, subtree, destination).map_err(unusable)?;
-            let place = Arc::new(Place::new(&environment, None, fd, b"", None).map_err(failed)?);
-            (Arc::clone(&place), Start::File(place, group, name))
+            let (fd, name) = dir_of_file(&environment, subtree, destination).map_err(unusable)?;
+            let dir = Arc::new(TargetDir::new(&environment, None, fd, b"", None).map_err(failed)?);
+            (Arc::clone(&dir), Start::File(dir, group, name))
         }
     };
     // Small, because every batch holds the directories of its files open.
@@ -83,25 +75,17 @@ pub(super) fn run(
             let (receiver, environment, links, root) = (receiver.clone(), &environment, &links, &*root);
             std::thread::Builder::new()
                 .name("restore".to_owned())
-                .spawn_scoped(scope, move || contents::work(environment, links, root, &receiver))
+                .spawn_scoped(scope, move || file_writer::work(environment, links, root, &receiver))
                 .map_err(RestoreError::Thread)?;
         }
         drop(receiver);
-        let mut walker = Walker {
-            environment: &environment,
-            links: &links,
-            linker: Linker::default(),
-            root: Arc::clone(&root),
-            sender,
-            batch: Vec::new(),
-            batch_bytes: 0,
-            claimed: HashMap::new(),
-        };
+        let groups = GroupRestorer::new(&environment, &links, &root, sender);
+        let mut walker = Walker { environment: &environment, groups };
         match start {
-            Start::Directory(place, directory, existed) => walker.tree(place, &directory, existed),
-            Start::File(place, group, name) => walker.single(&place, group, &name),
+            Start::Directory(dir, directory, existed) => walker.tree(dir, &directory, existed),
+            Start::File(dir, group, name) => walker.single(&dir, group, &name),
         }
-        walker.flush();
+        walker.groups.flush();
         Ok::<_, RestoreError>(())
     })?;
     drop(links);
@@ -122,8 +106,8 @@ pub(super) fn run(
 }
 
 enum Start<'e> {
-    Directory(Arc<Place<'e>>, DirectoryNode, bool),
-    File(Arc<Place<'e>>, u64, Box<[u8]>),
+    Directory(Arc<TargetDir<'e>>, DirectoryNode, bool),
+    File(Arc<TargetDir<'e>>, u64, Box<[u8]>),
 }
 
 /// The names of an existing directory, passed in order beside those of the snapshot.
@@ -134,29 +118,23 @@ struct Existing {
 
 /// A directory on the way down.
 struct Frame<'e> {
-    place: Arc<Place<'e>>,
+    dir: Arc<TargetDir<'e>>,
     listing: Listing,
     existing: Existing,
     /// Whether the snapshot may lack names that the source had: nothing is then removed.
     incomplete: bool,
 }
 
-pub(super) struct Walker<'w, 'e> {
-    pub(super) environment: &'e Environment<'e>,
-    pub(super) links: &'w Links<'e>,
-    pub(super) linker: Linker,
-    pub(super) root: Arc<Place<'e>>,
-    pub(super) sender: Sender<Vec<FileJob<'e>>>,
-    pub(super) batch: Vec<FileJob<'e>>,
-    pub(super) batch_bytes: u64,
-    /// Inodes of several names that were in the target and stand for a link group now.
-    pub(super) claimed: HashMap<Identity, u64>,
+/// Takes the directories of the snapshot, and hands the names of link groups on.
+struct Walker<'w, 'e> {
+    environment: &'e Environment<'e>,
+    groups: GroupRestorer<'w, 'e>,
 }
 
 impl<'e> Walker<'_, 'e> {
-    fn tree(&mut self, place: Arc<Place<'e>>, directory: &DirectoryNode, existed: bool) {
+    fn tree(&mut self, dir: Arc<TargetDir<'e>>, directory: &DirectoryNode, existed: bool) {
         let environment = self.environment;
-        let mut frames: Vec<Frame<'e>> = self.frame(place, directory, existed).into_iter().collect();
+        let mut frames: Vec<Frame<'e>> = self.frame(dir, directory, existed).into_iter().collect();
         while let Some(frame) = frames.last_mut() {
             if environment.stopped() {
                 return;
@@ -168,21 +146,21 @@ impl<'e> Walker<'_, 'e> {
                 }
                 Some(Err(error)) => {
                     frame.incomplete = true;
-                    environment.view_problem(&frame.place.path(), &error);
+                    environment.view_problem(&frame.dir.path(), &error);
                 }
                 Some(Ok(entry)) => {
                     environment.progress.entries.fetch_add(1, Ordering::Relaxed);
                     environment.count(|report| report.entries += 1);
                     let exists = self.remove_strays(frame, Some(&entry.name));
-                    let found = if exists { frame.place.stat(&entry.name) } else { Ok(None) };
-                    let place = Arc::clone(&frame.place);
+                    let found = if exists { frame.dir.stat(&entry.name) } else { Ok(None) };
+                    let dir = Arc::clone(&frame.dir);
                     match (found, &entry.node) {
-                        (Err(errno), _) => environment.refused(&place.path_of(&entry.name), "Cannot look at it", errno),
-                        (Ok(found), Node::Group(group)) => self.group(&place, &entry.name, *group, found),
+                        (Err(errno), _) => environment.refused(&dir.path_of(&entry.name), "Cannot look at it", errno),
+                        (Ok(found), Node::Group(group)) => self.groups.restore(&dir, &entry.name, *group, found),
                         (Ok(found), Node::Directory(inner)) => {
-                            let next = self.enter(&place, &entry.name, inner, found);
+                            let next = self.enter(&dir, &entry.name, inner, found);
                             frames.extend(next);
-                            self.throttle(frames.len());
+                            self.groups.throttle(frames.len());
                         }
                     }
                 }
@@ -190,40 +168,40 @@ impl<'e> Walker<'_, 'e> {
         }
     }
 
-    fn single(&mut self, place: &Arc<Place<'e>>, group: u64, name: &[u8]) {
+    fn single(&mut self, dir: &Arc<TargetDir<'e>>, group: u64, name: &[u8]) {
         self.environment.progress.entries.fetch_add(1, Ordering::Relaxed);
         self.environment.count(|report| report.entries += 1);
-        match place.stat(name) {
-            Ok(found) => self.group(place, name, group, found),
+        match dir.stat(name) {
+            Ok(found) => self.groups.restore(dir, name, group, found),
             Err(errno) => self.environment.refused(name, "Cannot look at it", errno),
         }
     }
 
     /// Starts a directory that is open.
-    fn frame(&self, place: Arc<Place<'e>>, directory: &DirectoryNode, existed: bool) -> Option<Frame<'e>> {
+    fn frame(&self, dir: Arc<TargetDir<'e>>, directory: &DirectoryNode, existed: bool) -> Option<Frame<'e>> {
         let environment = self.environment;
         let attributes = &directory.attributes;
         if let Some(errno) = attributes.unreadable {
             let reason = io::Error::from_raw_os_error(errno as i32);
             let message = format!("Incomplete: the source could not list this directory ({reason})");
-            environment.problem(&place.path(), message, false);
+            environment.problem(&dir.path(), message, false);
         }
-        let names = match if existed { place.names() } else { Ok(Vec::new()) } {
+        let names = match if existed { dir.names() } else { Ok(Vec::new()) } {
             Ok(names) => names,
             Err(errno) => {
-                environment.refused(&place.path(), "Cannot list it", errno);
+                environment.refused(&dir.path(), "Cannot list it", errno);
                 return None;
             }
         };
         match environment.view.list(directory) {
             Ok(listing) => Some(Frame {
-                place,
+                dir,
                 listing,
                 existing: Existing { names, at: 0 },
                 incomplete: attributes.unreadable.is_some() || attributes.is_mount_point,
             }),
             Err(error) => {
-                environment.view_problem(&place.path(), &error);
+                environment.view_problem(&dir.path(), &error);
                 None
             }
         }
@@ -242,8 +220,8 @@ impl<'e> Walker<'_, 'e> {
                 Some(std::cmp::Ordering::Less) | None => {}
             }
             if self.environment.options.delete && !frame.incomplete {
-                let path = frame.place.path_of(stray);
-                match frame.place.fd() {
+                let path = frame.dir.path_of(stray);
+                match frame.dir.fd() {
                     Ok(Some(fd)) => drop(directory::remove(self.environment, fd.as_fd(), stray, &path)),
                     Ok(None) => {}
                     Err(errno) => self.environment.refused(&path, "Cannot remove it", errno),
@@ -257,23 +235,23 @@ impl<'e> Walker<'_, 'e> {
     /// Opens or makes a directory.
     fn enter(
         &self,
-        place: &Arc<Place<'e>>,
+        dir: &Arc<TargetDir<'e>>,
         name: &[u8],
         directory: &DirectoryNode,
         found: Option<Stat>,
     ) -> Option<Frame<'e>> {
         let environment = self.environment;
         let options = environment.options;
-        let path = place.path_of(name);
+        let path = dir.path_of(name);
         let refused = |action, errno| {
             environment.refused(&path, action, errno);
             None
         };
-        let begin = |fd, finish, existed| match Place::new(environment, Some(Arc::clone(place)), fd, name, finish) {
-            Ok(place) => self.frame(Arc::new(place), directory, existed),
+        let begin = |fd, finish, existed| match TargetDir::new(environment, Some(Arc::clone(dir)), fd, name, finish) {
+            Ok(dir) => self.frame(Arc::new(dir), directory, existed),
             Err(errno) => refused("Cannot look at the directory", errno),
         };
-        let parent = match place.fd() {
+        let parent = match dir.fd() {
             Ok(Some(parent)) => parent,
             Ok(None) => {
                 environment.count(|report| report.directories += 1);
@@ -314,35 +292,9 @@ impl<'e> Walker<'_, 'e> {
         if options.dry_run {
             return begin(None, None, false);
         }
-        match directory::make(environment, parent, name, place.exposed()) {
+        match directory::make(environment, parent, name, dir.exposed()) {
             Ok(fd) => begin(Some(fd), Some((directory.attributes.clone(), None)), false),
             Err(errno) => refused("Cannot make the directory", errno),
-        }
-    }
-
-    /// Hands the batch to the threads.
-    pub(super) fn flush(&mut self) {
-        self.batch_bytes = 0;
-        if !self.batch.is_empty() {
-            let batch = std::mem::take(&mut self.batch);
-            self.send(batch);
-        }
-    }
-
-    pub(super) fn send(&mut self, batch: Vec<FileJob<'e>>) {
-        self.environment.batch_begins();
-        // The threads outlive the sender; should all have died, the scope passes their panic on.
-        if self.sender.send(batch).is_err() {
-            self.environment.batch_ends();
-        }
-    }
-
-    /// Waits while too much is under way; `depth` directories are open for the walk itself.
-    pub(super) fn throttle(&mut self, depth: usize) {
-        let directories = BUSY_DIRECTORIES + depth;
-        if self.environment.overloaded(directories, WAITING_LINKS) {
-            self.flush();
-            self.environment.wait(directories, WAITING_LINKS);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::catalog::writer::CatalogWriter;
 use crate::replica::Replica;
 use crate::store::codec::{Codec, Dictionary};
 use crate::store::pack::{PACK_PREFIX, PackId};
-use crate::store::{PackEntry, PackListing, list_pack, walk_pack};
+use crate::store::{PackEntry, PackListing, list_pack, verify_pack};
 
 /// Gives numbers to the chunks of packs that the catalogue does not know, as far as they are new; returns how many it were.
 pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64, SnapshotError> {
@@ -43,8 +43,8 @@ pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64
         if entries.iter().any(|entry| lacks_dictionary(replica, entry)) {
             continue;
         }
-        match walk_pack(replica.backend().as_ref(), id, replica.dictionaries()) {
-            Ok(walk) if walk.damage.is_empty() => {}
+        match verify_pack(replica.backend().as_ref(), id, replica.dictionaries()) {
+            Ok(findings) if findings.damage.is_empty() => {}
             _ => continue,
         }
         let mut new = Vec::new();

@@ -50,6 +50,7 @@ use std::str::FromStr;
 use blake3::Hasher;
 use thiserror::Error;
 
+use super::backend::{Backend, BackendError};
 use super::codec::{CHUNK_MAX_BYTES, Codec, Dictionary, DictionaryId};
 use crate::model::ChunkHash;
 
@@ -329,6 +330,17 @@ pub struct FinishedPack {
     pub bytes: Vec<u8>,
     /// The number of entries, dictionaries included.
     pub entries: u32,
+}
+
+impl FinishedPack {
+    /// Stores it.
+    ///
+    /// # Errors
+    ///
+    /// What the backend answers.
+    pub fn put(&self, backend: &dyn Backend) -> Result<(), BackendError> {
+        backend.put(&self.id.key(), &[&self.bytes])
+    }
 }
 
 /// Builds one pack in memory.

@@ -11,7 +11,7 @@ use super::{SnapshotView, ViewError};
 use crate::catalog::group::{Content, ContentPage, LinkGroup, Segment};
 use crate::ids::ChunkId;
 use crate::model::Kind;
-use crate::store::reader::ChunkAddress;
+use crate::store::entry::ChunkAddress;
 
 /// Decoded pages of large contents kept; one has 1,024 segments and takes up to 100 KB.
 const SEGMENT_PAGES: usize = 64;

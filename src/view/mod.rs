@@ -21,7 +21,8 @@ use crate::catalog::group::{Content, LinkGroup};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::model::{Attributes, Kind};
-use crate::store::reader::{ChunkError, ChunkReader};
+use crate::store::entry::ChunkError;
+use crate::store::reader::ChunkReader;
 
 pub use crate::catalog::directory::Node;
 pub use content::CopyError;
@@ -106,7 +107,7 @@ impl ViewError {
     pub fn is_damage(&self) -> bool {
         match self {
             ViewError::Catalog(error) => error.is_damage(),
-            ViewError::Chunk { source, .. } => source.damaged(),
+            ViewError::Chunk { source, .. } => source.is_damage(),
             ViewError::Content { .. } => true,
             _ => false,
         }

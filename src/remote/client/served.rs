@@ -20,8 +20,8 @@ use crate::catalog::group::{self, Segment};
 use crate::catalog::reader::{CatalogReader, RemoteRows};
 use crate::catalog::tables::Table;
 use crate::ids::ChunkId;
+use crate::store::entry::Location;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PackId};
-use crate::store::reader::Location;
 use crate::view::{Node, SnapshotView, ViewOptions};
 
 /// A set of numbers that come in neighbourhoods.

@@ -25,7 +25,6 @@ use crate::store::codec::{
     TRAINING_BYTES, train,
 };
 use crate::store::pack::{FinishedPack, PACK_TARGET_BYTES, PackBuilder, PackFormat, PackId};
-use crate::store::put_pack;
 
 /// A batch is handed over when it holds this many plain bytes ...
 const BATCH_BYTES: usize = 512 << 10;
@@ -574,7 +573,7 @@ impl PackUploader {
         match message {
             ToUploader::Failed(error) => Err(error),
             ToUploader::Pack(pack, chunks) => {
-                put_pack(self.backend.as_ref(), &pack)?;
+                pack.put(self.backend.as_ref())?;
                 let bytes = pack.bytes.len() as u64;
                 self.counters.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
                 Ok(FromUploader::Pack { id: pack.id, bytes, chunks })

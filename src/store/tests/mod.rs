@@ -67,7 +67,7 @@ fn store(plains: Vec<Vec<u8>>, dictionary: Option<Arc<Dictionary>>) -> Sample {
     }
     let pack = builder.finish();
     let backend = Arc::new(MemoryBackend::new());
-    put_pack(&*backend, &pack).unwrap();
+    pack.put(&*backend).unwrap();
     let chunks = placed.into_iter().map(|(offset, stored_length, plain)| {
         let location = Location { pack: pack.id, offset, stored_length, plain_length: plain.len() as u32 };
         (ChunkAddress { location, hash_prefix: ChunkHash::of(&plain).prefix() }, plain)
@@ -95,9 +95,9 @@ impl Sample {
         ChunkReader::new(self.backend.clone(), self.dictionaries.clone())
     }
 
-    fn walk(&self) -> PackWalk {
+    fn verify(&self) -> PackFindings {
         // Without dictionaries: the pack has what is needed.
-        walk_pack(&*self.backend, self.pack.id, &DictionarySet::new()).unwrap()
+        verify_pack(&*self.backend, self.pack.id, &DictionarySet::new()).unwrap()
     }
 }
 
@@ -108,14 +108,14 @@ fn chunks_come_back_and_the_pack_tells_the_same() {
     for (address, plain) in &sample.chunks {
         assert_eq!(&reader.read_chunk(&address.location, address.hash_prefix).unwrap(), plain);
     }
-    let walk = sample.walk();
-    assert_eq!(walk.damage, []);
-    assert_eq!(walk.entries, list_pack(&*sample.backend, sample.pack.id).unwrap().entries);
-    assert_eq!(walk.entries[0].header.dictionary, Some(number(7)));
-    let found: Vec<Location> = walk.entries[1..].iter().map(|entry| entry.location(walk.id)).collect();
+    let findings = sample.verify();
+    assert_eq!(findings.damage, []);
+    assert_eq!(findings.entries, list_pack(&*sample.backend, sample.pack.id).unwrap().entries);
+    assert_eq!(findings.entries[0].header.dictionary, Some(number(7)));
+    let found: Vec<Location> = findings.entries[1..].iter().map(|entry| entry.location(findings.id)).collect();
     let expected: Vec<Location> = sample.chunks.iter().map(|(address, _)| address.location).collect();
     assert_eq!(found, expected);
-    let codecs: Vec<Codec> = walk.entries.iter().map(|entry| entry.header.codec).collect();
+    let codecs: Vec<Codec> = findings.entries.iter().map(|entry| entry.header.codec).collect();
     let (plain, with) = (Codec::Plain, Codec::ZstdDictionary(number(7)));
     assert_eq!(codecs, [plain, with, plain, with, with, plain]);
 }
@@ -189,13 +189,13 @@ fn golden_pack_of_format_1() {
     backend.put(&id.key(), &[&bytes]).unwrap();
     let listing = list_pack(&backend, id).unwrap();
     assert_eq!((listing.format, listing.entries.len(), listing.entries[0].offset), (PackFormat::V1, 2, 16));
-    let walk = walk_pack(&backend, id, &DictionarySet::new()).unwrap();
-    assert_eq!((walk.format, walk.damage.len(), &walk.entries), (PackFormat::V1, 0, &listing.entries));
+    let findings = verify_pack(&backend, id, &DictionarySet::new()).unwrap();
+    assert_eq!((findings.format, findings.damage.len(), &findings.entries), (PackFormat::V1, 0, &listing.entries));
     for at in 0..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x01;
         backend.damage(&id.key(), Some(damaged));
-        assert!(!walk_pack(&backend, id, &DictionarySet::new()).unwrap().damage.is_empty(), "byte {at}");
+        assert!(!verify_pack(&backend, id, &DictionarySet::new()).unwrap().damage.is_empty(), "byte {at}");
     }
 }
 
@@ -226,20 +226,20 @@ fn what_a_newer_version_wrote_is_unsupported_and_no_damage() {
         let mut bytes = sample.pack.bytes.clone();
         bytes[at] = value;
         sample.backend.damage(&key, Some(bytes.clone()));
-        assert!(!sample.walk().damage.is_empty(), "damaged as long as the checksum does not fit");
+        assert!(!sample.verify().damage.is_empty(), "damaged as long as the checksum does not fit");
         sample.backend.damage(&key, Some(as_a_newer_version(bytes)));
         let id = sample.pack.id;
-        let walked = walk_pack(&*sample.backend, id, &DictionarySet::new()).map(|_| ());
-        for found in [list_pack(&*sample.backend, id).map(|_| ()), walked] {
+        let verified = verify_pack(&*sample.backend, id, &DictionarySet::new()).map(|_| ());
+        for found in [list_pack(&*sample.backend, id).map(|_| ()), verified] {
             let error = found.unwrap_err();
-            assert!(!error.damaged() && matches!(error, ChunkError::Unsupported { .. }), "byte {at}: {error}");
+            assert!(!error.is_damage() && matches!(error, ChunkError::Unsupported { .. }), "byte {at}: {error}");
         }
     }
     let mut bytes = sample.pack.bytes.clone();
     bytes[codec_at] = 9;
     sample.backend.damage(&key, Some(as_a_newer_version(bytes)));
     let error = sample.reader().read_chunk(&address.location, address.hash_prefix).unwrap_err();
-    assert!(!error.damaged() && error.to_string().contains("codec 9"), "{error}");
+    assert!(!error.is_damage() && error.to_string().contains("codec 9"), "{error}");
     let (other, plain) = &sample.chunks[0];
     assert_eq!(&sample.reader().read_chunk(&other.location, other.hash_prefix).unwrap(), plain, "the others are read");
 }
@@ -253,7 +253,7 @@ fn right_or_error(sample: &Sample, reader: &ChunkReader) -> usize {
                 assert_eq!(&read, plain);
                 right += 1;
             }
-            Err(error) => assert!(error.damaged(), "{error}"),
+            Err(error) => assert!(error.is_damage(), "{error}"),
         }
     }
     let addresses: Vec<ChunkAddress> = sample.chunks.iter().map(|(address, _)| *address).collect();
@@ -268,12 +268,12 @@ fn right_or_error(sample: &Sample, reader: &ChunkReader) -> usize {
     right
 }
 
-/// Checks that a walk lists nothing but what was stored; returns how many chunks it found.
-fn listed_is_true(sample: &Sample, walk: &PackWalk) -> usize {
-    let chunks = walk.entries.iter().filter(|entry| entry.header.dictionary.is_none());
+/// Checks that the findings list nothing but what was stored; returns how many chunks it found.
+fn listed_is_true(sample: &Sample, findings: &PackFindings) -> usize {
+    let chunks = findings.entries.iter().filter(|entry| entry.header.dictionary.is_none());
     let known = |entry: &&PackEntry| {
         let same = |(address, plain): &(ChunkAddress, Vec<u8>)| {
-            address.location == entry.location(walk.id) && ChunkHash::of(plain) == entry.header.hash
+            address.location == entry.location(findings.id) && ChunkHash::of(plain) == entry.header.hash
         };
         assert!(sample.chunks.iter().any(same), "{entry:?}");
         true
@@ -294,13 +294,13 @@ fn every_flipped_byte_is_reported_and_costs_one_chunk() {
             bytes[at] ^= mask;
             sample.backend.damage(&key, Some(bytes));
             assert!(right_or_error(&sample, &reader) >= all - 1, "byte {at} {mask:#x}");
-            let walk = sample.walk();
-            assert!(!walk.damage.is_empty(), "byte {at} {mask:#x} went unnoticed");
-            // Without its dictionary most is lost to a walk of this pack alone; with it, one chunk.
-            let known = walk_pack(&*sample.backend, sample.pack.id, &sample.dictionaries).unwrap();
+            let findings = sample.verify();
+            assert!(!findings.damage.is_empty(), "byte {at} {mask:#x} went unnoticed");
+            // Without its dictionary most is lost to a look at this pack alone; with it, one chunk.
+            let known = verify_pack(&*sample.backend, sample.pack.id, &sample.dictionaries).unwrap();
             assert!(listed_is_true(&sample, &known) >= all - 1, "byte {at} {mask:#x}: {:?}", known.damage);
             if at >= dictionary_end {
-                assert!(listed_is_true(&sample, &walk) >= all - 1);
+                assert!(listed_is_true(&sample, &findings) >= all - 1);
             }
             if let Ok(listed) = list_pack(&*sample.backend, sample.pack.id) {
                 assert_eq!(listed.entries.len(), all + 1, "byte {at}: a list is whole or an error");
@@ -321,14 +321,14 @@ fn every_truncation_is_reported() {
         });
         let whole = whole.count();
         assert_eq!(right_or_error(&sample, &reader), whole);
-        let walk = sample.walk();
-        assert!(!walk.damage.is_empty(), "length {length}");
-        assert_eq!(listed_is_true(&sample, &walk), whole, "length {length}");
+        let findings = sample.verify();
+        assert!(!findings.damage.is_empty(), "length {length}");
+        assert_eq!(listed_is_true(&sample, &findings), whole, "length {length}");
         assert!(list_pack(&*sample.backend, sample.pack.id).is_err());
     }
     sample.backend.damage(&key, None);
     assert_eq!(right_or_error(&sample, &reader), 0);
-    let missing = walk_pack(&*sample.backend, sample.pack.id, &sample.dictionaries);
+    let missing = verify_pack(&*sample.backend, sample.pack.id, &sample.dictionaries);
     assert!(matches!(missing, Err(ChunkError::MissingPack { .. })));
 }
 
@@ -338,7 +338,7 @@ fn a_pack_under_the_name_of_another_is_reported() {
     let other = store(vec![mail(9, 100)], None);
     sample.backend.damage(&sample.pack.id.key(), Some(other.pack.bytes));
     assert_eq!(right_or_error(&sample, &sample.reader()), 0);
-    assert!(!sample.walk().damage.is_empty());
+    assert!(!sample.verify().damage.is_empty());
     assert!(list_pack(&*sample.backend, sample.pack.id).is_err());
 }
 
@@ -367,7 +367,7 @@ fn a_failing_read_is_not_damage() {
     let ChunkAddress { location, hash_prefix } = sample.chunks[0].0;
     sample.backend.fail_after(1);
     let error = sample.reader().read_chunk(&location, hash_prefix).unwrap_err();
-    assert!(!error.damaged(), "{error}");
+    assert!(!error.is_damage(), "{error}");
     assert!(sample.reader().read_chunk(&location, hash_prefix).is_ok());
 }
 
@@ -421,7 +421,7 @@ fn a_run_is_read_into_its_targets_and_verified() {
         let end = address.location.offset as usize + ENTRY_HEADER_BYTES + address.location.stored_length as usize;
         bytes[end - 1] ^= 1;
         sample.backend.damage(&key, Some(bytes));
-        assert!(read(&reader, &mut out).unwrap_err().damaged());
+        assert!(read(&reader, &mut out).unwrap_err().is_damage());
     }
     sample.backend.damage(&key, Some(sample.pack.bytes.clone()));
     read(&reader, &mut out).unwrap();
@@ -429,21 +429,21 @@ fn a_run_is_read_into_its_targets_and_verified() {
 }
 
 #[test]
-fn a_long_pack_is_walked_in_windows() {
+fn a_long_pack_is_verified_in_windows() {
     // Several windows, and entries that cross their borders.
     let plains = (0..40).map(|seed| if seed % 2 == 0 { noise(seed, 500_000) } else { mail(seed, 70_000) });
     let sample = store(plains.collect(), None);
     assert!(sample.pack.bytes.len() > 8 << 20);
-    let walk = sample.walk();
-    assert_eq!((walk.entries.len(), walk.damage.len()), (40, 0));
-    assert_eq!(walk.entries, list_pack(&*sample.backend, sample.pack.id).unwrap().entries);
+    let findings = sample.verify();
+    assert_eq!((findings.entries.len(), findings.damage.len()), (40, 0));
+    assert_eq!(findings.entries, list_pack(&*sample.backend, sample.pack.id).unwrap().entries);
     let mut bytes = sample.pack.bytes.clone();
     // The stored length of an entry in the middle: the chain breaks there and is found again.
     bytes[sample.chunks[20].0.location.offset as usize + 36] ^= 0x40;
     sample.backend.damage(&sample.pack.id.key(), Some(bytes));
-    let walk = sample.walk();
-    assert_eq!(listed_is_true(&sample, &walk), 39);
-    assert_eq!(walk.damage[0].offset, u64::from(sample.chunks[20].0.location.offset));
+    let findings = sample.verify();
+    assert_eq!(listed_is_true(&sample, &findings), 39);
+    assert_eq!(findings.damage[0].offset, u64::from(sample.chunks[20].0.location.offset));
 }
 
 #[test]
@@ -511,7 +511,7 @@ proptest! {
         let plains = pieces.iter().map(|&(text, seed, length)| if text { mail(seed, length) } else { noise(seed, length) });
         let sample = store(plains.collect(), with_dictionary.then(small_dictionary));
         prop_assert_eq!(right_or_error(&sample, &sample.reader()), pieces.len());
-        prop_assert_eq!(sample.walk().damage, []);
+        prop_assert_eq!(sample.verify().damage, []);
     }
 
     #[test]

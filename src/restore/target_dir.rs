@@ -7,18 +7,19 @@ use rustix::fs::{AtFlags, Mode, Stat, fgetxattr, fstat, openat, statat};
 use rustix::io::Errno;
 
 use super::attributes::{DEFAULT_ACL, Present, apply_open};
-use super::directory::{self, OPEN, identity_of};
+use super::dir_handles::DirHandle;
+use super::directory;
 use super::environment::Environment;
 use super::exposure::is_exposed;
-use super::handles::Handle;
+use super::inode::{OPEN, identity_of};
 use crate::catalog::directory::DirectoryAttributes;
 
 /// A directory of the target that is being filled. Everything under way in or below it holds it; when the last lets go, the directory gets its
 /// attributes.
-pub(super) struct Place<'e> {
+pub(super) struct TargetDir<'e> {
     environment: &'e Environment<'e>,
     /// `None` in a dry run, where the directory is not there.
-    handle: Option<Arc<Handle>>,
+    handle: Option<Arc<DirHandle>>,
     /// Its name in the directory above; empty for the destination.
     name: Box<[u8]>,
     /// Attributes to give at the end, and what it had before, `None` for one that was just made.
@@ -33,18 +34,18 @@ pub(super) struct Place<'e> {
     _destination: Option<Arc<OwnedFd>>,
     is_done: bool,
     /// Held so that a directory is done after all that are in it.
-    parent: Option<Arc<Place<'e>>>,
+    parent: Option<Arc<TargetDir<'e>>>,
 }
 
-impl<'e> Place<'e> {
+impl<'e> TargetDir<'e> {
     /// Takes an open directory. `found` in `finish` is what it had before, `None` for one that was just made.
     pub(super) fn new(
         environment: &'e Environment<'e>,
-        parent: Option<Arc<Place<'e>>>,
+        parent: Option<Arc<TargetDir<'e>>>,
         fd: Option<OwnedFd>,
         name: &[u8],
         finish: Option<(DirectoryAttributes, Option<Stat>)>,
-    ) -> Result<Place<'e>, Errno> {
+    ) -> Result<TargetDir<'e>, Errno> {
         let mut inherits = false;
         let mut exposed = false;
         let mut handle = None;
@@ -62,7 +63,7 @@ impl<'e> Place<'e> {
         }
         environment.directory_opened();
         let reached_by_exposed = exposed || parent.as_ref().is_some_and(|parent| parent.reached_by_exposed);
-        Ok(Place {
+        Ok(TargetDir {
             environment,
             handle,
             name: name.into(),
@@ -88,13 +89,13 @@ impl<'e> Place<'e> {
         let mut way = vec![(handle, &self.name)];
         let mut above = self.parent.as_deref();
         let mut fd = loop {
-            let place = above.ok_or(Errno::STALE)?;
-            let handle = place.handle.as_ref().ok_or(Errno::STALE)?;
+            let dir = above.ok_or(Errno::STALE)?;
+            let handle = dir.handle.as_ref().ok_or(Errno::STALE)?;
             if let Some(fd) = handle.get() {
                 break fd;
             }
-            way.push((handle, &place.name));
-            above = place.parent.as_deref();
+            way.push((handle, &dir.name));
+            above = dir.parent.as_deref();
         };
         for (handle, name) in way.into_iter().rev() {
             fd = self.reopen(handle, &fd, name)?;
@@ -102,7 +103,7 @@ impl<'e> Place<'e> {
         Ok(Some(fd))
     }
 
-    fn reopen(&self, handle: &Arc<Handle>, from: &OwnedFd, name: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
+    fn reopen(&self, handle: &Arc<DirHandle>, from: &OwnedFd, name: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
         let handles = &self.environment.handles;
         let fd = handles.with_room(|| openat(from, name, OPEN, Mode::empty()))?;
         if identity_of(&fstat(&fd)?) != handle.identity {
@@ -115,11 +116,11 @@ impl<'e> Place<'e> {
     pub(super) fn path(&self) -> Vec<u8> {
         let mut names = Vec::new();
         let mut at = Some(self);
-        while let Some(place) = at {
-            if !place.name.is_empty() {
-                names.push(&*place.name);
+        while let Some(dir) = at {
+            if !dir.name.is_empty() {
+                names.push(&*dir.name);
             }
-            at = place.parent.as_deref();
+            at = dir.parent.as_deref();
         }
         names.reverse();
         names.join(&b'/')
@@ -207,14 +208,14 @@ impl<'e> Place<'e> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for TargetDir<'_> {
     fn drop(&mut self) {
         self.finish();
         // One after the other, and not each within the one below it: a tree may be deeper than the stack.
         let mut next = self.parent.take();
-        while let Some(mut place) = next.and_then(Arc::into_inner) {
-            place.finish();
-            next = place.parent.take();
+        while let Some(mut dir) = next.and_then(Arc::into_inner) {
+            dir.finish();
+            next = dir.parent.take();
         }
     }
 }

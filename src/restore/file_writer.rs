@@ -13,19 +13,20 @@ use rustix::io::{Errno, pwrite};
 
 use super::attributes::{Present, apply_open};
 use super::environment::Environment;
-use super::links::{GroupState, Linker, Links, Placed, Waiting, copy_message, needs_copy};
-use super::place::Place;
+use super::hard_links::{GroupState, LinkGroups, Linker, PlacedName, WaitingName, copy_message, needs_copy};
+use super::inode::{Identity, identity_of};
+use super::target_dir::TargetDir;
 use crate::catalog::CatalogError;
 use crate::catalog::group::{LinkGroup, Segment};
 use crate::ids::ChunkId;
-use crate::store::reader::ChunkAddress;
+use crate::store::entry::ChunkAddress;
 
 /// Plain bytes of chunks held for one file at a time.
 const WINDOW_BYTES: u64 = 4 << 20;
 
 /// A regular file to write.
 pub(super) struct FileJob<'e> {
-    pub(super) place: Arc<Place<'e>>,
+    pub(super) dir: Arc<TargetDir<'e>>,
     pub(super) name: Box<[u8]>,
     pub(super) group: u64,
     pub(super) row: Arc<LinkGroup>,
@@ -55,8 +56,8 @@ type Chunks = HashMap<ChunkId, Result<Vec<u8>, (String, bool)>>;
 /// Writes batches until there are no more.
 pub(super) fn work<'e>(
     environment: &'e Environment<'e>,
-    links: &Links<'e>,
-    root: &Place<'e>,
+    links: &LinkGroups<'e>,
+    root: &TargetDir<'e>,
     batches: &Receiver<Vec<FileJob<'e>>>,
 ) {
     let mut worker = Worker { environment, links, root, linker: Linker::default() };
@@ -68,8 +69,8 @@ pub(super) fn work<'e>(
 
 struct Worker<'w, 'e> {
     environment: &'e Environment<'e>,
-    links: &'w Links<'e>,
-    root: &'w Place<'e>,
+    links: &'w LinkGroups<'e>,
+    root: &'w TargetDir<'e>,
     linker: Linker,
 }
 
@@ -90,12 +91,12 @@ impl<'e> Worker<'_, 'e> {
         let chunks = load(self.environment, numbers);
         for job in batch {
             let outcome = self.write(&job, &chunks);
-            self.settle(job, outcome);
+            self.finish(job, outcome);
         }
     }
 
     /// Reports a file and gives its other names what they wait for.
-    fn settle(&mut self, job: FileJob<'e>, outcome: Result<(u64, u64), FileError>) {
+    fn finish(&mut self, job: FileJob<'e>, outcome: Result<Identity, FileError>) {
         let environment = self.environment;
         let written = match outcome {
             Ok(identity) => {
@@ -104,7 +105,7 @@ impl<'e> Worker<'_, 'e> {
                 Some(identity)
             }
             Err(error) => {
-                report(environment, &job.place.path_of(&job.name), error);
+                report(environment, &job.dir.path_of(&job.name), error);
                 None
             }
         };
@@ -115,13 +116,13 @@ impl<'e> Worker<'_, 'e> {
             let before = self.links.lock().insert(job.group, GroupState::Failed);
             if let Some(GroupState::Writing(waiting)) = before {
                 for other in waiting {
-                    other_name_failed(environment, &other.place, &other.name);
+                    other_name_failed(environment, &other.dir, &other.name);
                     environment.link_done();
                 }
             }
             return;
         };
-        let mut placed = Placed { directory: job.place.path().into(), name: job.name.clone(), identity };
+        let mut placed = PlacedName { directory: job.dir.path().into(), name: job.name.clone(), identity };
         let before = self.links.lock().insert(job.group, GroupState::Placed(placed.clone()));
         if let Some(GroupState::Writing(waiting)) = before {
             for other in waiting {
@@ -138,9 +139,9 @@ impl<'e> Worker<'_, 'e> {
     }
 
     /// Links a waiting name; returns where further names are to be linked when it became a copy.
-    fn link_or_copy(&mut self, placed: &Placed, job: &FileJob<'e>, other: &Waiting<'e>) -> Option<Placed> {
+    fn link_or_copy(&mut self, placed: &PlacedName, job: &FileJob<'e>, other: &WaitingName<'e>) -> Option<PlacedName> {
         let environment = self.environment;
-        let linked = match (self.root.fd(), other.place.fd()) {
+        let linked = match (self.root.fd(), other.dir.fd()) {
             (Ok(Some(root)), Ok(Some(directory))) => {
                 self.linker.link(environment, root.as_fd(), placed, directory.as_fd(), &other.name, other.replace)
             }
@@ -153,10 +154,10 @@ impl<'e> Worker<'_, 'e> {
                 None
             }
             Err(errno) if needs_copy(errno) => {
-                let path = other.place.path_of(&other.name);
+                let path = other.dir.path_of(&other.name);
                 environment.problem(&path, copy_message(errno), false);
                 let copy = FileJob {
-                    place: Arc::clone(&other.place),
+                    dir: Arc::clone(&other.dir),
                     name: other.name.clone(),
                     group: job.group,
                     row: Arc::clone(&job.row),
@@ -165,7 +166,7 @@ impl<'e> Worker<'_, 'e> {
                 match self.write(&copy, &Chunks::new()) {
                     Ok(identity) => {
                         environment.count(|report| report.files += 1);
-                        Some(Placed { directory: copy.place.path().into(), name: copy.name, identity })
+                        Some(PlacedName { directory: copy.dir.path().into(), name: copy.name, identity })
                     }
                     Err(error) => {
                         report(environment, &path, error);
@@ -174,15 +175,15 @@ impl<'e> Worker<'_, 'e> {
                 }
             }
             Err(errno) => {
-                environment.refused(&other.place.path_of(&other.name), "Cannot link it", errno);
+                environment.refused(&other.dir.path_of(&other.name), "Cannot link it", errno);
                 None
             }
         }
     }
 
     /// Writes one file under a temporary name, and renames it when it is complete. Returns its identity.
-    fn write(&self, job: &FileJob<'e>, chunks: &Chunks) -> Result<(u64, u64), FileError> {
-        let directory = job.place.fd().map_err(|errno| FileError::System("Cannot create it", errno))?;
+    fn write(&self, job: &FileJob<'e>, chunks: &Chunks) -> Result<Identity, FileError> {
+        let directory = job.dir.fd().map_err(|errno| FileError::System("Cannot create it", errno))?;
         let Some(directory) = directory else { return Err(FileError::Stopped) };
         let directory = directory.as_fd();
         if self.environment.stopped() {
@@ -205,7 +206,7 @@ impl<'e> Worker<'_, 'e> {
         outcome
     }
 
-    fn fill(&self, job: &FileJob<'e>, file: OwnedFd, chunks: &Chunks) -> Result<(u64, u64), FileError> {
+    fn fill(&self, job: &FileJob<'e>, file: OwnedFd, chunks: &Chunks) -> Result<Identity, FileError> {
         let environment = self.environment;
         let attributes = &job.row.attributes;
         let mut writer = Writer { environment, file: &file, offset: 0, end: 0, window: Vec::new(), window_bytes: 0 };
@@ -223,13 +224,13 @@ impl<'e> Worker<'_, 'e> {
         if end < offset {
             ftruncate(&file, offset).map_err(|errno| FileError::System("Cannot set its size", errno))?;
         }
-        let present = Present::New { inherits: job.place.inherits() };
-        apply_open(environment, file.as_fd(), &job.place.path_of(&job.name), attributes.into(), present);
+        let present = Present::New { inherits: job.dir.inherits() };
+        apply_open(environment, file.as_fd(), &job.dir.path_of(&job.name), attributes.into(), present);
         if !job.several {
             return Ok((0, 0));
         }
         let stat = fstat(&file).map_err(|errno| FileError::System("Cannot look at it", errno))?;
-        Ok((stat.st_dev, stat.st_ino))
+        Ok(identity_of(&stat))
     }
 }
 
@@ -249,10 +250,10 @@ fn report(environment: &Environment<'_>, path: &[u8], error: FileError) {
 }
 
 /// Reports a name whose link group could not be restored under its first name.
-pub(super) fn other_name_failed(environment: &Environment<'_>, place: &Place<'_>, name: &[u8]) {
+pub(super) fn other_name_failed(environment: &Environment<'_>, dir: &TargetDir<'_>, name: &[u8]) {
     if !environment.stopped() {
         let message = "Not restored: it is another name of a file that could not be restored";
-        environment.problem(&place.path_of(name), message, false);
+        environment.problem(&dir.path_of(name), message, false);
     }
 }
 
@@ -284,7 +285,7 @@ fn load_from(environment: &Environment<'_>, numbers: Vec<ChunkId>, chunks: &mut 
     addresses.sort_unstable_by_key(|(address, _)| address.location);
     let run: Vec<ChunkAddress> = addresses.iter().map(|(address, _)| *address).collect();
     environment.view.chunks().read_run(&run, |index, plain| {
-        let plain = plain.map_err(|error| (error.to_string(), error.damaged()));
+        let plain = plain.map_err(|error| (error.to_string(), error.is_damage()));
         chunks.insert(addresses[index].1, plain);
     });
 }

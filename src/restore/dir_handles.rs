@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::links::Identity;
+use super::inode::Identity;
 
 /// Most directories held open, however many may be: enough to find each again where it is, save in trees that are very deep.
 const MOST_DIRECTORIES: usize = 512;
@@ -29,14 +29,14 @@ const RETRIES: u32 = 500;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// One directory that is worked in.
-pub(super) struct Handle {
+pub(super) struct DirHandle {
     /// Device and inode.
     pub(super) identity: Identity,
     fd: Mutex<Option<Arc<OwnedFd>>>,
     open: Arc<AtomicUsize>,
 }
 
-impl Handle {
+impl DirHandle {
     /// Returns the directory if it is open.
     pub(super) fn get(&self) -> Option<Arc<OwnedFd>> {
         lock(&self.fd).clone()
@@ -54,7 +54,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for DirHandle {
     fn drop(&mut self) {
         if lock(&self.fd).take().is_some() {
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -72,18 +72,18 @@ pub(super) fn threads(wanted: usize, files_left: usize) -> usize {
 }
 
 /// All directories that are worked in.
-pub(super) struct Handles {
+pub(super) struct DirHandles {
     most: usize,
     open: Arc<AtomicUsize>,
     /// In the order in which they were opened. Some may be closed again, or done.
-    order: Mutex<VecDeque<Weak<Handle>>>,
+    order: Mutex<VecDeque<Weak<DirHandle>>>,
 }
 
-impl Handles {
+impl DirHandles {
     /// Takes the share of the files that `threads` leave.
-    pub(super) fn new(files_left: usize, threads: usize) -> Handles {
+    pub(super) fn new(files_left: usize, threads: usize) -> DirHandles {
         let share = files_left.saturating_sub(SPARE_FILES + threads * FILES_OF_A_THREAD);
-        Handles {
+        DirHandles {
             most: share.clamp(FEWEST_DIRECTORIES, MOST_DIRECTORIES),
             open: Arc::default(),
             order: Mutex::default(),
@@ -91,14 +91,14 @@ impl Handles {
     }
 
     /// Takes an open directory, and closes another one if there are too many.
-    pub(super) fn admit(&self, fd: OwnedFd, identity: Identity) -> (Arc<Handle>, Arc<OwnedFd>) {
-        let handle = Arc::new(Handle { identity, fd: Mutex::default(), open: Arc::clone(&self.open) });
+    pub(super) fn admit(&self, fd: OwnedFd, identity: Identity) -> (Arc<DirHandle>, Arc<OwnedFd>) {
+        let handle = Arc::new(DirHandle { identity, fd: Mutex::default(), open: Arc::clone(&self.open) });
         let fd = self.reopened(&handle, fd);
         (handle, fd)
     }
 
     /// Takes a directory that was opened again.
-    pub(super) fn reopened(&self, handle: &Arc<Handle>, fd: OwnedFd) -> Arc<OwnedFd> {
+    pub(super) fn reopened(&self, handle: &Arc<DirHandle>, fd: OwnedFd) -> Arc<OwnedFd> {
         while self.open.load(Ordering::Relaxed) >= self.most && self.close_one() {}
         let fd = {
             let mut held = lock(&handle.fd);
@@ -159,13 +159,13 @@ mod tests {
     #[test]
     fn few_files_are_shared_out_and_none_is_taken_from_who_uses_it() {
         assert_eq!((threads(8, 10_000), threads(8, 40), threads(8, 0)), (8, 4, 1));
-        assert_eq!(Handles::new(1 << 20, 8).most, MOST_DIRECTORIES);
-        assert_eq!(Handles::new(30, 2).most, 14);
-        let handles = Handles::new(0, 1);
+        assert_eq!(DirHandles::new(1 << 20, 8).most, MOST_DIRECTORIES);
+        assert_eq!(DirHandles::new(30, 2).most, 14);
+        let handles = DirHandles::new(0, 1);
         assert_eq!(handles.most, FEWEST_DIRECTORIES);
         let (first, used) = handles.admit(directory(), (0, 0));
         let idle: Vec<_> = (1..100).map(|number| handles.admit(directory(), (0, number)).0).collect();
-        let open = |all: &[Arc<Handle>]| all.iter().filter(|handle| handle.get().is_some()).count();
+        let open = |all: &[Arc<DirHandle>]| all.iter().filter(|handle| handle.get().is_some()).count();
         assert_eq!((open(&idle), handles.open.load(Ordering::Relaxed)), (FEWEST_DIRECTORIES - 1, FEWEST_DIRECTORIES));
         assert!(first.get().is_some(), "one in use was closed");
         drop(used);

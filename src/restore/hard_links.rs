@@ -1,4 +1,4 @@
-//! Which inode of the target stands for which link group.
+//! Hard links: which inode of the target stands for which link group of several names, and how it gets a further name.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,25 +8,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-use super::attributes::magic_path;
-use super::directory::{LOOK, identity_of};
 use super::environment::Environment;
-use super::place::Place;
+use super::inode::{Identity, LOOK, identity_of, magic_path};
+use super::target_dir::TargetDir;
 use crate::source::beneath::open_beneath;
 
-/// Device and inode number.
-pub(super) type Identity = (u64, u64);
-
 /// A further name of a link group whose first is being written.
-pub(super) struct Waiting<'e> {
-    pub(super) place: Arc<Place<'e>>,
+pub(super) struct WaitingName<'e> {
+    pub(super) dir: Arc<TargetDir<'e>>,
     pub(super) name: Box<[u8]>,
     pub(super) replace: bool,
 }
 
 /// A name that a link group has in the target.
 #[derive(Clone, Debug)]
-pub(super) struct Placed {
+pub(super) struct PlacedName {
     /// Path of its directory below the destination.
     pub(super) directory: Arc<[u8]>,
     pub(super) name: Box<[u8]>,
@@ -35,20 +31,20 @@ pub(super) struct Placed {
 
 pub(super) enum GroupState<'e> {
     /// A thread writes it; these names wait.
-    Writing(Vec<Waiting<'e>>),
+    Writing(Vec<WaitingName<'e>>),
     /// It is there.
-    Placed(Placed),
+    Placed(PlacedName),
     /// It could not be written.
     Failed,
 }
 
 /// The link groups of several names, and the inodes found in the target that stand for one.
 #[derive(Default)]
-pub(super) struct Links<'e> {
+pub(super) struct LinkGroups<'e> {
     groups: Mutex<HashMap<u64, GroupState<'e>>>,
 }
 
-impl<'e> Links<'e> {
+impl<'e> LinkGroups<'e> {
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<u64, GroupState<'e>>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -66,7 +62,7 @@ impl Linker {
         &mut self,
         environment: &Environment<'_>,
         root: BorrowedFd<'_>,
-        placed: &Placed,
+        placed: &PlacedName,
         directory: BorrowedFd<'_>,
         name: &[u8],
         replace: bool,

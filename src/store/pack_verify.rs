@@ -1,22 +1,22 @@
 //! Reading a whole pack without any other knowledge: to verify it, and to rebuild what was known about it.
 //!
-//! [`walk_pack`] verifies every byte in bounded memory. Where an entry header is damaged the chain of lengths breaks;
-//! the walk then looks for the next place that decodes as an entry and has the hash it states, so one bad header costs
+//! [`verify_pack`] verifies every byte in bounded memory. Where an entry header is damaged the chain of lengths breaks;
+//! the search then goes on to the next place that decodes as an entry and has the hash it states, so one bad header costs
 //! one chunk. [`list_pack`] reads the headers alone. What a newer version wrote is told from damage by [`is_as_written`].
 
 use blake3::Hasher;
 
-use super::backend::{Backend, BackendError};
+use super::backend::Backend;
 use super::codec::{Decompressor, Dictionary, DictionarySet};
+use super::entry::{ChunkError, Location, invalid_entry, split_entry, unknown_codec, verified};
 use super::pack::{
-    ENTRY_HEADER_BYTES, EntryHeader, FinishedPack, HEADER_ID_AT, PACK_MAX_BYTES, PACK_TRAILER_BYTES, PackFormat,
-    PackId, TRAILER_CHECKSUM_AT, Trailer, array,
+    ENTRY_HEADER_BYTES, EntryHeader, HEADER_ID_AT, PACK_MAX_BYTES, PACK_TRAILER_BYTES, PackFormat, PackId,
+    TRAILER_CHECKSUM_AT, Trailer, array,
 };
-use super::reader::{ChunkError, Location, invalid_entry, split_entry, unknown_codec, verified};
 use crate::model::ChunkHash;
 
 /// Bytes read at a time when everything is read.
-const WALK_WINDOW_BYTES: usize = 4 << 20;
+const VERIFY_WINDOW_BYTES: usize = 4 << 20;
 /// Bytes read at a time when only headers are wanted.
 const LIST_WINDOW_BYTES: usize = 64 << 10;
 
@@ -48,9 +48,9 @@ pub struct Damage {
     pub reason: String,
 }
 
-/// What a walk through a pack found.
+/// What was found in a pack by reading all of it.
 #[derive(Clone, Debug)]
-pub struct PackWalk {
+pub struct PackFindings {
     /// The pack.
     pub id: PackId,
     /// Its format; a guess where the header is damaged.
@@ -66,17 +66,21 @@ pub struct PackWalk {
 /// Reads and verifies a whole pack, in windows of some megabytes.
 ///
 /// Dictionaries met on the way are added to `dictionaries`. To read packs without a catalogue, first add all
-/// dictionaries (found with [`list_pack`], read by a walk through the packs that hold them), then walk all packs.
+/// dictionaries (found with [`list_pack`], read by verifying the packs that hold them), then verify all packs.
 ///
 /// # Errors
 ///
 /// [`ChunkError::MissingPack`], [`ChunkError::Unsupported`] and [`ChunkError::Io`]; damage is in the result. After an I/O error single chunks may
 /// still be readable by their location.
-pub fn walk_pack(backend: &dyn Backend, id: PackId, dictionaries: &DictionarySet) -> Result<PackWalk, ChunkError> {
-    let mut walker = Walker::new(backend, id, dictionaries)?;
-    walker.entries()?;
-    walker.trailer()?;
-    Ok(walker.walk)
+pub fn verify_pack(
+    backend: &dyn Backend,
+    id: PackId,
+    dictionaries: &DictionarySet,
+) -> Result<PackFindings, ChunkError> {
+    let mut verifier = Verifier::new(backend, id, dictionaries)?;
+    verifier.entries()?;
+    verifier.trailer()?;
+    Ok(verifier.found)
 }
 
 /// What a pack is, as its headers say.
@@ -93,7 +97,7 @@ pub struct PackListing {
 /// # Errors
 ///
 /// [`ChunkError::MissingPack`], [`ChunkError::Unsupported`], [`ChunkError::Io`], and for any damage to a header [`ChunkError::HeaderMismatch`] or
-/// [`ChunkError::CutShort`]: then [`walk_pack`] finds what is left.
+/// [`ChunkError::CutShort`]: then [`verify_pack`] finds what is left.
 pub fn list_pack(backend: &dyn Backend, id: PackId) -> Result<PackListing, ChunkError> {
     let mut window = Window::open(backend, id, LIST_WINDOW_BYTES)?;
     let end = window.entries_end().ok_or(ChunkError::CutShort { pack: id, offset: 0 })?;
@@ -137,24 +141,15 @@ fn damaged_header(id: PackId) -> ChunkError {
 ///
 /// [`ChunkError::MissingPack`] and [`ChunkError::Io`].
 pub fn is_as_written(backend: &dyn Backend, id: PackId) -> Result<bool, ChunkError> {
-    let mut window = Window::open(backend, id, WALK_WINDOW_BYTES)?;
+    let mut window = Window::open(backend, id, VERIFY_WINDOW_BYTES)?;
     let Some(end) = window.entries_end() else { return Ok(false) };
     let trailer = read_trailer(backend, id, end)?;
     let content = window.content_checksum()?;
     Ok(trailer.is_some_and(|(_, checksum)| checksum == content))
 }
 
-/// Stores a finished pack.
-///
-/// # Errors
-///
-/// What the backend answers.
-pub fn put_pack(backend: &dyn Backend, pack: &FinishedPack) -> Result<(), BackendError> {
-    backend.put(&pack.id.key(), &[&pack.bytes])
-}
-
-/// A walk under way.
-struct Walker<'a> {
+/// A verification under way.
+struct Verifier<'a> {
     dictionaries: &'a DictionarySet,
     decompressor: Decompressor,
     window: Window<'a>,
@@ -164,12 +159,12 @@ struct Walker<'a> {
     trailer: Option<(Trailer, [u8; 16])>,
     /// Where the entries end: before the trailer, or at the end of the pack if there is no valid trailer.
     end: u64,
-    walk: PackWalk,
+    found: PackFindings,
 }
 
-impl<'a> Walker<'a> {
-    fn new(backend: &'a dyn Backend, id: PackId, dictionaries: &'a DictionarySet) -> Result<Walker<'a>, ChunkError> {
-        let window = Window::open(backend, id, WALK_WINDOW_BYTES)?;
+impl<'a> Verifier<'a> {
+    fn new(backend: &'a dyn Backend, id: PackId, dictionaries: &'a DictionarySet) -> Result<Verifier<'a>, ChunkError> {
+        let window = Window::open(backend, id, VERIFY_WINDOW_BYTES)?;
         let pack_bytes = window.pack_bytes;
         let trailer = match window.entries_end() {
             Some(end) => read_trailer(backend, id, end)?,
@@ -178,29 +173,29 @@ impl<'a> Walker<'a> {
         let end = if trailer.is_some() { pack_bytes - PACK_TRAILER_BYTES as u64 } else { pack_bytes };
         let decompressor =
             Decompressor::new().map_err(|source| ChunkError::Decompress { pack: id, offset: 0, source })?;
-        let walk = PackWalk { id, format: PackFormat::V2, pack_bytes, entries: Vec::new(), damage: Vec::new() };
+        let found = PackFindings { id, format: PackFormat::V2, pack_bytes, entries: Vec::new(), damage: Vec::new() };
         let headers = Hasher::new();
-        Ok(Walker { dictionaries, decompressor, window, headers, met: 0, trailer, end, walk })
+        Ok(Verifier { dictionaries, decompressor, window, headers, met: 0, trailer, end, found })
     }
 
     fn damage(&mut self, offset: u64, hash: Option<ChunkHash>, reason: impl ToString) {
-        self.walk.damage.push(Damage { offset, hash, reason: reason.to_string() });
+        self.found.damage.push(Damage { offset, hash, reason: reason.to_string() });
     }
 
     fn entries(&mut self) -> Result<(), ChunkError> {
-        if self.walk.pack_bytes < PackFormat::V1.header_bytes() as u64 {
-            self.damage(0, None, ChunkError::CutShort { pack: self.walk.id, offset: 0 });
+        if self.found.pack_bytes < PackFormat::V1.header_bytes() as u64 {
+            self.damage(0, None, ChunkError::CutShort { pack: self.found.id, offset: 0 });
             return Ok(());
         }
-        match self.window.format(self.walk.id)? {
-            Some(format) => self.walk.format = format,
+        match self.window.format(self.found.id)? {
+            Some(format) => self.found.format = format,
             None => {
-                self.damage(0, None, damaged_header(self.walk.id));
-                self.walk.format = self.window.likely_format(self.walk.id)?;
+                self.damage(0, None, damaged_header(self.found.id));
+                self.found.format = self.window.likely_format(self.found.id)?;
             }
         }
-        self.headers.update(&self.walk.format.header(self.walk.id));
-        let mut offset = self.walk.format.header_bytes() as u64;
+        self.headers.update(&self.found.format.header(self.found.id));
+        let mut offset = self.found.format.header_bytes() as u64;
         while offset < self.end {
             offset = self.entry(offset)?;
         }
@@ -209,7 +204,7 @@ impl<'a> Walker<'a> {
 
     /// Verifies the entry at `offset`, notes it or its damage, and returns where to go on.
     fn entry(&mut self, offset: u64) -> Result<u64, ChunkError> {
-        let id = self.walk.id;
+        let id = self.found.id;
         let Some(header) = self.header_at(offset, offset)? else {
             self.refuse_unknown_codec(offset)?;
             self.damage(offset, None, invalid_entry(id, offset));
@@ -220,7 +215,7 @@ impl<'a> Walker<'a> {
         let next = offset + header.entry_bytes() as u64;
         match self.verify(offset, &header)? {
             Ok(()) => {
-                self.walk.entries.push(PackEntry { offset: narrow(offset), header });
+                self.found.entries.push(PackEntry { offset: narrow(offset), header });
                 return Ok(next);
             }
             Err(error) => self.damage(offset, Some(header.hash), error),
@@ -236,8 +231,8 @@ impl<'a> Walker<'a> {
         }
         let bytes = self.window.get(offset, ENTRY_HEADER_BYTES)?;
         match bytes.first_chunk().and_then(EntryHeader::of_unknown_codec) {
-            Some((codec, _)) if is_as_written(self.window.backend, self.walk.id)? => {
-                Err(unknown_codec(self.walk.id, offset, codec))
+            Some((codec, _)) if is_as_written(self.window.backend, self.found.id)? => {
+                Err(unknown_codec(self.found.id, offset, codec))
             }
             _ => Ok(()),
         }
@@ -255,7 +250,7 @@ impl<'a> Walker<'a> {
 
     /// Checks an entry; the outer error is one of reading. Dictionaries are kept for those that need them.
     fn verify(&mut self, offset: u64, header: &EntryHeader) -> Result<Result<(), ChunkError>, ChunkError> {
-        let id = self.walk.id;
+        let id = self.found.id;
         let entry = self.window.get(offset, header.entry_bytes())?;
         let stored = &entry[ENTRY_HEADER_BYTES..];
         let plain = match verified(&mut self.decompressor, self.dictionaries, id, offset, header, stored) {
@@ -284,7 +279,7 @@ impl<'a> Walker<'a> {
 
     /// Checks what the trailer says about all that was met.
     fn trailer(&mut self) -> Result<(), ChunkError> {
-        let PackWalk { id, format, pack_bytes, .. } = self.walk;
+        let PackFindings { id, format, pack_bytes, .. } = self.found;
         let content = self.window.content_checksum()?;
         let Some((trailer, checksum)) = self.trailer else {
             let at = self.window.entries_end().unwrap_or(0);
@@ -293,7 +288,7 @@ impl<'a> Walker<'a> {
         };
         if let Some(error) = check_trailer(id, format, self.end, pack_bytes, &trailer, self.met, &self.headers) {
             self.damage(self.end, None, error);
-        } else if content != checksum && self.walk.damage.is_empty() {
+        } else if content != checksum && self.found.damage.is_empty() {
             let reason = "a byte changed that no chunk depends on, or the checksum itself";
             self.damage(self.end, None, ChunkError::mismatch(id, self.end, "the checksum", "that of the pack", reason));
         }
