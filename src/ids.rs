@@ -1,16 +1,19 @@
 //! The numbers of rows, each kind a type of its own, so that one cannot be taken for another.
 //!
-//! On disk and in messages they are varints. [`NUMBER_LIMIT`] bounds every number that is decoded; the key of a row is taken as it is, for the row's
+//! On disk and in messages they are varints, in JSON plain numbers. [`NUMBER_LIMIT`] bounds every number that is decoded; the key of a row is taken as it is, for the row's
 //! check value covers it.
 
 use std::fmt;
+
+use serde::{Deserialize, Serialize};
 
 use crate::coding::{DecodeError, NUMBER_LIMIT};
 
 macro_rules! numbers {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
         pub struct $name(pub u64);
 
         impl $name {
@@ -50,4 +53,6 @@ numbers! {
     PackNumber;
     /// The place of a source in the catalogue's list of sources. The file of its known inodes bears it in its name.
     SourceId;
+    /// The number of a snapshot, in order of commits.
+    SnapshotNumber;
 }

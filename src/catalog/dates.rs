@@ -19,6 +19,7 @@ use super::CatalogError;
 use super::marks;
 use super::reader::CatalogReader;
 use super::snapshot::{ReasonKind, SnapshotRecord};
+use crate::ids::SnapshotNumber;
 
 /// So far may clocks disagree without anybody having to look: hosts that write to one store, a clock that is set back a little, local time taken for UTC at
 /// most hosts' distance.
@@ -73,9 +74,9 @@ pub enum ClockDoubt {
 #[derive(Clone, Debug)]
 pub struct Dates {
     now: Timestamp,
-    all: BTreeMap<u64, Dated>,
+    all: BTreeMap<SnapshotNumber, Dated>,
     /// What else may be the snapshots with right dates. Where two neighbours contradict each other and all others bear out both, nobody can tell which of them is right.
-    others: Vec<BTreeSet<u64>>,
+    others: Vec<BTreeSet<SnapshotNumber>>,
 }
 
 impl Dates {
@@ -90,7 +91,11 @@ impl Dates {
     }
 
     /// Judges the dates of snapshots, given by number, of which some are accepted.
-    pub fn of(records: &[(u64, SnapshotRecord)], accepted: &BTreeSet<u64>, now: Timestamp) -> Dates {
+    pub fn of(
+        records: &[(SnapshotNumber, SnapshotRecord)],
+        accepted: &BTreeSet<SnapshotNumber>,
+        now: Timestamp,
+    ) -> Dates {
         let all = records.iter().map(|(number, record)| {
             let dated = Dated {
                 source: record.source.clone(),
@@ -110,7 +115,7 @@ impl Dates {
 
     fn judge(&mut self) {
         let latest = later(self.now, CLOCK_SLACK);
-        let numbers: Vec<u64> = self.all.keys().copied().collect();
+        let numbers: Vec<SnapshotNumber> = self.all.keys().copied().collect();
         let mut own: Vec<&mut Dated> = self.all.values_mut().collect();
         let may_be = |one: &Dated| one.date <= latest && (!one.has_jumped || one.is_accepted);
         // Those of which nothing was ever said first: they bear out the others.
@@ -143,7 +148,7 @@ impl Dates {
         }
         // What was never in question belongs to each.
         let fit = |at: &usize| own[*at].is_plausible && (own[*at].has_jumped || contradicted.contains(at));
-        let fit: Vec<u64> = (0..own.len()).filter(fit).map(|at| numbers[at]).collect();
+        let fit: Vec<SnapshotNumber> = (0..own.len()).filter(fit).map(|at| numbers[at]).collect();
         self.others = others
             .into_iter()
             .map(|run| run.into_iter().map(|at| numbers[sure[at]]).chain(fit.iter().copied()).collect())
@@ -151,7 +156,7 @@ impl Dates {
     }
 
     /// Returns sets of snapshots of which one holds those whose dates are right, as far as that can be told: one set, unless neighbours contradict each other.
-    pub fn plausible_sets(&self) -> Vec<BTreeSet<u64>> {
+    pub fn plausible_sets(&self) -> Vec<BTreeSet<SnapshotNumber>> {
         let plausible = self.all.iter().filter(|(_, one)| one.is_plausible).map(|(number, _)| *number).collect();
         let mut sets = vec![plausible];
         sets.extend(self.others.iter().cloned());
@@ -160,17 +165,17 @@ impl Dates {
     }
 
     /// Returns the moment that a snapshot counts with.
-    pub fn moment(&self, number: u64) -> Option<Timestamp> {
+    pub fn moment(&self, number: SnapshotNumber) -> Option<Timestamp> {
         self.all.get(&number).map(|one| one.moment)
     }
 
     /// Returns whether the date of a snapshot can be right.
-    pub fn is_plausible(&self, number: u64) -> bool {
+    pub fn is_plausible(&self, number: SnapshotNumber) -> bool {
         self.all.get(&number).is_some_and(|one| one.is_plausible)
     }
 
     /// Returns whether a snapshot is later than the clock, and nobody has accepted that.
-    pub fn is_later_than_clock(&self, number: u64) -> bool {
+    pub fn is_later_than_clock(&self, number: SnapshotNumber) -> bool {
         self.all.get(&number).is_some_and(|one| self.is_later(one))
     }
 

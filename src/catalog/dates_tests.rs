@@ -1,16 +1,16 @@
 use super::*;
 use crate::catalog::snapshot::{SuspectReason, Totals, Verdict, Work};
 
-fn record(number: u64, time: &str) -> (u64, SnapshotRecord) {
+fn record(number: u64, time: &str) -> (SnapshotNumber, SnapshotRecord) {
     let time: Timestamp = time.parse().unwrap();
     let value = serde_json::json!({
         "id": format!("{number:032x}"), "time": time, "finished": time, "source": "/s", "host": "h", "root": "", "links": [],
         "totals": Totals::default(), "work": Work::default(), "digest": "", "version": "0",
     });
-    (number, serde_json::from_value(value).unwrap())
+    (SnapshotNumber(number), serde_json::from_value(value).unwrap())
 }
 
-fn noticed(number: u64, time: &str) -> (u64, SnapshotRecord) {
+fn noticed(number: u64, time: &str) -> (SnapshotNumber, SnapshotRecord) {
     let (number, mut record) = record(number, time);
     let reasons = vec![SuspectReason { kind: ReasonKind::Clock, text: "it jumped".to_owned() }];
     record.guard = Some(Verdict { compared_with: None, reasons });
@@ -19,8 +19,8 @@ fn noticed(number: u64, time: &str) -> (u64, SnapshotRecord) {
 
 const NOW: &str = "2026-11-10T12:00:00Z";
 
-fn dates(records: &[(u64, SnapshotRecord)], accepted: &[u64]) -> Dates {
-    Dates::of(records, &accepted.iter().copied().collect(), NOW.parse().unwrap())
+fn dates(records: &[(SnapshotNumber, SnapshotRecord)], accepted: &[u64]) -> Dates {
+    Dates::of(records, &accepted.iter().copied().map(SnapshotNumber).collect(), NOW.parse().unwrap())
 }
 
 fn shown(dates: &Dates) -> Vec<String> {
@@ -91,5 +91,5 @@ fn clocks_may_disagree_by_a_little() {
     let records =
         [record(1, "2026-11-09T03:10:00Z"), record(2, "2026-11-09T02:50:00Z"), record(3, "2026-11-10T12:30:00Z")];
     let all = dates(&records, &[]);
-    assert!((1..=3).all(|number| all.is_plausible(number)) && all.doubts().is_empty());
+    assert!((1..=3).all(|number| all.is_plausible(SnapshotNumber(number))) && all.doubts().is_empty());
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::CatalogError;
 use super::reader::CatalogReader;
 use super::tables::Table;
+use crate::ids::SnapshotNumber;
 
 /// That somebody said something, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +57,10 @@ pub fn decode(number: u64, payload: &[u8]) -> Result<SnapshotMarks, CatalogError
 ///
 /// # Errors
 /// Fails when the catalogue cannot be read.
-pub fn all(catalog: &CatalogReader) -> Result<BTreeMap<u64, SnapshotMarks>, CatalogError> {
+pub fn all(catalog: &CatalogReader) -> Result<BTreeMap<SnapshotNumber, SnapshotMarks>, CatalogError> {
     let mut marks = BTreeMap::new();
     catalog.database()?.scan(Table::Marks, 0, |number, payload| {
-        marks.insert(number, decode(number, payload?)?);
+        marks.insert(SnapshotNumber(number), decode(number, payload?)?);
         Ok(())
     })?;
     Ok(marks)

@@ -12,7 +12,7 @@ use super::database_reader::DatabaseReader;
 use super::reader::CatalogReader;
 use super::tables::Table;
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::ids::{ChunkId, PackNumber, SourceId};
+use crate::ids::{ChunkId, PackNumber, SnapshotNumber, SourceId};
 
 /// Number of the row of `meta` that holds the counters.
 pub(crate) const COUNTERS: u64 = 0;
@@ -35,13 +35,13 @@ pub struct Counters {
     /// Number of the next pack.
     pub pack: PackNumber,
     /// Number of the next snapshot.
-    pub snapshot: u64,
+    pub snapshot: SnapshotNumber,
 }
 
 impl Counters {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        for value in [self.chunk.0, self.object, self.group, self.pack.0, self.snapshot] {
+        for value in [self.chunk.0, self.object, self.group, self.pack.0, self.snapshot.0] {
             put_varint(&mut out, value);
         }
         out
@@ -54,10 +54,10 @@ impl Counters {
             object: decoder.varint()?,
             group: decoder.varint()?,
             pack: PackNumber::decoded(decoder.varint()?)?,
-            snapshot: decoder.varint()?,
+            snapshot: SnapshotNumber::decoded(decoder.varint()?)?,
         };
         decoder.finish()?;
-        for value in [counters.object, counters.group, counters.snapshot] {
+        for value in [counters.object, counters.group] {
             Decoder::number(value)?;
         }
         Ok(counters)

@@ -22,7 +22,7 @@ use super::row_source::RowSource;
 use super::snapshot::SnapshotRecord;
 use super::tables::{Index, Table};
 use crate::coding::DecodeError;
-use crate::ids::{ChunkId, PackNumber};
+use crate::ids::{ChunkId, PackNumber, SnapshotNumber};
 use crate::model::ChunkHash;
 use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
 use crate::store::entry::{ChunkAddress, Location};
@@ -405,7 +405,7 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when a record is damaged.
-    pub fn snapshots(&self) -> Result<Vec<(u64, SnapshotRecord)>, CatalogError> {
+    pub fn snapshots(&self) -> Result<Vec<(SnapshotNumber, SnapshotRecord)>, CatalogError> {
         let mut records = Vec::new();
         self.rows.get()?.scan(Table::Snapshots, 0, |number, payload| {
             let record = SnapshotRecord::decode(payload?).map_err(|error| CatalogError::Damaged {
@@ -413,7 +413,7 @@ impl CatalogReader {
                 number,
                 reason: error.to_string(),
             })?;
-            records.push((number, record));
+            records.push((SnapshotNumber(number), record));
             Ok(())
         })?;
         Ok(records)

@@ -21,7 +21,7 @@ use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use super::tables::{Change, Index, Table};
-use crate::ids::{ChunkId, PackNumber, SourceId};
+use crate::ids::{ChunkId, PackNumber, SnapshotNumber, SourceId};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 use crate::store::codec::DictionaryId;
@@ -298,19 +298,19 @@ impl CatalogWriter {
     ///
     /// # Errors
     /// Fails only when memory runs out.
-    pub fn add_snapshot(&mut self, record: &SnapshotRecord) -> Result<u64, CatalogError> {
+    pub fn add_snapshot(&mut self, record: &SnapshotRecord) -> Result<SnapshotNumber, CatalogError> {
         let number = self.counters.snapshot;
         let encoded = record.encode().map_err(|error| CatalogError::Damaged {
             what: "snapshot record",
-            number,
+            number: number.0,
             reason: error.to_string(),
         })?;
         let (bytes, most) = (encoded.len() as u64, RECORD_MAX_BYTES as u64);
         if bytes > most {
             return Err(CatalogError::TooLarge { what: "A snapshot record", bytes, most });
         }
-        self.counters.snapshot += 1;
-        self.put(Table::Snapshots, number, encoded);
+        self.counters.snapshot.0 += 1;
+        self.put(Table::Snapshots, number.0, encoded);
         Ok(number)
     }
 
@@ -318,17 +318,17 @@ impl CatalogWriter {
     ///
     /// # Errors
     /// Fails only when memory runs out.
-    pub fn set_marks(&mut self, number: u64, marks: &SnapshotMarks) -> Result<(), CatalogError> {
+    pub fn set_marks(&mut self, number: SnapshotNumber, marks: &SnapshotMarks) -> Result<(), CatalogError> {
         if marks.is_empty() {
-            self.changes.push(Change::Delete(Table::Marks, number));
+            self.changes.push(Change::Delete(Table::Marks, number.0));
             return Ok(());
         }
         let encoded = serde_json::to_vec(marks).map_err(|error| CatalogError::Damaged {
             what: Table::Marks.row_name(),
-            number,
+            number: number.0,
             reason: error.to_string(),
         })?;
-        self.put(Table::Marks, number, encoded);
+        self.put(Table::Marks, number.0, encoded);
         Ok(())
     }
 

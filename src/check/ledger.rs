@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::catalog::tables::{Index, Table};
-use crate::ids::PackNumber;
+use crate::ids::{PackNumber, SnapshotNumber};
 use crate::view::display_path;
 
 /// Damages that are kept each by itself; further ones are counted in one that stands for the rest.
@@ -78,7 +78,7 @@ pub(super) enum Key {
     /// A link group.
     Group(u64),
     /// A snapshot.
-    Snapshot(u64, &'static str),
+    Snapshot(SnapshotNumber, &'static str),
     /// config.json.
     Config,
     /// A step that could not be completed.

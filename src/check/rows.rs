@@ -13,7 +13,7 @@ use crate::catalog::row_hashes::{TableHashes, payload_hash};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::{Index, Table};
 use crate::catalog::{CatalogError, directory, group};
-use crate::ids::{ChunkId, PackNumber};
+use crate::ids::{ChunkId, PackNumber, SnapshotNumber};
 use crate::paged::Paged;
 use crate::replica::{CONFIG, StoreConfig, Unusable};
 
@@ -36,7 +36,7 @@ pub(super) struct Rows {
     /// Chunks whose bytes a repair gave up, ascending.
     pub(super) lost: Vec<ChunkId>,
     /// Snapshots whose record can be read.
-    pub(super) snapshots: Vec<(u64, SnapshotRecord)>,
+    pub(super) snapshots: Vec<(SnapshotNumber, SnapshotRecord)>,
     /// Damaged rows, for those that need them.
     pub(super) damaged: HashMap<(Table, u64), DamageNumber>,
 }
@@ -164,7 +164,7 @@ impl TableScan<'_, '_> {
         let below = match self.table {
             Table::Packs => Some(counters.pack.0),
             Table::Objects => Some(counters.object),
-            Table::Snapshots | Table::Marks => Some(counters.snapshot),
+            Table::Snapshots | Table::Marks => Some(counters.snapshot.0),
             Table::Chunks => Some(counters.chunk.0.div_ceil(PAGE_ROWS)),
             Table::Groups => Some(counters.group.div_ceil(PAGE_ROWS)),
             _ => None,
@@ -243,10 +243,10 @@ impl TableScan<'_, '_> {
                     number,
                     reason: error.to_string(),
                 })?;
-                if !self.checker.replica.config().is_of(number, &record) {
+                if !self.checker.replica.config().is_of(SnapshotNumber(number), &record) {
                     self.damage(number, "its identifier does not follow from its time, source and digest".to_owned());
                 }
-                self.rows.snapshots.push((number, record));
+                self.rows.snapshots.push((SnapshotNumber(number), record));
             }
             Table::Meta if number == STORE => self.compare_config(payload)?,
             Table::Marks => {

@@ -15,6 +15,7 @@ use crate::catalog::link_counts;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, TreeDigest};
 use crate::catalog::tables::Table;
+use crate::ids::SnapshotNumber;
 use crate::paged::Paged;
 
 /// Walks all snapshots.
@@ -151,7 +152,7 @@ impl<'a> TreeWalk<'a> {
         }
     }
 
-    fn snapshot(&mut self, number: u64, record: &SnapshotRecord) -> Result<(), CheckError> {
+    fn snapshot(&mut self, number: SnapshotNumber, record: &SnapshotRecord) -> Result<(), CheckError> {
         let note = |kind: &'static str, reason: String| {
             let what = format!("Snapshot {}", record.id);
             self.checker.ledger.note(DamageKind::Snapshot, Key::Snapshot(number, kind), what, reason)

@@ -7,6 +7,7 @@ use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::marks::Mark;
 use zmreplica::catalog::snapshot::{SuspectReason, Totals, Work};
 use zmreplica::guard::{MarkedSnapshot, marked_snapshots};
+use zmreplica::ids::SnapshotNumber;
 use zmreplica::lease::{self, LeaseInfo};
 
 use super::error::{CliError, Exit};
@@ -21,7 +22,7 @@ pub(crate) struct SnapshotsArgs {}
 #[derive(Serialize)]
 pub(crate) struct SnapshotEvent<'a> {
     event: &'static str,
-    number: u64,
+    number: SnapshotNumber,
     id: &'a str,
     time: jiff::Timestamp,
     finished: jiff::Timestamp,

@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{GuardOptions, MarkedSnapshot};
 use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason};
+use crate::ids::SnapshotNumber;
 
 /// Judges the date of a snapshot by those of all earlier ones of the store: they were dated by the same clock.
 pub(super) fn judge(
@@ -19,8 +20,9 @@ pub(super) fn judge(
     record: &SnapshotRecord,
     options: &GuardOptions,
 ) -> Option<SuspectReason> {
-    let records: Vec<(u64, SnapshotRecord)> = earlier.iter().map(|one| (one.number, one.record.clone())).collect();
-    let accepted: BTreeSet<u64> =
+    let records: Vec<(SnapshotNumber, SnapshotRecord)> =
+        earlier.iter().map(|one| (one.number, one.record.clone())).collect();
+    let accepted: BTreeSet<SnapshotNumber> =
         earlier.iter().filter(|one| one.marks.accepted.is_some()).map(|one| one.number).collect();
     let dates = Dates::of(&records, &accepted, record.time);
     let (id, known) = dates.last_known()?;

@@ -22,6 +22,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::marks::{self, SnapshotMarks};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Verdict};
+use crate::ids::SnapshotNumber;
 use crate::layout::{Label, SESSIONS, split_deleting};
 use crate::model::Kind;
 use crate::replica::Replica;
@@ -61,7 +62,7 @@ impl Default for GuardOptions {
 #[derive(Clone, Debug)]
 pub struct MarkedSnapshot {
     /// Its number.
-    pub number: u64,
+    pub number: SnapshotNumber,
     /// Its record.
     pub record: SnapshotRecord,
     /// Its marks.
@@ -70,7 +71,7 @@ pub struct MarkedSnapshot {
 
 impl MarkedSnapshot {
     /// Describes a snapshot of which nothing was said yet.
-    pub fn fresh(number: u64, record: &SnapshotRecord) -> MarkedSnapshot {
+    pub fn fresh(number: SnapshotNumber, record: &SnapshotRecord) -> MarkedSnapshot {
         MarkedSnapshot { number, record: record.clone(), marks: SnapshotMarks::default() }
     }
 

@@ -17,6 +17,7 @@ use zmreplica_fuse::{
 use crate::catalog::CatalogError;
 use crate::catalog::commit_log::last_commit;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::ids::SnapshotNumber;
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::replica::Replica;
 use crate::view::{Readers, SnapshotView};
@@ -52,7 +53,7 @@ struct State {
     /// Names and slots, in order of the names.
     shown: Vec<(Vec<u8>, usize)>,
     latest: Option<usize>,
-    numbers: HashMap<u64, usize>,
+    numbers: HashMap<SnapshotNumber, usize>,
     slots: Vec<Arc<Slot>>,
 }
 

@@ -19,7 +19,7 @@ use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::row_hashes::RowHashes;
 use crate::catalog::tables::{Index, Table};
 use crate::catalog::writer::CatalogWriter;
-use crate::ids::{ChunkId, PackNumber};
+use crate::ids::{ChunkId, PackNumber, SnapshotNumber};
 use crate::lease;
 use crate::replica::{LockedReplica, Replica};
 use crate::store::entry::{ChunkAddress, Location};
@@ -124,7 +124,7 @@ impl Work<'_> {
 
     /// Removes the records of snapshots, unless one is leased by now.
     fn snapshots(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
-        let going: BTreeMap<&str, u64> =
+        let going: BTreeMap<&str, SnapshotNumber> =
             self.plan.retention.removed().map(|decision| (decision.id.as_str(), decision.number)).collect();
         self.progress.enter(Phase::Remove, 0);
         if going.is_empty() {
@@ -139,7 +139,7 @@ impl Work<'_> {
             return Err(PruneError::Leased { id: id.clone() });
         }
         for number in going.values() {
-            writer.remove(Table::Snapshots, *number);
+            writer.remove(Table::Snapshots, number.0);
             writer.set_marks(*number, &SnapshotMarks::default())?;
         }
         writer.commit()?;

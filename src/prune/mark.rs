@@ -16,7 +16,7 @@ use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::references::{self, Reference};
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, SnapshotNumber};
 
 /// What some snapshots need.
 #[derive(Clone)]
@@ -80,7 +80,7 @@ impl Marks {
     pub fn snapshot(
         &mut self,
         catalog: &CatalogReader,
-        number: u64,
+        number: SnapshotNumber,
         record: &SnapshotRecord,
         progress: &PruneProgress,
     ) -> Result<(), PruneError> {
@@ -94,7 +94,7 @@ impl Marks {
         }
         let root = record.root_directory().map_err(|error| CatalogError::Damaged {
             what: "snapshot record",
-            number,
+            number: number.0,
             reason: error.to_string(),
         })?;
         let mut waiting = Vec::new();

@@ -20,7 +20,7 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::Table;
 use crate::guard;
-use crate::ids::PackNumber;
+use crate::ids::{PackNumber, SnapshotNumber};
 use crate::lease;
 use crate::replica::Replica;
 use crate::retention::{self, Policy, Protections, RetentionPlan};
@@ -101,7 +101,7 @@ pub struct PrunePlan {
     /// Which snapshots stay and go, and why.
     pub retention: RetentionPlan,
     /// For each snapshot that goes, by number, the bytes in packs that its going frees: when they go one after the other, oldest first.
-    pub freed: BTreeMap<u64, u64>,
+    pub freed: BTreeMap<SnapshotNumber, u64>,
     /// The sources of which nothing goes because a clock is in doubt, and why.
     pub doubts: Vec<(String, ClockDoubt)>,
     /// The sums.
@@ -167,7 +167,7 @@ pub fn plan(
         }
     }
     let retention = retention::plan(&records, &dates, policy, &protections, zone);
-    let going: BTreeSet<u64> = retention.removed().map(|decision| decision.number).collect();
+    let going: BTreeSet<SnapshotNumber> = retention.removed().map(|decision| decision.number).collect();
 
     let mut marks = Marks::new(&counters);
     for (number, record) in records.iter().filter(|(number, _)| !going.contains(number)) {
@@ -176,7 +176,8 @@ pub fn plan(
     mark_known(replica, &catalog, &mut marks, progress)?;
     all_objects_are_there(&catalog, &marks)?;
 
-    let going: Vec<&(u64, SnapshotRecord)> = records.iter().filter(|(number, _)| going.contains(number)).collect();
+    let going: Vec<&(SnapshotNumber, SnapshotRecord)> =
+        records.iter().filter(|(number, _)| going.contains(number)).collect();
     let (freed, reached) = freed_by_each(&catalog, &marks, &going, progress)?;
     let mut packs = packs(&catalog, &marks)?;
     let sizes: HashMap<String, u64> = replica.backend().list(PACK_PREFIX)?.into_iter().collect();
@@ -265,9 +266,9 @@ fn all_objects_are_there(catalog: &CatalogReader, marks: &Marks) -> Result<(), C
 fn freed_by_each(
     catalog: &CatalogReader,
     kept: &Marks,
-    going: &[&(u64, SnapshotRecord)],
+    going: &[&(SnapshotNumber, SnapshotRecord)],
     progress: &PruneProgress,
-) -> Result<(BTreeMap<u64, u64>, u64), PruneError> {
+) -> Result<(BTreeMap<SnapshotNumber, u64>, u64), PruneError> {
     let mut all = kept.clone();
     let mut freed = BTreeMap::new();
     for (number, record) in going {

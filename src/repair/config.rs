@@ -31,6 +31,7 @@ use crate::catalog::meta::{COUNTERS, Counters, STORE};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::{Change, Table};
 use crate::catalog::{CatalogError, checkpoint};
+use crate::ids::SnapshotNumber;
 use crate::replica::{
     CATALOG, CONFIG, ReplicaError, StoreConfig, Unusable, is_id, is_like_store, oldest_object, take_lock,
 };
@@ -139,9 +140,9 @@ fn keep(path: &Path, damaged: &[u8]) -> Result<Option<String>, ReplicaError> {
 struct Evidence {
     row: Option<Vec<u8>>,
     from: ConfigSource,
-    snapshots: BTreeMap<u64, SnapshotRecord>,
+    snapshots: BTreeMap<SnapshotNumber, SnapshotRecord>,
     /// A number that no snapshot has yet.
-    next_snapshot: u64,
+    next_snapshot: SnapshotNumber,
     /// Number of the last commit in the catalogue.
     last: u64,
 }
@@ -149,7 +150,7 @@ struct Evidence {
 impl Default for Evidence {
     fn default() -> Evidence {
         let (row, snapshots) = (None, BTreeMap::new());
-        Evidence { row, from: ConfigSource::Objects, snapshots, next_snapshot: 0, last: 0 }
+        Evidence { row, from: ConfigSource::Objects, snapshots, next_snapshot: SnapshotNumber(0), last: 0 }
     }
 }
 
@@ -226,9 +227,9 @@ impl Evidence {
                 self.next_snapshot = self.next_snapshot.max(counters.snapshot);
             }
             Change::Put(Table::Snapshots, number, payload) => {
-                self.next_snapshot = self.next_snapshot.max(number.saturating_add(1));
+                self.next_snapshot = self.next_snapshot.max(SnapshotNumber(number.saturating_add(1)));
                 if let Ok(record) = SnapshotRecord::decode(payload) {
-                    self.snapshots.insert(*number, record);
+                    self.snapshots.insert(SnapshotNumber(*number), record);
                 }
             }
             _ => {}
@@ -291,7 +292,7 @@ impl Evidence {
         let mut config = if is_new { raised } else { raised.of_format_1() };
         match id {
             Some(id) => config.id = id,
-            None => config.id_since_snapshot = Some(self.next_snapshot).filter(|next| *next > 0),
+            None => config.id_since_snapshot = Some(self.next_snapshot).filter(|next| next.0 > 0),
         }
         Ok(config)
     }

@@ -194,7 +194,7 @@ fn raise(counters: &mut Counters, change: &Change) {
         }
         Change::Put(Table::Packs, number, _) => above(&mut counters.pack.0, *number),
         Change::Put(Table::Objects, number, _) => above(&mut counters.object, *number),
-        Change::Put(Table::Snapshots, number, _) => above(&mut counters.snapshot, *number),
+        Change::Put(Table::Snapshots, number, _) => above(&mut counters.snapshot.0, *number),
         Change::Put(Table::Chunks, page, _) => {
             above(&mut counters.chunk.0, page.saturating_mul(256).saturating_add(255))
         }
@@ -283,7 +283,7 @@ fn sound_snapshots(
             Err(error) if error.is_damage() => {
                 let lost = LostSnapshot { id: record.id.clone(), time: record.time, reason: error.to_string() };
                 report.lost_snapshots.push(lost);
-                writer.remove(Table::Snapshots, number);
+                writer.remove(Table::Snapshots, number.0);
                 writer.set_marks(number, &SnapshotMarks::default())?;
             }
             Err(error) => return Err(error.into()),

@@ -31,6 +31,7 @@ use super::error::{ReplicaError, io_error, refused};
 use super::format::{CATALOG, CONFIG, FEATURES, FORMAT_VERSION};
 use crate::access::write_durably;
 use crate::catalog::snapshot::{SnapshotRecord, to_hex};
+use crate::ids::SnapshotNumber;
 
 /// A larger file was not written by this program; it is not read further.
 const MAX_FILE_BYTES: u64 = 64 << 10;
@@ -52,7 +53,7 @@ pub struct StoreConfig {
     pub features: BTreeSet<String>,
     /// Number of the first snapshot whose identifier is made with `id`, where a repair could not find out the `id` before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id_since_snapshot: Option<u64>,
+    pub id_since_snapshot: Option<SnapshotNumber>,
     /// Fields of later versions.
     #[serde(flatten)]
     other: BTreeMap<String, Value>,
@@ -242,8 +243,8 @@ impl StoreConfig {
     }
 
     /// Returns whether a snapshot's identifier is made with the store's, or is from before the store had that.
-    pub(crate) fn is_of(&self, number: u64, record: &SnapshotRecord) -> bool {
-        number < self.id_since_snapshot.unwrap_or(0) || record.compute_id(&self.id) == record.id
+    pub(crate) fn is_of(&self, number: SnapshotNumber, record: &SnapshotRecord) -> bool {
+        number < self.id_since_snapshot.unwrap_or_default() || record.compute_id(&self.id) == record.id
     }
 }
 

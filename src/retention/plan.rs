@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::policy::Policy;
 use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::ids::SnapshotNumber;
 
 /// What other parts of the program ask to be kept whatever the rules say: pins, leases, everything since the last good snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl Protections {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
     /// Its number in the catalogue.
-    pub number: u64,
+    pub number: SnapshotNumber,
     /// Its identifier.
     pub id: String,
     /// When it was begun, as its record says.
@@ -100,7 +101,7 @@ fn calendars(policy: &Policy) -> [Calendar; 5] {
 /// Rules are applied several times where dates cannot be right: to the snapshots with plausible dates alone, and to all, each with its moment. What any keeps
 /// stays. So a wrong date takes no other snapshot's place, and the snapshot that bears it is kept as one of its neighbours would be.
 pub fn plan(
-    records: &[(u64, SnapshotRecord)],
+    records: &[(SnapshotNumber, SnapshotRecord)],
     dates: &Dates,
     policy: &Policy,
     protections: &Protections,
@@ -166,7 +167,7 @@ fn add(reasons: &mut [Vec<String>], found: Vec<Vec<String>>, is_later: bool) {
 
 /// Notes what the rules keep of one source's snapshots, which come newest first.
 fn one_source(
-    records: &[(u64, SnapshotRecord)],
+    records: &[(SnapshotNumber, SnapshotRecord)],
     newest_first: &[(usize, Zoned)],
     policy: &Policy,
     reasons: &mut [Vec<String>],

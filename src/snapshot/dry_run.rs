@@ -49,7 +49,8 @@ pub(super) fn dry_run_over(
     let reader = replica.catalog()?;
     let last = reader.snapshots()?.into_iter().rev().find(|(_, record)| record.source == name);
     let last = last.as_ref().map(|(_, record)| record);
-    let known = source_id(&reader, name)?.and_then(|source| load_inode_cache(replica, source, last)).unwrap_or_default();
+    let known =
+        source_id(&reader, name)?.and_then(|source| load_inode_cache(replica, source, last)).unwrap_or_default();
     let mut inodes = RunInodes::new(known, options.rescan, started);
     let mut report = DryRun::default();
     let (mut room, mut untold) = (PROBLEMS_MAX_BYTES, 0u64);

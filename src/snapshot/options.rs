@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::chunk_writer::CompressionOptions;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::guard::GuardOptions;
+use crate::ids::SnapshotNumber;
 use crate::source::scan::Problem;
 
 /// How to take a snapshot.
@@ -71,7 +72,7 @@ fn lossy_path<S: serde::Serializer>(path: &[u8], serializer: S) -> Result<S::Ok,
 #[derive(Debug)]
 pub struct SnapshotReport {
     /// The snapshot's number in the catalogue.
-    pub number: u64,
+    pub number: SnapshotNumber,
     /// The snapshot.
     pub record: SnapshotRecord,
     /// What could not be taken as it was; at most 100,000, the rest is counted in the record.

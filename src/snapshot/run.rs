@@ -134,7 +134,11 @@ fn known_path(replica: &Replica, source: SourceId) -> PathBuf {
 }
 
 /// Loads what is known of a source's inodes. `last` is its newest snapshot.
-pub(super) fn load_inode_cache(replica: &Replica, source: SourceId, last: Option<&SnapshotRecord>) -> Option<InodeCache> {
+pub(super) fn load_inode_cache(
+    replica: &Replica,
+    source: SourceId,
+    last: Option<&SnapshotRecord>,
+) -> Option<InodeCache> {
     let reader = replica.database().read().ok()?;
     let mut known = InodeCache::load(&known_path(replica, source), |number, id| {
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
@@ -205,8 +209,7 @@ impl<'a> BackupRun<'a> {
         }
         let source_id = writer.intern_source(source)?;
         let last = writer.reader().snapshots()?.into_iter().rev().find(|(_, record)| record.source == source);
-        let known =
-            load_inode_cache(replica, source_id, last.as_ref().map(|(_, record)| record)).unwrap_or_default();
+        let known = load_inode_cache(replica, source_id, last.as_ref().map(|(_, record)| record)).unwrap_or_default();
         let acls = if known.is_empty() || options.rescan { Acls::none() } else { Acls(known.acls) };
         let mut last_root_files = Vec::new();
         if let Some((_, record)) = &last {

@@ -16,6 +16,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::dates::Dates;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::ids::SnapshotNumber;
 
 /// Most snapshots that a message about an ambiguous name lists.
 const NAMED_CANDIDATES: usize = 8;
@@ -70,7 +71,7 @@ pub enum ResolveError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredSnapshot {
     /// Its number, in order of commits.
-    pub number: u64,
+    pub number: SnapshotNumber,
     /// Its record.
     pub record: SnapshotRecord,
     /// When it was taken: its record's time, unless that cannot be right.

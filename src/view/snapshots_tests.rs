@@ -7,7 +7,7 @@ fn snapshot(number: u64, id: &str, time: &str) -> StoredSnapshot {
         "digest": "", "version": "0",
     });
     let record: SnapshotRecord = serde_json::from_value(record).unwrap();
-    StoredSnapshot { number, moment: record.time, record }
+    StoredSnapshot { number: SnapshotNumber(number), moment: record.time, record }
 }
 
 fn three() -> Snapshots {
@@ -21,7 +21,7 @@ fn three() -> Snapshots {
 }
 
 fn number(spec: &str) -> u64 {
-    three().resolve_in(spec, &TimeZone::UTC).unwrap().number
+    three().resolve_in(spec, &TimeZone::UTC).unwrap().number.0
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn latest_is_what_was_committed_last_whatever_its_date() {
     snapshots.all.push(snapshot(4, "cc", "1970-01-01T00:00:10Z"));
     // What a wrong clock dated counts as taken between its neighbours.
     snapshots.all[3].moment = snapshots.all[2].moment;
-    let found = |spec: &str| snapshots.resolve_in(spec, &TimeZone::UTC).unwrap().number;
+    let found = |spec: &str| snapshots.resolve_in(spec, &TimeZone::UTC).unwrap().number.0;
     assert_eq!((found("latest"), found("2026-11-22"), found("2026-11-21")), (4, 4, 2));
     assert!(snapshots.resolve_in("1970-01-02", &TimeZone::UTC).is_err());
 }
@@ -65,7 +65,7 @@ fn latest_is_what_was_committed_last_whatever_its_date() {
 #[test]
 fn a_day_ends_by_the_clock_of_its_zone() {
     let zone = TimeZone::fixed(jiff::tz::offset(-5));
-    let found = |spec: &str| three().resolve_in(spec, &zone).unwrap().number;
+    let found = |spec: &str| three().resolve_in(spec, &zone).unwrap().number.0;
     // 2026-11-22T03:00Z is the evening of the 21st there.
     assert_eq!(found("2026-11-21"), 3);
     assert_eq!(found("2026-11-20"), 2);
@@ -107,5 +107,5 @@ fn colons_of_times_do_not_end_a_name() {
     }
     let snapshots = three();
     let (found, path) = snapshots.resolve_path(OsStr::new("ab12:/a/b")).unwrap();
-    assert_eq!((found.number, path.as_slice()), (1, &b"/a/b"[..]));
+    assert_eq!((found.number.0, path.as_slice()), (1, &b"/a/b"[..]));
 }

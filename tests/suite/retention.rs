@@ -10,6 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use zmreplica::catalog::dates::{CLOCK_SLACK, Dates};
 use zmreplica::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Totals, Verdict, Work};
+use zmreplica::ids::SnapshotNumber;
 use zmreplica::retention::{Policy, Protections, Within, WithinUnit, plan};
 
 /// Zones with summer time of an hour and of half an hour, with odd offsets, with a day that never was, and with none of it.
@@ -36,7 +37,7 @@ const EDGES: [&str; 9] = [
     "2000-02-29T00:00:00Z",
 ];
 
-fn record(number: u64, time: Timestamp, source: &str, tags: &[&str]) -> (u64, SnapshotRecord) {
+fn record(number: u64, time: Timestamp, source: &str, tags: &[&str]) -> (SnapshotNumber, SnapshotRecord) {
     let record = SnapshotRecord {
         id: format!("{number:032x}"),
         time,
@@ -58,13 +59,13 @@ fn record(number: u64, time: Timestamp, source: &str, tags: &[&str]) -> (u64, Sn
         digest: String::new(),
         version: String::new(),
     };
-    (number, record)
+    (SnapshotNumber(number), record)
 }
 
 // ---- The oracle: numbers and dates taken apart by hand; from jiff it takes only what the clock showed at a moment, and back. ----
 
 struct Seen {
-    number: u64,
+    number: SnapshotNumber,
     time: Timestamp,
     date: Date,
     hour: i8,
@@ -113,8 +114,8 @@ fn start_of_within(newest: &Seen, clock: DateTime, within: Within, zone: &TimeZo
     zone.to_timestamp(date.to_datetime(clock.time())).unwrap()
 }
 
-fn oracle(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &TimeZone) -> BTreeSet<u64> {
-    let all: BTreeSet<u64> = records.iter().map(|(number, _)| *number).collect();
+fn oracle(records: &[(SnapshotNumber, SnapshotRecord)], policy: &Policy, zone: &TimeZone) -> BTreeSet<SnapshotNumber> {
+    let all: BTreeSet<SnapshotNumber> = records.iter().map(|(number, _)| *number).collect();
     let counts = [
         policy.keep_last,
         policy.keep_hourly,
@@ -161,7 +162,7 @@ fn oracle(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &TimeZone) -
         ];
         for (count, period) in rules {
             // All periods that have a snapshot, each with its newest one, the latest of those periods first.
-            let mut last_of_each: Vec<(Timestamp, u64)> = Vec::new();
+            let mut last_of_each: Vec<(Timestamp, SnapshotNumber)> = Vec::new();
             let mut done: Vec<(i64, i64, i64)> = Vec::new();
             for one in &seen {
                 if done.contains(&period(one)) {
@@ -179,7 +180,7 @@ fn oracle(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &TimeZone) -
 }
 
 /// The dates of a history, as a clock sees them that is right and later than all.
-fn sane(records: &[(u64, SnapshotRecord)]) -> Dates {
+fn sane(records: &[(SnapshotNumber, SnapshotRecord)]) -> Dates {
     Dates::of(records, &BTreeSet::new(), "2100-01-01T00:00:00Z".parse().unwrap())
 }
 
@@ -216,7 +217,7 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 /// A history: where it begins, and the seconds from each snapshot to the next; whose it is and whether it has the tag.
-fn history() -> impl Strategy<Value = Vec<(u64, SnapshotRecord)>> {
+fn history() -> impl Strategy<Value = Vec<(SnapshotNumber, SnapshotRecord)>> {
     let long = prop_oneof![
         3 => 60..7200i64,
         4 => 80_000..90_000i64,
@@ -247,7 +248,7 @@ proptest! {
     fn rules_keep_what_the_oracle_keeps(records in history(), policy in policy(), zone in 0..ZONES.len()) {
         let zone = TimeZone::get(ZONES[zone]).unwrap();
         let plan = plan(&records, &sane(&records), &policy, &Protections::default(), &zone);
-        let kept: BTreeSet<u64> = plan.kept().map(|decision| decision.number).collect();
+        let kept: BTreeSet<SnapshotNumber> = plan.kept().map(|decision| decision.number).collect();
         prop_assert_eq!(&kept, &oracle(&records, &policy, &zone), "{:?} in {:?}", policy, zone);
         prop_assert!(plan.decisions.iter().all(|decision| !decision.reasons.is_empty()));
         prop_assert!(plan.decisions.iter().map(|decision| decision.number).eq(records.iter().map(|(number, _)| *number)));
@@ -261,11 +262,11 @@ proptest! {
         for number in &protected {
             protections.add(&format!("{number:032x}"), "pinned");
         }
-        let without: BTreeSet<u64> =
+        let without: BTreeSet<SnapshotNumber> =
             plan(&records, &sane(&records), &policy, &Protections::default(), &zone).kept().map(|one| one.number).collect();
         let with = plan(&records, &sane(&records), &policy, &protections, &zone);
         for decision in &with.decisions {
-            let is_protected = protected.contains(&decision.number);
+            let is_protected = protected.contains(&decision.number.0);
             prop_assert_eq!(decision.keep, is_protected || without.contains(&decision.number));
             prop_assert_eq!(decision.reasons.iter().any(|reason| reason == "pinned"), is_protected);
         }
@@ -284,12 +285,12 @@ proptest! {
         later in 0..100_000i64,
     ) {
         let zone = TimeZone::get("Europe/Berlin").unwrap();
-        let good: Vec<(u64, SnapshotRecord)> =
-            history.into_iter().map(|(number, record)| (2 * number, record)).collect();
+        let good: Vec<(SnapshotNumber, SnapshotRecord)> =
+            history.into_iter().map(|(number, record)| (SnapshotNumber(2 * number.0), record)).collect();
         let place = place % (good.len() + 1);
         let right = good[place.saturating_sub(1)].1.time;
         let (_, mut wrong) = record(place as u64 * 2, right, "/opt/zimbra/backup", &[]);
-        let number = (2 * place as u64).saturating_sub(1);
+        let number = SnapshotNumber((2 * place as u64).saturating_sub(1));
         wrong.time = Timestamp::from_second(right.as_second() + error).unwrap();
         if is_noticed && error > 0 {
             let reasons = vec![SuspectReason { kind: ReasonKind::Clock, text: "it jumped".to_owned() }];
@@ -304,7 +305,7 @@ proptest! {
         all.insert(place, (number, wrong.clone()));
         let accepted = if is_accepted { BTreeSet::from([number]) } else { BTreeSet::new() };
         let dates = Dates::of(&all, &accepted, now);
-        let all_good: BTreeSet<u64> = good.iter().map(|(number, _)| *number).collect();
+        let all_good: BTreeSet<SnapshotNumber> = good.iter().map(|(number, _)| *number).collect();
         if !dates.plausible_sets().contains(&all_good) {
             // Its neighbours bear it out.
             let next = good.get(place).map_or(now, |(_, record)| record.time);
@@ -312,7 +313,7 @@ proptest! {
             prop_assert!(fits, "{} after {right} and before {next}", wrong.time);
             return Ok(());
         }
-        let kept = |records: &[(u64, SnapshotRecord)], dates: &Dates| -> BTreeSet<u64> {
+        let kept = |records: &[(SnapshotNumber, SnapshotRecord)], dates: &Dates| -> BTreeSet<SnapshotNumber> {
             plan(records, dates, &policy, &Protections::default(), &zone).kept().map(|one| one.number).collect()
         };
         let (without, with) = (kept(&good, &Dates::of(&good, &accepted, now)), kept(&all, &dates));
@@ -337,6 +338,7 @@ proptest! {
             records.push(one);
         }
         let now = first + SignedDuration::from_hours(24 * errors.len() as i64);
+        let accepted = accepted.into_iter().map(SnapshotNumber).collect();
         let dates = Dates::of(&records, &accepted, now);
         let moments: Vec<Timestamp> = records.iter().map(|(number, _)| dates.moment(*number).unwrap()).collect();
         for pair in moments.windows(2) {
@@ -349,15 +351,15 @@ proptest! {
     }
 }
 
-fn at(times: &[&str]) -> Vec<(u64, SnapshotRecord)> {
+fn at(times: &[&str]) -> Vec<(SnapshotNumber, SnapshotRecord)> {
     (0..).zip(times).map(|(number, time)| record(number, time.parse().unwrap(), "/s", &[])).collect()
 }
 
-fn kept(records: &[(u64, SnapshotRecord)], policy: &Policy, zone: &str) -> Vec<u64> {
+fn kept(records: &[(SnapshotNumber, SnapshotRecord)], policy: &Policy, zone: &str) -> Vec<u64> {
     let zone = TimeZone::get(zone).unwrap();
     plan(records, &sane(records), policy, &Protections::default(), &zone)
         .kept()
-        .map(|decision| decision.number)
+        .map(|decision| decision.number.0)
         .collect()
 }
 

@@ -12,6 +12,7 @@ use super::Ledger;
 use super::page::{AccountEntry, Page};
 use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::ids::SnapshotNumber;
 use crate::retention::Within;
 use crate::zimbra::account::AccountState;
 use crate::zimbra::cache::{read_note, write_note};
@@ -59,13 +60,13 @@ struct KeepReason {
 /// Memory: some 150 bytes for each account that any snapshot knows.
 pub fn protections<E>(
     ledger: &mut Ledger<'_>,
-    records: &[(u64, SnapshotRecord)],
+    records: &[(SnapshotNumber, SnapshotRecord)],
     dates: &Dates,
     within: Within,
     zone: &TimeZone,
     mut step: impl FnMut() -> Result<(), E>,
 ) -> Result<BTreeMap<String, Vec<String>>, E> {
-    let mut by_source: BTreeMap<&str, Vec<&(u64, SnapshotRecord)>> = BTreeMap::new();
+    let mut by_source: BTreeMap<&str, Vec<&(SnapshotNumber, SnapshotRecord)>> = BTreeMap::new();
     for one in records {
         by_source.entry(&one.1.source).or_default().push(one);
     }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::ids::SnapshotNumber;
 use crate::layout::SessionKind;
 use crate::replica::{Replica, init};
 use crate::retention::{Within, WithinUnit};
@@ -133,7 +134,7 @@ struct Nights {
     _directory: tempfile::TempDir,
     replica: Replica,
     /// Snapshots that are there.
-    there: Vec<(u64, SnapshotRecord)>,
+    there: Vec<(SnapshotNumber, SnapshotRecord)>,
 }
 
 impl Nights {
@@ -160,7 +161,7 @@ impl Nights {
     ) -> BTreeMap<usize, String> {
         let record = record(at);
         page::save(self.replica.path(), &record.id, &page(accounts));
-        self.there.push((at as u64 + 1, record));
+        self.there.push((SnapshotNumber(at as u64 + 1), record));
         let readers = Readers::new(
             Arc::new(self.replica.catalog().unwrap()),
             Arc::new(self.replica.chunks()),
@@ -220,7 +221,7 @@ proptest! {
                     let known = (0..=at).filter(|night| is_counted(*night)).filter_map(|night| Some((life[night]?, night)));
                     known.filter(|(state, _)| *state < AccountState::Lost).min_by_key(|(state, night)| (*state, at - night))
                 };
-                let is_there = |night: usize| nights.there.iter().any(|(number, _)| *number == night as u64 + 1);
+                let is_there = |night: usize| nights.there.iter().any(|(number, _)| number.0 == night as u64 + 1);
                 let is_due = |night: usize| {
                     let known = life[..=night].iter().rposition(Option::is_some).unwrap_or_default();
                     known == night || night - (known + 1) <= days as usize

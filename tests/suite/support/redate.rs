@@ -15,7 +15,7 @@ pub fn redate(store: &Path, date: impl Fn(usize, Timestamp) -> Timestamp) {
         record.time = date(at, record.time);
         record.finished = record.time + took;
         record.id = record.compute_id(&replica.config().id);
-        writer.remove(Table::Snapshots, number);
+        writer.remove(Table::Snapshots, number.0);
         let new = writer.add_snapshot(&record).unwrap();
         if let Some(marks) = marks.get(&number) {
             writer.set_marks(number, &Default::default()).unwrap();

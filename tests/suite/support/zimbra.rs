@@ -67,7 +67,7 @@ pub fn protected(scene: &Scene) -> Vec<u64> {
     let kept = guard::protections(&catalog).unwrap();
     assert!(kept.values().all(|reasons| !reasons.is_empty() && reasons.iter().all(|reason| !reason.is_empty())));
     let all = guard::marked_snapshots(&catalog).unwrap();
-    all.iter().filter(|snapshot| kept.contains_key(&snapshot.record.id)).map(|snapshot| snapshot.number).collect()
+    all.iter().filter(|snapshot| kept.contains_key(&snapshot.record.id)).map(|snapshot| snapshot.number.0).collect()
 }
 
 /// The reasons of a snapshot as one text.
