@@ -65,7 +65,7 @@ fn directory_of(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Gives a file that was just made its mode, whatever the umask, and the owner, if the caller may.
-fn settle(file: impl AsFd, mode: RawMode, owner: Option<&Stat>) -> io::Result<()> {
+fn set_mode_and_owner(file: impl AsFd, mode: RawMode, owner: Option<&Stat>) -> io::Result<()> {
     let made = fstat(&file)?;
     if made.st_mode & PERMISSIONS != mode {
         unless_it_has_none(fchmod(&file, Mode::from_raw_mode(mode)))?;
@@ -82,7 +82,7 @@ fn settle(file: impl AsFd, mode: RawMode, owner: Option<&Stat>) -> io::Result<()
 fn create_in(directory: &OwnedFd, name: &OsStr, mode: RawMode, owner: Option<&Stat>) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = File::from(openat(directory, name, flags, Mode::from_raw_mode(mode))?);
-    settle(&file, mode, owner)?;
+    set_mode_and_owner(&file, mode, owner)?;
     Ok(file)
 }
 
@@ -153,7 +153,7 @@ fn make_directory(above: &OwnedFd, name: &OsStr, owner: Option<&Stat>) -> io::Re
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match openat(above, name, flags, Mode::empty()) {
-        Ok(made) => settle(&made, DIRECTORY_MODE, owner),
+        Ok(made) => set_mode_and_owner(&made, DIRECTORY_MODE, owner),
         // Not root, and a umask that keeps even the owner out.
         Err(Errno::ACCESS) => {
             Ok(rustix::fs::chmodat(above, name, Mode::from_raw_mode(DIRECTORY_MODE), AtFlags::empty())?)
@@ -284,7 +284,7 @@ pub fn open_log(path: &Path, wanted: Option<u32>, usual: u32) -> io::Result<File
                     Err(Errno::EXIST) => continue,
                     made => {
                         let file = File::from(made?);
-                        settle(&file, mode, None)?;
+                        set_mode_and_owner(&file, mode, None)?;
                         return Ok(file);
                     }
                 }

@@ -183,7 +183,7 @@ impl Night<'_> {
             hold::refuse(&context.open()?)?;
         }
         self.log(Level::Info, &format!("Nightly run of {} into {}", source.display(), context.store()?.display()));
-        self.settle(source)?;
+        self.wait_for_zmbackup(source)?;
         let clock = Instant::now();
         let taken = snapshot::take(context, &args.snapshot);
         self.snapshot_time = clock.elapsed();
@@ -286,7 +286,7 @@ impl Night<'_> {
     }
 
     /// Waits for a running zmbackup, if that is wanted.
-    fn settle(&mut self, source: &Path) -> Result<(), CliError> {
+    fn wait_for_zmbackup(&mut self, source: &Path) -> Result<(), CliError> {
         let config = &self.context.config;
         let limit = self.args.settle.or(config.settle.map(|span| span.0)).map_or(Duration::ZERO, |span| span.0);
         if limit.is_zero() {

@@ -84,7 +84,7 @@ impl PolicyArgs {
 pub(crate) struct PruneArgs {
     #[command(flatten)]
     policy: PolicyArgs,
-    /// Allow so much of the packs to be unused, in per cent; above it those with the most unused are written anew
+    /// Allow so much of the packs to be unused, in per cent; above it those with the most unused are repacked
     /// [default: `max-unused` under `[retention]` in the configuration file, else 10]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     max_unused: Option<u8>,
@@ -130,17 +130,17 @@ pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError>
     let retention = &context.config.retention;
     let options = options(retention, args.max_unused, args.grace);
     let policy = args.policy.policy(&retention.policy());
-    let bench = Bench::new(&context.output, &policy, &options, Telling::Plan)?;
+    let shared = PruneContext::new(&context.output, &policy, &options, Telling::Plan)?;
     if args.dry_run {
-        let plan = bench.plan(&context.open()?)?;
-        bench.tell_plan(&plan, true)?;
+        let plan = shared.plan(&context.open()?)?;
+        shared.tell_plan(&plan, true)?;
         return Ok(tell_doubts(&context.output, &plan));
     }
     let mut replica = context.open_locked()?;
     if !args.ignore_hold {
         hold::refuse(&replica)?;
     }
-    let pruned = prune(&bench, &mut replica)?;
+    let pruned = prune(&shared, &mut replica)?;
     Ok(pruned.exit)
 }
 
@@ -166,7 +166,7 @@ pub(crate) fn by_configuration(
     if !ignore_hold {
         hold::refuse(replica)?;
     }
-    Ok(Some(prune(&Bench::new(&context.output, &policy, &options, Telling::Removals)?, replica)?))
+    Ok(Some(prune(&PruneContext::new(&context.output, &policy, &options, Telling::Removals)?, replica)?))
 }
 
 /// What a prune did.
@@ -189,7 +189,7 @@ enum Telling {
 }
 
 /// What a prune goes by.
-struct Bench<'a> {
+struct PruneContext<'a> {
     output: &'a Output,
     policy: &'a Policy,
     options: &'a PruneOptions,
@@ -199,27 +199,27 @@ struct Bench<'a> {
     progress: PruneProgress,
 }
 
-impl<'a> Bench<'a> {
+impl<'a> PruneContext<'a> {
     fn new(
         output: &'a Output,
         policy: &'a Policy,
         options: &'a PruneOptions,
         telling: Telling,
-    ) -> Result<Bench<'a>, CliError> {
+    ) -> Result<PruneContext<'a>, CliError> {
         let interrupt = signals::interrupt_flag()
             .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
         let (zone, progress) = (TimeZone::system(), PruneProgress::default());
-        Ok(Bench { output, policy, options, telling, zone, interrupt, progress })
+        Ok(PruneContext { output, policy, options, telling, zone, interrupt, progress })
     }
 
     fn plan(&self, replica: &Replica) -> Result<PrunePlan, CliError> {
         let protections = account_protections(self, replica)?;
-        let Bench { output, policy, options, zone, interrupt, progress, .. } = self;
+        let PruneContext { output, policy, options, zone, interrupt, progress, .. } = self;
         Ok(followed(output, progress, interrupt, || plan(replica, policy, protections, zone, options, progress))??)
     }
 }
 
-impl Bench<'_> {
+impl PruneContext<'_> {
     /// Returns whether what stays is told, too.
     fn tells_all(&self) -> bool {
         self.telling == Telling::Plan || self.output.json() || self.output.verbosity() == Verbosity::Verbose
@@ -231,14 +231,14 @@ impl Bench<'_> {
 }
 
 /// Prunes by rules, and tells what it does.
-fn prune(bench: &Bench<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliError> {
-    let Bench { output, interrupt, progress, .. } = bench;
+fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliError> {
+    let PruneContext { output, interrupt, progress, .. } = shared;
     let mut attempt = 1;
     loop {
-        let plan = bench.plan(replica)?;
-        bench.tell_plan(&plan, false)?;
+        let plan = shared.plan(replica)?;
+        shared.tell_plan(&plan, false)?;
         // A night tells of all doubts itself.
-        let exit = if bench.telling == Telling::Plan { tell_doubts(output, &plan) } else { Exit::Done };
+        let exit = if shared.telling == Telling::Plan { tell_doubts(output, &plan) } else { Exit::Done };
         output.flush()?;
         match followed(output, progress, interrupt, || carry_out(replica, &plan, progress))? {
             Ok(report) => {
@@ -246,7 +246,7 @@ fn prune(bench: &Bench<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliEr
                 if let Ok(snapshots) = replica.catalog().and_then(|catalog| Snapshots::read(&catalog)) {
                     ledger::tidy(replica.path(), &snapshots);
                 }
-                if bench.tells_all() || !plan.is_empty() {
+                if shared.tells_all() || !plan.is_empty() {
                     tell_report(output, &report)?;
                 }
                 let removed = plan.retention.removed().map(|one| {
@@ -265,9 +265,9 @@ fn prune(bench: &Bench<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliEr
 }
 
 /// Finds the snapshots that `keep-accounts` asks for. Snapshots whose accounts nobody has looked at yet are looked at.
-fn account_protections(bench: &Bench<'_>, replica: &Replica) -> Result<Protections, CliError> {
+fn account_protections(shared: &PruneContext<'_>, replica: &Replica) -> Result<Protections, CliError> {
     // Where nothing goes there is nothing to protect.
-    let Some(within) = bench.policy.keep_accounts.filter(|_| !bench.policy.is_empty()) else {
+    let Some(within) = shared.policy.keep_accounts.filter(|_| !shared.policy.is_empty()) else {
         return Ok(Protections::default());
     };
     // A dry run has no lock, and chunks may move beside it.
@@ -278,12 +278,12 @@ fn account_protections(bench: &Bench<'_>, replica: &Replica) -> Result<Protectio
     let unknown = records.iter().filter(|(_, record)| !ledger::is_kept(replica.path(), &record.id)).count();
     if unknown > 1 {
         let unknown = text::plural(unknown as u64, "snapshot is", "snapshots are");
-        bench.output.note(&format!("The accounts of {unknown} looked at first; that is done once."));
+        shared.output.note(&format!("The accounts of {unknown} looked at first; that is done once."));
     }
     let mut ledger = Ledger::open(replica, readers, &snapshots);
     let dates = Dates::read(&replica.catalog()?, Timestamp::now())?;
-    let reasons = ledger::protections(&mut ledger, &records, &dates, within, &bench.zone, || {
-        if bench.interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }
+    let reasons = ledger::protections(&mut ledger, &records, &dates, within, &shared.zone, || {
+        if shared.interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }
     });
     ledger.close();
     Ok(Protections { reasons: reasons? })
@@ -402,7 +402,7 @@ fn figure_lines(figures: &PruneFigures, grace: Duration, dry_run: bool) -> Vec<S
     }
     if figures.deleted_packs + figures.orphan_packs + figures.rewritten_packs > 0 {
         lines.push(format!(
-            "{} ({}) no longer needed, {} ({}) {would} written anew, which copies {}.",
+            "{} ({}) no longer needed, {} ({}) {would} repacked, which copies {}.",
             text::plural(figures.deleted_packs + figures.orphan_packs, "pack", "packs"),
             text::bytes(figures.deleted_pack_bytes + figures.orphan_bytes),
             text::count(figures.rewritten_packs),

@@ -89,7 +89,7 @@ impl Cache {
 }
 
 /// Makes the files that count durable and deletes the others.
-pub(crate) fn settle(replica: &Replica) -> Result<(), PruneError> {
+pub(crate) fn sync_or_remove(replica: &Replica) -> Result<(), PruneError> {
     for path in paths(replica.path())? {
         if load(replica, &path)?.is_some() {
             File::open(&path).and_then(|file| file.sync_all()).map_err(failed("sync", &path))?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tracing::{debug, info, info_span};
 
 use super::caches;
-use super::plan::{Fate, PackPlan, PrunePlan};
+use super::plan::{PackFate, PackPlan, PrunePlan};
 use super::repack::{Repacker, keep_dictionaries};
 use super::{Bitmap, Phase, PruneError, PruneProgress, sweep};
 use crate::areas;
@@ -27,7 +27,7 @@ use crate::store::pack::{PACK_PREFIX, PackId};
 
 /// Pending changes of the catalogue that are committed before more are gathered, in bytes.
 const PENDING_BYTES: usize = 48 << 20;
-/// Chunks whose places are held in memory while packs are written anew.
+/// Chunks whose places are held in memory while packs are repacked.
 const MOVED_CHUNKS: u64 = 500_000;
 /// Bytes that are copied before the new packs are committed and the old ones deleted: what a prune takes of a nearly full disk.
 const MOVED_BYTES: u64 = 256 << 20;
@@ -78,7 +78,7 @@ pub fn carry_out(
         if writer.last_commit() != plan.commit {
             return Err(PruneError::Outdated);
         }
-        caches::settle(replica)?;
+        caches::sync_or_remove(replica)?;
         let mut work = Work { replica, plan, progress, report: &mut report, removed_rows: BTreeSet::new() };
         work.snapshots(&mut writer)?;
         work.groups(&mut writer)?;
@@ -87,7 +87,7 @@ pub fn carry_out(
         let unnamed = work.unnamed_packs(&writer)?;
         work.packs(&mut writer, &unnamed)?;
         work.sweep(&mut writer)?;
-        work.rewrite(&mut writer)?;
+        work.repack(&mut writer)?;
         work.fold(&mut writer)?;
         work.sweep_at_once(&mut writer)?;
     }
@@ -233,7 +233,7 @@ impl Work<'_> {
     /// Removes the rows of packs without chunks and condemns those packs and the ones that no row names, once the dictionaries are safe.
     fn packs(&mut self, writer: &mut CatalogWriter, unnamed: &[(PackId, u64)]) -> Result<(), PruneError> {
         let packs = &self.plan.packs;
-        if unnamed.is_empty() && packs.values().all(|pack| pack.fate == Fate::Stays) {
+        if unnamed.is_empty() && packs.values().all(|pack| pack.fate == PackFate::Keep) {
             return Ok(());
         }
         let of_dictionaries: Vec<PackId> =
@@ -244,7 +244,7 @@ impl Work<'_> {
             self.report.written_bytes += row.bytes;
             writer.add_pack(row, &[])?;
         }
-        for (number, pack) in packs.iter().filter(|(_, pack)| pack.fate == Fate::Goes) {
+        for (number, pack) in packs.iter().filter(|(_, pack)| pack.fate == PackFate::Remove) {
             self.remove_pack(writer, *number, pack)?;
         }
         for (id, bytes) in unnamed {
@@ -302,13 +302,13 @@ impl Work<'_> {
         if self.plan.grace.is_zero() { self.sweep(writer) } else { Ok(()) }
     }
 
-    /// Writes packs anew without what is unused.
-    fn rewrite(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
-        let rewritten: Vec<(PackNumber, &PackPlan)> =
-            self.plan.packs.iter().filter(|(_, pack)| pack.fate == Fate::IsRewritten).map(|(n, p)| (*n, p)).collect();
-        self.progress.enter(Phase::Rewrite, rewritten.iter().map(|(_, pack)| pack.live_bytes).sum());
+    /// Repacks: copies what is used to new packs, and condemns the old ones.
+    fn repack(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
+        let repacked: Vec<(PackNumber, &PackPlan)> =
+            self.plan.packs.iter().filter(|(_, pack)| pack.fate == PackFate::Repack).map(|(n, p)| (*n, p)).collect();
+        self.progress.enter(Phase::Repack, repacked.iter().map(|(_, pack)| pack.live_bytes).sum());
         let mut repacker = Repacker::new(self.replica, writer.epoch());
-        for batch in batches(&rewritten, |pack| pack.live_chunks, MOVED_CHUNKS) {
+        for batch in batches(&repacked, |pack| pack.live_chunks, MOVED_CHUNKS) {
             let mut places = self.places(writer, batch)?;
             for unit in batches(batch, |pack| pack.live_bytes, MOVED_BYTES) {
                 for (number, _) in unit {
@@ -319,7 +319,7 @@ impl Work<'_> {
                         |_, source| Err(PruneError::Chunk { source }),
                     )?;
                 }
-                let (packs, bytes) = repacker.settle(writer)?;
+                let (packs, bytes) = repacker.finish_packs(writer)?;
                 self.report.written_packs += packs;
                 self.report.written_bytes += bytes;
                 for (number, pack) in unit {
@@ -359,7 +359,7 @@ impl Work<'_> {
     /// Folds commit files into a checkpoint when that is due. The catalogue takes their place only where it is exactly what they say.
     fn fold(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
         let backend = self.replica.backend().as_ref();
-        self.progress.enter(Phase::Fold, 0);
+        self.progress.enter(Phase::Checkpoint, 0);
         let fold = || -> Result<Option<(u64, u64)>, CatalogError> {
             if !checkpoint_writer::is_due(backend)? {
                 return Ok(None);

@@ -134,14 +134,14 @@ impl Marks {
                 }
             }
         }
-        self.settle(catalog, progress)
+        self.mark_contents(catalog, progress)
     }
 
     /// Marks what the content of all marked link groups needs.
     ///
     /// # Errors
     /// Fails when anything of it is missing or damaged.
-    pub fn settle(&mut self, catalog: &CatalogReader, progress: &PruneProgress) -> Result<(), PruneError> {
+    pub fn mark_contents(&mut self, catalog: &CatalogReader, progress: &PruneProgress) -> Result<(), PruneError> {
         // A page at a time, since rows are decoded by the page.
         let fresh: Bitmap<u64> = self.groups.clone();
         let examined = std::mem::take(&mut self.examined);

@@ -3,8 +3,8 @@
 //! ```text
 //! retention   which snapshots stay                                     a value
 //! mark        what those need: objects, link groups, chunks            bitmaps
-//! plan        what goes, which packs go and which are written anew     a value, printed or carried out
-//! carry_out   removes rows, writes packs anew, deletes packs, folds commit files, compacts the catalogue
+//! plan        what goes, which packs are deleted and which repacked     a value, printed or carried out
+//! carry_out   removes rows, repacks, deletes packs, writes a checkpoint, compacts the catalogue
 //! ```
 //!
 //! A plan belongs to one commit and is carried out by whoever holds the store's lock, so never beside a run; mounts may be there. Every step is
@@ -16,7 +16,7 @@
 //!    packs without chunks, and these packs are condemned.
 //! 3. Packs that no row names are condemned.
 //! 4. Of what earlier runs condemned, that is deleted whose grace is over (`catalog/condemned.rs` has the rule).
-//! 5. Packs of which too much is unused are written anew: new packs durable, then one commit that condemns the old ones, some 256 MiB at a time.
+//! 5. Packs of which too much is unused are repacked: new packs durable, then one commit that condemns the old ones, some 256 MiB at a time.
 //! 6. Commit files are folded into a checkpoint when that pays, and condemned; the catalogue is compacted when that pays.
 //!
 //! With a grace of nothing, what is condemned is deleted at once, in each step behind its commit: that is for a disk that fills up.
@@ -59,7 +59,7 @@ pub const GRACE: Duration = Duration::from_secs(86_400);
 /// How to prune.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PruneOptions {
-    /// How much of the packs may be unused afterwards, in per cent; 100 writes none anew.
+    /// How much of the packs may be unused afterwards, in per cent; 100 repacks none.
     pub max_unused_percent: u8,
     /// How long what nothing needs any more stays at least before it is deleted; zero deletes it at once.
     pub grace: Duration,
@@ -83,10 +83,10 @@ pub enum Phase {
     Remove = 1,
     /// Packs are deleted.
     Delete = 2,
-    /// Packs are written anew.
-    Rewrite = 3,
-    /// Commit files are folded, the catalogue is compacted.
-    Fold = 4,
+    /// Packs are repacked.
+    Repack = 3,
+    /// A checkpoint takes the place of commit files, the catalogue is compacted.
+    Checkpoint = 4,
     /// Of a repair: the catalogue is brought back.
     Rebuild = 5,
     /// Of a repair: packs are looked at, or read.
@@ -95,7 +95,7 @@ pub enum Phase {
 
 impl Phase {
     const ALL: [Phase; 7] =
-        [Phase::Mark, Phase::Remove, Phase::Delete, Phase::Rewrite, Phase::Fold, Phase::Rebuild, Phase::Inspect];
+        [Phase::Mark, Phase::Remove, Phase::Delete, Phase::Repack, Phase::Checkpoint, Phase::Rebuild, Phase::Inspect];
 
     /// Returns the phase's name, for people.
     pub fn label(self) -> &'static str {
@@ -103,8 +103,8 @@ impl Phase {
             Phase::Mark => "finding out what is in use",
             Phase::Remove => "removing rows",
             Phase::Delete => "deleting packs",
-            Phase::Rewrite => "writing packs anew",
-            Phase::Fold => "folding commit files",
+            Phase::Repack => "repacking",
+            Phase::Checkpoint => "writing a checkpoint",
             Phase::Rebuild => "bringing the catalogue back",
             Phase::Inspect => "packs, in bytes",
         }

@@ -46,7 +46,7 @@ pub struct PruneFigures {
     pub deleted_packs: u64,
     /// Their bytes.
     pub deleted_pack_bytes: u64,
-    /// Packs that are written anew without what is unused.
+    /// Packs that are repacked, which leaves out what is unused.
     pub rewritten_packs: u64,
     /// Their bytes.
     pub rewritten_bytes: u64,
@@ -72,17 +72,17 @@ pub struct PruneFigures {
 
 /// What becomes of a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    Stays,
-    IsRewritten,
-    Goes,
+pub(super) enum PackFate {
+    Keep,
+    Repack,
+    Remove,
 }
 
 pub(super) struct PackPlan {
     pub(super) row: PackRow,
     pub(super) live_chunks: u64,
     pub(super) live_bytes: u64,
-    pub(super) fate: Fate,
+    pub(super) fate: PackFate,
 }
 
 impl PackPlan {
@@ -238,7 +238,7 @@ fn mark_known(
             marks.group(inode.group)?;
         }
     }
-    marks.settle(catalog, progress)
+    marks.mark_contents(catalog, progress)
 }
 
 /// Verifies that every object that is needed exists; those that were decoded do, names and link counts were not looked at.
@@ -287,7 +287,7 @@ fn freed_by_each(
 fn packs(catalog: &CatalogReader, marks: &Marks) -> Result<BTreeMap<PackNumber, PackPlan>, CatalogError> {
     let mut packs = BTreeMap::new();
     catalog.for_each_pack(|number, row| {
-        packs.insert(number, PackPlan { row, live_chunks: 0, live_bytes: 0, fate: Fate::Stays });
+        packs.insert(number, PackPlan { row, live_chunks: 0, live_bytes: 0, fate: PackFate::Keep });
         Ok(())
     })?;
     catalog.for_each_chunk(|number, row| {
@@ -319,7 +319,7 @@ fn all_packs_are_there(packs: &BTreeMap<PackNumber, PackPlan>, sizes: &HashMap<S
     Ok(())
 }
 
-/// Decides what becomes of each pack: those without a needed chunk go, and of the others those with the largest unused share are written anew until
+/// Decides what becomes of each pack: those without a needed chunk go, and of the others those with the largest unused share are repacked until
 /// what stays has no more unused than allowed. `slack_bytes` of unused bytes, those of dictionaries, are allowed on top.
 fn choose(packs: &mut BTreeMap<PackNumber, PackPlan>, max_unused_percent: u8, slack_bytes: u64) {
     let (mut live, mut unused) = (0u64, 0u64);
@@ -329,7 +329,7 @@ fn choose(packs: &mut BTreeMap<PackNumber, PackPlan>, max_unused_percent: u8, sl
             continue;
         }
         if pack.live_chunks == 0 {
-            pack.fate = Fate::Goes;
+            pack.fate = PackFate::Remove;
             continue;
         }
         live += pack.live_bytes + PACK_OVERHEAD_BYTES;
@@ -347,7 +347,7 @@ fn choose(packs: &mut BTreeMap<PackNumber, PackPlan>, max_unused_percent: u8, sl
         }
         if let Some(pack) = packs.get_mut(&number) {
             unused -= pack.unused_bytes();
-            pack.fate = Fate::IsRewritten;
+            pack.fate = PackFate::Repack;
         }
     }
 }
@@ -365,17 +365,17 @@ fn removed_chunks(catalog: &CatalogReader, marks: &Marks, figures: &mut PruneFig
 fn sum_up(packs: &BTreeMap<PackNumber, PackPlan>, figures: &mut PruneFigures) {
     for pack in packs.values() {
         match pack.fate {
-            Fate::Goes => {
+            PackFate::Remove => {
                 figures.deleted_packs += 1;
                 figures.deleted_pack_bytes += pack.row.bytes;
             }
-            Fate::IsRewritten => {
+            PackFate::Repack => {
                 figures.rewritten_packs += 1;
                 figures.rewritten_bytes += pack.row.bytes;
                 figures.copied_bytes += pack.live_bytes;
                 figures.kept_bytes += pack.live_bytes;
             }
-            Fate::Stays => {
+            PackFate::Keep => {
                 figures.kept_bytes += pack.row.bytes;
                 if !pack.is_dictionary_pack() {
                     figures.unused_bytes += pack.unused_bytes();

@@ -77,7 +77,7 @@ impl Repacker {
     }
 
     /// Makes all that was copied durable and lets the catalogue know where it is; returns packs and bytes. The caller commits.
-    pub(crate) fn settle(&mut self, writer: &mut CatalogWriter) -> Result<(u64, u64), PruneError> {
+    pub(crate) fn finish_packs(&mut self, writer: &mut CatalogWriter) -> Result<(u64, u64), PruneError> {
         self.filling.seal(self.backend.as_ref())?;
         if self.filling.sealed.is_empty() {
             return Ok((0, 0));

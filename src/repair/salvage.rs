@@ -59,7 +59,7 @@ pub(super) fn packs(
     let given_up = work.give_up(&mut writer)?;
     report.lost_chunks = given_up.count();
     report.forgotten_inodes = forget(replica, writer.reader(), &given_up)?;
-    work.repacker.settle(&mut writer)?;
+    work.repacker.finish_packs(&mut writer)?;
     let of_dictionaries: Vec<PackId> = rows
         .iter()
         .filter(|(number, row)| row.chunks == 0 && !damaged.contains_key(number))

@@ -106,7 +106,7 @@ fn a_prune_shows_its_steps() {
     }
     let pruned = scene.code(0, &["-v", "prune", "--keep-last", "1", "--grace", "0s"]);
     let shown = events(&pruned, "INFO");
-    for step in ["finding out what is in use", "removing rows", "deleting packs", "writing packs anew"] {
+    for step in ["finding out what is in use", "removing rows", "deleting packs", "repacking"] {
         assert!(has(&shown, step), "{step}: {shown:?}");
     }
     assert!(has(&shown, "prune finished removed_snapshots=1"), "{shown:?}");

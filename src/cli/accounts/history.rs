@@ -14,7 +14,7 @@ use super::AccountsContext;
 use super::table::{colour, faults_in_short};
 
 /// One account across snapshots.
-struct Life {
+struct AccountSpan {
     email: String,
     first: usize,
     last: usize,
@@ -58,61 +58,61 @@ pub(super) fn run(shared: &mut AccountsContext<'_>) -> Result<Exit, CliError> {
 }
 
 fn all(shared: &mut AccountsContext<'_>) -> Result<Exit, CliError> {
-    let mut lives: BTreeMap<String, Life> = BTreeMap::new();
+    let mut spans: BTreeMap<String, AccountSpan> = BTreeMap::new();
     let snapshots = shared.snapshots.clone();
     for (at, snapshot) in snapshots.iter().enumerate() {
         let Some(accounts) = shared.entries(&snapshot.record)? else { continue };
         for account in accounts {
-            let life = lives.entry(account.id.clone()).or_insert_with(|| Life {
+            let span = spans.entry(account.id.clone()).or_insert_with(|| AccountSpan {
                 email: String::new(),
                 first: at,
                 last: at,
                 last_whole: None,
                 state: account.state,
             });
-            life.last = at;
-            life.state = account.state;
+            span.last = at;
+            span.state = account.state;
             if account.is_whole() {
-                life.last_whole = Some(at);
+                span.last_whole = Some(at);
             }
-            life.email = account.email;
+            span.email = account.email;
         }
     }
     let newest = snapshots.len().saturating_sub(1);
     // Of one that is gone and one that came after under the same address, the newer stands below.
-    let mut rows: Vec<(&String, &Life)> = lives.iter().collect();
+    let mut rows: Vec<(&String, &AccountSpan)> = spans.iter().collect();
     rows.sort_by(|a, b| (&a.1.email, a.1.first).cmp(&(&b.1.email, b.1.first)));
-    rows.retain(|(_, life)| !shared.args.faulty || life.last_whole != Some(newest));
+    rows.retain(|(_, span)| !shared.args.faulty || span.last_whole != Some(newest));
     let output = &shared.context.output;
     let id = |at: usize| snapshots[at].record.id.as_str();
     if output.json() {
-        for (account, life) in rows {
+        for (account, span) in rows {
             output.event(&HistoryEvent {
                 event: "account_history",
                 id: account,
-                email: &life.email,
-                first_snapshot: id(life.first),
-                last_snapshot: id(life.last),
-                last_whole_snapshot: life.last_whole.map(id),
-                last_whole_time: life.last_whole.map(|at| snapshots[at].record.time),
-                state: (life.last == newest).then_some(life.state),
+                email: &span.email,
+                first_snapshot: id(span.first),
+                last_snapshot: id(span.last),
+                last_whole_snapshot: span.last_whole.map(id),
+                last_whole_time: span.last_whole.map(|at| snapshots[at].record.time),
+                state: (span.last == newest).then_some(span.state),
             })?;
         }
         return Ok(Exit::Done);
     }
     let names = ["ACCOUNT", "NOW", "LAST WHOLE IN", "OF", "FIRST SEEN", "LAST SEEN"];
     let mut table = table::new(output, &names, &[]);
-    for (_, life) in rows {
+    for (_, span) in rows {
         let time = |at: usize| text::local_time(snapshots[at].record.time);
         let dash = || "-".to_owned();
-        let now = if life.last == newest { life.state.word() } else { "gone" };
+        let now = if span.last == newest { span.state.word() } else { "gone" };
         table.add_row(vec![
-            Cell::new(text::escape(life.email.as_bytes())),
-            Cell::new(now).fg(if life.last == newest { colour(life.state) } else { comfy_table::Color::Red }),
-            Cell::new(life.last_whole.map_or_else(dash, |at| snapshots[at].record.short_id().to_owned())),
-            Cell::new(life.last_whole.map_or_else(dash, time)),
-            Cell::new(time(life.first)),
-            Cell::new(time(life.last)),
+            Cell::new(text::escape(span.email.as_bytes())),
+            Cell::new(now).fg(if span.last == newest { colour(span.state) } else { comfy_table::Color::Red }),
+            Cell::new(span.last_whole.map_or_else(dash, |at| snapshots[at].record.short_id().to_owned())),
+            Cell::new(span.last_whole.map_or_else(dash, time)),
+            Cell::new(time(span.first)),
+            Cell::new(time(span.last)),
         ]);
     }
     table::write(output, &mut table)?;

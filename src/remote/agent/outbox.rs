@@ -22,12 +22,12 @@ pub(super) struct Closed;
 /// The queue.
 #[derive(Default)]
 pub(super) struct Outbox {
-    state: Mutex<State>,
+    state: Mutex<Queued>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Queued {
     frames: VecDeque<Vec<u8>>,
     bytes: usize,
     /// Nothing more is taken.
@@ -37,7 +37,7 @@ struct State {
 }
 
 impl Outbox {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Queued> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

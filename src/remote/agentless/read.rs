@@ -216,7 +216,7 @@ impl Reader {
         outcomes.extend(known);
         let attempts = self.attempt(shell, requests, &rest, sinks, 1)?;
         for (place, attempt) in rest.into_iter().zip(attempts) {
-            let outcome = self.settled(shell, requests, place, sinks, attempt)?;
+            let outcome = self.retried(shell, requests, place, sinks, attempt)?;
             outcomes[place] = Some(outcome);
         }
         let whole: Option<Vec<ReadOutcome>> = outcomes.into_iter().collect();
@@ -224,7 +224,7 @@ impl Reader {
     }
 
     /// Tries again, one by one, what did not work at first.
-    fn settled(
+    fn retried(
         &mut self,
         shell: &mut Shell,
         requests: &[ReadRequest],

@@ -12,13 +12,13 @@ const PATH_BYTES_PER_ENTRY: usize = 64;
 
 /// One directory: waiting, being read, or read.
 pub(super) struct Node {
-    state: Mutex<State>,
+    state: Mutex<NodeState>,
     done: Condvar,
     /// Its place in the work list, while it has one.
     slot: AtomicU32,
 }
 
-enum State {
+enum NodeState {
     Waiting(Task),
     /// `awaited`: the caller's thread sleeps until it is read.
     Running {
@@ -73,7 +73,7 @@ impl Outcome {
 
 impl Node {
     pub(super) fn new(task: Task) -> Arc<Node> {
-        Arc::new(Node { state: Mutex::new(State::Waiting(task)), done: Condvar::new(), slot: AtomicU32::new(0) })
+        Arc::new(Node { state: Mutex::new(NodeState::Waiting(task)), done: Condvar::new(), slot: AtomicU32::new(0) })
     }
 
     pub(super) fn set_slot(&self, slot: u32) {
@@ -87,19 +87,19 @@ impl Node {
 
     /// Returns whether nobody has taken the task.
     pub(super) fn is_waiting(&self) -> bool {
-        matches!(*lock(&self.state), State::Waiting(_))
+        matches!(*lock(&self.state), NodeState::Waiting(_))
     }
 
     /// Notes that the one who claimed the task has handed on its outcome, too.
     pub(super) fn set_taken(&self) {
-        *lock(&self.state) = State::Taken;
+        *lock(&self.state) = NodeState::Taken;
     }
 
     /// Takes the task if nobody has.
     pub(super) fn claim(&self) -> Option<Task> {
         let mut state = lock(&self.state);
-        match std::mem::replace(&mut *state, State::Running { awaited: false }) {
-            State::Waiting(task) => Some(task),
+        match std::mem::replace(&mut *state, NodeState::Running { awaited: false }) {
+            NodeState::Waiting(task) => Some(task),
             other => {
                 *state = other;
                 None
@@ -108,8 +108,8 @@ impl Node {
     }
 
     pub(super) fn complete(&self, outcome: Box<Outcome>) {
-        let before = std::mem::replace(&mut *lock(&self.state), State::Done(outcome));
-        if matches!(before, State::Running { awaited: true }) {
+        let before = std::mem::replace(&mut *lock(&self.state), NodeState::Done(outcome));
+        if matches!(before, NodeState::Running { awaited: true }) {
             self.done.notify_one();
         }
     }
@@ -118,10 +118,10 @@ impl Node {
     pub(super) fn take(&self, wait: bool) -> Option<Outcome> {
         let mut state = lock(&self.state);
         loop {
-            match std::mem::replace(&mut *state, State::Taken) {
-                State::Done(outcome) => return Some(*outcome),
-                State::Running { .. } if wait => {
-                    *state = State::Running { awaited: true };
+            match std::mem::replace(&mut *state, NodeState::Taken) {
+                NodeState::Done(outcome) => return Some(*outcome),
+                NodeState::Running { .. } if wait => {
+                    *state = NodeState::Running { awaited: true };
                     state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
                 other => {
@@ -148,8 +148,8 @@ pub(super) fn dismantle(mut nodes: Vec<Arc<Node>>) {
     while let Some(node) = nodes.pop() {
         let mut state = lock(&node.state);
         // One that is being read still gets its outcome from its thread.
-        if !matches!(*state, State::Running { .. })
-            && let State::Done(outcome) = std::mem::replace(&mut *state, State::Taken)
+        if !matches!(*state, NodeState::Running { .. })
+            && let NodeState::Done(outcome) = std::mem::replace(&mut *state, NodeState::Taken)
         {
             nodes.extend(outcome.subdirectories);
         }

@@ -20,7 +20,7 @@ fn goes_on_after_a_directory_that_may_not_be_read() {
         std::fs::create_dir(path.join("inner")).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     }
-    settle();
+    let_clock_step();
     // Root passes all permission checks by these two capabilities; they are given up for this thread only.
     let root_path = root.path().to_owned();
     let reader = std::thread::spawn(move || {
@@ -74,7 +74,7 @@ fn stops_at_mount_points_unless_told_to_cross() {
     std::fs::create_dir(inside.join("deep")).unwrap();
     mount_bind(inside.join("file"), root.path().join("c/file")).unwrap();
     let _bound = Mounted(root.path().join("c/file"));
-    settle();
+    let_clock_step();
 
     let result = scan(root.path(), with_threads(2));
     assert_depth_first(&result);
@@ -108,7 +108,7 @@ fn tells_a_new_inode_under_a_used_number() {
     }
     std::fs::write(root.path().join("a/one"), b"old").unwrap();
     std::fs::hard_link(root.path().join("a/one"), root.path().join("a/two")).unwrap();
-    settle();
+    let_clock_step();
     let mut running = Scan::start(root.path(), with_threads(1)).unwrap();
     running.next();
     let listing = running.next().unwrap();

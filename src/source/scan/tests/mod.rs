@@ -19,7 +19,7 @@ use super::*;
 use crate::model::Kind;
 
 /// Lets the clock step away from the tree just made, so that it counts as unchanged during the scan.
-fn settle() {
+fn let_clock_step() {
     std::thread::sleep(Duration::from_millis(130));
 }
 
@@ -104,7 +104,7 @@ fn build_mixed(root: &Path) {
         }
         symlink("nowhere", directory.join("link")).unwrap();
     }
-    settle();
+    let_clock_step();
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn stats_each_inode_once() {
     }
     symlink("target", root.path().join("a/link")).unwrap();
     rustix::fs::link(root.path().join("a/link"), root.path().join("c/link")).unwrap();
-    settle();
+    let_clock_step();
     let running = Scan::start(root.path(), with_threads(1)).unwrap();
     let trusted = running.engine.context.file_systems.get(0).trusted_numbers;
     let counters = running.counters();
@@ -229,7 +229,7 @@ fn takes_any_name() {
         let result = scan(root.path(), with_threads(2));
         assert_depth_first(&result);
         assert_eq!(names(&result).into_keys().collect::<BTreeSet<_>>(), expected, "{settled}");
-        settle();
+        let_clock_step();
     }
 }
 
