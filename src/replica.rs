@@ -27,7 +27,6 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::access;
-use crate::catalog::CatalogError;
 use crate::catalog::commit;
 use crate::catalog::commit_log::last_commit;
 use crate::catalog::database::CatalogDatabase;
@@ -35,6 +34,7 @@ use crate::catalog::meta::STORE;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::roll_forward::roll_forward;
 use crate::catalog::writer::CatalogWriter;
+use crate::catalog::{CatalogError, FileFault, OpenError, RowKind, WriteError};
 use crate::locks::{self, Hold};
 use crate::store::backend::Backend;
 use crate::store::codec::DictionarySet;
@@ -292,7 +292,7 @@ impl Replica {
     fn open_database(path: &Path) -> Result<CatalogDatabase, ReplicaError> {
         let file = path.join(CATALOG);
         match CatalogDatabase::open_read_only(&file) {
-            Err(CatalogError::NeedsRepair { .. }) => {
+            Err(error) if error.needs_repair() => {
                 match take_lock(path) {
                     Ok(_lock) => {
                         // A full disk shows when it is closed, which tells nobody.
@@ -308,7 +308,7 @@ impl Replica {
                 }
                 let lock = share_lock(path)?;
                 match CatalogDatabase::open_read_only(&file) {
-                    Err(CatalogError::NeedsRepair { .. }) => Ok(CatalogDatabase::open_repaired(&file, lock)?),
+                    Err(error) if error.needs_repair() => Ok(CatalogDatabase::open_repaired(&file, lock)?),
                     other => Ok(other?),
                 }
             }
@@ -380,10 +380,7 @@ impl Replica {
             match Replica::open_database(&path) {
                 Ok(database) => Ok(Arc::new(database)),
                 Err(ReplicaError::Catalog(error)) => Err(error),
-                Err(other) => {
-                    let path = path.join(CATALOG).display().to_string();
-                    Err(CatalogError::Open { path, message: other.to_string() })
-                }
+                Err(other) => Err(OpenError::Store(Box::new(other)).into()),
             }
         };
         CatalogReader::following(self.path.join(CATALOG), Box::new(open))
@@ -479,8 +476,7 @@ impl LockedReplica {
             let known = last_known_commit(current);
             let none_left = last == 0 && known.is_none() && !backend.list(PACK_PREFIX)?.is_empty();
             if known > Some(last) || none_left {
-                let key = commit::key(last + 1);
-                return Err(CatalogError::CommitFile { key, reason: "it is missing".to_owned() });
+                return Err(CatalogError::of_file(&commit::key(last + 1), FileFault::Missing));
             }
             Ok(applied)
         })
@@ -558,11 +554,8 @@ impl LockedReplica {
     /// Fails when the catalogue cannot be read.
     pub fn writer(&self) -> Result<CatalogWriter, CatalogError> {
         let mut writer = CatalogWriter::new(Arc::clone(&self.replica.database), Arc::clone(&self.replica.backend))?;
-        writer.describe_store(self.replica.config.to_row().map_err(|error| CatalogError::Damaged {
-            what: "meta row",
-            number: STORE,
-            reason: error.to_string(),
-        })?)?;
+        let row = self.replica.config.to_row();
+        writer.describe_store(row.map_err(|source| WriteError::Encode { row: RowKind::Meta.row(STORE), source })?)?;
         Ok(writer)
     }
 }

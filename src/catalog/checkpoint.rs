@@ -13,6 +13,7 @@
 use super::CatalogError;
 use super::commit::{self, CommitId};
 use super::commit_log::{commit_files, read_whole};
+use super::damage::FileFault;
 use super::tables::Change;
 use crate::coding::{DecodeError, Decoder};
 use crate::store::backend::Backend;
@@ -62,13 +63,13 @@ pub fn heads(backend: &dyn Backend) -> Result<Vec<u64>, CatalogError> {
 /// Returns the newest checkpoint; where its head is damaged, and an older one is still there, that one.
 ///
 /// # Errors
-/// [`CatalogError::CommitFile`] when there are heads and all are damaged.
+/// [`CatalogDamage::File`](super::CatalogDamage::File) when there are heads and all are damaged.
 pub fn newest(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError> {
     let mut failure = None;
     for number in heads(backend)? {
         match read_head(backend, number) {
             Ok(head) => return Ok(Some(head)),
-            Err(error @ CatalogError::CommitFile { .. }) => failure = failure.or(Some(error)),
+            Err(error) if error.is_damaged_file() => failure = failure.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
@@ -79,10 +80,10 @@ pub fn newest(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError>
 /// commit files behind it are still there, and do as well. `None` where there is no checkpoint, or none is whole and the commit files begin with the first.
 ///
 /// # Errors
-/// [`CatalogError::CommitFile`] when no checkpoint is whole and the commit files do not go back to the first.
+/// [`CatalogDamage::File`](super::CatalogDamage::File) when no checkpoint is whole and the commit files do not go back to the first.
 pub fn newest_whole(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError> {
     match whole_since(backend, 0) {
-        Err(CatalogError::CommitFile { .. }) if commit_files(backend)?.first() == Some(&1) => Ok(None),
+        Err(error) if error.is_damaged_file() && commit_files(backend)?.first() == Some(&1) => Ok(None),
         found => found,
     }
 }
@@ -90,7 +91,7 @@ pub fn newest_whole(backend: &dyn Backend) -> Result<Option<Checkpoint>, Catalog
 /// Returns the newest checkpoint from a number on of which every part can be read; `None` where there is no such number.
 ///
 /// # Errors
-/// [`CatalogError::CommitFile`] when there are some, and none is whole.
+/// [`CatalogDamage::File`](super::CatalogDamage::File) when there are some, and none is whole.
 pub(super) fn whole_since(backend: &dyn Backend, first: u64) -> Result<Option<Checkpoint>, CatalogError> {
     let mut failure = None;
     for number in heads(backend)?.into_iter().filter(|number| *number >= first) {
@@ -100,7 +101,7 @@ pub(super) fn whole_since(backend: &dyn Backend, first: u64) -> Result<Option<Ch
         });
         match whole {
             Ok(head) => return Ok(Some(head)),
-            Err(error @ CatalogError::CommitFile { .. }) => failure = failure.or(Some(error)),
+            Err(error) if error.is_damaged_file() => failure = failure.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
@@ -123,13 +124,12 @@ pub fn is_newest_damaged(backend: &dyn Backend) -> Result<bool, CatalogError> {
 /// Reads and verifies the head of a checkpoint.
 ///
 /// # Errors
-/// [`CatalogError::CommitFile`] when it is missing or damaged.
+/// [`CatalogDamage::File`](super::CatalogDamage::File) when it is missing or damaged.
 pub fn read_head(backend: &dyn Backend, number: u64) -> Result<Checkpoint, CatalogError> {
     let key = key(number);
     let file = read_whole(backend, &key)?;
     let frame = commit::unframe(HEAD_MAGIC, &key, &file)?;
     let body = frame.body(&key, HEAD_MAX_BYTES)?;
-    let damaged = |error: DecodeError| CatalogError::CommitFile { key: key.clone(), reason: error.to_string() };
     let mut decoder = Decoder::new(&body);
     let mut read = || {
         let count = decoder.count()?;
@@ -140,14 +140,14 @@ pub fn read_head(backend: &dyn Backend, number: u64) -> Result<Checkpoint, Catal
         }
         Ok(Checkpoint { number, commit: frame.named, bytes, parts })
     };
-    read().map_err(damaged)
+    read().map_err(|error| CatalogError::of_file(&key, error))
 }
 
 impl Checkpoint {
     /// Calls `visit` for the changes of each part, in order, a batch at a time.
     ///
     /// # Errors
-    /// [`CatalogError::CommitFile`] when a part is missing, damaged or of another checkpoint, or `visit` fails.
+    /// [`CatalogDamage::File`](super::CatalogDamage::File) when a part is missing, damaged or of another checkpoint, or `visit` fails.
     pub fn for_each_part(
         &self,
         backend: &dyn Backend,
@@ -184,11 +184,10 @@ impl Checkpoint {
         visit: &mut dyn FnMut(Vec<Change>) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
         let key = part_key(self.number, part);
-        let damaged = |reason: &str| CatalogError::CommitFile { key: key.clone(), reason: reason.to_owned() };
         let file = read_whole(backend, &key)?;
         let frame = commit::unframe(PART_MAGIC, &key, &file)?;
         if frame.id != *id || frame.number != self.number || frame.named != self.commit {
-            return Err(damaged("it is a part of another checkpoint"));
+            return Err(CatalogError::of_file(&key, FileFault::OtherCheckpoint));
         }
         frame.for_each_batch(&key, visit)
     }

@@ -8,6 +8,7 @@ use super::CatalogError;
 use super::checkpoint::{Checkpoint, HEAD_MAGIC, PART_MAGIC, PREFIX, key, newest, part_key, read_head, whole_since};
 use super::commit::{self, CommitId};
 use super::commit_log::last_commit;
+use super::damage::RowFault;
 use super::database_reader::DatabaseReader;
 use super::row_hashes::{RowHashes, TableHashes, payload_hash};
 use super::tables::{Index, Table};
@@ -76,7 +77,7 @@ pub fn write(
     match read_head(backend, number) {
         Ok(found) if found.commit == commit => return Ok(found),
         // It is whole, and this version could not write it again.
-        Err(error @ CatalogError::Unsupported { .. }) => return Err(error),
+        Err(error @ CatalogError::Unsupported(_)) => return Err(error),
         _ => {}
     }
     // What an interrupted fold left under the same names.
@@ -106,15 +107,14 @@ fn write_table(
     table: Table,
     expected: Option<TableHashes<'_>>,
 ) -> Result<(), CatalogError> {
-    let damaged =
-        |number: u64, reason: &str| CatalogError::Damaged { what: table.row_name(), number, reason: reason.to_owned() };
+    let damaged = |number, fault: RowFault| CatalogError::of_row(table.row_kind().row(number), fault);
     let mut rows = 0;
     database.scan(table, 0, |number, payload| {
         let payload = payload?;
         if let Some(expected) = expected
             && expected.get(number) != Some(payload_hash(payload))
         {
-            return Err(damaged(number, "it is not as the commit files have it"));
+            return Err(damaged(number, RowFault::NotAsCommitted));
         }
         rows += 1;
         commit::put_row(&mut writer.body, table, number, payload);
@@ -123,7 +123,7 @@ fn write_table(
     })?;
     let wanted = expected.map(TableHashes::len);
     if wanted.is_some_and(|wanted| wanted != rows) {
-        return Err(damaged(0, "rows that the commit files have are missing"));
+        return Err(damaged(0, RowFault::RowsMissing));
     }
     Ok(())
 }
@@ -165,7 +165,7 @@ pub fn superseded(backend: &dyn Backend, checkpoint: u64) -> Result<Vec<(String,
 /// one, nothing is deleted. The caller holds the store's lock.
 ///
 /// # Errors
-/// [`CatalogError::CommitFile`] when no such checkpoint is whole, its parts included: what it took the place of is all that there is, and stays. Fails, too,
+/// [`CatalogDamage::File`](super::CatalogDamage::File) when no such checkpoint is whole, its parts included: what it took the place of is all that there is, and stays. Fails, too,
 /// when something cannot be deleted; what is left means nothing.
 pub fn tidy(backend: &dyn Backend, checkpoint: u64) -> Result<u64, CatalogError> {
     let doomed = superseded(backend, checkpoint)?;

@@ -24,7 +24,8 @@
 
 use std::io::BufReader;
 
-use super::CatalogError;
+use super::damage::FileFault;
+use super::error::{CatalogError, Unsupported, WriteError, Written};
 use super::tables::{Change, Index, Table};
 use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, expansion_limit, put_bytes, put_varint};
 
@@ -73,13 +74,12 @@ impl<'a> CommitFile<'a> {
     /// Verifies a commit file that was read from `key`.
     ///
     /// # Errors
-    /// [`CatalogError::CommitFile`] for any byte that is not as written.
+    /// [`CatalogDamage::File`](super::CatalogDamage::File) for any byte that is not as written.
     pub fn open(key: &'a str, file: &'a [u8]) -> Result<CommitFile<'a>, CatalogError> {
         let frame = unframe(MAGIC, key, file)?;
         let Frame { number, named, id, .. } = frame;
         if number_of_key(key) != Some(number) {
-            let reason = "its number is not that of its name".to_owned();
-            return Err(CatalogError::CommitFile { key: key.to_owned(), reason });
+            return Err(CatalogError::of_file(key, FileFault::Name));
         }
         Ok(CommitFile { key, number, previous: named, id, frame })
     }
@@ -87,7 +87,7 @@ impl<'a> CommitFile<'a> {
     /// Calls `visit` for the changes, in order, a batch at a time.
     ///
     /// # Errors
-    /// [`CatalogError::CommitFile`] when they make no sense, or what `visit` returns; it may have got some of them then.
+    /// [`CatalogDamage::File`](super::CatalogDamage::File) when they make no sense, or what `visit` returns; it may have got some of them then.
     pub fn for_each_batch(
         &self,
         visit: impl FnMut(Vec<Change>) -> Result<(), CatalogError>,
@@ -99,7 +99,7 @@ impl<'a> CommitFile<'a> {
 /// Encodes a commit file; returns its bytes and its identifier.
 ///
 /// # Errors
-/// [`CatalogError::TooLarge`] when it could not be read back.
+/// [`WriteError::TooLarge`] when it could not be read back.
 pub fn encode(number: u64, previous: &CommitId, changes: &[Change]) -> Result<(Vec<u8>, CommitId), CatalogError> {
     let mut body = Vec::new();
     for change in changes {
@@ -146,11 +146,10 @@ pub(super) fn frame(
     file.extend_from_slice(&number.to_le_bytes());
     file.extend_from_slice(id);
     file.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    let packed = zstd::bulk::compress(body, LEVEL)
-        .map_err(|error| CatalogError::CommitFile { key: key(number), reason: error.to_string() })?;
+    let packed = zstd::bulk::compress(body, LEVEL).map_err(WriteError::Compress)?;
     let most = body_limit(packed.len());
     if body.len() as u64 > most {
-        return Err(CatalogError::TooLarge { what: "A commit", bytes: body.len() as u64, most });
+        return Err(WriteError::TooLarge { what: Written::Commit, bytes: body.len() as u64, most }.into());
     }
     file.extend_from_slice(&packed);
     let hash = blake3::hash(&file);
@@ -182,53 +181,49 @@ pub(super) struct Frame<'a> {
 
 /// Verifies a file that [`frame`] made and takes it apart.
 pub(super) fn unframe<'a>(magic: &[u8; 8], key: &str, file: &'a [u8]) -> Result<Frame<'a>, CatalogError> {
-    let damaged = |reason: &str| CatalogError::CommitFile { key: key.to_owned(), reason: reason.to_owned() };
+    let damaged = |fault| CatalogError::of_file(key, fault);
     if file.len() < HEADER_BYTES + HASH_BYTES {
-        return Err(damaged("it is too short"));
+        return Err(damaged(FileFault::Short));
     }
     let (covered, stated) = file.split_at(file.len() - HASH_BYTES);
     let hash = blake3::hash(covered);
     if hash.as_bytes() != stated {
-        return Err(damaged("its BLAKE3 does not fit its bytes"));
+        return Err(damaged(FileFault::Checksum));
     }
-    let inner = |error: DecodeError| damaged(&error.to_string());
+    let inner = |error: DecodeError| CatalogError::of_file(key, error);
     let (header, packed) = covered.split_at(HEADER_BYTES);
     let mut header = Decoder::new(header);
     let found = header.array::<8>().map_err(inner)?;
     if found[..7] != magic[..7] {
-        return Err(damaged("it is no such file"));
+        return Err(damaged(FileFault::Magic));
     }
     // The checksum fits: what is unknown here is no damage.
     if found != *magic {
-        return Err(unsupported(key, "another version"));
+        return Err(CatalogError::Unsupported(Unsupported::FileVersion { key: key.to_owned() }));
     }
     if header.array::<8>().map_err(inner)? != [0; 8] {
-        return Err(unsupported(key, "flags"));
+        return Err(CatalogError::Unsupported(Unsupported::FileFlags { key: key.to_owned() }));
     }
     let number = u64::from_le_bytes(header.array().map_err(inner)?);
     let named = header.array().map_err(inner)?;
     let body_bytes = u64::from_le_bytes(header.array().map_err(inner)?);
     if body_bytes > body_limit(packed.len()) {
-        return Err(damaged("its stated length is out of range"));
+        return Err(damaged(FileFault::Range));
     }
     Ok(Frame { number, named, id: id_of(hash.as_bytes()), packed, body_bytes })
-}
-
-fn unsupported(key: &str, what: &str) -> CatalogError {
-    CatalogError::Unsupported { what: format!("The file {key} has {what}") }
 }
 
 impl Frame<'_> {
     /// Returns the whole body: only of what is known to be short.
     pub(super) fn body(&self, key: &str, most: u64) -> Result<Vec<u8>, CatalogError> {
-        let damaged = |reason: String| CatalogError::CommitFile { key: key.to_owned(), reason };
+        let damaged = |fault| CatalogError::of_file(key, fault);
         if self.body_bytes > most {
-            return Err(damaged("its stated length is out of range".to_owned()));
+            return Err(damaged(FileFault::Range));
         }
         let body = zstd::bulk::decompress(self.packed, self.body_bytes as usize)
-            .map_err(|error| damaged(format!("it cannot be decompressed: {error}")))?;
+            .map_err(|error| damaged(FileFault::Decompress(error)))?;
         if body.len() as u64 != self.body_bytes {
-            return Err(damaged("its body has another length than stated".to_owned()));
+            return Err(damaged(FileFault::Length));
         }
         Ok(body)
     }
@@ -239,16 +234,16 @@ impl Frame<'_> {
         key: &str,
         mut visit: impl FnMut(Vec<Change>) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
-        let damaged = |error: DecodeError| CatalogError::CommitFile { key: key.to_owned(), reason: error.to_string() };
+        let damaged = |error: DecodeError| CatalogError::of_file(key, error);
         let stream = zstd::stream::read::Decoder::with_buffer(self.packed)
-            .map_err(|_| damaged(DecodeError("it cannot be decompressed")))?;
+            .map_err(|error| CatalogError::of_file(key, FileFault::Decompress(error)))?;
         let mut decoder = StreamDecoder::new(BufReader::with_capacity(128 << 10, stream), self.body_bytes);
         // The checksum fits: a table that is unknown is one of a later version.
         let mut unknown = None;
         while !decoder.is_empty() {
             let batch = decode_batch(&mut decoder, &mut unknown);
             visit(batch.map_err(|error| match unknown {
-                Some(table) => unsupported(key, &format!("rows of table {table}")),
+                Some(table) => CatalogError::Unsupported(Unsupported::Table { key: key.to_owned(), table }),
                 None => damaged(error),
             })?)?;
         }
@@ -357,7 +352,7 @@ mod tests {
         assert!(largest <= 2 * BATCH_BYTES, "{largest}");
         // What could not be read back is not written.
         let refused = encode(5, &[3; 16], &[Change::Put(Table::Objects, 1, vec![0; 70 << 20])]);
-        assert!(matches!(refused, Err(CatalogError::TooLarge { .. })));
+        assert!(matches!(refused, Err(CatalogError::Write(WriteError::TooLarge { .. }))));
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use super::CatalogError;
 use super::commit::{self, CommitId};
+use super::damage::FileFault;
 use super::database_reader::DatabaseReader;
+use super::row_id::RowKind;
 use super::tables::Table;
 use crate::coding::DecodeError;
 use crate::store::backend::Backend;
@@ -31,7 +33,8 @@ pub fn commit_id(database: &DatabaseReader, number: u64) -> Result<Option<Commit
 }
 
 fn decode_commit_row(number: u64, payload: &[u8]) -> Result<CommitId, CatalogError> {
-    payload.try_into().map_err(|_| CatalogError::damaged("commit row", number, DecodeError("it is no identifier")))
+    let id = payload.try_into().map_err(|_| DecodeError("it is no identifier"));
+    id.map_err(|error| CatalogError::of_row(RowKind::Commit.row(number), error))
 }
 
 /// Returns the numbers of all commit files, ascending.
@@ -49,8 +52,6 @@ pub fn commit_files(backend: &dyn Backend) -> Result<BTreeSet<u64>, CatalogError
 /// # Errors
 /// Fails when it is not there or cannot be read.
 pub fn read_whole(backend: &dyn Backend, key: &str) -> Result<Vec<u8>, CatalogError> {
-    let bytes = backend
-        .size(key)?
-        .ok_or_else(|| CatalogError::CommitFile { key: key.to_owned(), reason: "it is missing".to_owned() })?;
+    let bytes = backend.size(key)?.ok_or_else(|| CatalogError::of_file(key, FileFault::Missing))?;
     Ok(backend.read_at(key, 0, bytes as usize)?)
 }

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use super::CatalogError;
 use super::reader::CatalogReader;
+use super::row_id::RowKind;
 use super::tables::Table;
 use crate::coding::{DecodeError, Decoder, put_signed, put_varint};
 use crate::store::pack::PackId;
@@ -140,7 +141,7 @@ pub fn read(catalog: &CatalogReader) -> Result<Vec<(u64, CondemnedRow)>, Catalog
     let mut rows = Vec::new();
     catalog.database()?.scan(Table::Condemned, 0, |number, payload| {
         let row = CondemnedRow::decode(payload?)
-            .map_err(|error| CatalogError::damaged(Table::Condemned.row_name(), number, error))?;
+            .map_err(|error| CatalogError::of_row(RowKind::Condemned.row(number), error))?;
         rows.push((number, row));
         Ok(())
     })?;

@@ -1,6 +1,6 @@
 //! The redb database: opened, repaired, changed in transactions.
 //!
-//! redb panics on some damaged pages. Every call of it, here and in `database_reader`, goes through `guarded`, which makes an error of that.
+//! Every call of redb, here and in `database_reader`, goes through `redb_call`, which tells the kinds of errors apart and makes one of a panic.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,9 @@ use redb::{ConcurrencyMode, Database, ReadOnlyDatabase, ReadableDatabase};
 
 use super::CatalogError;
 use super::database_reader::DatabaseReader;
-use super::guarded::guarded;
+use super::error::OpenError;
 use super::overlay::Overlay;
+use super::redb_call;
 use super::tables::{CHECK_BYTES, Change, Index, Table, seal};
 
 /// Memory that redb may use for its page cache, in bytes.
@@ -33,12 +34,7 @@ pub struct CatalogDatabase {
 
 impl Drop for CatalogDatabase {
     fn drop(&mut self) {
-        let handle = std::mem::replace(&mut self.handle, Handle::Closed);
-        // redb writes when it is closed, and may meet a damaged page then. Whoever opens it next is told.
-        let _ = guarded(|| {
-            drop(handle);
-            Ok(())
-        });
+        redb_call::dropping(std::mem::replace(&mut self.handle, Handle::Closed));
     }
 }
 
@@ -49,40 +45,22 @@ impl CatalogDatabase {
         builder
     }
 
-    fn open_error(path: &Path, error: redb::DatabaseError) -> CatalogError {
-        let path = path.display().to_string();
-        match error {
-            redb::DatabaseError::RepairAborted => CatalogError::NeedsRepair { path },
-            // Not its fault, and to be told apart.
-            redb::DatabaseError::Storage(redb::StorageError::Io(error)) if CatalogError::is_full(&error) => {
-                redb::StorageError::Io(error).into()
-            }
-            redb::DatabaseError::Storage(redb::StorageError::Io(source)) if !CatalogError::is_of_file(&source) => {
-                CatalogError::Unreadable { path, source }
-            }
-            other => CatalogError::Open { path, message: other.to_string() },
-        }
-    }
-
-    fn not_for_writing(&self) -> CatalogError {
-        let message = "it was opened for reading only".to_owned();
-        CatalogError::Open { path: self.path.display().to_string(), message }
+    fn read_only(&self) -> CatalogError {
+        OpenError::ReadOnly { path: self.path.display().to_string() }.into()
     }
 
     /// Creates the database with all tables, or opens it when it exists. The caller holds the store's lock.
     ///
     /// # Errors
-    /// [`CatalogError::Open`] when the file cannot be created or is no redb database.
+    /// [`OpenError`] when the file cannot be created or is no redb database.
     pub fn open_or_create(path: &Path) -> Result<CatalogDatabase, CatalogError> {
-        guarded(|| {
+        redb_call::opening(path, || {
             // Made here, for redb leaves its mode and owner to chance; an empty file is a new database to it.
             match crate::access::create(path, crate::access::FILE_MODE) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(Self::open_error(path, redb::StorageError::Io(error).into()));
-                }
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(redb::Error::Io(error)),
                 _ => {}
             }
-            let database = Self::builder().create(path).map_err(|error| Self::open_error(path, error))?;
+            let database = Self::builder().create(path)?;
             let transaction = database.begin_write()?;
             let complete = transaction.list_tables()?.count() == Table::ALL.len() + Index::ALL.len();
             if complete {
@@ -103,10 +81,10 @@ impl CatalogDatabase {
     /// Opens an existing database for writing. The caller holds the store's lock.
     ///
     /// # Errors
-    /// [`CatalogError::Open`] when there is none, or it is no redb database.
+    /// [`OpenError`] when there is none, or it is no redb database.
     pub fn open(path: &Path) -> Result<CatalogDatabase, CatalogError> {
-        guarded(|| {
-            let database = Self::builder().open(path).map_err(|error| Self::open_error(path, error))?;
+        redb_call::opening(path, || {
+            let database = Self::builder().open(path)?;
             Ok(CatalogDatabase { handle: Handle::Writer(database), path: path.to_owned() })
         })
     }
@@ -114,10 +92,10 @@ impl CatalogDatabase {
     /// Opens an existing database for reading, beside a writer in another process.
     ///
     /// # Errors
-    /// [`CatalogError::NeedsRepair`] when a writer died and nobody has written since.
+    /// [`OpenError::NeedsRepair`] when a writer died and nobody has written since.
     pub fn open_read_only(path: &Path) -> Result<CatalogDatabase, CatalogError> {
-        guarded(|| {
-            let database = Self::builder().open_read_only(path).map_err(|error| Self::open_error(path, error))?;
+        redb_call::opening(path, || {
+            let database = Self::builder().open_read_only(path)?;
             Ok(CatalogDatabase { handle: Handle::Reader(database), path: path.to_owned() })
         })
     }
@@ -126,18 +104,17 @@ impl CatalogDatabase {
     /// store's lock, is held as long as it is read.
     ///
     /// # Errors
-    /// [`CatalogError::Open`] when it cannot be read, or not be repaired.
+    /// [`OpenError`] when it cannot be read, or not be repaired.
     pub fn open_repaired(path: &Path, lock: File) -> Result<CatalogDatabase, CatalogError> {
-        let database = guarded(|| Self::open_in_memory(path))?;
+        let database = redb_call::opening(path, || Self::open_in_memory(path))?;
         Ok(CatalogDatabase { handle: Handle::Repaired(database, lock), path: path.to_owned() })
     }
 
-    fn open_in_memory(path: &Path) -> Result<Database, CatalogError> {
-        let opened = File::open(path).and_then(Overlay::new);
-        let overlay = opened.map_err(|error| Self::open_error(path, redb::StorageError::Io(error).into()))?;
+    fn open_in_memory(path: &Path) -> Result<Database, redb::Error> {
+        let overlay = File::open(path).and_then(Overlay::new).map_err(redb::Error::Io)?;
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        builder.create_with_backend(overlay).map_err(|error| Self::open_error(path, error))
+        Ok(builder.create_with_backend(overlay)?)
     }
 
     /// Does what every writer does to the database, over a copy of the changed pages in memory: opens it for writing, changes every table, commits. redb
@@ -149,8 +126,8 @@ impl CatalogDatabase {
         /// No row has this number.
         const NUMBER: u64 = u64::MAX;
         const HASH: [u8; 32] = [0xff; 32];
-        guarded(|| {
-            let database = Self::open_in_memory(path)?;
+        let database = redb_call::opening(path, || Self::open_in_memory(path))?;
+        let tried = redb_call::reading(|| {
             // The second commit sees to the pages that the first one has freed.
             for _ in 0..2 {
                 let transaction = database.begin_write()?;
@@ -167,7 +144,9 @@ impl CatalogDatabase {
                 transaction.commit()?;
             }
             Ok(())
-        })
+        });
+        redb_call::dropping(database);
+        tried
     }
 
     /// Returns whether it was repaired in memory: nobody can write then.
@@ -185,16 +164,16 @@ impl CatalogDatabase {
     /// # Errors
     /// Fails when redb fails or a table is missing.
     pub fn read(&self) -> Result<DatabaseReader, CatalogError> {
-        let transaction = guarded(|| match &self.handle {
+        let transaction = redb_call::reading(|| match &self.handle {
             Handle::Writer(database) | Handle::Repaired(database, _) => Ok(database.begin_read()?),
             Handle::Reader(database) => Ok(database.begin_read()?),
-            Handle::Closed => Err(self.not_for_writing()),
+            Handle::Closed => Err(redb::Error::DatabaseClosed),
         })?;
         DatabaseReader::open(transaction)
     }
 
     fn writer(&self) -> Result<&Database, CatalogError> {
-        let Handle::Writer(database) = &self.handle else { return Err(self.not_for_writing()) };
+        let Handle::Writer(database) = &self.handle else { return Err(self.read_only()) };
         Ok(database)
     }
 
@@ -204,11 +183,10 @@ impl CatalogDatabase {
     /// Fails when the database was opened read-only or redb fails; nothing is changed then.
     pub fn apply(&self, changes: &[Change]) -> Result<(), CatalogError> {
         let database = self.writer()?;
-        guarded(|| {
+        redb_call::writing(|| {
             let transaction = database.begin_write()?;
             apply_in(&transaction, changes)?;
-            transaction.commit()?;
-            Ok(())
+            Ok(transaction.commit()?)
         })
     }
 
@@ -221,12 +199,14 @@ impl CatalogDatabase {
         feed: impl FnOnce(&mut dyn FnMut(Vec<Change>) -> Result<(), CatalogError>) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
         let database = self.writer()?;
-        guarded(|| {
-            let transaction = database.begin_write()?;
-            feed(&mut |changes| apply_in(&transaction, &changes))?;
-            transaction.commit()?;
-            Ok(())
-        })
+        let transaction = redb_call::writing(|| Ok(database.begin_write()?))?;
+        match feed(&mut |changes| redb_call::writing(|| apply_in(&transaction, &changes))) {
+            Ok(()) => redb_call::writing(|| Ok(transaction.commit()?)),
+            Err(error) => {
+                redb_call::dropping(transaction);
+                Err(error)
+            }
+        }
     }
 
     /// Moves pages to the front of the file and cuts it behind them. Takes time with the size of the file.
@@ -235,7 +215,7 @@ impl CatalogDatabase {
     /// Fails when the database was opened read-only, someone reads it, or redb fails; nothing is lost then.
     pub fn compact(&mut self) -> Result<(), CatalogError> {
         if let Handle::Writer(database) = &mut self.handle {
-            guarded(|| Ok(database.compact()?))?;
+            redb_call::writing(|| Ok(database.compact()?))?;
         }
         Ok(())
     }
@@ -245,8 +225,8 @@ impl CatalogDatabase {
     /// # Errors
     /// Fails when the database was opened read-only or redb fails.
     pub fn usage(&self) -> Result<(u64, u64), CatalogError> {
-        let Handle::Writer(database) = &self.handle else { return Err(self.not_for_writing()) };
-        let stats = guarded(|| {
+        let database = self.writer()?;
+        let stats = redb_call::writing(|| {
             let transaction = database.begin_write()?;
             let stats = transaction.stats()?;
             transaction.abort()?;
@@ -262,14 +242,16 @@ impl CatalogDatabase {
     /// Fails when the database was opened read-only or redb fails.
     pub fn check_pages(&mut self) -> Result<bool, CatalogError> {
         match &mut self.handle {
-            Handle::Writer(database) | Handle::Repaired(database, _) => guarded(|| Ok(database.check_integrity()?)),
+            Handle::Writer(database) | Handle::Repaired(database, _) => {
+                redb_call::writing(|| Ok(database.check_integrity()?))
+            }
             Handle::Reader(_) | Handle::Closed => Ok(true),
         }
     }
 }
 
 /// Applies changes in order of the tables, and of each table's in the order in which they come.
-fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<(), CatalogError> {
+fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<(), redb::Error> {
     for table in Table::ALL {
         let mut open = None;
         for change in changes {

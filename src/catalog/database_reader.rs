@@ -3,7 +3,9 @@
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata};
 
 use super::CatalogError;
-use super::guarded::guarded;
+use super::damage::RowFault;
+use super::redb_call::{self, reading};
+use super::row_id::RowKind;
 use super::tables::{Index, Table, unseal};
 
 type Numbered = ReadOnlyTable<u64, &'static [u8]>;
@@ -23,23 +25,19 @@ pub struct DatabaseReader {
 
 impl Drop for DatabaseReader {
     fn drop(&mut self) {
-        let tables = self.tables.take();
         // After a panic of redb its locks are poisoned.
-        let _ = guarded(|| {
-            drop(tables);
-            Ok(())
-        });
+        redb_call::dropping(self.tables.take());
     }
 }
 
 impl DatabaseReader {
     pub(super) fn open(transaction: ReadTransaction) -> Result<DatabaseReader, CatalogError> {
-        guarded(|| {
+        reading(|| {
             let mut numbered = Vec::with_capacity(Table::ALL.len());
             for table in Table::ALL {
                 match transaction.open_table(table.definition()) {
                     // A catalogue from before there was such a table gets it with its first row.
-                    Err(redb::TableError::TableDoesNotExist(_)) if table.may_be_absent() => {}
+                    Err(redb::TableError::TableDoesNotExist(_)) if table.is_optional() => {}
                     opened => numbered.push((table, opened?)),
                 }
             }
@@ -54,13 +52,13 @@ impl DatabaseReader {
         let tables = self.tables.iter().flat_map(|tables| &tables.numbered);
         match tables.into_iter().find(|(name, _)| *name == table) {
             Some((_, open)) => Ok(Some(open)),
-            None if table.may_be_absent() => Ok(None),
-            None => Err(CatalogError::Missing { what: "table", number: table as u64 }),
+            None if table.is_optional() => Ok(None),
+            None => Err(CatalogError::missing(RowKind::Table.row(table as u64))),
         }
     }
 
     fn index(&self, index: Index) -> Result<&Hashed, CatalogError> {
-        let tables = self.tables.as_ref().ok_or(CatalogError::Missing { what: "table", number: index as u64 })?;
+        let tables = self.tables.as_ref().ok_or(CatalogError::missing(RowKind::Table.row(index as u64)))?;
         Ok(match index {
             Index::Chunks => &tables.chunk_index,
             Index::Objects => &tables.object_index,
@@ -70,7 +68,7 @@ impl DatabaseReader {
     /// Reads the payload of a row and hands it to `use_payload`, or returns `None` when there is no such row.
     ///
     /// # Errors
-    /// [`CatalogError::Damaged`] when the check value does not fit.
+    /// [`CatalogDamage::Row`](super::CatalogDamage::Row) when the check value does not fit.
     pub fn get<T>(
         &self,
         table: Table,
@@ -78,8 +76,8 @@ impl DatabaseReader {
         use_payload: impl FnOnce(&[u8]) -> Result<T, CatalogError>,
     ) -> Result<Option<T>, CatalogError> {
         let Some(open) = self.table(table)? else { return Ok(None) };
-        let Some(guard) = guarded(|| Ok(open.get(key)?))? else { return Ok(None) };
-        let sealed = guarded(|| Ok(guard.value()))?;
+        let Some(guard) = reading(|| Ok(open.get(key)?))? else { return Ok(None) };
+        let sealed = reading(|| Ok(guard.value()))?;
         use_payload(unseal(table, key, sealed)?).map(Some)
     }
 
@@ -89,7 +87,7 @@ impl DatabaseReader {
     /// Fails when redb fails.
     pub fn find(&self, index: Index, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
         let index = self.index(index)?;
-        guarded(|| Ok(index.get(hash)?.map(|guard| guard.value())))
+        reading(|| Ok(index.get(hash)?.map(|guard| guard.value())))
     }
 
     /// Calls `visit` for every row from `first` on, in order of their numbers.
@@ -103,15 +101,15 @@ impl DatabaseReader {
         mut visit: impl FnMut(u64, Result<&[u8], CatalogError>) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
         let Some(open) = self.table(table)? else { return Ok(()) };
-        let mut rows = guarded(|| Ok(open.range(first..)?))?;
-        let mut order = Order::new(table.row_name());
-        while let Some((number, value)) = guarded(|| Ok(rows.next().transpose()?.map(|(key, row)| (key.value(), row))))?
+        let mut rows = reading(|| Ok(open.range(first..)?))?;
+        let mut order = Order::new(table.row_kind());
+        while let Some((number, value)) = reading(|| Ok(rows.next().transpose()?.map(|(key, row)| (key.value(), row))))?
         {
             order.next(number, number)?;
-            let sealed = guarded(|| Ok(value.value()))?;
+            let sealed = reading(|| Ok(value.value()))?;
             visit(number, unseal(table, number, sealed))?;
         }
-        if first == 0 { order.end(guarded(|| Ok(open.len()?))?) } else { Ok(()) }
+        if first == 0 { order.end(reading(|| Ok(open.len()?))?) } else { Ok(()) }
     }
 
     /// Calls `visit` for the number of every row, in order, without looking at the rows.
@@ -124,13 +122,13 @@ impl DatabaseReader {
         mut visit: impl FnMut(u64) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
         let Some(open) = self.table(table)? else { return Ok(()) };
-        let mut rows = guarded(|| Ok(open.iter()?))?;
-        let mut order = Order::new(table.row_name());
-        while let Some(number) = guarded(|| Ok(rows.next().transpose()?.map(|(key, _)| key.value())))? {
+        let mut rows = reading(|| Ok(open.iter()?))?;
+        let mut order = Order::new(table.row_kind());
+        while let Some(number) = reading(|| Ok(rows.next().transpose()?.map(|(key, _)| key.value())))? {
             order.next(number, number)?;
             visit(number)?;
         }
-        order.end(guarded(|| Ok(open.len()?))?)
+        order.end(reading(|| Ok(open.len()?))?)
     }
 
     /// Returns the hash by which an index names a number, given the hash's first bytes; `None` when it names it by none that begins so.
@@ -142,7 +140,7 @@ impl DatabaseReader {
         let (mut first, mut last) = ([0; 32], [0xff; 32]);
         first[..8].copy_from_slice(&prefix);
         last[..8].copy_from_slice(&prefix);
-        guarded(|| {
+        reading(|| {
             for row in index.range::<&[u8; 32]>(&first..=&last)? {
                 let (hash, named) = row?;
                 if named.value() == number {
@@ -162,36 +160,34 @@ impl DatabaseReader {
         index: Index,
         mut visit: impl FnMut(&[u8; 32], u64) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
-        let mut order = Order::new(index.entry_name());
+        let mut order = Order::new(index.entry_kind());
         let index = self.index(index)?;
-        let mut rows = guarded(|| Ok(index.iter()?))?;
+        let mut rows = reading(|| Ok(index.iter()?))?;
         while let Some((hash, number)) =
-            guarded(|| Ok(rows.next().transpose()?.map(|(key, value)| (*key.value(), value.value()))))?
+            reading(|| Ok(rows.next().transpose()?.map(|(key, value)| (*key.value(), value.value()))))?
         {
             order.next(hash, number)?;
             visit(&hash, number)?;
         }
-        order.end(guarded(|| Ok(index.len()?))?)
+        order.end(reading(|| Ok(index.len()?))?)
     }
 }
 
 /// Sees to it that a scan ends and meets every row: a damaged page can make redb go in circles, or pass over what it held.
 struct Order<K> {
-    /// The word for a row in messages.
-    what: &'static str,
+    kind: RowKind,
     last: Option<K>,
     rows: u64,
 }
 
 impl<K: PartialOrd> Order<K> {
-    fn new(what: &'static str) -> Order<K> {
-        Order { what, last: None, rows: 0 }
+    fn new(kind: RowKind) -> Order<K> {
+        Order { kind, last: None, rows: 0 }
     }
 
     fn next(&mut self, key: K, number: u64) -> Result<(), CatalogError> {
         if self.last.as_ref().is_some_and(|last| key <= *last) {
-            let reason = "its rows are not in order".to_owned();
-            return Err(CatalogError::Damaged { what: self.what, number, reason });
+            return Err(CatalogError::of_row(self.kind.row(number), RowFault::Order));
         }
         self.last = Some(key);
         self.rows += 1;
@@ -203,7 +199,7 @@ impl<K: PartialOrd> Order<K> {
         if self.rows == rows {
             return Ok(());
         }
-        let reason = format!("its table has {rows} rows, and {} can be read", self.rows);
-        Err(CatalogError::Damaged { what: self.what, number: self.rows, reason })
+        let fault = RowFault::Unreachable { stated: rows, readable: self.rows };
+        Err(CatalogError::of_row(self.kind.row(self.rows), fault))
     }
 }

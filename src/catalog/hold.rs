@@ -8,6 +8,7 @@ use super::CatalogError;
 use super::dates::Dates;
 use super::meta::HOLD;
 use super::reader::CatalogReader;
+use super::row_id::RowKind;
 use super::tables::Table;
 
 /// A hold: until it ends, no run takes or removes anything.
@@ -30,11 +31,7 @@ pub struct Hold {
 /// Fails when the catalogue cannot be read.
 pub fn hold(catalog: &CatalogReader, now: jiff::Timestamp) -> Result<Option<Hold>, CatalogError> {
     let hold = catalog.database()?.get(Table::Meta, HOLD, |payload| {
-        serde_json::from_slice::<Hold>(payload).map_err(|error| CatalogError::Damaged {
-            what: Table::Meta.row_name(),
-            number: HOLD,
-            reason: error.to_string(),
-        })
+        serde_json::from_slice::<Hold>(payload).map_err(|error| CatalogError::of_row(RowKind::Meta.row(HOLD), error))
     })?;
     let Some(hold) = hold else { return Ok(None) };
     let in_force = match hold.until {

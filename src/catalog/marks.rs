@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CatalogError;
 use super::reader::CatalogReader;
+use super::row_id::RowKind;
 use super::tables::Table;
 use crate::ids::SnapshotNumber;
 
@@ -43,14 +44,9 @@ impl SnapshotMarks {
 /// Decodes the marks of one snapshot.
 ///
 /// # Errors
-/// [`CatalogError::Damaged`] when they make no sense.
+/// [`CatalogDamage::Row`](super::CatalogDamage::Row) when they make no sense.
 pub fn decode(number: u64, payload: &[u8]) -> Result<SnapshotMarks, CatalogError> {
-    let damaged = |error: serde_json::Error| CatalogError::Damaged {
-        what: Table::Marks.row_name(),
-        number,
-        reason: error.to_string(),
-    };
-    serde_json::from_slice(payload).map_err(damaged)
+    serde_json::from_slice(payload).map_err(|error| CatalogError::of_row(RowKind::Marks.row(number), error))
 }
 
 /// Returns the marks of all snapshots that have any, by their numbers.

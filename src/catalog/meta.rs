@@ -10,6 +10,7 @@
 use super::CatalogError;
 use super::database_reader::DatabaseReader;
 use super::reader::CatalogReader;
+use super::row_id::RowKind;
 use super::tables::Table;
 use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::ids::{ChunkId, PackNumber, SnapshotNumber, SourceId};
@@ -69,7 +70,7 @@ impl Counters {
     /// Fails when the row is damaged.
     pub fn read(database: &DatabaseReader) -> Result<Counters, CatalogError> {
         let counters = database.get(Table::Meta, COUNTERS, |payload| {
-            Counters::decode(payload).map_err(|error| CatalogError::damaged("meta row", COUNTERS, error))
+            Counters::decode(payload).map_err(|error| CatalogError::of_row(RowKind::Meta.row(COUNTERS), error))
         })?;
         Ok(counters.unwrap_or_default())
     }
@@ -81,7 +82,7 @@ impl Counters {
 /// Fails when the row is damaged.
 pub fn sources(reader: &CatalogReader) -> Result<Vec<String>, CatalogError> {
     let sources = reader.database()?.get(Table::Meta, SOURCES, |payload| {
-        serde_json::from_slice(payload).map_err(|error| sources_damaged(&error))
+        serde_json::from_slice(payload).map_err(|error| CatalogError::of_row(RowKind::Meta.row(SOURCES), error))
     })?;
     Ok(sources.unwrap_or_default())
 }
@@ -96,8 +97,4 @@ pub fn source_id(reader: &CatalogReader, name: &str) -> Result<Option<SourceId>,
 
 pub(super) fn place_of(sources: &[String], name: &str) -> Option<SourceId> {
     sources.iter().position(|known| known == name).map(|at| SourceId(at as u64))
-}
-
-pub(super) fn sources_damaged(error: &serde_json::Error) -> CatalogError {
-    CatalogError::Damaged { what: "meta row", number: SOURCES, reason: error.to_string() }
 }

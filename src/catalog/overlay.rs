@@ -65,7 +65,7 @@ fn parts(offset: u64, length: usize) -> impl Iterator<Item = (u64, usize, usize,
 }
 
 fn out_of_range() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "beyond the end")
+    io::Error::new(io::ErrorKind::UnexpectedEof, "beyond the end")
 }
 
 impl StorageBackend for Overlay {

@@ -10,6 +10,7 @@ use quick_cache::sync::Cache;
 
 use super::CatalogError;
 use super::chunk::{self, ChunkPage, ChunkPlace, ChunkRow, PAGE_ROWS, PackRow};
+use super::damage::RowFault;
 use super::database::CatalogDatabase;
 use super::database_reader::DatabaseReader;
 use super::directory::{self, Entry, IndexPage};
@@ -17,6 +18,7 @@ use super::group::{self, Content, LinkGroup, Segment};
 use super::latest_commit::LatestCommitReader;
 pub use super::latest_commit::OpenDatabase;
 use super::object::{self, ObjectKind};
+use super::row_id::RowKind;
 pub use super::row_source::RemoteRows;
 use super::row_source::RowSource;
 use super::snapshot::SnapshotRecord;
@@ -116,7 +118,7 @@ impl CatalogReader {
 
     fn fetch_chunk_page(&self, page: u64) -> Result<Option<Arc<ChunkPage>>, CatalogError> {
         let decoded = self.rows.payload(Table::Chunks, page, |payload| {
-            CatalogError::guarded("page of chunk rows", page, || chunk::decode_page(payload))
+            CatalogError::decode_row(RowKind::ChunkPage.row(page), || chunk::decode_page(payload))
         })?;
         Ok(decoded.map(|decoded| {
             let decoded = Arc::new(decoded);
@@ -128,7 +130,7 @@ impl CatalogReader {
     /// Returns a page of chunk rows as stored; empty when there is none.
     ///
     /// # Errors
-    /// [`CatalogError::Damaged`] when it is damaged.
+    /// [`CatalogDamage::Row`](super::CatalogDamage::Row) when it is damaged.
     pub fn chunk_rows(&self, page: u64) -> Result<ChunkPage, CatalogError> {
         Ok(self.chunk_page(page)?.map_or_else(Vec::new, |page| page.as_ref().clone()))
     }
@@ -136,7 +138,7 @@ impl CatalogReader {
     /// Returns the row of a chunk.
     ///
     /// # Errors
-    /// [`CatalogError::Missing`] when there is no such chunk.
+    /// [`CatalogDamage::Missing`](super::CatalogDamage::Missing) when there is no such chunk.
     pub fn chunk(&self, number: ChunkId) -> Result<ChunkRow, CatalogError> {
         let row = |page: Option<Arc<ChunkPage>>| page?.get((number.0 % PAGE_ROWS) as usize).copied().flatten();
         let page = number.0 / PAGE_ROWS;
@@ -144,13 +146,13 @@ impl CatalogReader {
             return Ok(found);
         }
         // A later commit may have added rows to a page that is cached.
-        row(self.fetch_chunk_page(page)?).ok_or(CatalogError::Missing { what: "chunk", number: number.0 })
+        row(self.fetch_chunk_page(page)?).ok_or(CatalogError::missing(RowKind::Chunk.row(number)))
     }
 
     /// Returns the row of a pack.
     ///
     /// # Errors
-    /// [`CatalogError::Missing`] when there is no such pack.
+    /// [`CatalogDamage::Missing`](super::CatalogDamage::Missing) when there is no such pack.
     pub fn pack(&self, number: PackNumber) -> Result<PackRow, CatalogError> {
         if let Some(row) = self.packs.get(&number) {
             return Ok(row);
@@ -158,9 +160,9 @@ impl CatalogReader {
         let row = self
             .rows
             .payload(Table::Packs, number.0, |payload| {
-                CatalogError::guarded("pack row", number.0, || PackRow::decode(payload))
+                CatalogError::decode_row(RowKind::Pack.row(number), || PackRow::decode(payload))
             })?
-            .ok_or(CatalogError::Missing { what: "pack", number: number.0 })?;
+            .ok_or(CatalogError::missing(RowKind::Pack.row(number)))?;
         self.packs.insert(number, row);
         Ok(row)
     }
@@ -175,7 +177,7 @@ impl CatalogReader {
     ) -> Result<(), CatalogError> {
         self.database()?.scan(Table::Chunks, 0, |page, payload| {
             let rows = chunk::decode_page(payload?)
-                .map_err(|error| CatalogError::damaged("page of chunk rows", page, error))?;
+                .map_err(|error| CatalogError::of_row(RowKind::ChunkPage.row(page), error))?;
             for (number, row) in (page * PAGE_ROWS..).map(ChunkId).zip(&rows) {
                 if let Some(row) = row {
                     visit(number, row)?;
@@ -194,7 +196,8 @@ impl CatalogReader {
         mut visit: impl FnMut(PackNumber, PackRow) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
         self.database()?.scan(Table::Packs, 0, |number, payload| {
-            let row = PackRow::decode(payload?).map_err(|error| CatalogError::damaged("pack row", number, error))?;
+            let row =
+                PackRow::decode(payload?).map_err(|error| CatalogError::of_row(RowKind::Pack.row(number), error))?;
             visit(PackNumber(number), row)
         })
     }
@@ -202,12 +205,11 @@ impl CatalogReader {
     /// Returns where a chunk lies and the first bytes of its hash, as the chunk reader wants them.
     ///
     /// # Errors
-    /// [`CatalogError::Missing`] when the chunk or its pack is not in the catalogue.
+    /// [`CatalogDamage::Missing`](super::CatalogDamage::Missing) when the chunk or its pack is not in the catalogue.
     pub fn address(&self, number: ChunkId) -> Result<ChunkAddress, CatalogError> {
         let row = self.chunk(number)?;
         let ChunkPlace::At { pack, offset, stored_length } = row.place else {
-            let reason = "its bytes are lost; a snapshot stores them again if its source still has them".to_owned();
-            return Err(CatalogError::Damaged { what: "chunk", number: number.0, reason });
+            return Err(CatalogError::of_row(RowKind::Chunk.row(number), RowFault::Lost));
         };
         let pack = self.pack(pack)?.id;
         let location = Location { pack, offset, stored_length, plain_length: row.plain_length };
@@ -237,7 +239,8 @@ impl CatalogReader {
         };
         match self.chunk(number) {
             Ok(row) if row.prefix == hash.prefix() && row.plain_length == plain_length => Ok(Some((number, row))),
-            Ok(_) | Err(CatalogError::Missing { .. }) => Ok(None),
+            Ok(_) => Ok(None),
+            Err(error) if error.is_missing_row() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -247,7 +250,7 @@ impl CatalogReader {
     /// Memory: one row at a time, whatever the page.
     ///
     /// # Errors
-    /// [`CatalogError::Damaged`] when it is damaged, or what `visit` returns.
+    /// [`CatalogDamage::Row`](super::CatalogDamage::Row) when it is damaged, or what `visit` returns.
     pub fn for_each_group<E: From<CatalogError>>(
         &self,
         page: u64,
@@ -255,7 +258,7 @@ impl CatalogReader {
     ) -> Result<(), E> {
         let mut failure = None;
         self.rows.payload(Table::Groups, page, |payload| {
-            CatalogError::guarded("page of link groups", page, || {
+            CatalogError::decode_row(RowKind::GroupPage.row(page), || {
                 group::for_each_row(payload, |at, row| match visit(at, row) {
                     Ok(goes_on) => Ok(goes_on),
                     Err(error) => {
@@ -271,10 +274,10 @@ impl CatalogReader {
     /// Returns a page of link groups as stored; empty when there is none. Only for pages that take little memory: those that are still being filled.
     ///
     /// # Errors
-    /// [`CatalogError::Damaged`] when it is damaged.
+    /// [`CatalogDamage::Row`](super::CatalogDamage::Row) when it is damaged.
     pub fn group_rows(&self, page: u64) -> Result<Vec<Option<LinkGroup>>, CatalogError> {
         let rows = self.rows.payload(Table::Groups, page, |payload| {
-            CatalogError::guarded("page of link groups", page, || group::decode_page(payload))
+            CatalogError::decode_row(RowKind::GroupPage.row(page), || group::decode_page(payload))
         })?;
         Ok(rows.unwrap_or_default())
     }
@@ -282,7 +285,7 @@ impl CatalogReader {
     /// Returns a link group.
     ///
     /// # Errors
-    /// [`CatalogError::Missing`] when there is no such group.
+    /// [`CatalogDamage::Missing`](super::CatalogDamage::Missing) when there is no such group.
     pub fn group(&self, number: u64) -> Result<Arc<LinkGroup>, CatalogError> {
         let page = number / PAGE_ROWS;
         let row = |rows: &GroupPage| rows.get((number % PAGE_ROWS) as usize).cloned().flatten();
@@ -305,19 +308,19 @@ impl CatalogReader {
             Ok::<_, CatalogError>(true)
         })?;
         self.groups.insert(page, Arc::new(rows));
-        found.ok_or(CatalogError::Missing { what: "link group", number })
+        found.ok_or(CatalogError::missing(RowKind::Group.row(number)))
     }
 
     /// Returns the plain bytes of an object.
     ///
     /// # Errors
-    /// [`CatalogError::Missing`] or [`CatalogError::Damaged`] when it cannot be had as it was written.
+    /// [`CatalogDamage`](super::CatalogDamage) when it cannot be had as it was written.
     pub fn object(&self, kind: ObjectKind, number: u64) -> Result<Vec<u8>, CatalogError> {
         self.rows
             .payload(Table::Objects, number, |payload| {
-                CatalogError::guarded("object", number, || object::decode(kind, payload))
+                CatalogError::decode_row(RowKind::Object.row(number), || object::decode(kind, payload))
             })?
-            .ok_or(CatalogError::Missing { what: "object", number })
+            .ok_or(CatalogError::missing(RowKind::Object.row(number)))
     }
 
     /// Finds an object by its hash; the index's answer is confirmed against the object itself.
@@ -341,9 +344,10 @@ impl CatalogReader {
             return Ok(found);
         }
         let page = self.object(ObjectKind::Page, number)?;
-        let names = CatalogError::guarded("directory page", number, || directory::names_of_page(&page))?;
+        let row = RowKind::DirectoryPage.row(number);
+        let names = CatalogError::decode_row(row, || directory::names_of_page(&page))?;
         let names = self.object(ObjectKind::Names, names)?;
-        let entries = CatalogError::guarded("directory page", number, || directory::decode_page(&page, &names))?;
+        let entries = CatalogError::decode_row(row, || directory::decode_page(&page, &names))?;
         let bytes: usize = entries.iter().map(Entry::page_bytes).sum();
         let entries = Arc::new(entries);
         // Earlier versions made pages without measure where directories have large extended attributes.
@@ -360,7 +364,7 @@ impl CatalogReader {
     /// Fails when the index object is missing or damaged.
     pub fn directory_index(&self, number: u64) -> Result<Vec<IndexPage>, CatalogError> {
         let bytes = self.object(ObjectKind::Index, number)?;
-        CatalogError::guarded("directory index", number, || directory::decode_index(&bytes))
+        CatalogError::decode_row(RowKind::DirectoryIndex.row(number), || directory::decode_index(&bytes))
     }
 
     /// Returns the segments of one content object.
@@ -369,7 +373,7 @@ impl CatalogReader {
     /// Fails when the object is missing or damaged.
     pub fn content_page(&self, number: u64) -> Result<Vec<Segment>, CatalogError> {
         let bytes = self.object(ObjectKind::Content, number)?;
-        CatalogError::guarded("content object", number, || group::decode_segments(&bytes))
+        CatalogError::decode_row(RowKind::ContentPage.row(number), || group::decode_segments(&bytes))
     }
 
     /// Calls `visit` for every segment of a content, in file order. An unreadable or empty content has none.
@@ -388,11 +392,10 @@ impl CatalogReader {
                 for page in pages {
                     let segments = self.content_page(page.object)?;
                     if group::length_of(&segments) != Some(page.length) {
-                        return Err(E::from(CatalogError::Damaged {
-                            what: "content object",
-                            number: page.object,
-                            reason: "it has another length than its link group says".to_owned(),
-                        }));
+                        return Err(E::from(CatalogError::of_row(
+                            RowKind::ContentPage.row(page.object),
+                            RowFault::Length,
+                        )));
                     }
                     segments.iter().try_for_each(&mut visit)?;
                 }
@@ -408,11 +411,8 @@ impl CatalogReader {
     pub fn snapshots(&self) -> Result<Vec<(SnapshotNumber, SnapshotRecord)>, CatalogError> {
         let mut records = Vec::new();
         self.rows.get()?.scan(Table::Snapshots, 0, |number, payload| {
-            let record = SnapshotRecord::decode(payload?).map_err(|error| CatalogError::Damaged {
-                what: "snapshot record",
-                number,
-                reason: error.to_string(),
-            })?;
+            let record = SnapshotRecord::decode(payload?)
+                .map_err(|error| CatalogError::of_row(RowKind::Snapshot.row(number), error))?;
             records.push((SnapshotNumber(number), record));
             Ok(())
         })?;
@@ -427,11 +427,7 @@ impl CatalogReader {
         let mut all = Vec::new();
         self.rows.get()?.scan(Table::Dictionaries, 0, |number, payload| {
             let id = u32::try_from(number).ok().and_then(|id| DictionaryId::new(id).ok());
-            let id = id.ok_or_else(|| CatalogError::Damaged {
-                what: "dictionary",
-                number,
-                reason: "its number is out of range".to_owned(),
-            })?;
+            let id = id.ok_or_else(|| CatalogError::of_row(RowKind::Dictionary.row(number), RowFault::Number))?;
             all.push((id, payload?.to_vec()));
             Ok(())
         })?;
@@ -445,11 +441,8 @@ impl CatalogReader {
     pub fn load_dictionaries(&self, set: &DictionarySet) -> Result<(), CatalogError> {
         for (id, bytes) in self.dictionaries()? {
             if set.get(id).is_none() {
-                set.insert(Arc::new(Dictionary::new(id, bytes))).map_err(|error| CatalogError::Damaged {
-                    what: "dictionary",
-                    number: id.get().into(),
-                    reason: error.to_string(),
-                })?;
+                let row = RowKind::Dictionary.row(id.get());
+                set.insert(Arc::new(Dictionary::new(id, bytes))).map_err(|error| CatalogError::of_row(row, error))?;
             }
         }
         Ok(())

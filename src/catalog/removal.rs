@@ -7,6 +7,7 @@ use super::CatalogError;
 use super::chunk::{self, ChunkRow};
 use super::group;
 use super::meta::COUNTERS;
+use super::row_id::RowKind;
 use super::tables::{Change, Index, Table};
 use super::writer::CatalogWriter;
 
@@ -41,10 +42,10 @@ impl CatalogWriter {
     /// looked at.
     ///
     /// # Errors
-    /// [`CatalogError::Damaged`] when the page is damaged.
+    /// [`CatalogDamage::Row`](super::CatalogDamage::Row) when the page is damaged.
     pub fn retain_groups(&mut self, page: u64, keep: impl Fn(usize) -> bool) -> Result<(), CatalogError> {
         let left = self.reader().database()?.get(Table::Groups, page, |payload| {
-            CatalogError::guarded("page of link groups", page, || group::retain_rows(payload, keep))
+            CatalogError::decode_row(RowKind::GroupPage.row(page), || group::retain_rows(payload, keep))
         })?;
         match left.flatten() {
             Some(encoded) => self.put(Table::Groups, page, encoded),

@@ -4,6 +4,7 @@ use super::CatalogError;
 use super::checkpoint;
 use super::commit::{self, CommitFile};
 use super::commit_log::{commit_files, last_commit, read_whole};
+use super::damage::FileFault;
 use super::database::CatalogDatabase;
 use super::tables::{Change, Table};
 use crate::store::backend::Backend;
@@ -14,14 +15,14 @@ use crate::store::backend::Backend;
 /// rebuilds the catalogue.
 ///
 /// # Errors
-/// [`CatalogError::CommitFile`] when one is missing, damaged or does not follow the one before.
+/// [`CatalogDamage::File`](super::CatalogDamage::File) when one is missing, damaged or does not follow the one before.
 pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result<u64, CatalogError> {
     let (mut last, mut last_id) = last_commit(&database.read()?)?;
     let checkpoint = match last {
         0 => checkpoint::newest_whole(backend)?,
         _ => match checkpoint::newest(backend) {
             // Only an empty catalogue needs it.
-            Err(CatalogError::CommitFile { .. }) => None,
+            Err(error) if error.is_damaged_file() => None,
             other => other?,
         },
     };
@@ -35,22 +36,19 @@ pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result
     let mut applied = 0;
     for number in commit_files(backend)?.into_iter().filter(|number| *number > last).collect::<Vec<_>>() {
         let key = commit::key(number);
-        let broken = |reason: String| CatalogError::CommitFile { key: key.clone(), reason };
         if number != last + 1 {
-            return Err(broken(match &checkpoint {
-                Some(folded) if folded.number > last => format!(
-                    "commit file {} before it was folded into the checkpoint of commit {}, and the catalogue is older; \
-                     `zmreplica repair` rebuilds it",
-                    last + 1,
-                    folded.number
-                ),
-                _ => format!("commit file {} before it is missing", last + 1),
-            }));
+            let fault = match &checkpoint {
+                Some(folded) if folded.number > last => {
+                    FileFault::PreviousFolded { number: last + 1, checkpoint: folded.number }
+                }
+                _ => FileFault::PreviousMissing { number: last + 1 },
+            };
+            return Err(CatalogError::of_file(&key, fault));
         }
         let file = read_whole(backend, &key)?;
         let commit = CommitFile::open(&key, &file)?;
         if commit.previous != last_id {
-            return Err(broken("it does not follow the commit before it".to_owned()));
+            return Err(CatalogError::of_file(&key, FileFault::Sequence));
         }
         database.apply_all(|apply| {
             commit.for_each_batch(&mut *apply)?;
@@ -61,10 +59,7 @@ pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result
     }
     let newest = checkpoint::heads(backend)?.first().copied().filter(|_| last == 0 || checkpoint.is_some());
     if let Some(folded) = newest.filter(|folded| *folded > last) {
-        let reason = format!(
-            "it was folded into the checkpoint of commit {folded}, and the catalogue is older; `zmreplica repair` rebuilds it",
-        );
-        return Err(CatalogError::CommitFile { key: commit::key(last + 1), reason });
+        return Err(CatalogError::of_file(&commit::key(last + 1), FileFault::Folded { checkpoint: folded }));
     }
     Ok(applied)
 }

@@ -9,6 +9,7 @@ use super::CatalogError;
 use super::checkpoint;
 use super::commit::{self, CommitFile};
 use super::commit_log::read_whole;
+use super::damage::FileFault;
 use super::tables::{Change, Table};
 use crate::store::backend::Backend;
 
@@ -96,7 +97,7 @@ impl RowHashes {
     /// Gathers what the newest checkpoint and the commit files after it say, up to commit number `last`.
     ///
     /// # Errors
-    /// [`CatalogError::CommitFile`] when one is missing, damaged or does not follow the one before.
+    /// [`CatalogDamage::File`](super::CatalogDamage::File) when one is missing, damaged or does not follow the one before.
     pub fn read(backend: &dyn Backend, last: u64) -> Result<RowHashes, CatalogError> {
         let mut builder = RowHashesBuilder::default();
         let (mut number, mut id) = (0, commit::CommitId::default());
@@ -113,8 +114,7 @@ impl RowHashes {
             let file = read_whole(backend, &key)?;
             let commit = CommitFile::open(&key, &file)?;
             if commit.previous != id {
-                let reason = "it does not follow the commit before it".to_owned();
-                return Err(CatalogError::CommitFile { key, reason });
+                return Err(CatalogError::of_file(&key, FileFault::Sequence));
             }
             commit.for_each_batch(|changes| {
                 builder.apply(&changes);

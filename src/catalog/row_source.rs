@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::CatalogError;
 use super::database_reader::DatabaseReader;
+use super::error::{CatalogError, OpenError};
 use super::latest_commit::LatestCommitReader;
 use super::tables::Table;
 
@@ -31,10 +31,7 @@ impl RowSource {
         match self {
             RowSource::Fixed(reader) => Ok(Arc::clone(reader)),
             RowSource::Latest(latest) => latest.get(),
-            RowSource::Remote(_) => {
-                let (path, message) = ("another host".to_owned(), "only single rows can be had from there".to_owned());
-                Err(CatalogError::Open { path, message })
-            }
+            RowSource::Remote(_) => Err(OpenError::Remote.into()),
         }
     }
 

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::damage::CatalogDamage;
 use super::directory::{Directory, decode_root, encode_root};
+use super::error::CatalogError;
 use crate::coding::DecodeError;
 
 /// A record is at most so long, in bytes. Most of it are the numbers of the objects with link counts, and the names of owners.
@@ -193,9 +195,11 @@ impl SnapshotRecord {
     /// Returns the root directory.
     ///
     /// # Errors
-    /// Fails when the record is damaged.
-    pub fn root_directory(&self) -> Result<Directory, DecodeError> {
-        decode_root(&from_hex(&self.root).ok_or(DecodeError("a root that is not hexadecimal"))?)
+    /// [`CatalogDamage::Root`] when the record is damaged.
+    pub fn root_directory(&self) -> Result<Directory, CatalogError> {
+        let bytes = from_hex(&self.root).ok_or(DecodeError("a root that is not hexadecimal"));
+        let root = bytes.and_then(|bytes| decode_root(&bytes));
+        root.map_err(|source| CatalogDamage::Root { id: self.id.clone(), source }.into())
     }
 
     /// Returns the hexadecimal form of a root directory, as the record holds it.

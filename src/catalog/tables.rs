@@ -7,6 +7,8 @@
 use redb::TableDefinition;
 
 use super::CatalogError;
+use super::damage::RowFault;
+use super::row_id::RowKind;
 
 /// A table of rows, by number. The tables' numbers are part of the format: commit files name tables by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,11 +55,11 @@ impl Index {
         Index::ALL.into_iter().find(|index| *index as u8 == number)
     }
 
-    /// Returns the word for one entry in messages.
-    pub fn entry_name(self) -> &'static str {
+    /// Returns the name of its entries in errors.
+    pub fn entry_kind(self) -> RowKind {
         match self {
-            Index::Chunks => "chunk index entry",
-            Index::Objects => "object index entry",
+            Index::Chunks => RowKind::ChunkIndexEntry,
+            Index::Objects => RowKind::ObjectIndexEntry,
         }
     }
 
@@ -90,23 +92,23 @@ impl Table {
     }
 
     /// Returns whether catalogues of earlier versions lack the table.
-    pub(super) fn may_be_absent(self) -> bool {
+    pub(super) fn is_optional(self) -> bool {
         matches!(self, Table::Marks | Table::Condemned)
     }
 
-    /// Returns the word for one row of the table in messages.
-    pub fn row_name(self) -> &'static str {
+    /// Returns the name of its rows in errors.
+    pub fn row_kind(self) -> RowKind {
         match self {
-            Table::Meta => "meta row",
-            Table::Chunks => "page of chunk rows",
-            Table::Packs => "pack row",
-            Table::Groups => "page of link groups",
-            Table::Objects => "object",
-            Table::Snapshots => "snapshot record",
-            Table::Commits => "commit row",
-            Table::Dictionaries => "dictionary",
-            Table::Marks => "marks of snapshot",
-            Table::Condemned => "condemned object",
+            Table::Meta => RowKind::Meta,
+            Table::Chunks => RowKind::ChunkPage,
+            Table::Packs => RowKind::Pack,
+            Table::Groups => RowKind::GroupPage,
+            Table::Objects => RowKind::Object,
+            Table::Snapshots => RowKind::Snapshot,
+            Table::Commits => RowKind::Commit,
+            Table::Dictionaries => RowKind::Dictionary,
+            Table::Marks => RowKind::Marks,
+            Table::Condemned => RowKind::Condemned,
         }
     }
 
@@ -166,10 +168,6 @@ pub(super) fn unseal(table: Table, key: u64, sealed: &[u8]) -> Result<&[u8], Cat
     let payload = split.map(|at| sealed.split_at(at));
     match payload {
         Some((payload, check)) if check == check_value(table, key, payload) => Ok(payload),
-        _ => Err(CatalogError::Damaged {
-            what: table.row_name(),
-            number: key,
-            reason: "its check value does not fit its bytes".to_owned(),
-        }),
+        _ => Err(CatalogError::of_row(table.row_kind().row(key), RowFault::CheckValue)),
     }
 }

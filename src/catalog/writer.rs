@@ -7,18 +7,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::CatalogError;
 use super::chunk::{self, ChunkPage, ChunkRow, PAGE_ROWS, PackRow, PackedChunk};
 use super::commit::{self, CommitId};
 use super::commit_log::last_commit;
 use super::condemned::{self, Condemned, CondemnedRow};
 use super::database::CatalogDatabase;
+use super::error::{CatalogError, WriteError, Written};
 use super::group::{self, LinkGroup, PAGE_HELD_BYTES};
 use super::hold::Hold;
 use super::marks::SnapshotMarks;
-use super::meta::{COUNTERS, Counters, HOLD, SOURCES, STORE, place_of, sources, sources_damaged};
+use super::meta::{COUNTERS, Counters, HOLD, SOURCES, STORE, place_of, sources};
 use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
+use super::row_id::RowKind;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use super::tables::{Change, Index, Table};
 use crate::ids::{ChunkId, PackNumber, SnapshotNumber, SourceId};
@@ -53,6 +54,8 @@ pub struct CatalogWriter {
     store: Option<Vec<u8>>,
     epoch: u32,
     next_condemned: Option<u64>,
+    /// A commit has failed. What it left may be half done, so that another one on top of it would be, too.
+    is_poisoned: bool,
 }
 
 impl CatalogWriter {
@@ -64,10 +67,7 @@ impl CatalogWriter {
         let reader = Arc::new(CatalogReader::new(&database)?);
         let counters = Counters::read(&*reader.database()?)?;
         let last = last_commit(&*reader.database()?)?;
-        let encoder = ObjectEncoder::new().map_err(|error| CatalogError::Open {
-            path: database.path().display().to_string(),
-            message: error.to_string(),
-        })?;
+        let encoder = ObjectEncoder::new().map_err(WriteError::Compress)?;
         Ok(CatalogWriter {
             database,
             backend,
@@ -85,6 +85,7 @@ impl CatalogWriter {
             // One above the last commit: it grows with every writer that commits anything.
             epoch: u32::try_from(last.0 + 1).unwrap_or(u32::MAX),
             next_condemned: None,
+            is_poisoned: false,
             open_page: None,
         })
     }
@@ -130,7 +131,8 @@ impl CatalogWriter {
     pub fn intern_chunk(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(ChunkId, bool), CatalogError> {
         if let Some((number, length)) = self.chunks.get(hash) {
             if *length != plain_length {
-                return Err(CatalogError::TwoLengths { hash: hash.to_string(), lengths: (*length, plain_length) });
+                let lengths = (*length, plain_length);
+                return Err(WriteError::TwoLengths { hash: hash.to_string(), lengths }.into());
             }
             return Ok((*number, false));
         }
@@ -266,7 +268,7 @@ impl CatalogWriter {
         }
         let (bytes, most) = (plain.len() as u64, kind.written_max_bytes() as u64);
         if bytes > most {
-            return Err(CatalogError::TooLarge { what: "An object of the catalogue", bytes, most });
+            return Err(WriteError::TooLarge { what: Written::Object, bytes, most }.into());
         }
         let number = self.counters.object;
         self.counters.object += 1;
@@ -289,7 +291,8 @@ impl CatalogWriter {
         }
         let new = SourceId(sources.len() as u64);
         sources.push(name.to_owned());
-        let encoded = serde_json::to_vec(&sources).map_err(|error| sources_damaged(&error))?;
+        let encoded = serde_json::to_vec(&sources)
+            .map_err(|source| WriteError::Encode { row: RowKind::Meta.row(SOURCES), source })?;
         self.put(Table::Meta, SOURCES, encoded);
         Ok(new)
     }
@@ -300,14 +303,11 @@ impl CatalogWriter {
     /// Fails only when memory runs out.
     pub fn add_snapshot(&mut self, record: &SnapshotRecord) -> Result<SnapshotNumber, CatalogError> {
         let number = self.counters.snapshot;
-        let encoded = record.encode().map_err(|error| CatalogError::Damaged {
-            what: "snapshot record",
-            number: number.0,
-            reason: error.to_string(),
-        })?;
+        let encoded =
+            record.encode().map_err(|source| WriteError::Encode { row: RowKind::Snapshot.row(number), source })?;
         let (bytes, most) = (encoded.len() as u64, RECORD_MAX_BYTES as u64);
         if bytes > most {
-            return Err(CatalogError::TooLarge { what: "A snapshot record", bytes, most });
+            return Err(WriteError::TooLarge { what: Written::Snapshot, bytes, most }.into());
         }
         self.counters.snapshot.0 += 1;
         self.put(Table::Snapshots, number.0, encoded);
@@ -323,11 +323,8 @@ impl CatalogWriter {
             self.changes.push(Change::Delete(Table::Marks, number.0));
             return Ok(());
         }
-        let encoded = serde_json::to_vec(marks).map_err(|error| CatalogError::Damaged {
-            what: Table::Marks.row_name(),
-            number: number.0,
-            reason: error.to_string(),
-        })?;
+        let encoded = serde_json::to_vec(marks)
+            .map_err(|source| WriteError::Encode { row: RowKind::Marks.row(number), source })?;
         self.put(Table::Marks, number.0, encoded);
         Ok(())
     }
@@ -341,11 +338,8 @@ impl CatalogWriter {
             self.changes.push(Change::Delete(Table::Meta, HOLD));
             return Ok(());
         };
-        let encoded = serde_json::to_vec(hold).map_err(|error| CatalogError::Damaged {
-            what: Table::Meta.row_name(),
-            number: HOLD,
-            reason: error.to_string(),
-        })?;
+        let encoded =
+            serde_json::to_vec(hold).map_err(|source| WriteError::Encode { row: RowKind::Meta.row(HOLD), source })?;
         self.put(Table::Meta, HOLD, encoded);
         Ok(())
     }
@@ -358,8 +352,19 @@ impl CatalogWriter {
     /// Writes all pending changes: durable when it returns. Without pending changes it does nothing.
     ///
     /// # Errors
-    /// On an error nothing of this commit counts, unless its commit file was complete: then the next writer applies it.
+    /// On an error nothing of this commit counts, unless its commit file was complete: then the next writer applies it. Nothing can be written through
+    /// this writer any more: every further commit is [`WriteError::Poisoned`].
     pub fn commit(&mut self) -> Result<(), CatalogError> {
+        // Ended early in any way, a panic included, it stays poisoned.
+        if std::mem::replace(&mut self.is_poisoned, true) {
+            return Err(WriteError::Poisoned.into());
+        }
+        self.write_pending()?;
+        self.is_poisoned = false;
+        Ok(())
+    }
+
+    fn write_pending(&mut self) -> Result<(), CatalogError> {
         self.flush_groups()?;
         for (page, rows) in std::mem::take(&mut self.chunk_rows) {
             self.changes.push(Change::Put(Table::Chunks, page, chunk::encode_page(&rows)));

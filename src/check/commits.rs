@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 
 use super::ledger::{DamageKind, Key};
 use super::{CheckError, CheckReport, Checker, Phase, is_damage};
-use crate::catalog::CatalogError;
 use crate::catalog::checkpoint::{self, Checkpoint};
 use crate::catalog::commit::{self, CommitFile, CommitId};
 use crate::catalog::commit_log::{self, commit_id, last_commit, read_whole};
 use crate::catalog::database_reader::DatabaseReader;
 use crate::catalog::row_hashes::{RowHashes, RowHashesBuilder};
 use crate::catalog::tables::Table;
+use crate::catalog::{CatalogDamage, CatalogError};
 
 /// The rows that the catalogue must hold.
 #[derive(Default)]
@@ -97,7 +97,7 @@ impl Chain<'_> {
                     self.compare_row(number, Some(&head.commit))?;
                     return Ok(number);
                 }
-                Err(CatalogError::CommitFile { key, reason }) => (key, reason),
+                Err(CatalogError::Damage(CatalogDamage::File { key, fault })) => (key, fault.to_string()),
                 Err(error) if is_damage(&error) => (key, format!("it cannot be read: {error}")),
                 Err(error) => return Err(error.into()),
             };
@@ -137,8 +137,8 @@ impl Chain<'_> {
         });
         let (previous, id) = match decoded {
             Ok(commit) => commit,
-            Err(CatalogError::CommitFile { reason, .. }) => {
-                self.damage(number, reason);
+            Err(CatalogError::Damage(CatalogDamage::File { fault, .. })) => {
+                self.damage(number, fault.to_string());
                 self.compare_row(number, None)?;
                 return Ok(backend.size(&key)?.is_some());
             }

@@ -6,10 +6,10 @@ use super::ledger::{DamageKind, DamageNumber, Key};
 use super::packs::BadChunks;
 use super::rows::{Rows, damage_of, reason_of};
 use super::{CheckError, Checker, Phase};
-use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::group::{self, Content, LinkGroup, Segment};
 use crate::catalog::tables::Table;
+use crate::catalog::{CatalogDamage, CatalogError};
 use crate::model::Kind;
 use crate::paged::Paged;
 
@@ -185,7 +185,7 @@ impl Contents<'_> {
             Ok(row) if row.plain_length == *length => return,
             Ok(row) => format!("it has {} bytes, and a file counts on {length}", row.plain_length),
             // The damage of its page is noted already.
-            Err(CatalogError::Damaged { .. }) => return,
+            Err(CatalogError::Damage(CatalogDamage::Row { .. })) => return,
             Err(error) => reason_of(&error),
         };
         if self.bad.damage(*number).is_some() {

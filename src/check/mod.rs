@@ -244,8 +244,7 @@ impl Checker<'_> {
     fn is_removed(&self, number: PackNumber, row: &PackRow) -> bool {
         match self.in_newest(|newest| newest.pack(number)) {
             Ok(found) => found.id != row.id,
-            Err(CatalogError::Missing { .. }) => true,
-            Err(_) => false,
+            Err(error) => error.is_missing_row(),
         }
     }
 

@@ -66,9 +66,7 @@ pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, report: &mut CheckRepor
             readable.push(*number);
         }
         if !named.insert(key) {
-            pack.damage(
-                "two rows of the catalogue name it; nothing is lost, and `zmreplica repair` removes one".to_owned(),
-            );
+            pack.damage("two rows of the catalogue name it; nothing is lost, and a repair removes one".to_owned());
         }
     }
     for (id, bytes) in checker.guarded("The table of condemned objects", || Ok(condemned::packs(checker.catalog)?))? {

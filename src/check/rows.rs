@@ -12,7 +12,7 @@ use crate::catalog::object::{self, ObjectKind};
 use crate::catalog::row_hashes::{TableHashes, payload_hash};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::{Index, Table};
-use crate::catalog::{CatalogError, directory, group};
+use crate::catalog::{CatalogDamage, CatalogError, ReadError, RowFault, RowKind, Unsupported, directory, group};
 use crate::ids::{ChunkId, PackNumber, SnapshotNumber};
 use crate::paged::Paged;
 use crate::replica::{CONFIG, StoreConfig, Unusable};
@@ -111,7 +111,7 @@ impl TableScan<'_, '_> {
         let Some(expected) = self.expected else { return };
         let Some(first) = expected.numbers(from, to).next() else { return };
         let count = expected.numbers(from, to).count();
-        let name = capital(self.table.row_name());
+        let name = capital(&self.table.row_kind().to_string());
         let what =
             if count == 1 { format!("{name} {first}") } else { format!("{name} {first} and {} more", count - 1) };
         let key = Key::Missing(self.table, first);
@@ -122,7 +122,7 @@ impl TableScan<'_, '_> {
     }
 
     fn damage(&mut self, number: u64, reason: String) {
-        let what = format!("{} {number}", capital(self.table.row_name()));
+        let what = format!("{} {number}", capital(&self.table.row_kind().to_string()));
         let damage = self.checker.ledger.note(DamageKind::Catalog, Key::Row(self.table, number), what, reason);
         self.rows.damaged.insert((self.table, number), damage);
     }
@@ -137,10 +137,9 @@ impl TableScan<'_, '_> {
         self.checker.progress.step()?;
         if self.last.is_some_and(|last| number <= last) {
             // A damaged page can make redb go in circles.
-            let reason = "its rows are not in order".to_owned();
-            let key = Key::Table(self.table, "order");
-            self.checker.ledger.note(DamageKind::Catalog, key, table_name(self.table).to_owned(), reason.clone());
-            return Err(CatalogError::Damaged { what: self.table.row_name(), number, reason }.into());
+            let (key, reason) = (Key::Table(self.table, "order"), RowFault::Order.to_string());
+            self.checker.ledger.note(DamageKind::Catalog, key, table_name(self.table).to_owned(), reason);
+            return Err(CatalogError::of_row(self.table.row_kind().row(number), RowFault::Order).into());
         }
         self.missing(self.last.map_or(0, |last| last.saturating_add(1)), number);
         self.last = Some(number);
@@ -191,13 +190,13 @@ impl TableScan<'_, '_> {
         prefixes: &mut Paged<Option<[u8; 8]>>,
         objects: &mut u64,
     ) -> Result<(), CheckError> {
-        let damaged = |error| CatalogError::damaged(self.table.row_name(), number, error);
+        let row = self.table.row_kind().row(number);
         match self.table {
             Table::Packs => {
-                self.rows.packs.insert(PackNumber(number), PackRow::decode(payload).map_err(damaged)?);
+                self.rows.packs.insert(PackNumber(number), CatalogError::decode_row(row, || PackRow::decode(payload))?);
             }
             Table::Chunks => {
-                let page = CatalogError::guarded("page of chunk rows", number, || chunk::decode_page(payload))?;
+                let page = CatalogError::decode_row(row, || chunk::decode_page(payload))?;
                 for (number, row) in (number * PAGE_ROWS..).zip(page) {
                     let Some(row) = row else { continue };
                     *prefixes.entry(number) = Some(row.prefix);
@@ -216,12 +215,9 @@ impl TableScan<'_, '_> {
             }
             Table::Objects => {
                 *objects += 1;
-                let kind = object::stored_kind(payload).ok_or_else(|| CatalogError::Damaged {
-                    what: "object",
-                    number,
-                    reason: "it is of an unknown kind".to_owned(),
-                })?;
-                let plain = CatalogError::guarded("object", number, || object::decode(kind, payload))?;
+                let kind =
+                    object::stored_kind(payload).ok_or_else(|| CatalogError::of_row(row, RowFault::UnknownKind))?;
+                let plain = CatalogError::decode_row(row, || object::decode(kind, payload))?;
                 let index = self.checker.catalog.database()?.find(Index::Objects, &object::hash(kind, &plain))?;
                 if index != Some(number) {
                     let reason = format!("object {number} is not in it under its hash");
@@ -229,7 +225,7 @@ impl TableScan<'_, '_> {
                     let key = Key::Index(Index::Objects, "entries");
                     self.checker.ledger.note(DamageKind::Catalog, key, what, reason);
                 }
-                CatalogError::guarded("object", number, || match kind {
+                CatalogError::decode_row(row, || match kind {
                     ObjectKind::Index => directory::decode_index(&plain).map(drop),
                     ObjectKind::Content => group::decode_segments(&plain).map(drop),
                     ObjectKind::Links => crate::catalog::link_counts::decode_page(&plain).map(drop),
@@ -238,11 +234,7 @@ impl TableScan<'_, '_> {
                 })?;
             }
             Table::Snapshots => {
-                let record = SnapshotRecord::decode(payload).map_err(|error| CatalogError::Damaged {
-                    what: "snapshot record",
-                    number,
-                    reason: error.to_string(),
-                })?;
+                let record = SnapshotRecord::decode(payload).map_err(|error| CatalogError::of_row(row, error))?;
                 if !self.checker.replica.config().is_of(SnapshotNumber(number), &record) {
                     self.damage(number, "its identifier does not follow from its time, source and digest".to_owned());
                 }
@@ -261,16 +253,16 @@ impl TableScan<'_, '_> {
 
 impl TableScan<'_, '_> {
     /// Compares config.json with what the catalogue says it holds.
-    fn compare_config(&self, payload: &[u8]) -> Result<(), CheckError> {
+    fn compare_config(&mut self, payload: &[u8]) -> Result<(), CheckError> {
         let row = match StoreConfig::from_row(payload) {
             Ok(row) => row,
             Err(Unusable::Format(format)) => {
-                let what = format!("The catalogue's meta row {STORE} has format {format}");
-                return Err(CatalogError::Unsupported { what }.into());
+                let row = RowKind::Meta.row(STORE);
+                return Err(CatalogError::Unsupported(Unsupported::Format { row, format }).into());
             }
-            Err(Unusable::Damaged(reason)) => {
-                let what = Table::Meta.row_name();
-                return Err(CatalogError::Damaged { what, number: STORE, reason }.into());
+            Err(Unusable::Damaged(fault)) => {
+                self.damage(STORE, fault.to_string());
+                return Ok(());
             }
         };
         let replica = self.checker.replica;
@@ -279,7 +271,7 @@ impl TableScan<'_, '_> {
         if fits(replica.config()) || StoreConfig::read(replica.path()).is_ok_and(|config| fits(&config)) {
             return Ok(());
         }
-        let reason = "it does not say what the catalogue says of it; `zmreplica repair` makes it again".to_owned();
+        let reason = "it does not say what the catalogue says of it; a repair makes it again".to_owned();
         self.checker.ledger.note(DamageKind::Config, Key::Config, format!("The file {CONFIG}"), reason);
         Ok(())
     }
@@ -302,8 +294,7 @@ fn agree(
             checker.progress.step().map_err(|error| stop(&mut failure, error))?;
             if last.is_some_and(|last: [u8; 32]| *hash <= last) {
                 note("order", "its entries are not in order".to_owned());
-                let reason = "its entries are not in order".to_owned();
-                return Err(CatalogError::Damaged { what: index.entry_name(), number, reason });
+                return Err(CatalogError::of_row(index.entry_kind().row(number), RowFault::Order));
             }
             last = Some(*hash);
             entries += 1;
@@ -325,12 +316,12 @@ fn agree(
 
 /// Keeps an error that a scan cannot carry, and returns one that ends the scan.
 fn stop(kept: &mut Option<CheckError>, error: CheckError) -> CatalogError {
-    let ended = CatalogError::Missing { what: "row", number: 0 };
     match error {
         CheckError::Catalog(error) => error,
         other => {
             *kept = Some(other);
-            ended
+            // Nobody sees it: the error that was kept is what counts.
+            ReadError::Unwanted(0).into()
         }
     }
 }
@@ -343,8 +334,9 @@ pub(super) fn damage_of(error: CatalogError) -> Result<String, CheckError> {
 /// Returns what is wrong, without the sentence around it.
 pub(super) fn reason_of(error: &CatalogError) -> String {
     match error {
-        CatalogError::Damaged { reason, .. } | CatalogError::CommitFile { reason, .. } => reason.clone(),
-        CatalogError::Missing { .. } => "it is missing".to_owned(),
+        CatalogError::Damage(CatalogDamage::Row { fault, .. }) => fault.to_string(),
+        CatalogError::Damage(CatalogDamage::File { fault, .. }) => fault.to_string(),
+        CatalogError::Damage(CatalogDamage::Missing(_)) => "it is missing".to_owned(),
         other => other.to_string(),
     }
 }

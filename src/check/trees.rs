@@ -8,13 +8,13 @@ use super::contents::Groups;
 use super::ledger::{DamageKind, DamageNumber, Key};
 use super::rows::{Rows, damage_of, reason_of};
 use super::{CheckError, CheckReport, Checker, Phase};
-use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::directory::{Body, Directory, Entry, IndexPage, Node};
 use crate::catalog::link_counts;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, TreeDigest};
 use crate::catalog::tables::Table;
+use crate::catalog::{CatalogDamage, CatalogError, RowKind};
 use crate::ids::SnapshotNumber;
 use crate::paged::Paged;
 
@@ -208,7 +208,8 @@ impl<'a> TreeWalk<'a> {
                 .catalog
                 .object(ObjectKind::Links, *number)
                 .and_then(|bytes| {
-                    link_counts::decode_page(&bytes).map_err(|error| CatalogError::damaged("object", *number, error))
+                    link_counts::decode_page(&bytes)
+                        .map_err(|error| CatalogError::of_row(RowKind::LinkCountPage.row(*number), error))
                 })
                 .map_err(|error| format!("its link counts are lost: {error}"));
             let page = match page {
@@ -326,8 +327,7 @@ impl<'a> TreeWalk<'a> {
         self.checker.catalog.directory_page(number).map_err(|error| {
             // The names of a page are an object of their own, and the one that is damaged may be either.
             let struck = match &error {
-                CatalogError::Missing { what: "object", number }
-                | CatalogError::Damaged { what: "object", number, .. } => *number,
+                CatalogError::Damage(CatalogDamage::Missing(row) | CatalogDamage::Row { row, .. }) => row.number,
                 _ => number,
             };
             self.object_damage(struck, reason_of(&error))

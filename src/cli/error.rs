@@ -3,11 +3,12 @@
 use std::io;
 use std::process::ExitCode;
 
-use zmreplica::catalog::CatalogError;
+use zmreplica::catalog::{CatalogDamage, CatalogError, OpenError};
 use zmreplica::check::CheckError;
-use zmreplica::mount::MountError;
+use zmreplica::mount::{MountError, PlaceFault};
 use zmreplica::plain::quoted;
 use zmreplica::prune::PruneError;
+use zmreplica::remote::client::ConnectError;
 use zmreplica::remote::client::restore::RemoteRestoreError;
 use zmreplica::repair::RepairError;
 use zmreplica::replica::ReplicaError;
@@ -159,107 +160,145 @@ impl CliError {
             CliError::NoStore | CliError::Usage(_) => Exit::Usage,
             CliError::Panic { during_check: true } => Exit::Damage,
             CliError::Held(_) => Exit::Held,
-            CliError::Failed(_) | CliError::Panic { .. } | CliError::Output(_) | CliError::Thread(_) => Exit::Failed,
             CliError::Replica(ReplicaError::Locked { .. }) => Exit::Locked,
             CliError::Replica(ReplicaError::Config { .. } | ReplicaError::Dictionary(_)) => Exit::Damage,
-            CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => damage_if(error.is_damage()),
-            CliError::Replica(_) => Exit::Failed,
             CliError::Snapshot(SnapshotError::Pattern(_)) => Exit::Usage,
-            CliError::Snapshot(error) if error.is_damage() => Exit::Damage,
-            CliError::Snapshot(_) => Exit::Failed,
             CliError::Check(error) => damage_if(error.is_damage()),
             CliError::Prune(error) => damage_if(error.is_damage()),
             CliError::Repair(_) => Exit::Damage,
             CliError::Resolve(ResolveError::Malformed { .. }) => Exit::Usage,
-            CliError::Resolve(_) => Exit::Failed,
-            CliError::View(error) | CliError::Restore(RestoreError::View(error)) => damage_if(error.is_damage()),
-            CliError::OfPath { source, .. } => damage_if(source.is_damage()),
-            CliError::RemoteRestore(RemoteRestoreError::Catalog(error)) => damage_if(error.is_damage()),
-            CliError::Restore(_) | CliError::RemoteRestore(_) => Exit::Failed,
-            CliError::Mount(MountError::View(error)) => damage_if(error.is_damage()),
-            CliError::Mount(MountError::Catalog(error)) => damage_if(error.is_damage()),
-            CliError::Mount(_) => Exit::Failed,
+            _ => damage_if(
+                self.catalog_error().is_some_and(CatalogError::is_damage)
+                    || self.view_error().is_some_and(ViewError::is_damage),
+            ),
         }
     }
 
-    /// Returns whether an object of the store may not be read or written, as one may be that an earlier release made for root in the store of another user.
-    fn is_denied_object(&self) -> bool {
-        let backend = match self {
-            CliError::Replica(ReplicaError::Backend(error)) | CliError::Check(CheckError::Backend(error)) => error,
-            CliError::Prune(PruneError::Backend(error)) => error,
-            CliError::Replica(ReplicaError::Catalog(CatalogError::Backend(error))) => error,
-            CliError::Catalog(CatalogError::Backend(error)) => error,
-            CliError::Check(CheckError::Catalog(CatalogError::Backend(error))) => error,
-            CliError::Snapshot(SnapshotError::Catalog(CatalogError::Backend(error))) => error,
-            CliError::Prune(PruneError::Catalog(CatalogError::Backend(error))) => error,
-            _ => return false,
-        };
-        matches!(backend, BackendError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    /// Returns what went wrong with the catalogue, whoever met it.
+    fn catalog_error(&self) -> Option<&CatalogError> {
+        match self {
+            CliError::Catalog(error)
+            | CliError::Replica(ReplicaError::Catalog(error))
+            | CliError::Snapshot(SnapshotError::Catalog(error))
+            | CliError::Check(CheckError::Catalog(error))
+            | CliError::Prune(PruneError::Catalog(error))
+            | CliError::Repair(RepairError::NothingLeft(error))
+            | CliError::RemoteRestore(RemoteRestoreError::Catalog(error))
+            | CliError::Mount(MountError::Catalog(error)) => Some(error),
+            _ => match self.view_error() {
+                Some(ViewError::Catalog(error)) => Some(error),
+                _ => None,
+            },
+        }
     }
 
-    /// Returns what to do about it, where the message does not say so itself.
+    /// Returns why a snapshot could not be read, whoever read it.
+    fn view_error(&self) -> Option<&ViewError> {
+        match self {
+            CliError::View(error)
+            | CliError::Restore(RestoreError::View(error))
+            | CliError::Mount(MountError::View(error)) => Some(error),
+            CliError::OfPath { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    /// Returns what went wrong with an object of the store, whoever met it.
+    fn backend_error(&self) -> Option<&BackendError> {
+        match self {
+            CliError::Replica(ReplicaError::Backend(error))
+            | CliError::Check(CheckError::Backend(error))
+            | CliError::Prune(PruneError::Backend(error)) => Some(error),
+            _ => match self.catalog_error() {
+                Some(CatalogError::Backend(error)) => Some(error),
+                _ => None,
+            },
+        }
+    }
+
+    /// Returns what to do about it, where the message does not say so itself. Whatever names a command of this program for an error does so here.
     pub(crate) fn hint(&self) -> Option<String> {
-        if self.is_denied_object() {
+        // One may be that an earlier release made for root in the store of another user.
+        if self.backend_error().is_some_and(BackendError::is_denial) {
             return Some(
                 "All files of a store should belong to its owner: as root, `chown -hR USER STORE` makes them so."
                     .to_owned(),
             );
         }
-        match self {
-            CliError::NoStore => Some(
-                "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml.".to_owned(),
-            ),
-            CliError::Held(_) => {
-                Some("`zmreplica release` ends the hold; `--ignore-hold` goes on in spite of it, once.".to_owned())
+        if let Some(error) = self.catalog_error() {
+            return catalog_hint(error).map(str::to_owned);
+        }
+        let hint = match self {
+            CliError::NoStore => {
+                "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml."
             }
+            CliError::Held(_) => "`zmreplica release` ends the hold; `--ignore-hold` goes on in spite of it, once.",
             CliError::Panic { during_check: false } => {
-                Some("Run `zmreplica check`. If it finds nothing, please report this with the line above.".to_owned())
+                "Run `zmreplica check`. If it finds nothing, please report this with the line above."
             }
             CliError::Panic { during_check: true } => {
-                Some("`zmreplica repair` rebuilds the catalogue from the commit files.".to_owned())
+                "`zmreplica repair` rebuilds the catalogue from the commit files."
             }
-            CliError::Replica(ReplicaError::Catalog(error)) | CliError::Catalog(error) => catalog_hint(error),
-            CliError::Snapshot(SnapshotError::Catalog(error)) => catalog_hint(error),
-            CliError::Check(CheckError::Catalog(error)) => catalog_hint(error),
-            CliError::Prune(PruneError::Catalog(error)) => catalog_hint(error),
-            CliError::Prune(PruneError::Backend(BackendError::NoSpace { .. })) => Some(
+            CliError::Replica(ReplicaError::NotAStore { path }) => {
+                return Some(format!("Make one with `zmreplica --store {} init`.", quoted(path)));
+            }
+            CliError::Replica(ReplicaError::Config { .. }) => "`zmreplica repair` makes it again.",
+            CliError::Prune(PruneError::Backend(BackendError::NoSpace { .. })) => {
                 "The store is whole, and what was freed so far stays free. `prune --max-unused 100` copies nothing and needs the least space."
-                    .to_owned(),
-            ),
-            CliError::View(error) | CliError::Restore(RestoreError::View(error)) => view_hint(error),
-            CliError::OfPath { source, .. } => view_hint(source),
-            CliError::Mount(MountError::View(error)) => view_hint(error),
-            CliError::Mount(MountError::Catalog(error)) => catalog_hint(error),
+            }
+            CliError::Prune(PruneError::Pack { .. }) => {
+                "`zmreplica check` tells what it affects; `zmreplica repair` saves what can be saved."
+            }
+            CliError::Prune(PruneError::Chunk { .. }) => DAMAGED_CONTENT,
+            CliError::Resolve(ResolveError::Empty) => "Make one with `zmreplica snapshot SOURCE`.",
+            CliError::Resolve(ResolveError::Unknown { .. } | ResolveError::Gone { .. }) => {
+                "`zmreplica snapshots` lists those that are there."
+            }
+            CliError::Mount(MountError::Place { path, fault: PlaceFault::Mounted { .. } }) => {
+                return Some(format!("`zmreplica umount {}` takes it away.", quoted(path)));
+            }
             CliError::Mount(MountError::Busy { path }) => {
                 let path = quoted(path);
-                Some(format!("`fuser -vm {path}` names the processes; `umount --lazy` does not wait for them."))
+                return Some(format!(
+                    "`fuser -vm {path}` names the processes; `umount --lazy` does not wait for them."
+                ));
             }
-            _ => None,
-        }
+            CliError::RemoteRestore(RemoteRestoreError::Connect(ConnectError::Refused { .. })) => {
+                "An agent restores if it is started with `zmreplica agent --writable`, with another key than the nightly one."
+            }
+            _ if self.view_error().is_some_and(ViewError::is_damage) => DAMAGED_CONTENT,
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Returns the message and the hint, in one line.
+    pub(crate) fn in_one_line(&self) -> String {
+        self.hint().map_or_else(|| self.to_string(), |hint| format!("{self}. {}", hint.trim_end_matches('.')))
     }
 }
+
+/// What to do about files whose bytes are damaged.
+pub(crate) const DAMAGED_CONTENT: &str = "`zmreplica check --read-data` tells what is damaged and what that affects; `zmreplica repair --read-data` saves what can be saved.";
 
 fn damage_if(damage: bool) -> Exit {
     if damage { Exit::Damage } else { Exit::Failed }
 }
 
-fn catalog_hint(error: &CatalogError) -> Option<String> {
-    if error.is_full_disk() {
-        return Some(
-            "The store is whole, and can be read. Free some space on its disk, then run the same command again."
-                .to_owned(),
-        );
-    }
-    // Its message says so itself.
-    let is_damage = error.is_damage() && !matches!(error, CatalogError::Broken { .. });
-    is_damage.then(|| "`zmreplica repair` makes the catalogue anew from the commit files.".to_owned())
-}
-
-fn view_hint(error: &ViewError) -> Option<String> {
+fn catalog_hint(error: &CatalogError) -> Option<&'static str> {
     match error {
-        ViewError::Catalog(error) => catalog_hint(error),
-        error => error.is_damage().then(|| {
-            "`zmreplica check --read-data` tells what else is damaged; `zmreplica repair --read-data` saves what can be saved.".to_owned()
-        }),
+        error if error.is_full_disk() => {
+            Some("The store is whole, and can be read. Free some space on its disk, then run the same command again.")
+        }
+        CatalogError::Open(OpenError::NeedsRepair { .. }) => {
+            Some("Run any command that writes, such as `zmreplica snapshot`, once.")
+        }
+        CatalogError::Damage(CatalogDamage::Missing(_) | CatalogDamage::Row { .. } | CatalogDamage::Root { .. }) => {
+            Some(
+                "`zmreplica check` tells what it affects; `zmreplica repair` makes the catalogue anew from the commit files.",
+            )
+        }
+        error if error.is_damage() => Some("`zmreplica repair` makes the catalogue anew from the commit files."),
+        _ => None,
     }
 }

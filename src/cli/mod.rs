@@ -351,7 +351,7 @@ fn hold_back_panics(silent: bool) {
             return;
         }
         // What redb says of a damaged page becomes an error.
-        if silent || zmreplica::catalog::guarded::is_guarded() {
+        if silent || zmreplica::catalog::redb_call::is_catching() {
             return;
         }
         let place = info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();

@@ -11,7 +11,7 @@ use serde::Serialize;
 use zmreplica::remote::client::restore::{RemoteRestore, restore_to};
 use zmreplica::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
 
-use super::error::{CliError, Exit};
+use super::error::{CliError, DAMAGED_CONTENT, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
 use super::path::Opened;
 use super::progress::{ONE_LINE, live_line, start_follower};
@@ -223,6 +223,9 @@ fn tell(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(
         output.note(
             "A file system of the destination chooses owners or modes itself: root does not guard there against others who exchange names meanwhile.",
         );
+    }
+    if report.damaged > 0 {
+        output.note(DAMAGED_CONTENT);
     }
     if !report.owners_kept && !args.dry_run {
         output.note("Owners were not set: only root may give files away.");

@@ -218,9 +218,9 @@ pub(super) fn config(bytes: &[u8]) {
     let _ = StoreConfig::decode(bytes);
     if let Ok(config) = StoreConfig::from_row(bytes) {
         let file = config.encode().expect("what was decoded is encoded");
-        assert_eq!(StoreConfig::decode(&file), Ok(config.clone()));
+        assert_eq!(StoreConfig::decode(&file).unwrap(), config);
         let row = config.to_row().expect("what was decoded is encoded");
-        assert_eq!(StoreConfig::from_row(&row), Ok(config.clone()));
+        assert_eq!(StoreConfig::from_row(&row).unwrap(), config);
         let raised = config.raised().merged(&config);
         assert_eq!(raised.merged(&raised), raised);
     }

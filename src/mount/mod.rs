@@ -41,12 +41,13 @@ const UPPER_RECORD: &str = "zmreplica.json";
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// The place cannot be mounted on.
-    #[error("Cannot mount on {path}: {reason}")]
+    #[error("Cannot mount on {path}: {fault}")]
     Place {
         /// The mount point, as it was given.
         path: String,
         /// Why not.
-        reason: String,
+        #[source]
+        fault: PlaceFault,
     },
     /// Nothing of this program is mounted there.
     #[error("{path} is not a mount of zmreplica")]
@@ -90,6 +91,38 @@ pub enum MountError {
     /// The catalogue cannot be read.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+}
+
+/// Why a place cannot be mounted on.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceFault {
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Its path has white space in it.
+    #[error("its path has white space in it, which Zimbra's tools refuse")]
+    WhiteSpace,
+    /// It is something else than a directory.
+    #[error("it is not a directory")]
+    NotADirectory,
+    /// It lies in the store.
+    #[error("it is inside the store {store}")]
+    InStore {
+        /// The store.
+        store: String,
+    },
+    /// The store lies in it.
+    #[error("the store {store} is inside it and would be hidden")]
+    HidesStore {
+        /// The store.
+        store: String,
+    },
+    /// Something of this program is mounted there.
+    #[error("{source_name} is mounted there already")]
+    Mounted {
+        /// What is mounted.
+        source_name: String,
+    },
 }
 
 pub(crate) fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MountError {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use zmreplica_fuse::{UnmountMode, mounts_at, unmount};
 
-use super::{MountError, system};
+use super::{MountError, PlaceFault, system};
 use crate::lease;
 
 /// What the table of mounts shows behind `fuse.` for a mount of ours.
@@ -37,27 +37,27 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// [`MountError::Place`] with the reason.
 pub fn check_place(store: &Path, mount_point: &Path, recovered: impl Fn(&str)) -> Result<PathBuf, MountError> {
-    let refuse = |reason: String| MountError::Place { path: mount_point.display().to_string(), reason };
-    let place = absolute(mount_point).map_err(|error| refuse(error.to_string()))?;
+    let refuse = |fault| MountError::Place { path: mount_point.display().to_string(), fault };
+    let place = absolute(mount_point).map_err(|error| refuse(error.into()))?;
     if place.as_os_str().as_bytes().iter().any(u8::is_ascii_whitespace) {
-        return Err(refuse("its path has white space in it, which Zimbra's tools refuse".to_owned()));
+        return Err(refuse(PlaceFault::WhiteSpace));
     }
     clear_stale(&place, &recovered)?;
-    let found = fs::metadata(&place).map_err(|error| refuse(error.to_string()))?;
+    let found = fs::metadata(&place).map_err(|error| refuse(error.into()))?;
     if !found.is_dir() {
-        return Err(refuse("it is not a directory".to_owned()));
+        return Err(refuse(PlaceFault::NotADirectory));
     }
     let store = fs::canonicalize(store).map_err(system("Cannot open", store))?;
     if place.starts_with(&store) {
-        return Err(refuse(format!("it is inside the store {}", store.display())));
+        return Err(refuse(PlaceFault::InStore { store: store.display().to_string() }));
     }
     if store.starts_with(&place) {
-        return Err(refuse(format!("the store {} is inside it and would be hidden", store.display())));
+        return Err(refuse(PlaceFault::HidesStore { store: store.display().to_string() }));
     }
     let mounts = mounts_at(&place).map_err(system("Cannot list mounts for", &place))?;
     if let Some(ours) = mounts.iter().find(|entry| entry.kind == MOUNT_KIND) {
-        let source = ours.source.to_string_lossy().into_owned();
-        return Err(refuse(format!("{source} is mounted there already; `zmreplica umount` takes it away")));
+        let source_name = ours.source.to_string_lossy().into_owned();
+        return Err(refuse(PlaceFault::Mounted { source_name }));
     }
     Ok(place)
 }

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 
 use super::bitmap::Bitmap;
 use super::{PruneError, PruneProgress};
-use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::directory::Body;
 use crate::catalog::group::{Content, Segment};
@@ -16,7 +15,8 @@ use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::references::{self, Reference};
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::ids::{ChunkId, SnapshotNumber};
+use crate::catalog::{CatalogDamage, CatalogError, RowKind};
+use crate::ids::ChunkId;
 
 /// What some snapshots need.
 #[derive(Clone)]
@@ -66,11 +66,11 @@ impl Marks {
     /// # Errors
     /// Fails when there never was one of this number.
     pub fn group(&mut self, number: u64) -> Result<(), CatalogError> {
-        self.groups.add(number).map(drop).ok_or(CatalogError::Missing { what: "link group", number })
+        self.groups.add(number).map(drop).ok_or_else(|| CatalogError::missing(RowKind::Group.row(number)))
     }
 
     fn object(&mut self, number: u64) -> Result<bool, CatalogError> {
-        self.objects.add(number).ok_or(CatalogError::Missing { what: "object", number })
+        self.objects.add(number).ok_or_else(|| CatalogError::missing(RowKind::Object.row(number)))
     }
 
     /// Marks all that a snapshot needs.
@@ -80,7 +80,6 @@ impl Marks {
     pub fn snapshot(
         &mut self,
         catalog: &CatalogReader,
-        number: SnapshotNumber,
         record: &SnapshotRecord,
         progress: &PruneProgress,
     ) -> Result<(), PruneError> {
@@ -92,11 +91,7 @@ impl Marks {
                 catalog.object(ObjectKind::Links, *links)?;
             }
         }
-        let root = record.root_directory().map_err(|error| CatalogError::Damaged {
-            what: "snapshot record",
-            number: number.0,
-            reason: error.to_string(),
-        })?;
+        let root = record.root_directory()?;
         let mut waiting = Vec::new();
         match root.body {
             // A root is inline only when it is empty.
@@ -122,7 +117,7 @@ impl Marks {
                             Reference::Group(group) if failure.is_ok() => failure = self.group(group),
                             other => waiting.push(other),
                         })
-                        .map_err(|error| CatalogError::damaged("directory page", page, error))?;
+                        .map_err(|error| CatalogError::of_row(RowKind::DirectoryPage.row(page), error))?;
                         failure?;
                     }
                 }
@@ -156,13 +151,13 @@ impl Marks {
             let mut wanted = wanted.into_iter().peekable();
             catalog.for_each_group(page, |at, row| {
                 if let Some(number) = wanted.next_if(|number| (number % PAGE_ROWS) as usize == at) {
-                    let row = row.ok_or(CatalogError::Missing { what: "link group", number })?;
+                    let row = row.ok_or_else(|| CatalogError::missing(RowKind::Group.row(number)))?;
                     self.content(catalog, &row.content)?;
                 }
                 Ok::<_, CatalogError>(wanted.peek().is_some())
             })?;
             if let Some(number) = wanted.next() {
-                return Err(CatalogError::Missing { what: "link group", number }.into());
+                return Err(CatalogError::missing(RowKind::Group.row(number)).into());
             }
         }
         drop(numbers);
@@ -188,10 +183,10 @@ impl Marks {
     fn segments(&mut self, catalog: &CatalogReader, segments: &[Segment]) -> Result<(), CatalogError> {
         for segment in segments {
             let Segment::Chunk { number, length } = segment else { continue };
-            let missing = CatalogError::Missing { what: "chunk", number: number.0 };
-            if self.chunks.add(*number).ok_or(missing)? {
+            let row = RowKind::Chunk.row(*number);
+            if self.chunks.add(*number).ok_or_else(|| CatalogError::missing(row))? {
                 let row = match (catalog.chunk(*number), &mut self.missing) {
-                    (Err(CatalogError::Missing { what: "chunk", .. }), Some(missing)) => {
+                    (Err(CatalogError::Damage(CatalogDamage::Missing(found))), Some(missing)) if found == row => {
                         missing.insert(*number, *length);
                         continue;
                     }

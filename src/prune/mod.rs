@@ -163,9 +163,7 @@ pub enum PruneError {
         id: String,
     },
     /// A pack that is needed is missing or not as long as it should be.
-    #[error(
-        "Pack {pack}, which kept snapshots need, {reason}. Nothing was removed; `zmreplica check` tells what it affects, `zmreplica repair` saves what can be saved"
-    )]
+    #[error("Pack {pack}, which kept snapshots need, {reason}. Nothing was removed")]
     Pack {
         /// The pack.
         pack: String,
@@ -173,9 +171,7 @@ pub enum PruneError {
         reason: String,
     },
     /// A chunk that is to be moved cannot be read.
-    #[error(
-        "{source}. Its pack stays as it is, and so does all that is needed; `zmreplica check --read-data` tells what it affects, `zmreplica repair --read-data` saves what can be saved"
-    )]
+    #[error("{source}. Its pack stays as it is, and so does all that is needed")]
     Chunk {
         /// What the chunk reader found.
         source: ChunkError,

@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::caches;
 use super::mark::Marks;
 use super::{Phase, PruneError, PruneOptions, PruneProgress};
-use crate::catalog::CatalogError;
 use crate::catalog::chunk::{ChunkPlace, PackRow};
 use crate::catalog::commit::CommitId;
 use crate::catalog::commit_log::last_commit;
@@ -19,6 +18,7 @@ use crate::catalog::meta::Counters;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::Table;
+use crate::catalog::{CatalogError, RowKind};
 use crate::guard;
 use crate::ids::{PackNumber, SnapshotNumber};
 use crate::lease;
@@ -170,8 +170,8 @@ pub fn plan(
     let going: BTreeSet<SnapshotNumber> = retention.removed().map(|decision| decision.number).collect();
 
     let mut marks = Marks::new(&counters);
-    for (number, record) in records.iter().filter(|(number, _)| !going.contains(number)) {
-        marks.snapshot(&catalog, *number, record, progress)?;
+    for (_, record) in records.iter().filter(|(number, _)| !going.contains(number)) {
+        marks.snapshot(&catalog, record, progress)?;
     }
     mark_known(replica, &catalog, &mut marks, progress)?;
     all_objects_are_there(&catalog, &marks)?;
@@ -256,7 +256,7 @@ fn all_objects_are_there(catalog: &CatalogReader, marks: &Marks) -> Result<(), C
     let nothing = super::Bitmap::default();
     for number in marks.objects.without(&nothing) {
         if catalog.database()?.get(Table::Objects, number, |_| Ok(()))?.is_none() {
-            return Err(CatalogError::Missing { what: "object", number });
+            return Err(CatalogError::missing(RowKind::Object.row(number)));
         }
     }
     Ok(())
@@ -273,7 +273,7 @@ fn freed_by_each(
     let mut freed = BTreeMap::new();
     for (number, record) in going {
         let before = all.chunk_bytes;
-        match all.snapshot(catalog, *number, record, progress) {
+        match all.snapshot(catalog, record, progress) {
             Err(PruneError::Interrupted) => return Err(PruneError::Interrupted),
             Err(error) if !error.is_damage() => return Err(error),
             _ => {}
@@ -294,8 +294,8 @@ fn packs(catalog: &CatalogReader, marks: &Marks) -> Result<BTreeMap<PackNumber, 
         if marks.chunks.has(number)
             && let ChunkPlace::At { pack, .. } = row.place
         {
-            let missing = CatalogError::Missing { what: "pack", number: pack.0 };
-            let pack = packs.get_mut(&pack).ok_or(missing)?;
+            let missing = || CatalogError::missing(RowKind::Pack.row(pack));
+            let pack = packs.get_mut(&pack).ok_or_else(missing)?;
             pack.live_chunks += 1;
             pack.live_bytes += row.entry_bytes().unwrap_or_default();
         }

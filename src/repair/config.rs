@@ -76,7 +76,7 @@ pub(super) fn ensure(path: &Path, backend: &dyn Backend) -> Result<Option<Config
     let (found, mut reason) = match StoreConfig::read(path) {
         Ok(config) => (Some(config), None),
         Err(ReplicaError::NotAStore { .. }) if is_like_store(path) => (None, Some("it is missing".to_owned())),
-        Err(ReplicaError::Config { reason, .. }) => (None, Some(reason)),
+        Err(ReplicaError::Config { fault, .. }) => (None, Some(fault.to_string())),
         Err(error) => return Err(error.into()),
     };
     let lock = take_lock(path)?;
@@ -162,7 +162,7 @@ impl Evidence {
         let _ = catch_unwind(AssertUnwindSafe(|| -> Result<(), CatalogError> {
             let database = match (CatalogDatabase::open_read_only(&file), lock.try_clone()) {
                 // Its last writer died.
-                (Err(CatalogError::NeedsRepair { .. }), Ok(lock)) => CatalogDatabase::open_repaired(&file, lock)?,
+                (Err(error), Ok(lock)) if error.needs_repair() => CatalogDatabase::open_repaired(&file, lock)?,
                 (opened, _) => opened?,
             };
             self.rows(&database.read()?)
@@ -187,7 +187,7 @@ impl Evidence {
         // A catalogue without the row may be one that can be read in part only.
         let mut last = if self.row.is_some() { self.last } else { 0 };
         let folded = match checkpoint::newest(backend) {
-            Err(CatalogError::CommitFile { .. }) => None,
+            Err(error) if error.is_damaged_file() => None,
             other => other?.filter(|folded| folded.number > last),
         };
         if let Some(folded) = folded {
@@ -195,7 +195,7 @@ impl Evidence {
             let mut result = Ok(());
             folded.for_each_readable_part(backend, |part| match part {
                 Ok(changes) => changes.iter().for_each(|change| self.change(change, ConfigSource::CommitFiles)),
-                Err(CatalogError::CommitFile { .. }) => {}
+                Err(error) if error.is_damaged_file() => {}
                 Err(error) => result = Err(error),
             });
             result?;
@@ -209,7 +209,7 @@ impl Evidence {
                 })
             });
             match read {
-                Err(CatalogError::CommitFile { .. }) => {}
+                Err(error) if error.is_damaged_file() => {}
                 other => other?,
             }
         }

@@ -147,12 +147,9 @@ pub enum RepairError {
     Check(#[from] CheckError),
     /// Nothing is left to make a catalogue of.
     #[error(
-        "Neither the catalogue nor any commit file can be read, so nothing tells what the packs belong to: {reason}. Nothing was changed"
+        "Neither the catalogue nor any commit file can be read, so nothing tells what the packs belong to: {0}. Nothing was changed"
     )]
-    NothingLeft {
-        /// What was found.
-        reason: String,
-    },
+    NothingLeft(#[source] CatalogError),
 }
 
 impl From<CatalogError> for RepairError {

@@ -14,7 +14,7 @@ use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::meta::{COUNTERS, Counters};
 use crate::catalog::tables::{Change, Index, Table};
 use crate::catalog::writer::CatalogWriter;
-use crate::catalog::{CatalogError, checkpoint, checkpoint_writer, object};
+use crate::catalog::{CatalogError, FileFault, checkpoint, checkpoint_writer, object};
 use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
 use crate::coding::NUMBER_LIMIT;
 use crate::ids::{ChunkId, PackNumber};
@@ -33,23 +33,23 @@ pub(super) fn catalog(path: &Path, backend: &Arc<dyn Backend>) -> Result<Catalog
     let had_old = has_catalog(path)?;
     let reason = match LockedReplica::rebuild_over(path, backend.as_ref()) {
         Ok(commit_files) => return Ok(CatalogOutcome::Rebuilt { commit_files, had_old }),
-        Err(ReplicaError::Catalog(error @ CatalogError::CommitFile { .. })) => error.to_string(),
+        Err(ReplicaError::Catalog(error)) if error.is_damaged_file() => error,
         Err(error) => return Err(error.into()),
     };
     if is_intact(path, backend)? {
-        return Ok(CatalogOutcome::Kept { reason });
+        return Ok(CatalogOutcome::Kept { reason: reason.to_string() });
     }
     let (mut lost_files, mut rows) = (Vec::new(), 0);
     let put_together = LockedReplica::replace_catalog_with(path, |fresh, old| {
-        put_together(fresh, old, backend.as_ref(), &reason, &mut lost_files, &mut rows)
+        put_together(fresh, old, backend.as_ref(), &mut lost_files, &mut rows)
     });
     match put_together {
         Err(ReplicaError::Catalog(error)) if error.is_damage() && rows == 0 => {
-            return Err(RepairError::NothingLeft { reason });
+            return Err(RepairError::NothingLeft(reason));
         }
         other => other?,
     }
-    Ok(CatalogOutcome::PutTogether { reason, lost_files, had_old })
+    Ok(CatalogOutcome::PutTogether { reason: reason.to_string(), lost_files, had_old })
 }
 
 /// Returns what was found, or `None` for damage. That something cannot be read now is an error: it does not mean that it is damaged, or not there.
@@ -92,7 +92,6 @@ fn put_together(
     fresh: &CatalogDatabase,
     old: &Path,
     backend: &dyn Backend,
-    reason: &str,
     lost_files: &mut Vec<String>,
     rows: &mut u64,
 ) -> Result<(), CatalogError> {
@@ -101,7 +100,7 @@ fn put_together(
     let known = CatalogDatabase::open_read_only(old).and_then(|database| Ok(last_commit(&database.read()?)?.0));
     // One that needs a repair is left by a writer that died; its rows are read below as far as that goes without one.
     let known = match known {
-        Err(CatalogError::NeedsRepair { .. }) => 0,
+        Err(error) if error.needs_repair() => 0,
         known => unless_damaged(known)?.unwrap_or(0),
     };
     let mut take = |mut changes: Vec<Change>| -> Result<(), CatalogError> {
@@ -164,8 +163,7 @@ fn put_together(
         read(number, &mut take)?;
     }
     if *rows == 0 {
-        let reason = format!("nothing can be read of it or of the others ({reason})");
-        return Err(CatalogError::CommitFile { key: commit::key(1), reason });
+        return Err(CatalogError::of_file(&commit::key(1), FileFault::NothingReadable));
     }
     // A commit of its own, on which a checkpoint is made before anything else is.
     let mut seed = blake3::Hasher::new();
@@ -206,7 +204,7 @@ fn raise(counters: &mut Counters, change: &Change) {
 /// Takes all rows of a damaged catalogue that can be read.
 fn overlay(old: &Path, take: &mut impl FnMut(Vec<Change>) -> Result<(), CatalogError>) -> Result<(), CatalogError> {
     let reader = match CatalogDatabase::open_read_only(old).and_then(|database| database.read()) {
-        Err(CatalogError::NeedsRepair { .. }) => return Ok(()),
+        Err(error) if error.needs_repair() => return Ok(()),
         opened => unless_damaged(opened)?,
     };
     let Some(reader) = reader else { return Ok(()) };
@@ -278,7 +276,7 @@ fn sound_snapshots(
     let mut missing = BTreeMap::new();
     for (number, record) in catalog.snapshots()? {
         let mut marks = Marks::lenient(&writer.counters());
-        match marks.snapshot(&catalog, number, &record, progress) {
+        match marks.snapshot(&catalog, &record, progress) {
             Ok(()) => missing.extend(marks.missing_chunks()),
             Err(error) if error.is_damage() => {
                 let lost = LostSnapshot { id: record.id.clone(), time: record.time, reason: error.to_string() };

@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::error::{ReplicaError, io_error, refused};
+use super::error::{ReplicaError, SettingsFault, io_error, refused};
 use super::format::{CATALOG, CONFIG, FEATURES, FORMAT_VERSION};
 use crate::access::write_durably;
 use crate::catalog::snapshot::{SnapshotRecord, to_hex};
@@ -67,17 +67,17 @@ struct Sealed<'a> {
 }
 
 /// Why bytes are no settings that this version can use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Unusable {
     /// They make no sense.
-    Damaged(String),
+    Damaged(SettingsFault),
     /// They are of a later format.
     Format(u32),
 }
 
 impl From<serde_json::Error> for Unusable {
     fn from(error: serde_json::Error) -> Unusable {
-        Unusable::Damaged(error.to_string())
+        Unusable::Damaged(error.into())
     }
 }
 
@@ -85,7 +85,7 @@ impl Unusable {
     /// Returns the error for the store in a directory.
     pub(crate) fn of(self, path: &Path) -> ReplicaError {
         match self {
-            Unusable::Damaged(reason) => ReplicaError::Config { path: path.join(CONFIG).display().to_string(), reason },
+            Unusable::Damaged(fault) => ReplicaError::Config { path: path.join(CONFIG).display().to_string(), fault },
             Unusable::Format(found) => ReplicaError::Version { path: path.display().to_string(), found },
         }
     }
@@ -132,7 +132,7 @@ impl StoreConfig {
         let read = File::open(&file).and_then(|open| open.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
         match read {
             Err(error) if error.kind() == io::ErrorKind::NotFound && has_objects(path) => {
-                return Err(Unusable::Damaged("it is missing".to_owned()).of(path));
+                return Err(Unusable::Damaged(SettingsFault::Missing).of(path));
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(ReplicaError::NotAStore { path: path.display().to_string() });
@@ -158,17 +158,17 @@ impl StoreConfig {
     /// Decodes the bytes of the file.
     pub(crate) fn decode(bytes: &[u8]) -> Result<StoreConfig, Unusable> {
         if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(Unusable::Damaged("it is too long".to_owned()));
+            return Err(Unusable::Damaged(SettingsFault::TooLong));
         }
         let mut fields: BTreeMap<String, Value> = serde_json::from_slice(bytes)?;
         let stated = fields.remove("check");
         match &stated {
             Some(stated) if *stated != check_of(&serde_json::to_vec(&fields)?) => {
-                return Err(Unusable::Damaged("its checksum does not fit".to_owned()));
+                return Err(Unusable::Damaged(SettingsFault::Checksum));
             }
             // Files of format 1 alone have none.
             None if fields.get("format") != Some(&Value::from(1)) => {
-                return Err(Unusable::Damaged("it has no checksum".to_owned()));
+                return Err(Unusable::Damaged(SettingsFault::NoChecksum));
             }
             _ => {}
         }
@@ -187,13 +187,13 @@ impl StoreConfig {
         // In a later format the other fields may be anything.
         let format = fields.get("format").and_then(Value::as_u64).and_then(|format| u32::try_from(format).ok());
         match format {
-            None | Some(0) => return Err(Unusable::Damaged("it names no format".to_owned())),
+            None | Some(0) => return Err(Unusable::Damaged(SettingsFault::NoFormat)),
             Some(format) if format > FORMAT_VERSION => return Err(Unusable::Format(format)),
             Some(_) => {}
         }
         let config: StoreConfig = serde_json::from_value(Value::Object(Map::from_iter(fields)))?;
         if !is_id(config.id.as_bytes()) {
-            return Err(Unusable::Damaged("its id is not 32 hexadecimal digits".to_owned()));
+            return Err(Unusable::Damaged(SettingsFault::Id));
         }
         Ok(config)
     }
@@ -303,8 +303,8 @@ mod tests {
         assert_eq!(String::from_utf8(sample().to_row().unwrap()).unwrap(), String::from_utf8_lossy(row));
         let file: Value = serde_json::from_slice(&sample().encode().unwrap()).unwrap();
         assert_eq!(file["check"], to_hex(&blake3::hash(row).as_bytes()[..16]));
-        assert_eq!(StoreConfig::decode(&sample().encode().unwrap()), Ok(sample()));
-        assert_eq!(StoreConfig::from_row(row), Ok(sample()));
+        assert_eq!(StoreConfig::decode(&sample().encode().unwrap()).unwrap(), sample());
+        assert_eq!(StoreConfig::from_row(row).unwrap(), sample());
     }
 
     #[test]
@@ -336,7 +336,7 @@ mod tests {
     fn later_formats_features_and_fields() {
         let mut later = sample();
         later.other.insert("zone".to_owned(), Value::from(vec![1, 2]));
-        assert_eq!(StoreConfig::decode(&later.encode().unwrap()), Ok(later.clone()));
+        assert_eq!(StoreConfig::decode(&later.encode().unwrap()).unwrap(), later);
         assert!(later.refuse_unknown(Path::new("/s")).is_ok());
         later.features.extend(["sources".to_owned(), "keys".to_owned()]);
         let refused = later.refuse_unknown(Path::new("/s")).unwrap_err().to_string();
@@ -346,7 +346,8 @@ mod tests {
         fields.insert("features".to_owned(), Value::from("another form"));
         let check = check_of(&serde_json::to_vec(&fields).unwrap());
         fields.insert("check".to_owned(), Value::from(check));
-        assert_eq!(StoreConfig::decode(&serde_json::to_vec(&fields).unwrap()), Err(Unusable::Format(3)));
+        let found = StoreConfig::decode(&serde_json::to_vec(&fields).unwrap());
+        assert!(matches!(found, Err(Unusable::Format(3))), "{found:?}");
     }
 
     #[test]

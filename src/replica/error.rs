@@ -14,10 +14,7 @@ use crate::store::codec::CodecError;
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
     /// There is no store in the directory.
-    #[error(
-        "{path} is not a store: it has no {CONFIG}. Make one with `zmreplica --store {} init`",
-        plain::quoted(path)
-    )]
+    #[error("{path} is not a store: it has no {CONFIG}")]
     NotAStore {
         /// The directory.
         path: String,
@@ -49,12 +46,13 @@ pub enum ReplicaError {
         features: String,
     },
     /// The settings cannot be understood, or are missing from a store.
-    #[error("The file {path} is damaged: {reason}. `zmreplica repair` makes it again")]
+    #[error("The file {path} is damaged: {fault}")]
     Config {
         /// The file.
         path: String,
         /// What does not fit.
-        reason: String,
+        #[source]
+        fault: SettingsFault,
     },
     /// Another process writes to the store.
     #[error("Another run holds the store {path}{holder}. Wait for it to end; nothing was changed")]
@@ -105,6 +103,32 @@ pub enum ReplicaError {
     /// The catalogue failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+}
+
+/// What does not fit of a store's settings.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsFault {
+    /// The file is not there, and objects of a store are.
+    #[error("it is missing")]
+    Missing,
+    /// It is longer than any.
+    #[error("it is too long")]
+    TooLong,
+    /// Its checksum does not fit.
+    #[error("its checksum does not fit")]
+    Checksum,
+    /// It is not of format 1, and has no checksum.
+    #[error("it has no checksum")]
+    NoChecksum,
+    /// It names no format.
+    #[error("it names no format")]
+    NoFormat,
+    /// Its identifier is none.
+    #[error("its id is not 32 hexadecimal digits")]
+    Id,
+    /// It is no JSON, or not that of settings.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
 }
 
 impl ReplicaError {

@@ -235,8 +235,7 @@ impl<'e> Worker<'_, 'e> {
 }
 
 fn wrong_size(found: u64, size: u64) -> FileError {
-    let message =
-        format!("Its content has {found} bytes and should have {size}; `zmreplica check` tells what it affects");
+    let message = format!("Its content has {found} bytes and should have {size}");
     FileError::Content { message, damage: true }
 }
 

@@ -1,9 +1,9 @@
 //! The receiving end for chunks of another host: numbers them in the catalogue and hands them to the chunk writer.
 
-use super::SnapshotError;
 use super::chunk_writer::ChunkWriter;
-use crate::catalog::CatalogError;
+use super::{ChunkFault, SnapshotError};
 use crate::catalog::writer::CatalogWriter;
+use crate::catalog::{CatalogError, WriteError};
 use crate::ids::ChunkId;
 use crate::model::ChunkHash;
 use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed};
@@ -35,7 +35,9 @@ impl ChunkIntake for Intake<'_> {
     fn offer(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(ChunkId, bool), IntakeFailed> {
         self.writer.intern_chunk(hash, plain_length).map_err(|error| match error {
             // What no honest side says.
-            CatalogError::TwoLengths { .. } => self.fail(SnapshotError::WrongChunk { reason: error.to_string() }),
+            CatalogError::Write(error @ WriteError::TwoLengths { .. }) => {
+                self.fail(SnapshotError::WrongChunk(ChunkFault::TwoLengths(error)))
+            }
             other => self.fail(other),
         })
     }

@@ -28,7 +28,7 @@ pub mod tree_builder;
 
 use std::io;
 
-use crate::catalog::CatalogError;
+use crate::catalog::{CatalogError, WriteError};
 use crate::remote::client::ConnectError;
 use crate::source::exclude::PatternError;
 use crate::source::tree::SourceError;
@@ -90,12 +90,9 @@ pub enum SnapshotError {
     ChunkWriterGone,
     /// A chunk that came from the source's host is not what it was said to be.
     #[error(
-        "The source side sent a chunk that is not what it was said to be ({reason}). Nothing of it was kept; check that host and its zmreplica"
+        "The source side sent a chunk that is not what it was said to be ({0}). Nothing of it was kept; check that host and its zmreplica"
     )]
-    WrongChunk {
-        /// What does not fit.
-        reason: String,
-    },
+    WrongChunk(#[source] ChunkFault),
     /// The scan ended early.
     #[error("The scan ended before the tree was complete; this is a defect of zmreplica")]
     ScanIncomplete,
@@ -111,6 +108,28 @@ pub enum SnapshotError {
         /// How long it may take.
         span: std::time::Duration,
     },
+}
+
+/// What does not fit of a chunk that came from the source's host.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkFault {
+    /// It was said to have two lengths.
+    #[error(transparent)]
+    TwoLengths(WriteError),
+    /// It is stored in a way that there is not.
+    #[error("codec {codec} with dictionary {dictionary} is unknown")]
+    UnknownCodec {
+        /// Number of the codec.
+        codec: u8,
+        /// Number of the dictionary.
+        dictionary: u32,
+    },
+    /// It cannot be decompressed.
+    #[error(transparent)]
+    Decompress(CodecError),
+    /// Its bytes have another hash.
+    #[error("its BLAKE3 is another")]
+    Hash,
 }
 
 impl SnapshotError {

@@ -18,8 +18,7 @@ const ROOT_WAIT: Duration = Duration::from_millis(100);
 
 /// Returns the names of the files directly below the root of a snapshot, sorted.
 pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Result<Vec<Box<[u8]>>, CatalogError> {
-    let root: Directory =
-        record.root_directory().map_err(|error| CatalogError::damaged("snapshot record", 0, error))?;
+    let root: Directory = record.root_directory()?;
     let pages: Vec<u64> = match root.body {
         Body::Inline(_) => Vec::new(),
         Body::Page(page) => vec![page],

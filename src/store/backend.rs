@@ -81,6 +81,11 @@ impl BackendError {
         matches!(self, BackendError::Io { source, .. } if is_bad_disk(source))
     }
 
+    /// Returns whether the system does not let the caller read or write what is there.
+    pub fn is_denial(&self) -> bool {
+        matches!(self, BackendError::Io { source, .. } if crate::access::is_denial(source))
+    }
+
     pub(crate) fn out_of_range(key: &str, offset: u64, length: usize) -> BackendError {
         let length = length as u64;
         BackendError::OutOfRange { key: key.to_owned(), offset, length, end: offset.saturating_add(length) }

@@ -6,10 +6,10 @@ use quick_cache::sync::Cache;
 use std::sync::Arc;
 
 use super::ViewError;
-use crate::catalog::CatalogError;
 use crate::catalog::link_counts::{PAGE_GROUPS, decode_page};
 use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
+use crate::catalog::{CatalogError, RowKind};
 
 /// Decoded pages kept: 16 bytes for each of 4,096 groups, so 8 MiB.
 const PAGES: usize = 128;
@@ -34,7 +34,7 @@ impl LinkCounts {
     /// Returns the link count of a group.
     pub(super) fn of(&self, catalog: &CatalogReader, group: u64) -> Result<u32, ViewError> {
         let wanted = group / PAGE_GROUPS;
-        let missing = || ViewError::from(CatalogError::Missing { what: "link count of link group", number: group });
+        let missing = || ViewError::from(CatalogError::missing(RowKind::LinkCount.row(group)));
         let (mut low, mut high) = (0, self.objects.len());
         while low < high {
             // Groups are numbered without large gaps, so the page is most often where its number says.
@@ -71,7 +71,7 @@ impl LinkCounts {
             let object = self.objects[at];
             let bytes = catalog.object(ObjectKind::Links, object)?;
             let (number, counts) =
-                decode_page(&bytes).map_err(|error| CatalogError::damaged("page of link counts", object, error))?;
+                decode_page(&bytes).map_err(|error| CatalogError::of_row(RowKind::LinkCountPage.row(object), error))?;
             self.page_numbers.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(number);
             Ok(Arc::new(counts))
         })

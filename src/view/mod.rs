@@ -90,7 +90,7 @@ pub enum ViewError {
         source: ChunkError,
     },
     /// The segments of a file do not fit its size or their chunks.
-    #[error("The content of link group {group} is damaged: {reason}; `zmreplica check` tells what it affects")]
+    #[error("The content of link group {group} is damaged: {reason}")]
     Content {
         /// The link group.
         group: u64,
@@ -189,11 +189,7 @@ impl SnapshotView {
     /// # Errors
     /// Fails when the record's root is damaged.
     pub fn over(readers: &Readers, record: SnapshotRecord) -> Result<SnapshotView, ViewError> {
-        let root = record.root_directory().map_err(|error| CatalogError::Damaged {
-            what: "root of the snapshot that begins at second",
-            number: record.time.as_second().unsigned_abs(),
-            reason: error.to_string(),
-        })?;
+        let root = record.root_directory()?;
         let Readers { catalog, chunks, contents, indexes } = readers.clone();
         let links = links::LinkCounts::new(&record.links);
         Ok(SnapshotView { catalog, chunks, record, root: Arc::new(root), contents, links, indexes })

@@ -25,10 +25,10 @@ const NAMED_CANDIDATES: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// The store has no snapshot.
-    #[error("The store has no snapshots yet; make one with `zmreplica snapshot SOURCE`")]
+    #[error("The store has no snapshots yet")]
     Empty,
     /// No identifier begins so.
-    #[error("No snapshot is named {spec}; `zmreplica snapshots` lists them")]
+    #[error("No snapshot is named {spec}")]
     Unknown {
         /// The name given.
         spec: String,
@@ -44,7 +44,7 @@ pub enum ResolveError {
         candidates: String,
     },
     /// The snapshot was there when it was looked for.
-    #[error("A prune has just removed the snapshot {id}; `zmreplica snapshots` lists those that are there")]
+    #[error("A prune has just removed the snapshot {id}")]
     Gone {
         /// Its identifier.
         id: String,

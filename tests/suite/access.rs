@@ -342,6 +342,24 @@ fn what_may_not_be_read_is_not_damaged() {
         }
         chown(&object, Some(USER), Some(USER)).unwrap();
     }
+    // The same of a mode, of a file or a directory, in whatever command.
+    let catalog = bench.store().join("catalog.redb");
+    for (path, rest) in [(catalog, 0o600), (bench.store().join("commits"), 0o700), (bench.store().join("packs"), 0o700)]
+    {
+        set_mode(&path, 0);
+        for arguments in [
+            &["snapshot"][..],
+            &["check"],
+            &["repair"],
+            &["prune", "--keep-last", "1"],
+            &["status"],
+            &["ls", "latest:"],
+        ] {
+            let said = bench.code(1, arguments);
+            assert!(!said.contains("Damage") && !said.contains("damage"), "{arguments:?}: {said}");
+        }
+        set_mode(&path, rest);
+    }
     bench.code(0, &["check", "--read-data"]);
 }
 

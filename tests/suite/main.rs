@@ -13,6 +13,7 @@ mod crash;
 mod damage;
 mod events;
 mod exchanged;
+mod failing_calls;
 mod full_disk;
 mod golden;
 mod guard;

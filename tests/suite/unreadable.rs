@@ -226,7 +226,7 @@ fn a_second_row_of_a_pack_is_healed_by_repair() {
     drop((writer, replica));
     let report = checked(&Replica::open(&store).unwrap());
     assert_eq!(report.damage_count, 1, "{:#?}", report.damages);
-    assert!(report.damages[0].reason.contains("two rows") && report.damages[0].reason.contains("`zmreplica repair`"));
+    assert!(report.damages[0].reason.contains("two rows") && report.damages[0].reason.contains("a repair removes one"));
     wait_until_free(&store);
     let repaired = repair(&store, RepairOptions::default(), &PruneProgress::default()).unwrap();
     assert!(repaired.is_whole(), "{repaired:?}");

@@ -222,7 +222,8 @@ fn of_this_host(config: &Config) -> Vec<String> {
     let mut wrong = Vec::new();
     match &config.store {
         None => {}
-        Some(store) => wrong.extend(Replica::open(store).err().map(|error| format!("store: {error}"))),
+        Some(store) => wrong
+            .extend(Replica::open(store).err().map(|error| format!("store: {}", CliError::from(error).in_one_line()))),
     }
     if let Some(source) = &config.source
         && path::remote(source.as_ref()).is_ok_and(|other_host| other_host.is_none())

@@ -190,9 +190,7 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
         )));
     }
     if start.task == Task::Restore && !options.writable {
-        return Err(AgentError::Refused(format!(
-            "The agent on {host} only reads. To restore there, let it be started with `zmreplica agent --writable`, with another key than the nightly one"
-        )));
+        return Err(AgentError::Refused(format!("The agent on {host} only reads")));
     }
     // A restore decides itself which symbolic link at the end it follows. Where the path is the very one that the agent is confined to, it may.
     let is_confined_to_it = options.root.as_deref().is_none_or(|root| root == asked);

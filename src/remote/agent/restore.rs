@@ -13,10 +13,10 @@ use crossbeam_channel::{Sender, bounded};
 use super::AgentError;
 use super::news::{News, unwritten_kib};
 use super::outbox::Outbox;
-use crate::catalog::CatalogError;
 use crate::catalog::reader::{CatalogReader, RemoteRows};
 use crate::catalog::snapshot::from_hex;
 use crate::catalog::tables::Table;
+use crate::catalog::{CatalogError, ReadError};
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Query, ROWS_AHEAD_BYTES, Reply, RestoreRequest};
@@ -152,8 +152,7 @@ impl RemoteRows for Exchange {
         if let Some(row) = self.take_prefetched(table as u8, key) {
             return Ok(Some(row));
         }
-        self.answer(Query::Row(table as u8, key))
-            .map_err(|message| CatalogError::Open { path: "of the replica".to_owned(), message })
+        self.answer(Query::Row(table as u8, key)).map_err(|message| ReadError::Remote { message }.into())
     }
 }
 

@@ -19,10 +19,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use super::connect::{AgentChoice, ConnectError, connect};
 use super::send_window::SendWindow;
 use super::served::{Refused, Served, read_subtree};
-use crate::catalog::CatalogError;
 use crate::catalog::reader::RemoteRows;
 use crate::catalog::snapshot::to_hex;
 use crate::catalog::tables::Table;
+use crate::catalog::{CatalogError, ReadError};
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::messages::Figures;
@@ -345,7 +345,7 @@ struct PrefetchingRows {
 
 impl RemoteRows for PrefetchingRows {
     fn row(&self, table: Table, key: u64) -> Result<Option<Vec<u8>>, CatalogError> {
-        let unwanted = || CatalogError::Missing { what: "need for row", number: key };
+        let unwanted = || CatalogError::from(ReadError::Unwanted(key));
         let row = self.served.row(table, key).map_err(|refused| match refused {
             Refused::Catalog(error) => error,
             Refused::Elsewhere => unwanted(),

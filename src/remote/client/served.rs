@@ -178,14 +178,14 @@ impl Served {
         }
         let Some(row) = self.rows.get(table, key, |payload| Ok(payload.to_vec()))? else { return Ok(None) };
         let Some(page) = part else { return Ok(Some(row)) };
-        let damaged = |what| move |error| CatalogError::damaged(what, key, error);
+        let damaged = |error| CatalogError::of_row(table.row_kind().row(key), error);
         Ok(Some(match table {
             Table::Groups => {
-                let rows = group::decode_page(&row).map_err(damaged("page of link groups"))?;
+                let rows = group::decode_page(&row).map_err(damaged)?;
                 if is_whole(&rows, page) { row } else { group::encode_page(&only(rows, page)) }
             }
             _ => {
-                let rows = chunk::decode_page(&row).map_err(damaged("page of chunk rows"))?;
+                let rows = chunk::decode_page(&row).map_err(damaged)?;
                 if is_whole(&rows, page) { row } else { chunk::encode_page(&only(rows, page)) }
             }
         }))

@@ -17,7 +17,7 @@ use crate::catalog::chunk::{PackRow, PackedChunk};
 use crate::catalog::writer::CatalogWriter;
 use crate::ids::ChunkId;
 use crate::model::ChunkHash;
-use crate::snapshot::SnapshotError;
+use crate::snapshot::{ChunkFault, SnapshotError};
 use crate::source::tree::ArrivedChunk;
 use crate::store::backend::Backend;
 use crate::store::codec::{
@@ -428,10 +428,9 @@ impl Worker {
 }
 
 fn codec_of(chunk: &ArrivedChunk) -> Result<Codec, SnapshotError> {
-    let ArrivedChunk { codec, dictionary_id, .. } = chunk;
-    Codec::from_numbers(*codec, *dictionary_id).ok_or_else(|| SnapshotError::WrongChunk {
-        reason: format!("codec {codec} with dictionary {dictionary_id} is unknown"),
-    })
+    let ArrivedChunk { codec, dictionary_id: dictionary, .. } = *chunk;
+    Codec::from_numbers(codec, dictionary)
+        .ok_or(SnapshotError::WrongChunk(ChunkFault::UnknownCodec { codec, dictionary }))
 }
 
 /// Returns the plain bytes of a chunk that came from another host, if they are what its hash says.
@@ -441,11 +440,10 @@ fn verified(
     codec: Codec,
     chunk: &ArrivedChunk,
 ) -> Result<Vec<u8>, SnapshotError> {
-    let wrong = |reason: String| SnapshotError::WrongChunk { reason };
     let plain = decompressor
         .decompress(codec, dictionaries, &chunk.stored, chunk.plain_length)
-        .map_err(|error| wrong(error.to_string()))?;
-    if ChunkHash::of(&plain) == chunk.hash { Ok(plain) } else { Err(wrong("its BLAKE3 is another".to_owned())) }
+        .map_err(|error| SnapshotError::WrongChunk(ChunkFault::Decompress(error)))?;
+    if ChunkHash::of(&plain) == chunk.hash { Ok(plain) } else { Err(SnapshotError::WrongChunk(ChunkFault::Hash)) }
 }
 
 fn verify(
