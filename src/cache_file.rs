@@ -16,9 +16,14 @@ use crate::coding::DecodeError;
 
 const CHECK_BYTES: usize = 32;
 
+/// Returns the directory of a store's cache files.
+pub(crate) fn directory(store: &Path) -> PathBuf {
+    store.join("cache")
+}
+
 /// Returns the place of a cache file in a store.
 pub(crate) fn path(store: &Path, name: &str) -> PathBuf {
-    store.join("cache").join(name)
+    directory(store).join(name)
 }
 
 /// Returns a file with the body that `write` appends, of some `body_bytes` bytes.

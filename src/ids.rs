@@ -4,6 +4,7 @@
 //! check value covers it.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
@@ -55,4 +56,41 @@ numbers! {
     SourceId;
     /// The number of a snapshot, in order of commits.
     SnapshotNumber;
+}
+
+/// The largest number of a dictionary: entry headers in packs have 24 bits for it.
+pub const DICTIONARY_ID_MAX: u32 = (1 << 24) - 1;
+
+/// The number of a dictionary: 1 to [`DICTIONARY_ID_MAX`], for 0 means "none" on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DictionaryId(NonZeroU32);
+
+impl DictionaryId {
+    /// The number of the first dictionary of a store.
+    pub const FIRST: DictionaryId = DictionaryId(NonZeroU32::MIN);
+
+    /// Returns what a decoded number names.
+    ///
+    /// # Errors
+    /// For 0 and above [`DICTIONARY_ID_MAX`].
+    pub fn decoded(number: u32) -> Result<DictionaryId, DecodeError> {
+        let id = NonZeroU32::new(number).filter(|id| id.get() <= DICTIONARY_ID_MAX);
+        id.map(DictionaryId).ok_or(DecodeError("the number of a dictionary is out of range"))
+    }
+
+    /// Returns the next number, unless this is the last.
+    pub fn next(self) -> Option<DictionaryId> {
+        DictionaryId::decoded(self.get() + 1).ok()
+    }
+
+    /// Returns the number.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for DictionaryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }

@@ -7,6 +7,8 @@ use std::fmt;
 
 use rustix::fs::FileType;
 
+use crate::ids::DictionaryId;
+
 /// Names the kind of one inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -246,5 +248,43 @@ impl fmt::Display for ChunkHash {
 impl fmt::Debug for ChunkHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ChunkHash({self})")
+    }
+}
+
+/// Tells how a chunk's stored bytes are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Codec {
+    /// The stored bytes are the plain bytes.
+    Plain,
+    /// One zstd frame.
+    Zstd,
+    /// One zstd frame that needs this dictionary.
+    ZstdDictionary(DictionaryId),
+}
+
+impl Codec {
+    /// Returns whether this version knows the codec of that number on disk.
+    pub fn is_known(number: u8) -> bool {
+        number <= 2
+    }
+
+    /// Returns the codec for its number on disk and that of the dictionary beside it, which is 0 where none is needed; `None` where they
+    /// do not go together.
+    pub fn from_numbers(codec: u8, dictionary: u32) -> Option<Codec> {
+        match (codec, dictionary) {
+            (0, 0) => Some(Codec::Plain),
+            (1, 0) => Some(Codec::Zstd),
+            (2, id) => DictionaryId::decoded(id).ok().map(Codec::ZstdDictionary),
+            _ => None,
+        }
+    }
+
+    /// Returns what stands on disk: the codec's number, and that of the dictionary or 0.
+    pub fn numbers(self) -> (u8, u32) {
+        match self {
+            Codec::Plain => (0, 0),
+            Codec::Zstd => (1, 0),
+            Codec::ZstdDictionary(id) => (2, id.get()),
+        }
     }
 }

@@ -24,9 +24,9 @@ use super::row_source::RowSource;
 use super::snapshot::SnapshotRecord;
 use super::tables::{Index, Table};
 use crate::coding::DecodeError;
-use crate::ids::{ChunkId, PackNumber, SnapshotNumber};
+use crate::ids::{ChunkId, DictionaryId, PackNumber, SnapshotNumber};
 use crate::model::ChunkHash;
-use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
+use crate::store::codec::{Dictionary, DictionarySet};
 use crate::store::entry::{ChunkAddress, Location};
 
 const CHUNK_PAGES: usize = 512;
@@ -426,7 +426,7 @@ impl CatalogReader {
     pub fn dictionaries(&self) -> Result<Vec<(DictionaryId, Vec<u8>)>, CatalogError> {
         let mut all = Vec::new();
         self.rows.get()?.scan(Table::Dictionaries, 0, |number, payload| {
-            let id = u32::try_from(number).ok().and_then(|id| DictionaryId::new(id).ok());
+            let id = u32::try_from(number).ok().and_then(|id| DictionaryId::decoded(id).ok());
             let id = id.ok_or_else(|| CatalogError::of_row(RowKind::Dictionary.row(number), RowFault::Number))?;
             all.push((id, payload?.to_vec()));
             Ok(())

@@ -22,10 +22,9 @@ use super::reader::CatalogReader;
 use super::row_id::RowKind;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use super::tables::{Change, Index, Table};
-use crate::ids::{ChunkId, PackNumber, SnapshotNumber, SourceId};
+use crate::ids::{ChunkId, DictionaryId, PackNumber, SnapshotNumber, SourceId};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
-use crate::store::codec::DictionaryId;
 
 /// The page of link groups that is being filled.
 #[derive(Clone, Copy)]

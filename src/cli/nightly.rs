@@ -20,7 +20,8 @@ use zmreplica::nightly::quiesce::{Quiesced, change_since, wait};
 use zmreplica::nightly::status::Status;
 use zmreplica::plain;
 use zmreplica::replica::{Replica, StoreConfig};
-use zmreplica::snapshot::options::{RunProblem, SnapshotReport};
+use zmreplica::snapshot::options::SnapshotReport;
+use zmreplica::snapshot::problems::RunProblem;
 use zmreplica::snapshot::pull;
 use zmreplica::zimbra::ledger::Summary;
 

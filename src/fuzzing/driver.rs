@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, DictionaryId};
 use crate::model::ChunkHash;
 use crate::remote::transport::{Connection, Control, ExitInfo};
-use crate::source::read::{ReadEvent, ReadRequest, Want};
+use crate::source::chunk_intake::{ArrivedChunk, ChunkIntake, IntakeFailed, NumberedChunk};
+use crate::source::read::{CutChunk, ReadEvent, ReadRequest, Want};
 use crate::source::scan::Found;
-use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed, SourceTree};
+use crate::source::tree::SourceTree;
 
 /// Splits an input into parts: a length (2 bytes, little endian) before each; the last one may be shorter than it says.
 pub(super) fn parts(mut bytes: &[u8]) -> Vec<&[u8]> {
@@ -63,6 +64,11 @@ impl Control for Stream {
 struct Intake(Vec<ChunkHash>);
 
 impl ChunkIntake for Intake {
+    fn take(&mut self, chunk: CutChunk) -> Result<NumberedChunk, IntakeFailed> {
+        let length = chunk.plain.len() as u32;
+        Ok(NumberedChunk { number: self.offer(&chunk.hash, length)?.0, length })
+    }
+
     fn offer(&mut self, hash: &ChunkHash, _plain_length: u32) -> Result<(ChunkId, bool), IntakeFailed> {
         let known = self.0.iter().position(|known| known == hash);
         if known.is_none() {
@@ -78,7 +84,7 @@ impl ChunkIntake for Intake {
 
     fn forget(&mut self, _hash: &ChunkHash) {}
 
-    fn dictionary(&self) -> Option<(u32, &[u8])> {
+    fn dictionary(&self) -> Option<(DictionaryId, &[u8])> {
         None
     }
 }

@@ -11,13 +11,13 @@ use crate::catalog::object::{self, ObjectEncoder, ObjectKind};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::{CatalogError, checkpoint, directory, group, link_counts, marks};
 use crate::coding::DecodeError;
-use crate::model::ChunkHash;
+use crate::model::{ChunkHash, Codec};
 use crate::replica::StoreConfig;
 use crate::snapshot::inode_cache::InodeCache;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PACK_END_MAGIC, PACK_MAGIC_2};
 use crate::store::{
-    Backend, ChunkReader, Codec, Decompressor, DictionarySet, EntryHeader, MemoryBackend, PackId, is_as_written,
-    list_pack, verify_pack,
+    Backend, ChunkReader, Decompressor, DictionarySet, EntryHeader, MemoryBackend, PackId, is_as_written, list_pack,
+    verify_pack,
 };
 
 /// A page of chunk rows.

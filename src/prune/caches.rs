@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use super::PruneError;
 use crate::access::write_durably;
+use crate::cache_file;
 use crate::catalog::commit::CommitId;
 use crate::catalog::commit_log::commit_id;
 use crate::replica::Replica;
-use crate::snapshot::inode_cache::{CachedInode, InodeCache};
+use crate::snapshot::inode_cache::{self, CachedInode, InodeCache};
 
 /// What is known of the inodes of one source.
 pub(crate) struct Cache {
@@ -29,22 +30,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PruneE
 
 /// Returns the paths of all files of known inodes.
 pub(crate) fn paths(store: &Path) -> Result<Vec<PathBuf>, PruneError> {
-    let directory = store.join("cache");
-    let listing = match fs::read_dir(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failed("list", &directory))?,
-    };
-    let mut paths = Vec::new();
-    for entry in listing {
-        let entry = entry.map_err(failed("list", &directory))?;
-        let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("inodes-"));
-        if number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit())) {
-            paths.push(entry.path());
-        }
-    }
-    paths.sort();
-    Ok(paths)
+    inode_cache::paths(store).map_err(failed("list", &cache_file::directory(store)))
 }
 
 /// Loads a file as [`load`] does, without the inodes whose link group is not there; `is_vouched_for` holds for link groups that are known to be.
@@ -62,7 +48,7 @@ pub(crate) fn load_present(
 pub(crate) fn load(replica: &Replica, path: &Path) -> Result<Option<Cache>, PruneError> {
     let reader = replica.database().read()?;
     let mut commit = (0, CommitId::default());
-    let known = InodeCache::load(path, |number, id| {
+    let known = InodeCache::read(path, |number, id| {
         commit = (number, *id);
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
     });
@@ -97,7 +83,7 @@ pub(crate) fn sync_or_remove(replica: &Replica) -> Result<(), PruneError> {
             fs::remove_file(&path).map_err(failed("remove", &path))?;
         }
     }
-    let directory = replica.path().join("cache");
+    let directory = cache_file::directory(replica.path());
     match File::open(&directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         opened => opened.and_then(|directory| directory.sync_all()).map_err(failed("sync", &directory)),

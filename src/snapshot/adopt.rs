@@ -10,8 +10,9 @@ use super::SnapshotError;
 use crate::catalog::chunk::{PackRow, PackedChunk};
 use crate::catalog::condemned;
 use crate::catalog::writer::CatalogWriter;
+use crate::model::Codec;
 use crate::replica::Replica;
-use crate::store::codec::{Codec, Dictionary};
+use crate::store::codec::Dictionary;
 use crate::store::pack::{PACK_PREFIX, PackId};
 use crate::store::{PackEntry, PackListing, list_pack, verify_pack};
 

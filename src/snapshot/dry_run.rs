@@ -4,22 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::SnapshotError;
+use super::inode_cache;
 use super::inodes::{RunInodes, Verdict};
-use super::options::{DryRun, RunProblem, SnapshotOptions};
+use super::options::{DryRun, SnapshotOptions};
+use super::problems::{Problems, RunProblem};
 use super::progress::Progress;
-use super::run::{load_inode_cache, scan_options};
 use super::source_name::source_name;
 use crate::catalog::meta::source_id;
 use crate::model::Kind;
 use crate::replica::Replica;
-use crate::source::exclude::Excludes;
 use crate::source::scan::Found;
 use crate::source::tree::{LocalTree, SourceTree};
-
-/// Most bytes of problems of directories, texts included; more of them than this no source has that means well.
-const PROBLEMS_MAX_BYTES: usize = 64 << 20;
-/// What a problem takes beside its path.
-const PROBLEM_BYTES: usize = 160;
 
 /// Scans a local tree and tells what [`run`](super::run::run) would read.
 ///
@@ -31,13 +26,13 @@ pub fn dry_run(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<DryRun, SnapshotError> {
-    let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
+    let excludes = options.compiled_excludes()?;
     let (source, name) = source_name(replica, source, &excludes)?;
-    let mut tree = LocalTree::start(&source, scan_options(options, excludes), 0)?;
+    let mut tree = LocalTree::start(&source, options.scan(&excludes), 0)?;
     dry_run_over(replica, &mut tree, &name, options, progress)
 }
 
-/// Tells what [`run_over`](super::run::run_over) would read.
+/// Tells what a run would read.
 pub(super) fn dry_run_over(
     replica: &Replica,
     tree: &mut dyn SourceTree,
@@ -50,26 +45,18 @@ pub(super) fn dry_run_over(
     let last = reader.snapshots()?.into_iter().rev().find(|(_, record)| record.source == name);
     let last = last.as_ref().map(|(_, record)| record);
     let known =
-        source_id(&reader, name)?.and_then(|source| load_inode_cache(replica, source, last)).unwrap_or_default();
+        source_id(&reader, name)?.and_then(|source| inode_cache::load(replica, source, last)).unwrap_or_default();
     let mut inodes = RunInodes::new(known, options.rescan, started);
     let mut report = DryRun::default();
-    let (mut room, mut untold) = (PROBLEMS_MAX_BYTES, 0u64);
+    let mut problems = Problems::default();
     while let Some(listing) = tree.next_listing()? {
-        if progress.interrupted() {
-            return Err(progress.interruption());
-        }
+        progress.check_interrupt()?;
         report.names += listing.entries.len() as u64;
         Progress::add(&progress.names, listing.entries.len() as u64);
-        room = room.saturating_sub(listing.unreadable.as_ref().map_or(0, |problem| problem.path.len() + PROBLEM_BYTES));
-        if room > 0 {
-            report.problems.extend(listing.unreadable.iter().map(RunProblem::from));
-        } else {
-            untold += u64::from(listing.unreadable.is_some());
-        }
-        let mounts = tree.file_systems();
+        problems.extend(&listing.unreadable);
         for entry in &listing.entries {
             let Found::Inode { file_system, stat: Some(stat), .. } = &entry.what else { continue };
-            let file_system = inodes.file_system(&mounts[*file_system as usize]);
+            let file_system = inodes.file_system(*file_system, || tree.file_systems());
             match inodes.judge(file_system, stat) {
                 Verdict::Unchanged(_) => report.unchanged_inodes += 1,
                 Verdict::Attributes(_) => report.attribute_inodes += 1,
@@ -81,10 +68,12 @@ pub(super) fn dry_run_over(
         }
     }
     let end = tree.end_of_scan();
-    report.problems.extend(end.problems.iter().map(RunProblem::from));
-    if untold > 0 {
-        let message = format!("{untold} further directories cannot be read");
-        report.problems.push(RunProblem { path: Vec::new(), message });
+    problems.extend(&end.problems);
+    let count = problems.count();
+    report.problems = problems.into_kept();
+    let further = count - report.problems.len() as u64;
+    if further > 0 {
+        report.problems.push(RunProblem { path: Vec::new(), message: format!("{further} further problems") });
     }
     report.excluded_names = end.excluded;
     Ok(report)

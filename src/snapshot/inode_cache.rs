@@ -20,19 +20,27 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::access::Replacement;
 use crate::cache_file;
 use crate::catalog::CatalogError;
 use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::commit::CommitId;
+use crate::catalog::commit_log::commit_id;
+use crate::catalog::link_counts;
+use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
+use crate::catalog::snapshot::SnapshotRecord;
 use crate::coding::{DecodeError, Decoder};
+use crate::ids::SourceId;
 use crate::model::Stat;
 use crate::paged::Paged;
+use crate::replica::Replica;
 
 const MAGIC: &[u8; 8] = b"ZMRINOD2";
+/// The file of a source is named by this and the source's number.
+const FILE_PREFIX: &str = "inodes-";
 const ENTRY_BYTES: usize = 44;
 
 /// One inode of the last snapshot. 48 bytes in memory.
@@ -241,8 +249,8 @@ impl InodeCache {
         Ok((InodeCache { acls, file_systems, inodes }, commit, commit_id))
     }
 
-    /// Loads the file of a source, if it is whole and `is_commit` confirms the commit that it belongs to.
-    pub fn load(path: &Path, is_commit: impl FnOnce(u64, &CommitId) -> bool) -> Option<InodeCache> {
+    /// Reads a file, if it is whole and `is_commit` confirms the commit that it belongs to.
+    pub fn read(path: &Path, is_commit: impl FnOnce(u64, &CommitId) -> bool) -> Option<InodeCache> {
         let (known, commit, id) = InodeCache::decode(&fs::read(path).ok()?).ok()?;
         is_commit(commit, &id).then_some(known)
     }
@@ -256,6 +264,56 @@ impl InodeCache {
         new.write_all(&self.encode(commit, commit_id))?;
         new.finish()
     }
+}
+
+/// Returns the file of a source.
+pub(super) fn path(store: &Path, source: SourceId) -> PathBuf {
+    cache_file::path(store, &format!("{FILE_PREFIX}{source}"))
+}
+
+/// Returns the files of all sources, sorted.
+///
+/// # Errors
+/// Fails when the directory is there and cannot be listed.
+pub(crate) fn paths(store: &Path) -> io::Result<Vec<PathBuf>> {
+    let listing = match fs::read_dir(cache_file::directory(store)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut paths = Vec::new();
+    for entry in listing {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(FILE_PREFIX));
+        if number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit())) {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Loads what is known of a source's inodes. `last` is its newest snapshot.
+pub(super) fn load(replica: &Replica, source: SourceId, last: Option<&SnapshotRecord>) -> Option<InodeCache> {
+    let reader = replica.database().read().ok()?;
+    let mut cache = InodeCache::read(&path(replica.path(), source), |number, id| {
+        commit_id(&reader, number).is_ok_and(|found| found == Some(*id))
+    })?;
+    let catalog = replica.catalog().ok()?;
+    let named = last.map(|last| named_groups(&catalog, last)).unwrap_or_default();
+    cache.retain_present(&catalog, |group| named.get(group)).ok()?;
+    Some(cache)
+}
+
+/// Returns the link groups that a snapshot names, by its link counts. Those whose counts cannot be read are left out. A byte for each.
+fn named_groups(catalog: &CatalogReader, snapshot: &SnapshotRecord) -> Paged<bool> {
+    let mut named = Paged::new();
+    for object in &snapshot.links {
+        let Ok(page) = catalog.object(ObjectKind::Links, *object) else { continue };
+        let Ok((_, counts)) = link_counts::decode_page(&page) else { continue };
+        counts.iter().for_each(|(group, _)| *named.entry(*group) = true);
+    }
+    named
 }
 
 #[cfg(test)]

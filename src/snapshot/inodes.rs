@@ -39,6 +39,8 @@ pub struct RunInodes {
     seen: Vec<CachedInode>,
     numbers: HashMap<(u32, u64), u32>,
     slots: Vec<(Slot, Option<Timestamp>)>,
+    /// Lasting numbers of file systems, by those of the scan.
+    file_systems: Vec<u32>,
 }
 
 fn nanos(time: Timestamp) -> i128 {
@@ -55,12 +57,19 @@ impl RunInodes {
             seen: Vec::new(),
             numbers: HashMap::new(),
             slots: Vec::new(),
+            file_systems: Vec::new(),
         }
     }
 
-    /// Returns the lasting number of a file system by its mount point in the tree.
-    pub fn file_system(&mut self, mount_point: &[u8]) -> u32 {
-        self.known.file_system(mount_point)
+    /// Returns the lasting number of a file system of the scan. `mount_points` are those met so far, by the scan's numbers.
+    pub fn file_system(&mut self, scanned: u32, mount_points: impl FnOnce() -> Vec<Vec<u8>>) -> u32 {
+        let at = scanned as usize;
+        if at >= self.file_systems.len() {
+            for mount_point in mount_points().iter().skip(self.file_systems.len()) {
+                self.file_systems.push(self.known.file_system(mount_point));
+            }
+        }
+        self.file_systems.get(at).copied().unwrap_or(u32::MAX)
     }
 
     /// Tells what is known of an inode.

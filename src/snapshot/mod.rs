@@ -10,21 +10,27 @@
 //! Answers come in the order of the requests, so listings are completed in the same order, and link groups are numbered in it.
 
 mod adopt;
+mod backup_run;
 pub mod chunk_writer;
-pub mod content_builder;
+mod classifier;
+mod content_builder;
 pub mod dry_run;
+mod findings;
 pub mod inode_cache;
-pub mod inodes;
-mod intake;
+mod inodes;
+mod listings_in_flight;
 pub mod options;
-pub mod owners;
+mod owners;
+pub mod problems;
 pub mod progress;
 pub mod pull;
 mod read_results;
 mod root_files;
 pub mod run;
+mod snapshot_record;
 mod source_name;
-pub mod tree_builder;
+mod storage;
+mod tree_builder;
 
 use std::io;
 
@@ -116,14 +122,6 @@ pub enum ChunkFault {
     /// It was said to have two lengths.
     #[error(transparent)]
     TwoLengths(WriteError),
-    /// It is stored in a way that there is not.
-    #[error("codec {codec} with dictionary {dictionary} is unknown")]
-    UnknownCodec {
-        /// Number of the codec.
-        codec: u8,
-        /// Number of the dictionary.
-        dictionary: u32,
-    },
     /// It cannot be decompressed.
     #[error(transparent)]
     Decompress(CodecError),

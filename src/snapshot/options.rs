@@ -1,14 +1,18 @@
 //! How a run is asked for, and what it reports.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::chunk_writer::CompressionOptions;
+use super::problems::RunProblem;
+use super::progress::Progress;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::guard::GuardOptions;
 use crate::ids::SnapshotNumber;
-use crate::source::scan::Problem;
+use crate::replica::LockedReplica;
+use crate::source::exclude::{Excludes, PatternError};
+use crate::source::scan::ScanOptions;
 
 /// How to take a snapshot.
 #[derive(Clone, Debug)]
@@ -49,23 +53,52 @@ impl Default for SnapshotOptions {
     }
 }
 
+impl SnapshotOptions {
+    /// Returns the names to leave out.
+    pub(super) fn compiled_excludes(&self) -> Result<Excludes, PatternError> {
+        Excludes::new(&self.excludes, self.default_excludes)
+    }
+
+    /// Returns how a tree on this host is scanned.
+    pub(super) fn scan(&self, excludes: &Excludes) -> ScanOptions {
+        ScanOptions {
+            excludes: excludes.clone(),
+            cross_file_systems: self.cross_file_systems,
+            threads: self.threads,
+            ..ScanOptions::default()
+        }
+    }
+}
+
 /// Returns the number of processors that this process may use.
 pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }
 
-/// Something that the snapshot could not take as it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RunProblem {
-    /// Path relative to the source.
-    #[serde(serialize_with = "lossy_path")]
-    pub path: Vec<u8>,
-    /// What happened, and what the snapshot holds instead.
-    pub message: String,
+/// When a run began: its snapshot's time, however often it had to connect anew.
+#[derive(Clone, Copy)]
+pub(super) struct Begun {
+    pub(super) started: jiff::Timestamp,
+    pub(super) clock: Instant,
 }
 
-fn lossy_path<S: serde::Serializer>(path: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.escape_ascii().to_string())
+impl Begun {
+    pub(super) fn now() -> Begun {
+        Begun { started: jiff::Timestamp::now(), clock: Instant::now() }
+    }
+}
+
+/// A snapshot that is to be taken of a tree.
+#[derive(Clone, Copy)]
+pub(super) struct RunRequest<'a> {
+    pub(super) replica: &'a LockedReplica,
+    /// The name under which the source is known.
+    pub(super) source: &'a str,
+    pub(super) options: &'a SnapshotOptions,
+    /// The patterns of the options, compiled.
+    pub(super) excludes: &'a Excludes,
+    pub(super) progress: &'a Progress,
+    pub(super) begun: Begun,
 }
 
 /// What a run did.
@@ -77,12 +110,6 @@ pub struct SnapshotReport {
     pub record: SnapshotRecord,
     /// What could not be taken as it was; at most 100,000, the rest is counted in the record.
     pub problems: Vec<RunProblem>,
-}
-
-impl From<&Problem> for RunProblem {
-    fn from(problem: &Problem) -> RunProblem {
-        RunProblem { path: problem.path.clone(), message: format!("{}: {}", problem.kind, problem.message) }
-    }
 }
 
 /// What a run would do.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::SnapshotError;
 use super::chunk_writer::ChunkCounters;
+use crate::catalog::snapshot::Work;
 use crate::remote::client::WireCounters;
 
 /// Counters of a run under way.
@@ -76,9 +77,19 @@ impl Progress {
         earlier.1 += bytes;
     }
 
-    /// Returns what earlier attempts of this run had read: files and bytes.
-    pub(crate) fn earlier_reads(&self) -> (u64, u64) {
-        *self.earlier_reads.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Fills in what is counted here of a run's work.
+    pub(crate) fn add_to(&self, work: &mut Work) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        work.new_chunks = read(&self.chunks.new_chunks);
+        work.new_bytes = read(&self.chunks.new_bytes);
+        work.stored_bytes = read(&self.chunks.stored_bytes);
+        let (files, bytes) = *self.earlier_reads.lock().unwrap_or_else(PoisonError::into_inner);
+        work.read_files += files;
+        work.read_bytes += bytes;
+        work.received_bytes = read(&self.wire.received_bytes);
+        work.sent_bytes = read(&self.wire.sent_bytes);
+        work.round_trips = read(&self.wire.waits);
+        work.connections = read(&self.wire.connections);
     }
 
     /// Ends the run at the next chance after `span`, from now on. The first call counts.
@@ -89,6 +100,11 @@ impl Progress {
     /// Returns whether the run was asked to end, or its time is over.
     pub fn interrupted(&self) -> bool {
         self.interrupt.load(Ordering::Relaxed) || self.limit.get().is_some_and(|(end, _)| Instant::now() >= *end)
+    }
+
+    /// Fails if the run was asked to end, or its time is over.
+    pub(crate) fn check_interrupt(&self) -> Result<(), SnapshotError> {
+        if self.interrupted() { Err(self.interruption()) } else { Ok(()) }
     }
 
     /// Returns the error that tells why a run was interrupted.

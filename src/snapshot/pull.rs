@@ -8,11 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::{info, info_span, warn};
 
 use super::SnapshotError;
+use super::backup_run::take_snapshot;
 use super::dry_run::dry_run_over;
-use super::options::{DryRun, SnapshotOptions, SnapshotReport};
+use super::options::{Begun, DryRun, RunRequest, SnapshotOptions, SnapshotReport};
 use super::progress::Progress;
-use super::run::{Begun, run_over};
 use crate::areas;
+use crate::cache_file;
 use crate::model::Stat;
 use crate::remote::agentless::{AgentlessOptions, AgentlessTree};
 use crate::remote::client::{AgentChoice, ConnectError, RemoteTree, connect};
@@ -99,9 +100,11 @@ pub fn pull(
 ) -> Result<SnapshotReport, SnapshotError> {
     let begun = Begun::now();
     let name = spec.to_string();
+    let excludes = options.compiled_excludes()?;
+    let request = RunRequest { replica, source: &name, options, excludes: &excludes, progress, begun };
     with_attempts(pull.retries, progress, || {
-        let tree = open(replica, spec, pull, options, progress, Task::Pull)?;
-        run_over(replica, tree, &name, options, progress, &begun)
+        let tree = open(replica, spec, pull, (options, &excludes), progress, Task::Pull)?;
+        take_snapshot(request, tree)
     })
 }
 
@@ -117,8 +120,9 @@ pub fn dry_pull(
     progress: &Arc<Progress>,
 ) -> Result<DryRun, SnapshotError> {
     let name = spec.to_string();
+    let excludes = options.compiled_excludes()?;
     with_attempts(pull.retries, progress, || {
-        let mut tree = open(replica, spec, pull, options, progress, Task::Scan)?;
+        let mut tree = open(replica, spec, pull, (options, &excludes), progress, Task::Scan)?;
         dry_run_over(replica, &mut *tree, &name, options, progress)
     })
 }
@@ -211,13 +215,12 @@ fn open(
     replica: &Replica,
     spec: &RemoteSpec,
     pull: &PullOptions,
-    options: &SnapshotOptions,
+    (options, excludes): (&SnapshotOptions, &Excludes),
     progress: &Arc<Progress>,
     task: Task,
 ) -> Result<Box<dyn SourceTree>, SnapshotError> {
-    let excludes = Excludes::new(&options.excludes, options.default_excludes)?;
     if pull.agentless {
-        return open_agentless(replica, spec, pull, options, progress, (task, excludes));
+        return open_agentless(replica, spec, pull, (options, excludes), progress, task);
     }
     let start = Start {
         task,
@@ -260,19 +263,19 @@ fn open_agentless(
     replica: &Replica,
     spec: &RemoteSpec,
     pull: &PullOptions,
-    options: &SnapshotOptions,
+    (options, excludes): (&SnapshotOptions, &Excludes),
     progress: &Arc<Progress>,
-    (task, excludes): (Task, Excludes),
+    task: Task,
 ) -> Result<Box<dyn SourceTree>, SnapshotError> {
     let interrupted = Arc::clone(progress);
     let wanted = AgentlessOptions {
         root: spec.path.clone(),
-        excludes,
+        excludes: excludes.clone(),
         cross_file_systems: options.cross_file_systems,
         scan_only: matches!(task, Task::Scan),
         bytes_per_second: pull.bytes_per_second,
         idle_timeout: pull.idle_timeout,
-        spool: replica.path().join("cache"),
+        spool: cache_file::directory(replica.path()),
         interrupted: Arc::new(move || interrupted.interrupted()),
     };
     info!(target: areas::REMOTE, host = %spec.host, path = %spec.path, ?task, "connecting without an agent");
@@ -290,7 +293,7 @@ fn open_agentless(
 /// Returns the file that keeps the listing blocks of a source.
 fn block_cache(replica: &Replica, spec: &RemoteSpec) -> PathBuf {
     let name = blake3::hash(spec.to_string().as_bytes()).to_hex();
-    replica.path().join("cache").join(format!("listing-{}", &name[..16]))
+    cache_file::path(replica.path(), &format!("listing-{}", &name[..16]))
 }
 
 /// Tries again when the connection breaks, with longer and longer pauses while nothing comes of it.
@@ -330,9 +333,7 @@ fn with_attempts<T>(
         progress.tell(format!("{error}. Another attempt in {} s goes on from there.", pause.as_secs()));
         let until = Instant::now() + pause;
         while Instant::now() < until {
-            if progress.interrupted() {
-                return Err(progress.interruption());
-            }
+            progress.check_interrupt()?;
             std::thread::sleep(TICK);
         }
         pause = (pause * 2).min(PAUSE_MAX);

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use super::SnapshotError;
-use super::run::BackupRun;
 use crate::catalog::CatalogError;
 use crate::catalog::directory::{Body, Directory, Node};
 use crate::catalog::reader::CatalogReader;
@@ -11,6 +9,7 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::model::Kind;
 use crate::source::exclude::Excludes;
 use crate::source::scan::{Entry, Found, Listing};
+use crate::source::tree::{SourceError, SourceTree};
 
 /// How often such files are looked for, all of them each time, and how long between, before they count as gone.
 const ROOT_WAITS: u32 = 5;
@@ -33,37 +32,37 @@ pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Res
     Ok(names)
 }
 
-impl BackupRun<'_> {
-    /// Looks again for files that stood at the root in the last snapshot.
-    pub(super) fn wait_for_root_files(&mut self, listing: &mut Listing) -> Result<(), SnapshotError> {
-        let excludes = Excludes::new(&self.options.excludes, self.options.default_excludes)?;
-        let is_missing = |name: &[u8]| listing.entries.binary_search_by(|entry| (*entry.name).cmp(name)).is_err();
-        let mut missing: Vec<Box<[u8]>> = std::mem::take(&mut self.last_root_files)
-            .into_iter()
-            .filter(|name| is_missing(name) && !excludes.excluded(name, false))
-            .collect();
-        if listing.unreadable.is_some() {
-            return Ok(());
-        }
-        for wait in 0..ROOT_WAITS {
-            if missing.is_empty() {
-                break;
-            }
-            if wait > 0 {
-                std::thread::sleep(ROOT_WAIT);
-            }
-            for name in std::mem::take(&mut missing) {
-                match self.source_tree.stat_root_entry(&name)? {
-                    Some(stat) if stat.kind != Kind::Directory && stat.dev == listing.stat.dev => {
-                        let (file_system, ino) = (listing.file_system, stat.ino);
-                        let what = Found::Inode { file_system, ino, stat: Some(Box::new(stat)) };
-                        let at = listing.entries.partition_point(|entry| entry.name < name);
-                        listing.entries.insert(at, Entry { name, what });
-                    }
-                    _ => missing.push(name),
-                }
-            }
-        }
-        Ok(())
+/// Looks again for files that stood at the root in the last snapshot and are not in the listing of the root; adds those that come back.
+pub(super) fn wait_for_root_files(
+    last: Vec<Box<[u8]>>,
+    excludes: &Excludes,
+    tree: &mut dyn SourceTree,
+    listing: &mut Listing,
+) -> Result<(), SourceError> {
+    if listing.unreadable.is_some() {
+        return Ok(());
     }
+    let is_missing = |name: &[u8]| listing.entries.binary_search_by(|entry| (*entry.name).cmp(name)).is_err();
+    let mut missing = last;
+    missing.retain(|name| is_missing(name) && !excludes.excluded(name, false));
+    for wait in 0..ROOT_WAITS {
+        if missing.is_empty() {
+            break;
+        }
+        if wait > 0 {
+            std::thread::sleep(ROOT_WAIT);
+        }
+        for name in std::mem::take(&mut missing) {
+            match tree.stat_root_entry(&name)? {
+                Some(stat) if stat.kind != Kind::Directory && stat.dev == listing.stat.dev => {
+                    let (file_system, ino) = (listing.file_system, stat.ino);
+                    let what = Found::Inode { file_system, ino, stat: Some(Box::new(stat)) };
+                    let at = listing.entries.partition_point(|entry| entry.name < name);
+                    listing.entries.insert(at, Entry { name, what });
+                }
+                _ => missing.push(name),
+            }
+        }
+    }
+    Ok(())
 }

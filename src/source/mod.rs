@@ -1,12 +1,15 @@
 //! The source side: scan a tree, read what is new, cut and hash it.
 //!
 //! This half of the program runs where the tree is. It knows nothing of stores and catalogues, and speaks in plain data only: [`scan`] delivers
-//! listings, and [`read`] answers requests for single inodes with segments. [`tree::SourceTree`] is what a run sees of it, on this host or on another.
+//! listings, and [`read_pool`] answers requests for single inodes with segments, whose chunks go through [`chunk_intake`].
+//! [`tree::SourceTree`] is what a run sees of it, on this host or on another.
 
 pub mod beneath;
+pub mod chunk_intake;
 pub mod cut;
 pub mod exclude;
 pub mod read;
+pub mod read_pool;
 pub mod scan;
 mod stat;
 pub mod tree;

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadPool, ReadRequest, ReadersGone, stat_at};
+use super::chunk_intake::{AnswerSink, ApartSink, ChunkIntake, IntakeFailed, NumberedChunk};
+use super::read::{InodeReader, ReadEvent, ReadOutcome, ReadRequest, stat_at};
+use super::read_pool::{ReadPool, ReadersGone};
 use super::scan::{Listing, Problem, Scan, ScanError, ScanOptions};
-use crate::ids::ChunkId;
-use crate::model::{ChunkHash, Stat};
+use crate::model::Stat;
 use crate::passwd;
 
 /// Why a source gives nothing more.
@@ -80,45 +81,10 @@ pub struct OwnerNames {
     pub groups: BTreeMap<u32, String>,
 }
 
-/// The receiver of chunks gave up; it keeps the reason.
-#[derive(Debug)]
-pub struct IntakeFailed;
-
-/// A chunk that arrives from another host, compressed or not.
-pub struct ArrivedChunk {
-    /// Its number, as the receiver gave it.
-    pub number: ChunkId,
-    /// What its plain bytes must hash to.
-    pub hash: ChunkHash,
-    /// Length of the plain bytes.
-    pub plain_length: u32,
-    /// Number of the codec, as in packs.
-    pub codec: u8,
-    /// Number of the dictionary that is needed, or 0.
-    pub dictionary_id: u32,
-    /// The bytes as they travelled. Nothing of them is verified yet.
-    pub stored: Vec<u8>,
-}
-
-/// Decides which chunks of another host have to travel, and takes them.
-pub trait ChunkIntake {
-    /// Returns the number of a chunk, and whether its bytes are wanted.
-    ///
-    /// # Errors
-    /// [`IntakeFailed`] when the receiver cannot go on.
-    fn offer(&mut self, hash: &ChunkHash, plain_length: u32) -> Result<(ChunkId, bool), IntakeFailed>;
-
-    /// Takes a chunk that was wanted.
-    ///
-    /// # Errors
-    /// [`IntakeFailed`] when the receiver cannot go on.
-    fn arrive(&mut self, chunk: ArrivedChunk) -> Result<(), IntakeFailed>;
-
-    /// Takes back the number of a chunk that was wanted and will not arrive.
-    fn forget(&mut self, hash: &ChunkHash);
-
-    /// Returns the dictionary that small chunks are to be compressed with: its number and bytes.
-    fn dictionary(&self) -> Option<(u32, &[u8])>;
+impl From<IntakeFailed> for SourceError {
+    fn from(_: IntakeFailed) -> SourceError {
+        SourceError::Intake
+    }
 }
 
 /// A tree that a run takes: listings in depth-first order, and answers to read requests in the order of the requests.
@@ -157,13 +123,13 @@ pub trait SourceTree {
     ///
     /// # Errors
     /// See [`SourceError`].
-    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent, SourceError>;
+    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent<NumberedChunk>, SourceError>;
 
     /// Reads one inode out of turn.
     ///
     /// # Errors
-    /// [`SourceError::Intake`] when the sink is closed.
-    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError>;
+    /// See [`SourceError`]; [`SourceError::Intake`] when the sink failed.
+    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn AnswerSink) -> Result<ReadOutcome, SourceError>;
 
     /// Takes in what has arrived and is not taken yet, and gives up what is still on its way: the source is lost or the run ends.
     fn abandon(&mut self, intake: &mut dyn ChunkIntake);
@@ -241,12 +207,12 @@ impl SourceTree for LocalTree {
         Ok(())
     }
 
-    fn receive(&mut self, _intake: &mut dyn ChunkIntake) -> Result<ReadEvent, SourceError> {
-        Ok(self.pool.as_mut().ok_or(ReadersGone)?.receive()?)
+    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent<NumberedChunk>, SourceError> {
+        Ok(self.pool.as_mut().ok_or(ReadersGone)?.receive()?.numbered_by(intake)?)
     }
 
-    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError> {
-        InodeReader::new(Arc::clone(&self.root)).read(request, sink).map_err(|_| SourceError::Intake)
+    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn AnswerSink) -> Result<ReadOutcome, SourceError> {
+        InodeReader::new(Arc::clone(&self.root)).read(request, &mut ApartSink(sink)).map_err(|_| SourceError::Intake)
     }
 
     fn abandon(&mut self, _intake: &mut dyn ChunkIntake) {}

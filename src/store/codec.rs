@@ -8,14 +8,15 @@
 //! the dictionary above all, costs more than a small chunk does.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::io;
-use std::num::NonZeroU32;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
 use zstd::bulk;
 use zstd::zstd_safe::WriteBuf;
+
+use crate::ids::DictionaryId;
+use crate::model::Codec;
 
 /// The longest chunk, in plain bytes, that is ever stored or read. The chunker cuts well below; the bound keeps a
 /// damaged length from taking memory.
@@ -23,39 +24,6 @@ pub const CHUNK_MAX_BYTES: u32 = 4 << 20;
 
 /// Chunks up to this length, in bytes, use the dictionary. Longer ones hold their own context, and gain nothing.
 pub const DICTIONARY_CHUNK_MAX_BYTES: usize = 32 << 10;
-
-/// The largest dictionary id: entry headers have 24 bits for it.
-pub const DICTIONARY_ID_MAX: u32 = (1 << 24) - 1;
-
-/// Names a dictionary: 1 to [`DICTIONARY_ID_MAX`], for 0 means "none" on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DictionaryId(NonZeroU32);
-
-impl DictionaryId {
-    /// The id of the first dictionary of a store.
-    pub const FIRST: DictionaryId = DictionaryId(NonZeroU32::MIN);
-
-    /// Makes an id of its number.
-    ///
-    /// # Errors
-    ///
-    /// [`CodecError::BadDictionaryId`] for 0 and above [`DICTIONARY_ID_MAX`].
-    pub fn new(number: u32) -> Result<DictionaryId, CodecError> {
-        let id = NonZeroU32::new(number).filter(|id| id.get() <= DICTIONARY_ID_MAX);
-        id.map(DictionaryId).ok_or(CodecError::BadDictionaryId { id: number })
-    }
-
-    /// Returns the number.
-    pub fn get(self) -> u32 {
-        self.0.get()
-    }
-}
-
-impl fmt::Display for DictionaryId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// Chunks longer than this, in bytes, are probed before they are compressed.
 const PROBE_MIN_BYTES: usize = 64 << 10;
@@ -82,44 +50,6 @@ const HELD_OUT: usize = 10;
 /// A dictionary has to make the held-out samples smaller by one byte in so many.
 const TRAINING_GAIN_DIVISOR: usize = 33;
 
-/// Tells how a chunk's stored bytes are to be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Codec {
-    /// The stored bytes are the plain bytes.
-    Plain,
-    /// One zstd frame.
-    Zstd,
-    /// One zstd frame that needs this dictionary.
-    ZstdDictionary(DictionaryId),
-}
-
-impl Codec {
-    /// Returns whether this version knows the codec of that number on disk.
-    pub fn is_known(number: u8) -> bool {
-        number <= 2
-    }
-
-    /// Returns the codec for its number on disk and that of the dictionary beside it, which is 0 where none is needed; `None` where they
-    /// do not go together.
-    pub fn from_numbers(codec: u8, dictionary: u32) -> Option<Codec> {
-        match (codec, dictionary) {
-            (0, 0) => Some(Codec::Plain),
-            (1, 0) => Some(Codec::Zstd),
-            (2, id) => DictionaryId::new(id).ok().map(Codec::ZstdDictionary),
-            _ => None,
-        }
-    }
-
-    /// Returns what stands on disk: the codec's number, and that of the dictionary or 0.
-    pub fn numbers(self) -> (u8, u32) {
-        match self {
-            Codec::Plain => (0, 0),
-            Codec::Zstd => (1, 0),
-            Codec::ZstdDictionary(id) => (2, id.get()),
-        }
-    }
-}
-
 /// Tells why bytes could not be compressed or decompressed.
 #[derive(Debug, Error)]
 pub enum CodecError {
@@ -128,12 +58,6 @@ pub enum CodecError {
     TooLong {
         /// The length stated, in bytes.
         plain_bytes: u64,
-    },
-    /// A dictionary id is outside of what an entry header can hold.
-    #[error("Dictionary id {id} is not between 1 and {DICTIONARY_ID_MAX}")]
-    BadDictionaryId {
-        /// The id.
-        id: u32,
     },
     /// The dictionary a chunk needs is not known.
     #[error("Dictionary {id} is not known; packs hold a copy of it, so rebuild the catalogue from them")]

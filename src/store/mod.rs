@@ -23,9 +23,7 @@ pub mod reader;
 mod tests;
 
 pub use backend::{Backend, BackendError};
-pub use codec::{
-    CHUNK_MAX_BYTES, Codec, CodecError, Compressor, Decompressor, Dictionary, DictionaryId, DictionarySet, Stored,
-};
+pub use codec::{CHUNK_MAX_BYTES, CodecError, Compressor, Decompressor, Dictionary, DictionarySet, Stored};
 pub use entry::{ChunkAddress, ChunkError, Location};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;

@@ -51,8 +51,9 @@ use blake3::Hasher;
 use thiserror::Error;
 
 use super::backend::{Backend, BackendError};
-use super::codec::{CHUNK_MAX_BYTES, Codec, Dictionary, DictionaryId};
-use crate::model::ChunkHash;
+use super::codec::{CHUNK_MAX_BYTES, Dictionary};
+use crate::ids::DictionaryId;
+use crate::model::{ChunkHash, Codec};
 
 /// The first bytes of a pack of format 1.
 pub const PACK_MAGIC_1: [u8; 8] = *b"ZMRPACK1";
@@ -258,7 +259,7 @@ impl EntryHeader {
         let (codec, dictionary) = match bytes[40] & DICTIONARY_BIT {
             0 => (Codec::from_numbers(codec, id)?, None),
             // A dictionary that needs another one could not be read first, so the id is its own.
-            _ => (Codec::from_numbers(codec, 0)?, Some(DictionaryId::new(id).ok()?)),
+            _ => (Codec::from_numbers(codec, 0)?, Some(DictionaryId::decoded(id).ok()?)),
         };
         let header = EntryHeader {
             hash: ChunkHash(array(bytes, 0)),

@@ -10,9 +10,10 @@ use zmreplica::replica::init;
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run_tree;
-use zmreplica::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult};
+use zmreplica::source::chunk_intake::{AnswerSink, ChunkIntake, NumberedChunk};
+use zmreplica::source::read::{ReadEvent, ReadOutcome, ReadRequest, ReadResult};
 use zmreplica::source::scan::{Entry, Found, Listing};
-use zmreplica::source::tree::{ChunkIntake, OwnerNames, ScanEnd, SourceError, SourceTree};
+use zmreplica::source::tree::{OwnerNames, ScanEnd, SourceError, SourceTree};
 
 use crate::support::locks;
 use crate::support::made_up::stat;
@@ -98,7 +99,7 @@ impl SourceTree for WideTree {
         Ok(())
     }
 
-    fn receive(&mut self, _intake: &mut dyn ChunkIntake) -> Result<ReadEvent, SourceError> {
+    fn receive(&mut self, _intake: &mut dyn ChunkIntake) -> Result<ReadEvent<NumberedChunk>, SourceError> {
         let request = self.requests.remove(0);
         let mut seen = self.seen.borrow_mut();
         seen.answered += 1;
@@ -107,7 +108,7 @@ impl SourceTree for WideTree {
         Ok(ReadEvent::Done(Box::new(outcome)))
     }
 
-    fn read_apart(&mut self, request: &ReadRequest, _sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError> {
+    fn read_apart(&mut self, request: &ReadRequest, _sink: &mut dyn AnswerSink) -> Result<ReadOutcome, SourceError> {
         Ok(ReadOutcome { stat: request.stat, xattrs: Vec::new(), result: ReadResult::Vanished, read_bytes: 0 })
     }
 

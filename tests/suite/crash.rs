@@ -16,13 +16,12 @@ use zmreplica::catalog::snapshot::Work;
 use zmreplica::catalog::tables::Table;
 use zmreplica::catalog::writer::CatalogWriter;
 use zmreplica::check::{CheckOptions, CheckProgress, check};
-use zmreplica::model::{Attributes, ChunkHash, Kind, Timestamp};
+use zmreplica::model::{Attributes, ChunkHash, Codec, Kind, Timestamp};
 use zmreplica::replica::{LockedReplica, Replica, init};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
 use zmreplica::store::backend::Backend;
-use zmreplica::store::codec::Codec;
 use zmreplica::store::{MemoryBackend, PackBuilder, PackFormat, PackId};
 use zmreplica::view::Snapshots;
 

@@ -26,11 +26,14 @@ use zmreplica::replica::{Replica, init};
 use zmreplica::snapshot::options::{SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run_tree;
+use zmreplica::source::chunk_intake::{AnswerSink, ChunkIntake, NumberedChunk};
 use zmreplica::source::cut::SinkClosed;
 use zmreplica::source::exclude::Excludes;
-use zmreplica::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at};
+use zmreplica::source::read::{
+    CutChunk, EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at,
+};
 use zmreplica::source::scan::{Listing, ScanOptions};
-use zmreplica::source::tree::{ChunkIntake, LocalTree, OwnerNames, ScanEnd, SourceError, SourceTree};
+use zmreplica::source::tree::{LocalTree, OwnerNames, ScanEnd, SourceError, SourceTree};
 
 use crate::support::locks;
 use crate::support::programs::write_program;
@@ -97,12 +100,12 @@ impl SourceTree for Disturbed<'_> {
         self.tree.flush()
     }
 
-    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent, SourceError> {
+    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent<NumberedChunk>, SourceError> {
         self.disturb()?;
         self.tree.receive(intake)
     }
 
-    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError> {
+    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn AnswerSink) -> Result<ReadOutcome, SourceError> {
         self.tree.read_apart(request, sink)
     }
 
@@ -327,7 +330,7 @@ fn a_directory_that_becomes_something_else_before_it_is_scanned_is_a_problem_of_
 struct Delivered(u64);
 
 impl EventSink for Delivered {
-    fn event(&mut self, _: ReadEvent, bytes: usize) -> Result<(), SinkClosed> {
+    fn event(&mut self, _: ReadEvent<CutChunk>, bytes: usize) -> Result<(), SinkClosed> {
         self.0 += bytes as u64;
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::support::odd::noise;
 use crate::support::programs::write_program;
 use crate::support::{odd, peer};
 use zmreplica::coding::put_varint;
-use zmreplica::ids::ChunkId;
+use zmreplica::ids::{ChunkId, DictionaryId};
 use zmreplica::model::ChunkHash;
 use zmreplica::remote::client::RemoteTree;
 use zmreplica::remote::protocol::fields::StatCoder;
@@ -23,8 +23,9 @@ use zmreplica::remote::protocol::frame::{self, Kind};
 use zmreplica::remote::protocol::messages::{Event, encode_requests, put_event};
 use zmreplica::remote::protocol::{MAGIC, Start, Task, VERSION};
 use zmreplica::remote::transport::{Connection, Control, ExitInfo};
-use zmreplica::source::read::{ReadEvent, ReadRequest, Want};
-use zmreplica::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed, SourceTree};
+use zmreplica::source::chunk_intake::{ArrivedChunk, ChunkIntake, IntakeFailed, NumberedChunk};
+use zmreplica::source::read::{CutChunk, ReadEvent, ReadRequest, Want};
+use zmreplica::source::tree::SourceTree;
 
 /// More than any honest work of these tests takes, in KiB; each attack took a multiple of it.
 const RUN_MAX_KIB: u64 = 400 << 10;
@@ -285,6 +286,11 @@ fn a_host_that_is_restored_to_reads_what_is_restored_and_nothing_else() {
 struct Wanting(u64);
 
 impl ChunkIntake for Wanting {
+    fn take(&mut self, chunk: CutChunk) -> Result<NumberedChunk, IntakeFailed> {
+        let length = chunk.plain.len() as u32;
+        Ok(NumberedChunk { number: self.offer(&chunk.hash, length)?.0, length })
+    }
+
     fn offer(&mut self, _: &ChunkHash, _: u32) -> Result<(ChunkId, bool), IntakeFailed> {
         self.0 += 1;
         Ok((ChunkId(self.0), true))
@@ -296,7 +302,7 @@ impl ChunkIntake for Wanting {
 
     fn forget(&mut self, _: &ChunkHash) {}
 
-    fn dictionary(&self) -> Option<(u32, &[u8])> {
+    fn dictionary(&self) -> Option<(DictionaryId, &[u8])> {
         None
     }
 }

@@ -17,7 +17,9 @@ use zmreplica::snapshot::options::{SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
 use zmreplica::source::cut::SinkClosed;
-use zmreplica::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at};
+use zmreplica::source::read::{
+    CutChunk, EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at,
+};
 
 use crate::support::locks;
 use crate::support::odd::settle;
@@ -130,20 +132,20 @@ struct Meddler<F: FnMut()> {
 }
 
 impl<F: FnMut()> EventSink for Meddler<F> {
-    fn event(&mut self, event: ReadEvent, _bytes: usize) -> Result<(), SinkClosed> {
+    fn event(&mut self, event: ReadEvent<CutChunk>, _bytes: usize) -> Result<(), SinkClosed> {
         match event {
             ReadEvent::Restart => {
                 self.at_start = true;
                 self.delivered.clear();
             }
-            ReadEvent::Chunk(_, plain) => {
+            ReadEvent::Chunk(CutChunk { plain, .. }) => {
                 if std::mem::take(&mut self.at_start) {
                     (self.meddle)();
                 }
                 self.delivered.extend_from_slice(&plain);
             }
             ReadEvent::Literal(bytes) => self.delivered.extend_from_slice(&bytes),
-            ReadEvent::Zeros(_) | ReadEvent::Done(_) | ReadEvent::Stored { .. } => {}
+            ReadEvent::Zeros(_) | ReadEvent::Done(_) => {}
         }
         Ok(())
     }

@@ -39,11 +39,13 @@ use super::protocol::messages::{
 use super::protocol::{Hello, PREAMBLE_BYTES, Start, Task, VERSION, preamble};
 use crate::areas;
 use crate::coding::{DecodeError, Decoder};
+use crate::ids::DictionaryId;
 use crate::sandbox;
 use crate::source::exclude::Excludes;
-use crate::source::read::{ReadPool, ReadRequest, stat_at};
+use crate::source::read::{ReadRequest, stat_at};
+use crate::source::read_pool::ReadPool;
 use crate::source::scan::{Scan, ScanOptions};
-use crate::store::codec::{Dictionary, DictionaryId};
+use crate::store::codec::Dictionary;
 use devices::Devices;
 use names::Names;
 use outbox::Outbox;
@@ -384,9 +386,8 @@ impl Inbox<'_> {
             }
             Kind::Dictionary => {
                 let mut decoder = Decoder::new(&frame.payload);
-                let id = decoder.varint32()?;
+                let id = DictionaryId::decoded(decoder.varint32()?)?;
                 let bytes = decoder.take(decoder.remaining())?.to_vec();
-                let id = DictionaryId::new(id).map_err(|error| AgentError::Protocol(error.to_string()))?;
                 let made = Dictionary::new(id, bytes);
                 *self.dictionary.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(made));
             }

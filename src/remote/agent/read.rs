@@ -13,13 +13,16 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use super::devices::Devices;
 use super::outbox::{Closed, Outbox};
 use super::waiting::Waiting;
+use crate::ids::DictionaryId;
+use crate::model::Codec;
 use crate::remote::protocol::fields::StatCoder;
 use crate::remote::protocol::frame::Kind;
 use crate::remote::protocol::messages::{ChunkFrame, Event, put_event, request_bytes};
 use crate::remote::protocol::{EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
 use crate::source::cut::SinkClosed;
-use crate::source::read::{EventSink, InodeReader, ReadEvent, ReadOutcome, ReadPool, ReadRequest};
-use crate::store::codec::{Codec, Compressor, Dictionary, DictionaryId};
+use crate::source::read::{CutChunk, EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest};
+use crate::source::read_pool::ReadPool;
+use crate::store::codec::{Compressor, Dictionary};
 
 /// Chunks that may wait for each compressing thread.
 pub(super) const COMPRESS_AHEAD: usize = 4;
@@ -141,15 +144,13 @@ impl Answers<'_> {
                     match self.pool.receive().map_err(|_| Closed)? {
                         ReadEvent::Literal(bytes) => frame.put(&Event::Literal(bytes)),
                         ReadEvent::Zeros(length) => frame.put(&Event::Zeros(length)),
-                        ReadEvent::Chunk(hash, plain) => {
+                        ReadEvent::Chunk(CutChunk { hash, plain }) => {
                             self.counters.bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
                             self.waiting.chunks.add();
                             frame.put(&Event::Offer(hash, plain.len() as u32));
                             offered_bytes += plain.len();
                             offered.push_back(plain);
                         }
-                        // Only a tree on another host has these.
-                        ReadEvent::Stored { .. } => return Err(Closed),
                         ReadEvent::Restart => frame.put(&Event::Restart),
                         ReadEvent::Done(outcome) => {
                             self.counters.files.fetch_add(1, Ordering::Relaxed);
@@ -191,8 +192,7 @@ pub(super) fn compress(
     let mut ready: Option<(Option<DictionaryId>, Compressor)> = None;
     let mut payload = Vec::new();
     for WantedChunk { offer, plain } in queue {
-        let (codec, dictionary_id) = Codec::Plain.numbers();
-        let as_is = ChunkFrame { offer, codec, dictionary_id, stored: &plain };
+        let as_is = ChunkFrame { offer, codec: Codec::Plain, stored: &plain };
         payload.clear();
         if level == 0 {
             as_is.put(&mut payload);
@@ -205,8 +205,7 @@ pub(super) fn compress(
             match &mut ready {
                 Some((_, compressor)) => {
                     let stored = compressor.compress(&plain).map_err(|_| Closed)?;
-                    let (codec, dictionary_id) = stored.codec.numbers();
-                    ChunkFrame { offer, codec, dictionary_id, stored: stored.bytes }.put(&mut payload);
+                    ChunkFrame { offer, codec: stored.codec, stored: stored.bytes }.put(&mut payload);
                 }
                 None => as_is.put(&mut payload),
             }
@@ -251,7 +250,7 @@ impl ApartSink<'_> {
 }
 
 impl EventSink for ApartSink<'_> {
-    fn event(&mut self, event: ReadEvent, bytes: usize) -> Result<(), SinkClosed> {
+    fn event(&mut self, event: ReadEvent<CutChunk>, bytes: usize) -> Result<(), SinkClosed> {
         // A chunk of 1 MiB fits a frame, but not behind much else.
         if self.frame.payload.len() + bytes >= FRAME_BYTES && !self.frame.payload.is_empty() {
             self.flush().map_err(|Closed| SinkClosed)?;
@@ -259,8 +258,7 @@ impl EventSink for ApartSink<'_> {
         self.frame.put(&match event {
             ReadEvent::Literal(bytes) => Event::Literal(bytes),
             ReadEvent::Zeros(length) => Event::Zeros(length),
-            ReadEvent::Chunk(_, plain) => Event::Chunk(plain),
-            ReadEvent::Stored { .. } => return Err(SinkClosed),
+            ReadEvent::Chunk(chunk) => Event::Chunk(chunk.plain),
             ReadEvent::Restart => Event::Restart,
             ReadEvent::Done(_) => return Ok(()),
         });

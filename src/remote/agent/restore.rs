@@ -18,11 +18,12 @@ use crate::catalog::snapshot::from_hex;
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogError, ReadError};
 use crate::coding::{Decoder, put_varint};
+use crate::ids::DictionaryId;
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Query, ROWS_AHEAD_BYTES, Reply, RestoreRequest};
 use crate::restore::{RestoreOptions, RestoreProgress, RestoreReport, restore};
 use crate::store::backend::{Backend, BackendError};
-use crate::store::codec::{Dictionary, DictionaryId, DictionarySet};
+use crate::store::codec::{Dictionary, DictionarySet};
 use crate::store::pack::PackId;
 use crate::store::reader::ChunkReader;
 use crate::view::{SnapshotView, ViewOptions};
@@ -261,13 +262,12 @@ fn read_request(input: &mut dyn Read) -> Result<(RestoreRequest, DictionarySet),
             Kind::Alive => {}
             Kind::Dictionary => {
                 let mut decoder = Decoder::new(&payload);
-                let id = decoder.varint32()?;
+                let id = DictionaryId::decoded(decoder.varint32()?)?;
                 let bytes = decoder.take(decoder.remaining())?.to_vec();
                 dictionary_bytes += bytes.len() + ROW_BYTES;
                 if dictionary_bytes > DICTIONARIES_MAX_BYTES {
                     return Err(protocol("more dictionaries than a store has".to_owned()));
                 }
-                let id = DictionaryId::new(id).map_err(|error| protocol(error.to_string()))?;
                 let made = Dictionary::new(id, bytes);
                 dictionaries.insert(Arc::new(made)).map_err(|error| protocol(error.to_string()))?;
             }

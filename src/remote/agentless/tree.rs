@@ -12,11 +12,11 @@ use super::spool::Spool;
 use crate::model::Stat;
 use crate::remote::client::{ConnectError, WireCounters};
 use crate::remote::transport::Transport;
+use crate::source::chunk_intake::{AnswerSink, ApartSink, ChunkIntake, NumberedChunk};
 use crate::source::cut::SinkClosed;
-use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest, Want};
+use crate::source::read::{CutChunk, EventSink, ReadEvent, ReadOutcome, ReadRequest, Want};
 use crate::source::scan::Listing;
-use crate::source::tree::{ArrivedChunk, ChunkIntake, OwnerNames, ScanEnd, SourceError, SourceTree};
-use crate::store::codec::Codec;
+use crate::source::tree::{OwnerNames, ScanEnd, SourceError, SourceTree};
 
 /// A batch has this many requests ...
 const BATCH_REQUESTS: usize = 512;
@@ -35,7 +35,7 @@ pub struct AgentlessTree {
     scan: Scan,
     reader: Reader,
     waiting: VecDeque<ReadRequest>,
-    ready: VecDeque<ReadEvent>,
+    ready: VecDeque<ReadEvent<NumberedChunk>>,
 }
 
 impl AgentlessTree {
@@ -116,7 +116,7 @@ fn owner(line: &[u8]) -> Option<(u32, String)> {
 /// Keeps the events of a batch until it is known how each request ended; chunks are stored at once and leave their numbers.
 struct Gathered<'a> {
     intake: &'a mut dyn ChunkIntake,
-    events: Vec<Vec<ReadEvent>>,
+    events: Vec<Vec<ReadEvent<NumberedChunk>>>,
     place: usize,
 }
 
@@ -129,33 +129,16 @@ impl BatchSink for Gathered<'_> {
 }
 
 impl EventSink for Gathered<'_> {
-    fn event(&mut self, event: ReadEvent, _bytes: usize) -> Result<(), SinkClosed> {
-        let event = match event {
-            ReadEvent::Chunk(hash, plain) => {
-                // Lossless: a chunk has a mebibyte at most.
-                let length = plain.len() as u32;
-                let (number, wanted) = self.intake.offer(&hash, length).map_err(|_| SinkClosed)?;
-                if wanted {
-                    let (codec, dictionary_id) = Codec::Plain.numbers();
-                    let chunk =
-                        ArrivedChunk { number, hash, plain_length: length, codec, dictionary_id, stored: plain };
-                    self.intake.arrive(chunk).map_err(|_| SinkClosed)?;
-                }
-                ReadEvent::Stored { number, length }
-            }
-            other => other,
-        };
-        self.events[self.place].push(event);
+    fn event(&mut self, event: ReadEvent<CutChunk>, _bytes: usize) -> Result<(), SinkClosed> {
+        self.events[self.place].push(event.numbered_by(self.intake)?);
         Ok(())
     }
 }
 
 /// Passes the events of a single request on.
-struct Direct<'a>(&'a mut dyn EventSink);
-
-impl BatchSink for Direct<'_> {
+impl BatchSink for ApartSink<'_> {
     fn of(&mut self, _place: usize) -> &mut dyn EventSink {
-        self.0
+        self
     }
 }
 
@@ -185,7 +168,7 @@ impl SourceTree for AgentlessTree {
         Ok(())
     }
 
-    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent, SourceError> {
+    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent<NumberedChunk>, SourceError> {
         if self.ready.is_empty() {
             self.shell.check_interrupt()?;
             let batch = self.next_batch();
@@ -199,8 +182,8 @@ impl SourceTree for AgentlessTree {
         self.ready.pop_front().ok_or_else(|| SourceError::Lost { reason: "no answer is due".to_owned() })
     }
 
-    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError> {
-        let outcomes = self.reader.batch(&mut self.shell, std::slice::from_ref(request), &mut Direct(sink))?;
+    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn AnswerSink) -> Result<ReadOutcome, SourceError> {
+        let outcomes = self.reader.batch(&mut self.shell, std::slice::from_ref(request), &mut ApartSink(sink))?;
         outcomes.into_iter().next().ok_or_else(|| SourceError::Lost { reason: "no answer is due".to_owned() })
     }
 

@@ -12,7 +12,7 @@ use super::answer::{AnswerCheck, Expected, breach};
 use super::blocks::BlockCache;
 use super::link::{Link, Queue, Stop, UNDER_WAY_MAX_BYTES, WireCounters, held_bytes};
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, DictionaryId};
 use crate::model::{ChunkHash, Stat};
 use crate::remote::protocol::fields::StatCoder;
 use crate::remote::protocol::frame::{Frame, Kind as FrameKind, unpack};
@@ -23,9 +23,10 @@ use crate::remote::protocol::messages::{
 };
 use crate::remote::protocol::{BLOCKS_AHEAD, EVENTS_AHEAD_BYTES, OWNERS_ASKED, REQUESTS_AHEAD_BYTES};
 use crate::remote::transport::Connection;
-use crate::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest};
+use crate::source::chunk_intake::{AnswerSink, ArrivedChunk, ChunkIntake, NumberedChunk};
+use crate::source::read::{CutChunk, ReadEvent, ReadOutcome, ReadRequest};
 use crate::source::scan::Listing;
-use crate::source::tree::{ArrivedChunk, ChunkIntake, IntakeFailed, OwnerNames, ScanEnd, SourceError, SourceTree};
+use crate::source::tree::{OwnerNames, ScanEnd, SourceError, SourceTree};
 
 /// Blocks that may wait to be decoded.
 const BLOCKS_WAITING: usize = 2 * BLOCKS_AHEAD;
@@ -49,12 +50,6 @@ fn broken(error: DecodeError) -> SourceError {
     SourceError::Protocol { reason: error.to_string() }
 }
 
-impl From<IntakeFailed> for SourceError {
-    fn from(_: IntakeFailed) -> SourceError {
-        SourceError::Intake
-    }
-}
-
 /// An offered block.
 struct PendingBlock {
     hash: [u8; 32],
@@ -64,7 +59,7 @@ struct PendingBlock {
 
 /// An event on its way to the run.
 struct Slot {
-    event: ReadEvent,
+    event: ReadEvent<NumberedChunk>,
     /// The chunk that it waits for.
     chunk: Option<ChunkId>,
     /// Bytes of its frame that are taken with it.
@@ -74,7 +69,7 @@ struct Slot {
 }
 
 /// Returns the bytes that an event takes in memory while it waits.
-fn event_bytes(event: &ReadEvent) -> usize {
+fn event_bytes(event: &ReadEvent<NumberedChunk>) -> usize {
     let beside = match event {
         ReadEvent::Literal(bytes) => bytes.capacity() + 16,
         ReadEvent::Done(outcome) => {
@@ -123,7 +118,8 @@ pub struct RemoteTree {
     /// Numbers of the chunks in `wanted`.
     missing: HashSet<ChunkId>,
     taken: u64,
-    dictionary: u32,
+    /// The dictionary that the agent has.
+    dictionary: Option<DictionaryId>,
 }
 
 impl RemoteTree {
@@ -161,7 +157,7 @@ impl RemoteTree {
             wanted: HashMap::new(),
             missing: HashSet::new(),
             taken: 0,
-            dictionary: 0,
+            dictionary: None,
         })
     }
 
@@ -261,12 +257,12 @@ impl RemoteTree {
     fn send_answers(&mut self, intake: &dyn ChunkIntake) {
         // Before the answers, so that what they want is compressed with it; in a night without news not at all.
         let news = self.answers.contains(&true);
-        if let Some((id, bytes)) = intake.dictionary().filter(|(id, _)| news && *id != self.dictionary) {
+        if let Some((id, bytes)) = intake.dictionary().filter(|(id, _)| news && Some(*id) != self.dictionary) {
             let mut payload = Vec::with_capacity(bytes.len() + 4);
-            put_varint(&mut payload, u64::from(id));
+            put_varint(&mut payload, u64::from(id.get()));
             payload.extend_from_slice(bytes);
             self.link.send(FrameKind::Dictionary, &payload);
-            self.dictionary = id;
+            self.dictionary = Some(id);
         }
         if !self.answers.is_empty() {
             self.link.send(FrameKind::ChunksWanted, &encode_bits(&self.answers));
@@ -287,11 +283,11 @@ impl RemoteTree {
     }
 
     fn take_chunk(&mut self, payload: &[u8], intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
-        let ChunkFrame { offer, codec, dictionary_id, stored } = ChunkFrame::get(payload).map_err(broken)?;
+        let ChunkFrame { offer, codec, stored } = ChunkFrame::get(payload).map_err(broken)?;
         let wanted = self.wanted.remove(&offer).ok_or_else(|| breach("a chunk that was not asked for"))?;
         let Wanted { number, hash, length } = wanted;
         let stored = stored.to_vec();
-        intake.arrive(ArrivedChunk { number, hash, plain_length: length, codec, dictionary_id, stored })?;
+        intake.arrive(ArrivedChunk { number, hash, plain_length: length, codec, stored })?;
         self.missing.remove(&number);
         Ok(())
     }
@@ -325,7 +321,7 @@ impl RemoteTree {
                     self.next_offer += 1;
                     self.answers.push(wanted);
                     chunk = self.missing.contains(&number).then_some(number);
-                    ReadEvent::Stored { number, length }
+                    ReadEvent::Chunk(NumberedChunk { number, length })
                 }
                 Event::Chunk(_) => return Err(breach("a chunk that was not offered")),
                 Event::Restart => {
@@ -361,7 +357,7 @@ impl RemoteTree {
     }
 
     /// Returns the next event if nothing is missing for it.
-    fn ready(&mut self) -> Option<ReadEvent> {
+    fn ready(&mut self) -> Option<ReadEvent<NumberedChunk>> {
         let front = self.slots.front()?;
         if front.chunk.is_some_and(|number| self.missing.contains(&number)) {
             return None;
@@ -426,7 +422,7 @@ impl SourceTree for RemoteTree {
         Ok(())
     }
 
-    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent, SourceError> {
+    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent<NumberedChunk>, SourceError> {
         self.send_gathered();
         loop {
             // Offers are answered as soon as they are here, not when their turn comes.
@@ -444,7 +440,7 @@ impl SourceTree for RemoteTree {
         }
     }
 
-    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError> {
+    fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn AnswerSink) -> Result<ReadOutcome, SourceError> {
         self.link.send(FrameKind::ReadApart, &encode_requests(std::slice::from_ref(request)));
         let expected = Expected::of(request);
         let mut check = AnswerCheck::default();
@@ -452,25 +448,23 @@ impl SourceTree for RemoteTree {
             let frame = self.link.wait(Queue::Apart)?;
             let (mut decoder, mut coder) = (Decoder::new(&frame.payload), StatCoder::default());
             while !decoder.is_empty() {
-                let (event, bytes) = match event(&mut decoder, &mut coder).map_err(broken)? {
+                let event = match event(&mut decoder, &mut coder).map_err(broken)? {
                     Event::Literal(bytes) => {
                         check.literal(&bytes)?;
-                        let length = bytes.len();
-                        (ReadEvent::Literal(bytes), length)
+                        ReadEvent::Literal(bytes)
                     }
                     Event::Zeros(length) => {
                         check.zeros(length)?;
-                        (ReadEvent::Zeros(length), 0)
+                        ReadEvent::Zeros(length)
                     }
                     Event::Chunk(plain) => {
                         check.chunk(plain.len())?;
-                        let length = plain.len();
-                        (ReadEvent::Chunk(ChunkHash::of(&plain), plain), length)
+                        ReadEvent::Chunk(sink.intake().take(CutChunk::new(plain))?)
                     }
                     Event::Offer(..) => return Err(breach("an offer where none is made")),
                     Event::Restart => {
                         check.restart()?;
-                        (ReadEvent::Restart, 0)
+                        ReadEvent::Restart
                     }
                     Event::Xattr(xattr) => {
                         check.xattr(xattr)?;
@@ -480,7 +474,7 @@ impl SourceTree for RemoteTree {
                         return check.end(&expected, stat, result.into(), read_bytes);
                     }
                 };
-                sink.event(event, bytes).map_err(|_| SourceError::Intake)?;
+                sink.event(event)?;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The payloads of frames that carry requests and answers.
 
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint};
-use crate::model::{ChunkHash, Stat, Xattr};
+use crate::model::{ChunkHash, Codec, Stat, Xattr};
 use crate::remote::protocol::fields::{StatCoder, checked_path, put_xattr, xattr};
 use crate::remote::protocol::frame::PAYLOAD_MAX;
 use crate::source::read::{ReadRequest, ReadResult, Want};
@@ -208,10 +208,8 @@ pub fn event(decoder: &mut Decoder<'_>, coder: &mut StatCoder) -> Result<Event, 
 pub struct ChunkFrame<'a> {
     /// Its place among all offers of the connection.
     pub offer: u64,
-    /// Number of the codec, as in packs.
-    pub codec: u8,
-    /// Number of the dictionary that is needed, or 0.
-    pub dictionary_id: u32,
+    /// How the bytes are to be read. It travels as in packs: its number, and that of the dictionary or 0.
+    pub codec: Codec,
     /// The bytes.
     pub stored: &'a [u8],
 }
@@ -219,9 +217,10 @@ pub struct ChunkFrame<'a> {
 impl ChunkFrame<'_> {
     /// Appends it.
     pub fn put(&self, out: &mut Vec<u8>) {
+        let (codec, dictionary) = self.codec.numbers();
         put_varint(out, self.offer);
-        out.push(self.codec);
-        put_varint(out, u64::from(self.dictionary_id));
+        out.push(codec);
+        put_varint(out, u64::from(dictionary));
         out.extend_from_slice(self.stored);
     }
 
@@ -231,8 +230,10 @@ impl ChunkFrame<'_> {
     /// For bytes that no side writes.
     pub fn get(payload: &[u8]) -> Result<ChunkFrame<'_>, DecodeError> {
         let mut decoder = Decoder::new(payload);
-        let (offer, codec, dictionary_id) = (decoder.varint()?, decoder.byte()?, decoder.varint32()?);
-        Ok(ChunkFrame { offer, codec, dictionary_id, stored: decoder.take(decoder.remaining())? })
+        let offer = decoder.varint()?;
+        let codec = Codec::from_numbers(decoder.byte()?, decoder.varint32()?)
+            .ok_or(DecodeError("a codec that is unknown, or that does not go with its dictionary"))?;
+        Ok(ChunkFrame { offer, codec, stored: decoder.take(decoder.remaining())? })
     }
 }
 

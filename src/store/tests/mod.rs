@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use super::codec::train;
 use super::pack::ENTRY_HEADER_BYTES;
 use super::*;
-use crate::model::ChunkHash;
+use crate::ids::DictionaryId;
+use crate::model::{ChunkHash, Codec};
 
 /// Makes pseudo-random bytes that do not compress.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -82,7 +83,7 @@ fn small_dictionary() -> Arc<Dictionary> {
 }
 
 fn number(number: u32) -> DictionaryId {
-    DictionaryId::new(number).unwrap()
+    DictionaryId::decoded(number).unwrap()
 }
 
 /// A pack with every kind of entry, small enough to damage each byte in turn.
@@ -460,7 +461,7 @@ fn entries_that_break_the_format_are_refused() {
     assert!(builder.is_empty() && !builder.is_full());
     builder.push(hash, 9, Codec::Zstd, b"four").unwrap();
     assert!(builder.is_full());
-    assert!(DictionaryId::new(0).is_err() && DictionaryId::new(1 << 24).is_err());
+    assert!(DictionaryId::decoded(0).is_err() && DictionaryId::decoded(1 << 24).is_err());
     let set = DictionarySet::new();
     set.insert(small_dictionary()).unwrap();
     set.insert(small_dictionary()).unwrap();

@@ -3,9 +3,10 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use zmreplica::model::{ChunkHash, Kind, Stat, Timestamp, Xattr};
-use zmreplica::source::read::{EventSink, ReadEvent, ReadOutcome, ReadRequest, ReadResult};
+use zmreplica::source::chunk_intake::{AnswerSink, ChunkIntake, NumberedChunk};
+use zmreplica::source::read::{CutChunk, ReadEvent, ReadOutcome, ReadRequest, ReadResult};
 use zmreplica::source::scan::{Entry, Found, Listing, Problem};
-use zmreplica::source::tree::{ChunkIntake, OwnerNames, ScanEnd, SourceError, SourceTree};
+use zmreplica::source::tree::{OwnerNames, ScanEnd, SourceError, SourceTree};
 
 /// A piece of a made-up file.
 #[derive(Clone, Debug)]
@@ -144,7 +145,7 @@ impl SourceTree for MadeUp {
         Ok(())
     }
 
-    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent, SourceError> {
+    fn receive(&mut self, intake: &mut dyn ChunkIntake) -> Result<ReadEvent<NumberedChunk>, SourceError> {
         if self.end.is_none() {
             let request = self.requests.pop_front().unwrap();
             let file = self.files.remove(&request.path).unwrap();
@@ -155,18 +156,18 @@ impl SourceTree for MadeUp {
         Ok(match self.events.pop_front() {
             Some(Piece::Literal(bytes)) => ReadEvent::Literal(bytes),
             Some(Piece::Zeros(length)) => ReadEvent::Zeros(length),
-            Some(Piece::Chunk(bytes)) => ReadEvent::Chunk(ChunkHash::of(&bytes), bytes),
+            Some(Piece::Chunk(bytes)) => ReadEvent::Chunk(intake.take(CutChunk::new(bytes))?),
             Some(Piece::TwoLengths) => {
                 let hash = ChunkHash::of(b"five!");
                 intake.offer(&hash, 5)?;
                 let (number, _) = intake.offer(&hash, 7)?;
-                ReadEvent::Stored { number, length: 7 }
+                ReadEvent::Chunk(NumberedChunk { number, length: 7 })
             }
             None => ReadEvent::Done(Box::new(self.end.take().unwrap())),
         })
     }
 
-    fn read_apart(&mut self, _request: &ReadRequest, _sink: &mut dyn EventSink) -> Result<ReadOutcome, SourceError> {
+    fn read_apart(&mut self, _request: &ReadRequest, _sink: &mut dyn AnswerSink) -> Result<ReadOutcome, SourceError> {
         unreachable!("no inode here has two names")
     }
 
