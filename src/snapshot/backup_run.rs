@@ -11,11 +11,11 @@ use super::chunk_writer::ChunkWriter;
 use super::classifier::Classifier;
 use super::content_builder::ContentBuilder;
 use super::inode_cache::{self, InodeCache};
-use super::inodes::Slot;
 use super::listings_in_flight::{ListingsInFlight, Pending, PendingListing};
 use super::options::{RunRequest, SnapshotReport};
 use super::read_results::{Answer, InFlightRead, read_apart, take_event};
 use super::root_files::{root_files, wait_for_root_files};
+use super::run_inodes::Slot;
 use super::snapshot_record;
 use super::storage::Storage;
 use super::tree_builder::{Resolved, ResolvedListing, TreeBuilder};
@@ -73,7 +73,7 @@ struct BackupRun<'a> {
 impl<'a> BackupRun<'a> {
     /// Starts the threads that store.
     fn start(request: RunRequest<'a>, source: Box<dyn SourceTree + 'a>) -> Result<BackupRun<'a>, SnapshotError> {
-        let RunRequest { replica, options, progress, begun, .. } = request;
+        let RunRequest { replica, options, progress, start, .. } = request;
         let mut catalog = replica.writer()?;
         let adopted = adopt(replica, &mut catalog)?;
         if adopted > 0 {
@@ -100,7 +100,7 @@ impl<'a> BackupRun<'a> {
             source_id,
             source,
             last_root_files,
-            classifier: Classifier::new(known, options.rescan, begun.started, progress),
+            classifier: Classifier::new(known, options.rescan, start.time, progress),
             in_flight: ListingsInFlight::default(),
             tree: TreeBuilder::new(),
             storage: Storage::new(catalog, chunks, options.progress_interval),
@@ -247,7 +247,7 @@ impl<'a> BackupRun<'a> {
     /// Commits the tree, and then the snapshot.
     fn finish(self) -> Result<SnapshotReport, SnapshotError> {
         let BackupRun { request, source_id, mut source, mut classifier, tree, mut storage, .. } = self;
-        let RunRequest { replica, options, progress, begun, .. } = request;
+        let RunRequest { replica, options, progress, start, .. } = request;
         progress.committing.store(true, Ordering::Relaxed);
         let end = source.end_of_scan();
         let findings = classifier.findings();
@@ -258,7 +258,7 @@ impl<'a> BackupRun<'a> {
         let owners = source.owner_names(findings.owners.users(), findings.owners.groups())?;
         storage.store_all(&mut *source)?;
         progress.add_to(&mut findings.work);
-        findings.work.elapsed_ms = begun.clock.elapsed().as_millis() as u64;
+        findings.work.elapsed_ms = start.clock.elapsed().as_millis() as u64;
         let mut record = snapshot_record::describe(&request, &tree, owners, findings, &mut storage.catalog)?;
         record.id = record.compute_id(&replica.config().id);
         // The guard reads the tree, so the tree is committed first, as progress is, and the record behind it.

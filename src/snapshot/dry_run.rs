@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::SnapshotError;
 use super::inode_cache;
-use super::inodes::{RunInodes, Verdict};
 use super::options::{DryRun, SnapshotOptions};
 use super::problems::{Problems, RunProblem};
 use super::progress::Progress;
+use super::run_inodes::{RunInodes, Verdict};
 use super::source_name::source_name;
 use crate::catalog::meta::source_id;
 use crate::model::Kind;

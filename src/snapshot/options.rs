@@ -77,14 +77,14 @@ pub(super) fn cores() -> usize {
 
 /// When a run began: its snapshot's time, however often it had to connect anew.
 #[derive(Clone, Copy)]
-pub(super) struct Begun {
-    pub(super) started: jiff::Timestamp,
+pub(super) struct RunStart {
+    pub(super) time: jiff::Timestamp,
     pub(super) clock: Instant,
 }
 
-impl Begun {
-    pub(super) fn now() -> Begun {
-        Begun { started: jiff::Timestamp::now(), clock: Instant::now() }
+impl RunStart {
+    pub(super) fn now() -> RunStart {
+        RunStart { time: jiff::Timestamp::now(), clock: Instant::now() }
     }
 }
 
@@ -98,7 +98,7 @@ pub(super) struct RunRequest<'a> {
     /// The patterns of the options, compiled.
     pub(super) excludes: &'a Excludes,
     pub(super) progress: &'a Progress,
-    pub(super) begun: Begun,
+    pub(super) start: RunStart,
 }
 
 /// What a run did.

@@ -10,7 +10,7 @@ use tracing::{info, info_span, warn};
 use super::SnapshotError;
 use super::backup_run::take_snapshot;
 use super::dry_run::dry_run_over;
-use super::options::{Begun, DryRun, RunRequest, SnapshotOptions, SnapshotReport};
+use super::options::{DryRun, RunRequest, RunStart, SnapshotOptions, SnapshotReport};
 use super::progress::Progress;
 use crate::areas;
 use crate::cache_file;
@@ -98,10 +98,10 @@ pub fn pull(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<SnapshotReport, SnapshotError> {
-    let begun = Begun::now();
+    let start = RunStart::now();
     let name = spec.to_string();
     let excludes = options.compiled_excludes()?;
-    let request = RunRequest { replica, source: &name, options, excludes: &excludes, progress, begun };
+    let request = RunRequest { replica, source: &name, options, excludes: &excludes, progress, start };
     with_attempts(pull.retries, progress, || {
         let tree = open(replica, spec, pull, (options, &excludes), progress, Task::Pull)?;
         take_snapshot(request, tree)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::SnapshotError;
 use super::backup_run::take_snapshot;
-use super::options::{Begun, RunRequest, SnapshotOptions, SnapshotReport, cores};
+use super::options::{RunRequest, RunStart, SnapshotOptions, SnapshotReport, cores};
 use super::progress::Progress;
 use super::source_name::source_name;
 use crate::replica::LockedReplica;
@@ -21,12 +21,12 @@ pub fn run(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<SnapshotReport, SnapshotError> {
-    let begun = Begun::now();
+    let start = RunStart::now();
     let excludes = options.compiled_excludes()?;
     let (real, name) = source_name(replica, source, &excludes)?;
     let threads = if options.threads == 0 { cores().min(4) } else { options.threads };
     let tree = LocalTree::start(&real, options.scan(&excludes), threads)?;
-    let request = RunRequest { replica, source: &name, options, excludes: &excludes, progress, begun };
+    let request = RunRequest { replica, source: &name, options, excludes: &excludes, progress, start };
     take_snapshot(request, Box::new(tree))
 }
 
@@ -41,8 +41,8 @@ pub fn run_tree(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<SnapshotReport, SnapshotError> {
-    let begun = Begun::now();
+    let start = RunStart::now();
     let excludes = options.compiled_excludes()?;
-    let request = RunRequest { replica, source: name, options, excludes: &excludes, progress, begun };
+    let request = RunRequest { replica, source: name, options, excludes: &excludes, progress, start };
     take_snapshot(request, tree)
 }

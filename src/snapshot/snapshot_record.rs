@@ -28,7 +28,7 @@ pub(super) fn describe(
     };
     Ok(SnapshotRecord {
         id: String::new(),
-        time: request.begun.started,
+        time: request.start.time,
         finished: jiff::Timestamp::now(),
         source: request.source.to_owned(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),

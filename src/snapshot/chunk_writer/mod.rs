@@ -8,6 +8,8 @@
 
 mod compress;
 mod pack_uploader;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
