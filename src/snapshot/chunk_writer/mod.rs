@@ -1,7 +1,7 @@
 //! From new chunks to packs.
 //!
-//! The run's own thread numbers chunks and hands those that the store lacks to a pool of compressing threads ([`compress`]), in batches; what they make
-//! goes into packs and to the backend ([`pack_uploader`]). Memory: the batches under way (at most `BATCHES_AHEAD` waiting for each thread, some 1.5 MB each)
+//! The run's own thread numbers chunks and hands those that the store lacks to a pool of compressing threads (`compress`), in batches; what they make
+//! goes into packs and to the backend (`pack_uploader`). Memory: the batches under way (at most `BATCHES_AHEAD` waiting for each thread, some 1.5 MB each)
 //! and three packs.
 //!
 //! Small chunks wait until there are enough of them to train a dictionary, if the store has none yet.
