@@ -9,6 +9,7 @@ mod cache_file;
 pub mod catalog;
 pub mod check;
 pub mod coding;
+pub mod figures;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -10,7 +10,7 @@ use rustix::fs::FileType;
 use crate::ids::DictionaryId;
 
 /// Names the kind of one inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, strum::FromRepr)]
 #[repr(u8)]
 pub enum Kind {
     /// A regular file.
@@ -30,20 +30,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns the kind for its number on disk, or `None` for an unknown number.
-    pub fn from_number(number: u8) -> Option<Kind> {
-        Some(match number {
-            0 => Kind::File,
-            1 => Kind::Directory,
-            2 => Kind::Symlink,
-            3 => Kind::Fifo,
-            4 => Kind::Socket,
-            5 => Kind::CharDevice,
-            6 => Kind::BlockDevice,
-            _ => return None,
-        })
-    }
-
     /// Returns the kind for the mode that the system gives of an inode, or `None` for one that is not known.
     pub fn from_raw_mode(mode: u32) -> Option<Kind> {
         Some(match FileType::from_raw_mode(mode) {

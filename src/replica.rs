@@ -455,19 +455,11 @@ impl LockedReplica {
         Ok(LockedReplica { replica, _lock: lock, recovered_commits, before })
     }
 
-    /// Rebuilds the catalogue from the newest checkpoint and the commit files after it, beside the old one, which is kept as
+    /// Rebuilds the catalogue from the newest checkpoint and the commit files after it, which the backend holds, beside the old one, which is kept as
     /// `catalog.redb.damaged-<time>`. Returns the number of commit files applied.
     ///
     /// # Errors
     /// Fails, and leaves the old catalogue in place, when a commit file is missing or damaged.
-    pub fn rebuild_catalog(path: &Path) -> Result<u64, ReplicaError> {
-        LockedReplica::rebuild_over(path, &LocalBackend::open(path)?)
-    }
-
-    /// Rebuilds the catalogue of a store whose objects another backend holds than the files below its directory.
-    ///
-    /// # Errors
-    /// As [`rebuild_catalog`](LockedReplica::rebuild_catalog).
     pub fn rebuild_over(path: &Path, backend: &dyn Backend) -> Result<u64, ReplicaError> {
         LockedReplica::replace_catalog_with(path, |fresh, current| {
             let applied = roll_forward(fresh, backend)?;

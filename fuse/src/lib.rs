@@ -2,11 +2,12 @@
 //!
 //! A tree never changes while it is served, so the kernel may keep every answer for as long as it likes: it asks for each thing once, and a
 //! second look at a file or a directory does not reach the server at all. The crate knows nothing of stores, snapshots or chunks: whoever has a tree implements
-//! [`ImmutableTree`] and holds the implementation to [`check_contract`]; [`TreeServer`] answers the kernel from it, and [`mount`]
+//! [`ImmutableTree`] and checks the implementation in its tests with `check_contract` (feature `testing`); [`TreeServer`] answers the kernel from it, and [`mount`]
 //! gives it a place. The server can be tried without a mount: what it answers is a function of the tree.
 //!
 //! Architecture invariant: errors become error numbers in one place, [`TreeError`], and the kernel's in [`server`](TreeServer).
 
+#[cfg(any(test, feature = "testing"))]
 mod contract;
 #[cfg(test)]
 mod memory_tree;
@@ -16,6 +17,7 @@ mod overflow;
 mod overlay;
 mod server;
 
+#[cfg(any(test, feature = "testing"))]
 pub use contract::{ContractViolation, check_contract};
 pub use mount::{Mount, MountOptions, UnmountMode, mount, unmount};
 pub use mount_table::{MountEntry, mount_table, mounts_at};

@@ -12,7 +12,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -201,7 +200,7 @@ impl Replacement {
             // Hidden: a collector of metrics reads all files that end as it likes.
             let mut temporary = OsString::from(".");
             temporary.push(name);
-            temporary.push(format!("{TEMPORARY_MARK}{:016x}", RandomState::new().build_hasher().finish()));
+            temporary.push(format!("{TEMPORARY_MARK}{:016x}", getrandom::u64()?));
             match create_in(&directory, &temporary, mode, owner) {
                 Ok(file) => {
                     return Ok(Replacement { directory, temporary, name: name.to_owned(), file, is_done: false });

@@ -14,6 +14,7 @@ use super::row_hashes::{RowHashes, TableHashes, payload_hash};
 use super::tables::{Index, Table};
 use crate::coding::put_varint;
 use crate::store::backend::Backend;
+use strum::VariantArray;
 
 /// A part is full when its changes take so many bytes, plain.
 const PART_BYTES: usize = 8 << 20;
@@ -87,10 +88,10 @@ pub fn write(
     }
     backend.sync()?;
     let mut writer = PartWriter { backend, number, commit, body: Vec::new(), parts: Vec::new(), bytes: 0 };
-    for table in Table::ALL.into_iter().filter(|table| *table != Table::Commits) {
+    for table in Table::VARIANTS.iter().copied().filter(|table| *table != Table::Commits) {
         write_table(&mut writer, database, table, expected.map(|expected| expected.of_table(table)))?;
     }
-    for index in Index::ALL {
+    for &index in Index::VARIANTS {
         database.scan_index(index, |hash, number| {
             commit::put_index(&mut writer.body, index, hash, number);
             writer.flush_if(PART_BYTES)
@@ -121,7 +122,7 @@ fn write_table(
         // The rows of commits stay together in the last part.
         if table == Table::Commits { Ok(()) } else { writer.flush_if(PART_BYTES) }
     })?;
-    let wanted = expected.map(TableHashes::len);
+    let wanted = expected.map(TableHashes::count);
     if wanted.is_some_and(|wanted| wanted != rows) {
         return Err(damaged(0, RowFault::RowsMissing));
     }

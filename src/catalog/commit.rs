@@ -61,8 +61,6 @@ pub fn number_of_key(key: &str) -> Option<u64> {
 /// A commit file that was verified; its changes are still to be decoded.
 pub struct CommitFile<'a> {
     key: &'a str,
-    /// Its number; the first is 1.
-    pub number: u64,
     /// The identifier of the commit before.
     pub previous: CommitId,
     /// Its own identifier.
@@ -81,7 +79,7 @@ impl<'a> CommitFile<'a> {
         if number_of_key(key) != Some(number) {
             return Err(CatalogError::of_file(key, FileFault::Name));
         }
-        Ok(CommitFile { key, number, previous: named, id, frame })
+        Ok(CommitFile { key, previous: named, id, frame })
     }
 
     /// Calls `visit` for the changes, in order, a batch at a time.
@@ -258,7 +256,7 @@ fn decode_batch(decoder: &mut impl Source, unknown: &mut Option<u8>) -> Result<V
         let tag = decoder.byte()?;
         let (number, is_deletion) = (tag >> 1, tag & 1 == 1);
         bytes += CHANGE_BYTES;
-        changes.push(if let Some(table) = Table::from_number(number) {
+        changes.push(if let Some(table) = Table::from_repr(number) {
             let key = Decoder::number(decoder.varint()?)?;
             if is_deletion {
                 Change::Delete(table, key)
@@ -267,7 +265,7 @@ fn decode_batch(decoder: &mut impl Source, unknown: &mut Option<u8>) -> Result<V
                 bytes += payload.len();
                 Change::Put(table, key, payload)
             }
-        } else if let Some(index) = Index::from_number(number) {
+        } else if let Some(index) = Index::from_repr(number) {
             let hash = decode_hash(decoder)?;
             if is_deletion {
                 Change::DeleteIndex(index, hash)
@@ -308,7 +306,7 @@ mod tests {
         let (file, id) = encode(5, &[3; 16], &sample()).unwrap();
         let key = key(5);
         let commit = CommitFile::open(&key, &file).unwrap();
-        assert_eq!((commit.number, commit.previous, commit.id), (5, [3; 16], id));
+        assert_eq!((commit.frame.number, commit.previous, commit.id), (5, [3; 16], id));
         assert_eq!(decode(&key, &file).unwrap(), sample());
     }
 

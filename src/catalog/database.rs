@@ -6,6 +6,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use redb::{ConcurrencyMode, Database, ReadOnlyDatabase, ReadableDatabase};
+use strum::VariantArray;
 
 use super::CatalogError;
 use super::database_reader::DatabaseReader;
@@ -62,14 +63,14 @@ impl CatalogDatabase {
             }
             let database = Self::builder().create(path)?;
             let transaction = database.begin_write()?;
-            let complete = transaction.list_tables()?.count() == Table::ALL.len() + Index::ALL.len();
+            let complete = transaction.list_tables()?.count() == Table::VARIANTS.len() + Index::VARIANTS.len();
             if complete {
                 transaction.abort()?;
             } else {
-                for table in Table::ALL {
+                for &table in Table::VARIANTS {
                     transaction.open_table(table.definition())?;
                 }
-                for index in Index::ALL {
+                for &index in Index::VARIANTS {
                     transaction.open_table(index.definition())?;
                 }
                 transaction.commit()?;
@@ -131,12 +132,12 @@ impl CatalogDatabase {
             // The second commit sees to the pages that the first one has freed.
             for _ in 0..2 {
                 let transaction = database.begin_write()?;
-                for table in Table::ALL {
+                for &table in Table::VARIANTS {
                     let mut open = transaction.open_table(table.definition())?;
                     open.insert(NUMBER, [0; CHECK_BYTES].as_slice())?;
                     open.remove(NUMBER)?;
                 }
-                for index in Index::ALL {
+                for &index in Index::VARIANTS {
                     let mut open = transaction.open_table(index.definition())?;
                     open.insert(&HASH, NUMBER)?;
                     open.remove(&HASH)?;
@@ -235,24 +236,11 @@ impl CatalogDatabase {
         let length = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
         Ok((length, stats.allocated_pages() * stats.page_size() as u64))
     }
-
-    /// Lets redb verify the checksums of its own pages and repair what it can from them.
-    ///
-    /// # Errors
-    /// Fails when the database was opened read-only or redb fails.
-    pub fn check_pages(&mut self) -> Result<bool, CatalogError> {
-        match &mut self.handle {
-            Handle::Writer(database) | Handle::Repaired(database, _) => {
-                redb_call::writing(|| Ok(database.check_integrity()?))
-            }
-            Handle::Reader(_) | Handle::Closed => Ok(true),
-        }
-    }
 }
 
 /// Applies changes in order of the tables, and of each table's in the order in which they come.
 fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<(), redb::Error> {
-    for table in Table::ALL {
+    for &table in Table::VARIANTS {
         let mut open = None;
         for change in changes {
             match change {
@@ -276,7 +264,7 @@ fn apply_in(transaction: &redb::WriteTransaction, changes: &[Change]) -> Result<
             }
         }
     }
-    for index in Index::ALL {
+    for &index in Index::VARIANTS {
         let mut puts: Vec<(&[u8; 32], Option<u64>)> = changes
             .iter()
             .filter_map(|change| match change {

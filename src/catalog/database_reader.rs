@@ -1,6 +1,7 @@
 //! A read transaction of the database: rows by number, by hash and in order.
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata};
+use strum::VariantArray;
 
 use super::CatalogError;
 use super::damage::RowFault;
@@ -33,8 +34,8 @@ impl Drop for DatabaseReader {
 impl DatabaseReader {
     pub(super) fn open(transaction: ReadTransaction) -> Result<DatabaseReader, CatalogError> {
         reading(|| {
-            let mut numbered = Vec::with_capacity(Table::ALL.len());
-            for table in Table::ALL {
+            let mut numbered = Vec::with_capacity(Table::VARIANTS.len());
+            for &table in Table::VARIANTS {
                 match transaction.open_table(table.definition()) {
                     // A catalogue from before there was such a table gets it with its first row.
                     Err(redb::TableError::TableDoesNotExist(_)) if table.is_optional() => {}

@@ -445,7 +445,7 @@ fn decode_row(decoder: &mut impl Source, context: &mut Context) -> Result<Option
     if tag & 0x81 != 1 {
         return Err(DecodeError("an unknown row tag"));
     }
-    let kind = Kind::from_number(tag >> 1 & 7).ok_or(DecodeError("an unknown kind"))?;
+    let kind = Kind::from_repr(tag >> 1 & 7).ok_or(DecodeError("an unknown kind"))?;
     if tag & 0x10 == 0 {
         context.mode = decoder.varint32()?;
         context.uid = decoder.varint32()?;

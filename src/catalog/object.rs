@@ -8,7 +8,7 @@ use super::decompress::decompress;
 use crate::coding::{DecodeError, Decoder, put_varint};
 
 /// What an object holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::FromRepr)]
 #[repr(u8)]
 pub enum ObjectKind {
     /// The names of one directory page.
@@ -46,18 +46,6 @@ impl ObjectKind {
             ObjectKind::Page | ObjectKind::Index | ObjectKind::Problems => 1 << 30,
             other => other.written_max_bytes(),
         }
-    }
-
-    fn from_number(number: u8) -> Option<ObjectKind> {
-        Some(match number {
-            1 => ObjectKind::Names,
-            2 => ObjectKind::Page,
-            3 => ObjectKind::Index,
-            4 => ObjectKind::Content,
-            5 => ObjectKind::Links,
-            6 => ObjectKind::Problems,
-            _ => return None,
-        })
     }
 }
 
@@ -109,7 +97,7 @@ impl ObjectEncoder {
 
 /// Returns the kind that a stored object states, or `None` for an unknown one.
 pub fn stored_kind(stored: &[u8]) -> Option<ObjectKind> {
-    stored.first().copied().and_then(ObjectKind::from_number)
+    stored.first().copied().and_then(ObjectKind::from_repr)
 }
 
 /// Returns whether the stored object carries the prefix of this hash.
@@ -128,7 +116,7 @@ pub fn hash_prefix(stored: &[u8]) -> Option<[u8; 8]> {
 /// Fails when the kind differs, the data cannot be decompressed or the hash does not fit.
 pub fn decode(kind: ObjectKind, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let mut decoder = Decoder::new(stored);
-    if ObjectKind::from_number(decoder.byte()?) != Some(kind) {
+    if ObjectKind::from_repr(decoder.byte()?) != Some(kind) {
         return Err(DecodeError("an object of another kind"));
     }
     let coding = decoder.byte()?;

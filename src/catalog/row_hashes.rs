@@ -145,13 +145,8 @@ impl<'a> TableHashes<'a> {
     }
 
     /// Returns how many rows there are.
-    pub fn len(self) -> usize {
+    pub fn count(self) -> usize {
         self.rows.len()
-    }
-
-    /// Returns whether there is none.
-    pub fn is_empty(self) -> bool {
-        self.rows.is_empty()
     }
 
     /// Returns the numbers of the rows from `from` on and below `to`, ascending.
@@ -179,9 +174,9 @@ mod tests {
         let objects = rows.of_table(Table::Objects);
         assert_eq!(objects.get(7), Some(payload_hash(b"new")));
         assert_eq!((objects.get(3), objects.get(5), objects.get(8)), (None, None, None));
-        assert_eq!(objects.len(), 3 * GATHERED_MIN + 2);
+        assert_eq!(objects.count(), 3 * GATHERED_MIN + 2);
         assert_eq!(objects.numbers(0, 1000).collect::<Vec<_>>(), [7]);
         assert_eq!(objects.numbers(1_000_001, u64::MAX).collect::<Vec<_>>(), [NUMBER_LIMIT - 1]);
-        assert!(rows.of_table(Table::Packs).is_empty());
+        assert_eq!(rows.of_table(Table::Packs).count(), 0);
     }
 }

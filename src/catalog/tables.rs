@@ -5,13 +5,14 @@
 //! indexes need none: whoever looks a hash up confirms the answer against the row that it names.
 
 use redb::TableDefinition;
+use strum::{FromRepr, VariantArray};
 
 use super::CatalogError;
 use super::damage::RowFault;
 use super::row_id::RowKind;
 
 /// A table of rows, by number. The tables' numbers are part of the format: commit files name tables by them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromRepr, VariantArray)]
 #[repr(u8)]
 pub enum Table {
     /// Counters and sources; key is one of [`meta`](super::meta).
@@ -37,7 +38,7 @@ pub enum Table {
 }
 
 /// A table of hashes, each of which names the number of a row. Its number is one of the same series as those of [`Table`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromRepr, VariantArray)]
 #[repr(u8)]
 pub enum Index {
     /// Chunk hash to chunk number.
@@ -47,14 +48,6 @@ pub enum Index {
 }
 
 impl Index {
-    /// Both of them.
-    pub const ALL: [Index; 2] = [Index::Chunks, Index::Objects];
-
-    /// Returns the index for its number in a commit file.
-    pub fn from_number(number: u8) -> Option<Index> {
-        Index::ALL.into_iter().find(|index| *index as u8 == number)
-    }
-
     /// Returns the name of its entries in errors.
     pub fn entry_kind(self) -> RowKind {
         match self {
@@ -72,25 +65,6 @@ impl Index {
 }
 
 impl Table {
-    /// All of them.
-    pub const ALL: [Table; 10] = [
-        Table::Meta,
-        Table::Chunks,
-        Table::Packs,
-        Table::Groups,
-        Table::Objects,
-        Table::Snapshots,
-        Table::Commits,
-        Table::Dictionaries,
-        Table::Marks,
-        Table::Condemned,
-    ];
-
-    /// Returns the table for its number in a commit file.
-    pub fn from_number(number: u8) -> Option<Table> {
-        Table::ALL.into_iter().find(|table| *table as u8 == number)
-    }
-
     /// Returns whether catalogues of earlier versions lack the table.
     pub(super) fn is_optional(self) -> bool {
         matches!(self, Table::Marks | Table::Condemned)

@@ -61,10 +61,11 @@ pub struct CheckOptions {
 }
 
 /// A step of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::FromRepr)]
 #[repr(u8)]
 pub enum Phase {
     /// Commit files are read.
+    #[default]
     Commits = 0,
     /// Rows of the catalogue are read.
     Catalog = 1,
@@ -77,8 +78,6 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Phase; 5] = [Phase::Commits, Phase::Catalog, Phase::Data, Phase::Groups, Phase::Snapshots];
-
     /// Returns the phase's name, for people.
     pub fn label(self) -> &'static str {
         match self {
@@ -109,7 +108,7 @@ pub struct CheckProgress {
 impl CheckProgress {
     /// Returns the phase under way.
     pub fn phase(&self) -> Phase {
-        Phase::ALL[usize::from(self.phase.load(Ordering::Relaxed)).min(Phase::ALL.len() - 1)]
+        Phase::from_repr(self.phase.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
     fn enter(&self, phase: Phase, total: u64) {

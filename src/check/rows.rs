@@ -16,6 +16,7 @@ use crate::catalog::{CatalogDamage, CatalogError, ReadError, RowFault, RowKind, 
 use crate::ids::{ChunkId, PackNumber, SnapshotNumber};
 use crate::paged::Paged;
 use crate::replica::{CONFIG, StoreConfig, Unusable};
+use strum::VariantArray;
 
 /// Where a chunk lies: what the steps that follow need of its row.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +55,7 @@ pub(super) fn verify(
     let mut rows = Rows { counters, ..Rows::default() };
     let (mut prefixes, mut objects) = (Paged::new(), 0);
     // The commit rows were compared with their files.
-    for table in Table::ALL.into_iter().filter(|table| *table != Table::Commits) {
+    for table in Table::VARIANTS.iter().copied().filter(|table| *table != Table::Commits) {
         let expected = committed.rows.as_ref().map(|rows| rows.of_table(table));
         let mut scan = TableScan { checker, table, expected, last: None, rows: &mut rows };
         scan.run(&mut prefixes, &mut objects)?;

@@ -18,7 +18,7 @@ use zmreplica::store::BackendError;
 use zmreplica::view::{ResolveError, ViewError};
 
 /// How the program ends. The numbers are part of the command line's contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::FromRepr)]
 #[repr(u8)]
 pub(crate) enum Exit {
     /// Done.
@@ -37,15 +37,6 @@ pub(crate) enum Exit {
     Held = 6,
     /// Damage found.
     Damage = 7,
-}
-
-impl Exit {
-    /// Returns the way to end that a code stands for.
-    pub(crate) fn from_code(code: i32) -> Option<Exit> {
-        let done = [Exit::Done, Exit::Incomplete, Exit::Attention];
-        let all = done.into_iter().chain([Exit::Failed, Exit::Usage, Exit::Locked, Exit::Held, Exit::Damage]);
-        all.into_iter().find(|exit| *exit as i32 == code)
-    }
 }
 
 impl From<Exit> for ExitCode {

@@ -118,7 +118,7 @@ fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     }
     context.output.stdout().write_all(&said)?;
     let status = server.wait().map_err(|error| failed("The server cannot be waited for", &error))?;
-    match status.code().and_then(Exit::from_code) {
+    match status.code().and_then(|code| Exit::from_repr(u8::try_from(code).ok()?)) {
         Some(exit) if exit != Exit::Done => Ok(exit),
         _ => Err(CliError::Failed(format!("The server ended before the mount was there ({status})"))),
     }

@@ -158,7 +158,6 @@ fn night(at: usize, record: &SnapshotRecord, events: &[(usize, Event)]) -> Night
         time: record.time,
         state,
         remark,
-        names: record.totals.names,
         source_bytes: record.totals.bytes,
         new_bytes: record.work.new_bytes,
         stored_bytes: record.work.stored_bytes,

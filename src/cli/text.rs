@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use serde::Serialize;
+pub(crate) use zmreplica::figures::{bytes, count};
 pub(crate) use zmreplica::plain::escape;
 
 /// Accounts or sessions that a line names.
@@ -21,21 +23,6 @@ pub(crate) fn raised(from_format: u32, format: u32, added_features: &[String]) -
     )
 }
 
-/// Returns bytes in the largest binary unit below them: `999 B`, `1.5 KiB`, `20 GiB`.
-pub(crate) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if value < 99.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
-}
-
 /// Reads a count of bytes: `4096`, `64K`, `256M`, `2G`, in binary units.
 pub(crate) fn parse_bytes(given: &str) -> Result<u64, String> {
     let end = given.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(given.len());
@@ -49,19 +36,6 @@ pub(crate) fn parse_bytes(given: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "give a number of bytes, such as 256M".to_owned())?;
     number.checked_mul(1 << shift).ok_or_else(|| "that is too much".to_owned())
-}
-
-/// Returns a number with its thousands set apart by commas.
-pub(crate) fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// Returns a number and its noun, in the plural unless it is one.
@@ -102,7 +76,7 @@ impl JsonPath {
     pub(crate) fn new(path: &[u8]) -> JsonPath {
         match std::str::from_utf8(path) {
             Ok(text) => JsonPath { path: text.to_owned(), path_bytes: None },
-            Err(_) => JsonPath { path: escape(path), path_bytes: Some(zmreplica::catalog::snapshot::to_hex(path)) },
+            Err(_) => JsonPath { path: escape(path), path_bytes: Some(HEXLOWER.encode(path)) },
         }
     }
 }
@@ -121,10 +95,6 @@ mod tests {
 
     #[test]
     fn figures_read_well() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1024)], ["0 B", "1023 B", "1.0 KiB"]);
-        assert_eq!([bytes(1536), bytes(1 << 20), bytes(u64::MAX)], ["1.5 KiB", "1.0 MiB", "16.0 EiB"]);
-        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
-        assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(duration(Duration::from_millis(1_250)), "1.2 s");
         assert_eq!(duration(Duration::from_secs(3_700)), "1 h 1 min");
         assert_eq!([ratio(3, 2), ratio(1, 0)], ["1.50", "-"]);

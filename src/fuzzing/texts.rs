@@ -4,7 +4,6 @@ use std::io::Write;
 
 use super::driver::memory_file;
 use crate::catalog::commit;
-use crate::catalog::snapshot::{from_hex, to_hex};
 use crate::layout::xml::{read_accounts, read_meta, read_session};
 use crate::model::{Kind, Stat, ZERO_STAT};
 use crate::remote::transport::known_hosts;
@@ -98,8 +97,5 @@ pub(super) fn names(bytes: &[u8]) {
     }
     if let Some(id) = PackId::from_key(text) {
         assert_eq!(id.key(), text);
-    }
-    if let Some(decoded) = from_hex(text) {
-        assert_eq!(from_hex(&to_hex(&decoded)), Some(decoded));
     }
 }

@@ -103,11 +103,6 @@ impl SnapshotTree {
         SnapshotTree { generation: 0, ..self }
     }
 
-    /// Returns the view that is served.
-    pub fn view(&self) -> &SnapshotView {
-        &self.view
-    }
-
     fn position(&self, inode: u64) -> Result<DirPosition, TreeError> {
         if inode == ROOT {
             return Ok(DirPosition { parent: 0, position: 0, generation: self.generation });

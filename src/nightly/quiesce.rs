@@ -6,8 +6,10 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
+
+use walkdir::WalkDir;
 
 use crate::layout::{RESTORE_SCRATCH, UNFINISHED};
 
@@ -29,29 +31,15 @@ pub struct Quiesced {
 /// # Errors
 /// Fails when the source cannot be looked at. What vanishes meanwhile, or may not be read, is passed over.
 pub fn change_since(source: &Path, since: SystemTime) -> io::Result<Option<SystemTime>> {
-    let mut waiting: Vec<PathBuf> = UNFINISHED.iter().map(|name| source.join(name)).collect();
     source.metadata()?;
-    while let Some(path) = waiting.pop() {
-        let metadata = match path.symlink_metadata() {
-            Err(error) if may_be_passed_over(&error) => continue,
-            other => other?,
-        };
-        let changed = changed_at(&metadata);
-        if changed > since {
-            return Ok(Some(changed));
-        }
-        if !metadata.is_dir() {
-            continue;
-        }
-        let listing = match path.read_dir() {
-            Err(error) if may_be_passed_over(&error) => continue,
-            other => other?,
-        };
-        for entry in listing {
-            let entry = entry?;
-            let is_scratch = entry.file_name() == RESTORE_SCRATCH && path.parent() == Some(source);
-            if !is_scratch {
-                waiting.push(entry.path());
+    for name in UNFINISHED {
+        let walk = WalkDir::new(source.join(name)).follow_root_links(false).into_iter();
+        for entry in walk.filter_entry(|entry| entry.depth() != 1 || entry.file_name() != RESTORE_SCRATCH) {
+            match entry.and_then(|entry| entry.metadata()) {
+                Ok(metadata) if changed_at(&metadata) > since => return Ok(Some(changed_at(&metadata))),
+                Ok(_) => {}
+                Err(error) if error.io_error().is_some_and(may_be_passed_over) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }

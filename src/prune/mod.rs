@@ -74,10 +74,11 @@ impl Default for PruneOptions {
 }
 
 /// A step of a prune, or of a repair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::FromRepr)]
 #[repr(u8)]
 pub enum Phase {
     /// What is in use is being found out.
+    #[default]
     Mark = 0,
     /// Rows are removed.
     Remove = 1,
@@ -94,9 +95,6 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Phase; 7] =
-        [Phase::Mark, Phase::Remove, Phase::Delete, Phase::Repack, Phase::Checkpoint, Phase::Rebuild, Phase::Inspect];
-
     /// Returns the phase's name, for people.
     pub fn label(self) -> &'static str {
         match self {
@@ -126,7 +124,7 @@ pub struct PruneProgress {
 impl PruneProgress {
     /// Returns the phase under way.
     pub fn phase(&self) -> Phase {
-        Phase::ALL[usize::from(self.phase.load(Ordering::Relaxed)).min(Phase::ALL.len() - 1)]
+        Phase::from_repr(self.phase.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
     pub(crate) fn enter(&self, phase: Phase, total: u64) {

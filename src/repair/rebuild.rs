@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{CatalogOutcome, LostSnapshot, RepairError, RepairReport};
+use strum::VariantArray;
+
 use crate::catalog::chunk::{ChunkPlace, ChunkRow};
 use crate::catalog::commit::{self, CommitFile};
 use crate::catalog::commit_log::{self, last_commit, read_whole};
@@ -208,7 +210,7 @@ fn overlay(old: &Path, take: &mut impl FnMut(Vec<Change>) -> Result<(), CatalogE
         opened => unless_damaged(opened)?,
     };
     let Some(reader) = reader else { return Ok(()) };
-    for table in Table::ALL.into_iter().filter(|table| *table != Table::Commits) {
+    for table in Table::VARIANTS.iter().copied().filter(|table| *table != Table::Commits) {
         let mut changes = Vec::new();
         // Damage ends the table; what was read before counts.
         let scanned = reader.scan(table, 0, |number, payload| {
@@ -220,7 +222,7 @@ fn overlay(old: &Path, take: &mut impl FnMut(Vec<Change>) -> Result<(), CatalogE
         unless_damaged(scanned)?;
         take(changes)?;
     }
-    for index in Index::ALL {
+    for &index in Index::VARIANTS {
         let mut changes = Vec::new();
         let scanned = reader.scan_index(index, |hash, number| {
             changes.push(Change::PutIndex(index, *hash, number));

@@ -23,6 +23,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -30,7 +31,7 @@ use serde_json::{Map, Value};
 use super::error::{ReplicaError, SettingsFault, io_error, refused};
 use super::format::{CATALOG, CONFIG, FEATURES, FORMAT_VERSION};
 use crate::access::write_durably;
-use crate::catalog::snapshot::{SnapshotRecord, to_hex};
+use crate::catalog::snapshot::SnapshotRecord;
 use crate::ids::SnapshotNumber;
 
 /// A larger file was not written by this program; it is not read further.
@@ -92,7 +93,7 @@ impl Unusable {
 }
 
 fn check_of(row: &[u8]) -> String {
-    to_hex(&blake3::hash(row).as_bytes()[..CHECK_BYTES])
+    HEXLOWER.encode(&blake3::hash(row).as_bytes()[..CHECK_BYTES])
 }
 
 impl StoreConfig {
@@ -101,13 +102,12 @@ impl StoreConfig {
     /// # Errors
     /// Fails when the system has no random bytes.
     pub(crate) fn new(created: Timestamp) -> Result<StoreConfig, ReplicaError> {
-        let random = Path::new("/dev/urandom");
         let mut seed = [0u8; 16];
-        let filled = File::open(random).and_then(|mut random| random.read_exact(&mut seed));
-        filled.map_err(io_error("Cannot read", random))?;
+        let filled = getrandom::fill(&mut seed).map_err(io::Error::from);
+        filled.map_err(io_error("Cannot get random bytes from", Path::new("the system")))?;
         let first = StoreConfig {
             format: 1,
-            id: to_hex(&seed),
+            id: HEXLOWER.encode(&seed),
             created,
             features: BTreeSet::new(),
             id_since_snapshot: None,
@@ -302,7 +302,7 @@ mod tests {
         let row = br#"{"created":"2026-11-26T01:02:03Z","features":["condemned","packs-2"],"format":2,"id":"00112233445566778899aabbccddeeff"}"#;
         assert_eq!(String::from_utf8(sample().to_row().unwrap()).unwrap(), String::from_utf8_lossy(row));
         let file: Value = serde_json::from_slice(&sample().encode().unwrap()).unwrap();
-        assert_eq!(file["check"], to_hex(&blake3::hash(row).as_bytes()[..16]));
+        assert_eq!(file["check"], HEXLOWER.encode(&blake3::hash(row).as_bytes()[..16]));
         assert_eq!(StoreConfig::decode(&sample().encode().unwrap()).unwrap(), sample());
         assert_eq!(StoreConfig::from_row(row).unwrap(), sample());
     }

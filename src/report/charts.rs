@@ -7,8 +7,9 @@ use jiff::civil::{Date, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
-use super::html::{Escaped, bytes, day_and_time};
+use super::html::{Escaped, day_and_time};
 use super::{AccountRow, Night, NightState, Report};
+use crate::figures::bytes;
 
 /// Weeks that the calendar shows at most, the newest.
 const WEEKS_MAX: usize = 60;

@@ -29,33 +29,6 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// Returns bytes in the largest binary unit below them.
-pub(super) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let (mut value, mut unit) = (count as f64 / 1024.0, 0);
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if value < 99.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
-}
-
-/// Returns a number with its thousands set apart by commas.
-pub(super) fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// Returns a time to the minute.
 pub(super) fn day_and_time(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M").to_string()
@@ -69,6 +42,5 @@ mod tests {
     fn nothing_becomes_markup() {
         let shown = Escaped("<b a='1'>\"&\u{7}\u{202e}é").to_string();
         assert_eq!(shown, "&lt;b a=&#39;1&#39;&gt;&quot;&amp;\\x07\\u202eé");
-        assert_eq!((bytes(1536), count(1_234_567)), ("1.5 KiB".to_owned(), "1,234,567".to_owned()));
     }
 }

@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::access::Replacement;
+use crate::figures::{bytes, count};
 use crate::zimbra::account::AccountState;
-use html::{Escaped, bytes, count, day_and_time};
+use html::{Escaped, day_and_time};
 
 /// How a night ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +57,6 @@ pub struct Night {
     pub state: NightState,
     /// What it is about it, in words.
     pub remark: String,
-    /// Names in it.
-    pub names: u64,
     /// Bytes of all its inodes, each counted once.
     pub source_bytes: u64,
     /// Bytes of chunks that it added, before compression.

@@ -1,7 +1,7 @@
 //! What all parts of one restore share: choices, counters, problems, owners.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,6 @@ use rustix::io::Errno;
 use super::dir_handles::DirHandles;
 use super::inode::Identity;
 use super::{RestoreError, RestoreOptions, RestoreProblem, RestoreProgress, RestoreReport};
-use crate::catalog::snapshot::to_hex;
 use crate::view::{OwnerMap, SnapshotView, ViewError, display_path};
 
 /// Problems, and names of deletions, kept for the report.
@@ -64,8 +63,6 @@ impl<'v> Environment<'v> {
         threads: usize,
         files_left: usize,
     ) -> io::Result<Environment<'v>> {
-        let mut seed = [0; 8];
-        std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
         let record = view.record();
         let owners = if options.numeric_ids { OwnerMap::by_number() } else { OwnerMap::by_name(record) };
         Ok(Environment {
@@ -82,7 +79,7 @@ impl<'v> Environment<'v> {
             handles: DirHandles::new(files_left, threads),
             watches_links: AtomicBool::new(false),
             keeps_owners: Mutex::default(),
-            temporary: to_hex(&seed),
+            temporary: format!("{:016x}", getrandom::u64()?),
             temporaries: AtomicU64::new(0),
             load: Mutex::default(),
             load_fell: Condvar::new(),

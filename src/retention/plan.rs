@@ -23,13 +23,6 @@ impl Protections {
     pub fn add(&mut self, id: &str, reason: impl Into<String>) {
         self.reasons.entry(id.to_owned()).or_default().push(reason.into());
     }
-
-    /// Adds all of another's.
-    pub fn extend(&mut self, other: Protections) {
-        for (id, reasons) in other.reasons {
-            self.reasons.entry(id).or_default().extend(reasons);
-        }
-    }
 }
 
 /// What becomes of one snapshot.

@@ -117,11 +117,6 @@ impl InodeCache {
         InodeCache { acls, file_systems, inodes }
     }
 
-    /// Returns how many there are.
-    pub fn len(&self) -> usize {
-        self.inodes.len()
-    }
-
     /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.inodes.is_empty()

@@ -34,6 +34,7 @@ pub fn run(
 ///
 /// # Errors
 /// See [`SnapshotError`]. The store then is as it was, but for progress that the next run makes use of.
+#[cfg(any(test, feature = "testing"))]
 pub fn run_tree(
     replica: &LockedReplica,
     tree: Box<dyn SourceTree + '_>,

@@ -63,11 +63,6 @@ impl Excludes {
         Ok(Excludes { patterns: all.map(|pattern| Pattern::new(pattern)).collect::<Result<_, _>>()? })
     }
 
-    /// Tells whether there is no pattern at all.
-    pub fn is_empty(&self) -> bool {
-        self.patterns.is_empty()
-    }
-
     /// Tells whether the entry at `relative_path` (no leading slash) is left out.
     ///
     /// Asks about this entry only, not about the directories above it: whoever walks the tree does not enter those

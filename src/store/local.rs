@@ -9,7 +9,7 @@
 //! A crash between write and rename leaves a `.tmp-` file, which is never listed; [`LocalBackend::clean_leftovers`]
 //! removes it. A crash between rename and sync leaves a whole object or none.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -19,9 +19,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use quick_cache::unsync::Cache;
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use rustix::io::Errno;
 use tracing::{debug, warn};
+use walkdir::WalkDir;
 
 use super::backend::{Backend, BackendError, TEMPORARY_MARK, check_key};
 use crate::access;
@@ -46,7 +48,8 @@ pub struct LocalBackend {
     unsynced: Mutex<BTreeSet<PathBuf>>,
     /// Held during a sync: a second one must not return before the first has done what both were called for.
     syncing: Mutex<()>,
-    open_files: Mutex<OpenFiles>,
+    /// Files open for reading, by key.
+    open_files: Mutex<Cache<String, Arc<File>>>,
     next_temporary: AtomicU64,
 }
 
@@ -67,14 +70,9 @@ impl LocalBackend {
             root,
             unsynced: Mutex::default(),
             syncing: Mutex::default(),
-            open_files: Mutex::new(OpenFiles::new()),
+            open_files: Mutex::new(Cache::new(most_open())),
             next_temporary: AtomicU64::new(0),
         })
-    }
-
-    /// Returns the directory that holds the objects.
-    pub fn root(&self) -> &Path {
-        &self.root
     }
 
     /// Removes the files that interrupted writes left behind and returns their number and their bytes.
@@ -222,7 +220,7 @@ impl LocalBackend {
     /// Returns an open file for a key, from the cache if it is still the one the name leads to.
     fn file(&self, key: &str) -> Result<Arc<File>, BackendError> {
         let path = self.path(key)?;
-        let cached = lock(&self.open_files).get(key);
+        let cached = lock(&self.open_files).get(key).cloned();
         if let Some(file) = &cached {
             // A file without a name was deleted, and perhaps written anew by a repair while we kept it open.
             if file.metadata().is_ok_and(|metadata| metadata.nlink() > 0) {
@@ -234,13 +232,13 @@ impl LocalBackend {
                 return Err(error);
             }
             // Those kept open are the first to do without.
-            lock(&self.open_files).files.clear();
+            lock(&self.open_files).clear();
             File::open(&path)
         });
         match opened {
             Ok(file) => {
                 let file = Arc::new(file);
-                lock(&self.open_files).insert(key, Arc::clone(&file));
+                lock(&self.open_files).insert(key.to_owned(), Arc::clone(&file));
                 Ok(file)
             }
             // Still readable for who had it open, as anywhere on Unix.
@@ -259,32 +257,28 @@ impl LocalBackend {
         wanted: &dyn Fn(&str) -> bool,
         found: &mut dyn FnMut(&Path, &str, u64),
     ) -> Result<(), BackendError> {
-        let fail = |e| BackendError::io("list", directory.display().to_string(), e);
-        let entries = match fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(e) if is_missing(&e) => return Ok(()),
-            Err(e) => return Err(fail(e)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(fail)?;
-            // A name that is not text can't be a key, so it isn't ours.
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
+        let mut walk = WalkDir::new(directory).min_depth(1).into_iter();
+        while let Some(entry) = walk.next() {
+            let looked_at = entry.and_then(|entry| {
+                let metadata = if entry.file_type().is_file() { Some(entry.metadata()?) } else { None };
+                Ok((entry, metadata))
+            });
+            let (entry, metadata) = match looked_at {
+                Ok(looked_at) => looked_at,
+                // Deleted, or renamed to its key, since the directory was read; or there is no directory.
+                Err(error) if error.io_error().is_some_and(is_missing) => continue,
+                Err(error) => {
+                    let path = error.path().unwrap_or(directory).display().to_string();
+                    return Err(BackendError::io("list", path, io_error(error)));
+                }
             };
-            let key = format!("{prefix}{name}");
-            let kind = entry.file_type().map_err(fail)?;
-            if kind.is_dir() {
-                let below = format!("{key}/");
-                if wanted(&below) {
-                    self.visit(&entry.path(), &below, wanted, found)?;
-                }
-            } else if kind.is_file() {
-                match entry.metadata() {
-                    Ok(metadata) => found(&entry.path(), &key, metadata.len()),
-                    // Deleted, or renamed to its key, since the directory was read.
-                    Err(e) if is_missing(&e) => {}
-                    Err(e) => return Err(fail(e)),
-                }
+            // A name that is not text can't be a key, so it isn't ours.
+            let below = entry.path().strip_prefix(directory).ok().and_then(Path::to_str);
+            match (below, metadata) {
+                (Some(below), Some(metadata)) => found(entry.path(), &format!("{prefix}{below}"), metadata.len()),
+                (Some(below), None) if wanted(&format!("{prefix}{below}/")) => {}
+                _ if entry.file_type().is_dir() => walk.skip_current_dir(),
+                _ => {}
             }
         }
         Ok(())
@@ -413,6 +407,16 @@ fn rename_unless_taken(temporary: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
+/// Returns how many files may be kept open.
+fn most_open() -> usize {
+    (limits::open_files() / OPEN_FILES_SHARE).clamp(1, OPEN_FILES)
+}
+
+/// Returns the system's own error. Without links to follow there is no other.
+fn io_error(error: walkdir::Error) -> io::Error {
+    error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of directories"))
+}
+
 fn is_out_of_files(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
@@ -424,40 +428,4 @@ fn is_missing(error: &io::Error) -> bool {
 /// Locks a mutex whose data is valid after any panic: every critical section here is a single update.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The files open for reading, the least recently used of which is closed when there are too many.
-struct OpenFiles {
-    most: usize,
-    files: HashMap<String, (Arc<File>, u64)>,
-    clock: u64,
-}
-
-impl OpenFiles {
-    fn new() -> OpenFiles {
-        let most = (limits::open_files() / OPEN_FILES_SHARE).clamp(1, OPEN_FILES);
-        OpenFiles { most, files: HashMap::new(), clock: 0 }
-    }
-
-    fn get(&mut self, key: &str) -> Option<Arc<File>> {
-        self.clock += 1;
-        let (file, used) = self.files.get_mut(key)?;
-        *used = self.clock;
-        Some(Arc::clone(file))
-    }
-
-    fn insert(&mut self, key: &str, file: Arc<File>) {
-        if self.files.len() >= self.most && !self.files.contains_key(key) {
-            let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
-            if let Some(oldest) = oldest {
-                self.files.remove(&oldest);
-            }
-        }
-        self.clock += 1;
-        self.files.insert(key.to_owned(), (file, self.clock));
-    }
-
-    fn remove(&mut self, key: &str) {
-        self.files.remove(key);
-    }
 }

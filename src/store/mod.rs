@@ -14,6 +14,7 @@ pub mod backend;
 pub mod codec;
 pub mod entry;
 pub mod local;
+#[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod pack;
 pub mod pack_verify;
@@ -26,6 +27,7 @@ pub use backend::{Backend, BackendError};
 pub use codec::{CHUNK_MAX_BYTES, CodecError, Compressor, Decompressor, Dictionary, DictionarySet, Stored};
 pub use entry::{ChunkAddress, ChunkError, Location};
 pub use local::LocalBackend;
+#[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryBackend;
 pub use pack::{EntryHeader, FinishedPack, PackBuilder, PackError, PackFormat, PackId};
 pub use pack_verify::{Damage, PackEntry, PackFindings, PackListing, is_as_written, list_pack, verify_pack};

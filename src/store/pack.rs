@@ -48,6 +48,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use blake3::Hasher;
+use data_encoding::HEXLOWER;
 use thiserror::Error;
 
 use super::backend::{Backend, BackendError};
@@ -142,18 +143,14 @@ impl PackId {
     pub fn unique(epoch: u32) -> Result<PackId, PackError> {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&epoch.to_be_bytes());
-        let mut filled = 4;
-        while filled < id.len() {
-            filled += rustix::rand::getrandom(&mut id[filled..], rustix::rand::GetRandomFlags::empty())
-                .map_err(|errno| PackError::Random(errno.into()))?;
-        }
+        getrandom::fill(&mut id[4..]).map_err(|error| PackError::Random(error.into()))?;
         Ok(PackId(id))
     }
 }
 
 impl fmt::Display for PackId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        HEXLOWER.encode_display(&self.0).fmt(f)
     }
 }
 
@@ -168,18 +165,9 @@ impl FromStr for PackId {
 
     fn from_str(text: &str) -> Result<PackId, PackError> {
         let bad = || PackError::BadId { text: text.to_owned() };
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Ok(byte - b'0'),
-            b'a'..=b'f' => Ok(byte - b'a' + 10),
-            _ => Err(bad()),
-        };
-        let digits = text.as_bytes();
-        if digits.len() != 32 {
-            return Err(bad());
-        }
         let mut id = [0; 16];
-        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        if text.len() != 2 * id.len() || HEXLOWER.decode_mut(text.as_bytes(), &mut id).is_err() {
+            return Err(bad());
         }
         Ok(PackId(id))
     }
@@ -329,8 +317,6 @@ pub struct FinishedPack {
     pub id: PackId,
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// The number of entries, dictionaries included.
-    pub entries: u32,
 }
 
 impl FinishedPack {
@@ -414,18 +400,13 @@ impl PackBuilder {
     }
 
     /// Returns the length the pack would have if it were finished now, in bytes.
-    pub fn len(&self) -> usize {
+    pub(super) fn finished_bytes(&self) -> usize {
         self.bytes.len() + PACK_TRAILER_BYTES
-    }
-
-    /// Tells whether the pack has no entries.
-    pub fn is_empty(&self) -> bool {
-        self.entries == 0
     }
 
     /// Tells whether the pack has reached its target.
     pub fn is_full(&self) -> bool {
-        self.len() >= self.target_bytes
+        self.finished_bytes() >= self.target_bytes
     }
 
     /// Appends the trailer.
@@ -438,6 +419,6 @@ impl PackBuilder {
         let checksum = blake3::hash(&bytes);
         bytes.extend_from_slice(&checksum.as_bytes()[..16]);
         bytes.extend_from_slice(&PACK_END_MAGIC);
-        FinishedPack { id, bytes, entries }
+        FinishedPack { id, bytes }
     }
 }

@@ -42,11 +42,6 @@ impl ChunkReader {
         ChunkReader { backend, dictionaries, idle: Mutex::default() }
     }
 
-    /// Returns the backend that is read from.
-    pub fn backend(&self) -> &Arc<dyn Backend> {
-        &self.backend
-    }
-
     /// Returns the dictionaries that are read with.
     pub fn dictionaries(&self) -> &Arc<DictionarySet> {
         &self.dictionaries

@@ -219,19 +219,6 @@ impl Walk<'_> {
         self.levels.push((listing, path_length));
         Ok(())
     }
-
-    /// Leaves out what is below the directory that was returned last.
-    pub fn skip_directory(&mut self, entry: &WalkEntry) {
-        if matches!(entry.node, Node::Directory(_)) && self.levels.len() > entry.depth {
-            self.levels.truncate(entry.depth);
-        }
-    }
-
-    /// Returns the path of the directory that the walk is in, for messages.
-    pub fn directory_path(&self) -> &[u8] {
-        let length = self.levels.last().map_or(self.path.len(), |(_, length)| *length);
-        &self.path[..length.min(self.path.len())]
-    }
 }
 
 impl Iterator for Walk<'_> {

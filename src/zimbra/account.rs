@@ -206,11 +206,6 @@ impl Account {
         self.faults.iter().max_by_key(|fault| fault.severity)
     }
 
-    /// Returns the full that a restore to the newest time starts from: the newest that can be used.
-    pub fn newest_usable(&self) -> Option<usize> {
-        self.fulls.iter().rposition(|full| full.usable)
-    }
-
     /// Tells how the account is restored to a time; without one, to the newest there is.
     pub fn answer(&self, time: Option<Timestamp>) -> Answer {
         let Some(time) = time else {

@@ -73,11 +73,6 @@ struct FullSession {
 }
 
 impl Analyser {
-    /// Makes one that knows nothing yet.
-    pub fn new() -> Analyser {
-        Analyser::default()
-    }
-
     /// Makes one that knows what earlier runs found out about the snapshots of a store, as far as that was kept and fits.
     pub fn with_kept(store: &Path, has_snapshot: impl Fn(&str) -> bool) -> Analyser {
         let mut analyser = Analyser::default();
@@ -107,6 +102,7 @@ impl Analyser {
     }
 
     /// Returns how many directories of accounts were looked at so far; those that are known from before do not count.
+    #[cfg(any(test, feature = "testing"))]
     pub fn directories_read(&self) -> u64 {
         self.directories_read
     }

@@ -17,13 +17,13 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
 use crate::access::write_durably;
 use crate::cache_file;
-use crate::catalog::snapshot::{from_hex, to_hex};
 
 const MAGIC: &[u8; 8] = b"ZMRFACT2";
 /// Length of a snapshot's identifier.
@@ -132,12 +132,12 @@ pub(super) fn write_note<T: Serialize>(store: &Path, name: &str, magic: &[u8; 8]
 
 /// Returns a key as text.
 pub(super) fn key_text(key: &[u8; 16]) -> String {
-    to_hex(key)
+    HEXLOWER.encode(key)
 }
 
 /// Returns the key that a text stands for.
 pub(super) fn key_of(text: &str) -> Option<[u8; 16]> {
-    from_hex(text)?.try_into().ok()
+    HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
 #[cfg(test)]

@@ -95,11 +95,6 @@ impl RedoLogs {
         &self.logs
     }
 
-    /// Returns whether any session holds the log.
-    pub fn holds(&self, sequence: u64) -> bool {
-        self.logs.binary_search_by_key(&sequence, |log| log.sequence).is_ok()
-    }
-
     /// Returns the parts of a range that no session holds.
     pub fn absent(&self, range: SequenceRange) -> Vec<SequenceRange> {
         let from = self.logs.partition_point(|log| log.sequence < range.first);

@@ -2,13 +2,12 @@
 //!
 //! The tests change users and mount file systems: they run as root.
 
+use crate::support::odd::paths;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-use crate::support::programs::copy_program;
 
 use tempfile::TempDir;
 use zmreplica_treegen::{Config, Generator, Preset};
@@ -30,7 +29,7 @@ impl Bench {
         assert!(rustix::process::geteuid().is_root(), "these tests change users: run them as root");
         let directory = TempDir::new().unwrap();
         // Where the program was built others may not get in.
-        copy_program(assert_cmd::cargo::cargo_bin!("zmreplica"), &directory.path().join("zmreplica"));
+        fs::copy(assert_cmd::cargo::cargo_bin!("zmreplica"), directory.path().join("zmreplica")).unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(directory.path().join("home")).unwrap();
         let bench = Bench { directory, user, umask: "022" };
@@ -47,7 +46,7 @@ impl Bench {
             bench.path("home/night.log").display()
         );
         fs::write(bench.path("config.toml"), settings).unwrap();
-        for path in below(&bench.path("home")).iter().chain([&bench.path("home")]) {
+        for path in paths(&bench.path("home")).iter().chain([&bench.path("home")]) {
             std::os::unix::fs::lchown(path, Some(user), Some(user)).unwrap();
         }
         bench
@@ -106,18 +105,6 @@ fn told(code: i32, arguments: &[&str], output: &Output) -> String {
     text
 }
 
-fn below(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if fs::symlink_metadata(&path).unwrap().is_dir() {
-            found.extend(below(&path));
-        }
-        found.push(path);
-    }
-    found
-}
-
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
 }
@@ -128,7 +115,7 @@ fn set_mode(path: &Path, mode: u32) {
 
 /// Fails unless all of a store is its owner's alone.
 fn assert_private(store: &Path, owner: u32) {
-    for path in below(store).iter().map(PathBuf::as_path).chain([store]) {
+    for path in paths(store).iter().map(PathBuf::as_path).chain([store]) {
         let metadata = fs::symlink_metadata(path).unwrap();
         let expected: &[u32] = if metadata.is_dir() { &[0o700] } else { &[0o600, 0o400] };
         assert!(expected.contains(&mode(path)), "{} has mode {:o}", path.display(), mode(path));
@@ -138,7 +125,7 @@ fn assert_private(store: &Path, owner: u32) {
 
 /// Makes a store look as one of a release that left modes to the umask.
 fn widen(store: &Path) {
-    for path in below(store).iter().map(PathBuf::as_path).chain([store]) {
+    for path in paths(store).iter().map(PathBuf::as_path).chain([store]) {
         let is_object = mode(path) == 0o400;
         match fs::symlink_metadata(path).unwrap().is_dir() {
             true => set_mode(path, 0o755),
@@ -300,7 +287,7 @@ fn a_cache_that_is_somebody_elses_fails_no_run() {
     bench.code(0, &["init"]);
     bench.code(0, &["nightly"]);
     let cache = bench.store().join("cache");
-    for path in below(&cache) {
+    for path in paths(&cache) {
         chown(&path, Some(0), Some(0)).unwrap();
         set_mode(&path, if path.is_dir() { 0o700 } else { 0o600 });
     }
@@ -330,7 +317,7 @@ fn what_may_not_be_read_is_not_damaged() {
     bench.code(0, &["snapshot"]);
     bench.change("two");
     bench.code(0, &["snapshot"]);
-    let objects = |directory: &str| below(&bench.store().join(directory)).into_iter().filter(|path| path.is_file());
+    let objects = |directory: &str| paths(&bench.store().join(directory)).into_iter().filter(|path| path.is_file());
     let last_commit = objects("commits").max().unwrap();
     for object in objects("packs").chain([last_commit, bench.store().join("catalog.redb")]) {
         chown(&object, Some(0), Some(0)).unwrap();

@@ -1,5 +1,6 @@
 //! What is half begun or half there: an `init` that was killed, the very first snapshot, a catalogue that is missing, pages of it that are zeroed.
 
+use crate::support::odd::files;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -91,7 +92,7 @@ fn power_lost_in_the_first_snapshot_is_no_damage() {
     done(&store, &["snapshot", source.to_str().unwrap()]);
     // The state between the first commit file and its transaction.
     fs::write(store.join("catalog.redb"), empty).unwrap();
-    let mut commits: Vec<PathBuf> = files_below(&store.join("commits"));
+    let mut commits: Vec<PathBuf> = files(&store.join("commits"));
     commits.sort();
     assert!(commits.len() > 1);
     commits.iter().skip(1).for_each(|later| fs::remove_file(later).unwrap());
@@ -99,15 +100,6 @@ fn power_lost_in_the_first_snapshot_is_no_damage() {
     assert!(text.contains("1 commit file is not in the catalogue yet"), "{text}");
     done(&store, &["snapshot", source.to_str().unwrap()]);
     done(&store, &["check", "--read-data"]);
-}
-
-fn files_below(directory: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { all.extend(files_below(&path)) } else { all.push(path) }
-    }
-    all
 }
 
 /// `repair` says that the old catalogue is kept when there is one, and only then.

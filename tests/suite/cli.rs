@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr)]
 
 use crate::support::mounted::{err, out};
+use crate::support::odd::files;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -109,17 +110,6 @@ fn give_to_nobody(path: &Path) {
             give_to_nobody(&entry.unwrap().path());
         }
     }
-}
-
-/// Returns the files below a directory, of any depth.
-fn files(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
-    }
-    found.sort();
-    found
 }
 
 #[test]

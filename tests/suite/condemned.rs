@@ -21,6 +21,7 @@ use zmreplica::retention::Protections;
 
 use crate::support::locks;
 use crate::support::mounted::{Scene, err};
+use crate::support::odd::files;
 use crate::support::oracle::{assert_same, of_directory};
 use crate::support::pruning::{assert_clean, copy_directory, last, noise, take};
 
@@ -74,13 +75,8 @@ impl Site {
     }
 
     fn packs(&self) -> BTreeSet<String> {
-        let mut packs = BTreeSet::new();
-        for folder in fs::read_dir(self.store().join("packs")).unwrap() {
-            for file in fs::read_dir(folder.unwrap().path()).unwrap() {
-                packs.insert(file.unwrap().file_name().into_string().unwrap());
-            }
-        }
-        packs
+        let packs = files(&self.store().join("packs")).into_iter();
+        packs.map(|pack| pack.file_name().unwrap().to_str().unwrap().to_owned()).collect()
     }
 
     /// The packs that wait to be deleted.

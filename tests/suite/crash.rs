@@ -17,7 +17,7 @@ use zmreplica::catalog::tables::Table;
 use zmreplica::catalog::writer::CatalogWriter;
 use zmreplica::check::{CheckOptions, CheckProgress, check};
 use zmreplica::model::{Attributes, ChunkHash, Codec, Kind, Timestamp};
-use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::replica::{Replica, init};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
@@ -27,6 +27,7 @@ use zmreplica::view::Snapshots;
 
 use crate::support::kills::{kill_after, watch};
 use crate::support::locks;
+use crate::support::odd::files;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot};
 use crate::support::pruning::noise;
 
@@ -64,13 +65,7 @@ fn start(store: &Path, source: &Path) -> Child {
 }
 
 fn pack_bytes(store: &Path) -> u64 {
-    let mut bytes = 0;
-    for directory in fs::read_dir(store.join("packs")).unwrap() {
-        for pack in fs::read_dir(directory.unwrap().path()).unwrap() {
-            bytes += pack.unwrap().metadata().unwrap().len();
-        }
-    }
-    bytes
+    files(&store.join("packs")).iter().map(|pack| pack.metadata().unwrap().len()).sum()
 }
 
 fn snapshots_of(replica: &Replica) -> usize {
@@ -153,7 +148,7 @@ fn killed_runs_lose_nothing_and_repeat_little() {
 
     // And once more from the commit files alone.
     fs::remove_file(store.join("catalog.redb")).unwrap();
-    locks::patiently(|| LockedReplica::rebuild_catalog(&store));
+    locks::patiently(|| locks::rebuild(&store));
     assert_intact(&store, &[&before, &after], false);
 }
 

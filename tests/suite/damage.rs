@@ -16,6 +16,7 @@ use zmreplica::view::Snapshots;
 
 use crate::support::effort::{is_every_bit, masks};
 use crate::support::locks;
+use crate::support::odd;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot};
 
 /// A small store and what its snapshots must hold.
@@ -132,20 +133,7 @@ impl Copied {
 
 /// Returns the paths of all files of a store, relative to it.
 fn files(store: &Path) -> Vec<PathBuf> {
-    fn visit(store: &Path, at: &Path, out: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(at).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                visit(store, &path, out);
-            } else {
-                out.push(path.strip_prefix(store).unwrap().to_owned());
-            }
-        }
-    }
-    let mut out = Vec::new();
-    visit(store, store, &mut out);
-    out.sort();
-    out
+    odd::files(store).into_iter().map(|file| file.strip_prefix(store).unwrap().to_owned()).collect()
 }
 
 fn files_below(store: &Path, prefix: &str) -> Vec<PathBuf> {
@@ -273,7 +261,7 @@ fn every_flipped_or_cut_byte_of_a_commit_file_is_found() {
             expect(&format!("flipped at {at} by {mask}"));
             if at % 97 == 0 {
                 assert_eq!(read_all(&replica, "commit file flipped"), Ok(2));
-                assert!(LockedReplica::rebuild_catalog(store.path()).is_err(), "flipped at {at}");
+                assert!(locks::rebuild(store.path()).is_err(), "flipped at {at}");
             }
             file.write_all_at(&[*byte], at as u64).unwrap();
         }
@@ -360,7 +348,7 @@ fn each_file_of_the_store_may_be_lost() {
         } else if shown == "catalog.redb" {
             assert!(Replica::open(store.path()).is_err());
             assert!(LockedReplica::open(store.path()).is_err(), "a lost catalogue must not come back empty");
-            let applied = locks::patiently(|| LockedReplica::rebuild_catalog(store.path()));
+            let applied = locks::patiently(|| locks::rebuild(store.path()));
             assert_eq!(applied as usize, files_below(store.path(), "commits").len());
             let replica = Replica::open(store.path()).unwrap();
             assert!(run_check(&replica).is_clean());
@@ -372,7 +360,7 @@ fn each_file_of_the_store_may_be_lost() {
             if name.starts_with("commits") {
                 assert!(!report.rebuildable && paths(&report).is_empty(), "{report:#?}");
                 assert_eq!(read_all(&replica, &shown), Ok(2));
-                assert!(LockedReplica::rebuild_catalog(store.path()).is_err());
+                assert!(locks::rebuild(store.path()).is_err());
             } else {
                 assert!(report.rebuildable && !paths(&report).is_empty(), "{report:#?}");
                 assert!(read_all(&replica, &shown).is_err());
@@ -410,7 +398,7 @@ fn a_store_without_any_commit_file_is_not_rebuilt_to_an_empty_one() {
             fs::remove_file(store.path().join("catalog.redb")).unwrap();
         }
         let before = files(store.path());
-        assert!(LockedReplica::rebuild_catalog(store.path()).is_err());
+        assert!(locks::rebuild(store.path()).is_err());
         let after = files(store.path());
         assert!(before.iter().all(|file| after.contains(file)), "{after:?}");
     }

@@ -1,13 +1,13 @@
 //! What `-v`, `-vv` and ZMREPLICA_LOG show of the steps of a command, and that everything else stays as it is without them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use crate::support::mounted::{Scene, err, out};
-use crate::support::odd::paths;
-use crate::support::programs::write_program;
+use crate::support::odd::files;
 use crate::support::pulling::{finished, summary};
 
 /// Makes a source of so many files in some directories.
@@ -117,7 +117,8 @@ fn a_prune_shows_its_steps() {
 fn a_pull_shows_the_other_host_and_no_secret() {
     let scene = scene_of(5);
     let rsh = scene.path("rsh");
-    write_program(&rsh, "#!/bin/sh\nshift 5\nexport ZMREPLICA_LOG=\"$AGENT_EVENTS\"\nexec sh -c \"$1\"\n");
+    fs::write(&rsh, "#!/bin/sh\nshift 5\nexport ZMREPLICA_LOG=\"$AGENT_EVENTS\"\nexec sh -c \"$1\"\n").unwrap();
+    fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).unwrap();
     let pull = |options: &[&str], agent_events: &str| {
         let mut command: Command = scene.command();
         command.args(options).arg("snapshot").arg("--agent-path").arg(assert_cmd::cargo::cargo_bin!("zmreplica"));
@@ -150,7 +151,7 @@ fn a_mount_in_the_background_writes_events_to_its_log() {
     fs::write(scene.source().join("large"), vec![7; 100_000]).unwrap();
     snapshot(&scene, &[], None);
     let packs = scene.store().join("packs");
-    for pack in paths(&packs).into_iter().filter(|path| path.is_file()) {
+    for pack in files(&packs) {
         fs::write(pack, "damage").unwrap();
     }
     for (options, log) in [(&[][..], "silent"), (&["-v"][..], "told")] {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use zmreplica::check::{CheckOptions, CheckProgress, check};
-use zmreplica::replica::{LockedReplica, Replica, init};
+use zmreplica::replica::{Replica, init};
 use zmreplica::restore::{Overwrite, RestoreOptions, RestoreProgress, restore};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
@@ -92,7 +92,7 @@ fn run_case(batches: &[Vec<Edit>], rescans: &[bool]) {
     drop(replica);
     // The catalogue is worth nothing that the commit files don't hold too.
     fs::remove_file(store.join("catalog.redb")).unwrap();
-    locks::patiently(|| LockedReplica::rebuild_catalog(&store));
+    locks::patiently(|| locks::rebuild(&store));
     let replica = Replica::open(&store).unwrap();
     compare(&replica, &copies);
     assert_clean(&replica, copies.len());

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::locks;
 use crate::support::mounted::{self, Scene, err, eventually, out};
-use crate::support::programs::write_program;
+use crate::support::odd;
 use crate::support::zimbra::configured;
 use crate::support::zimbra::{self, event, night, protected, snapshots};
 use serde_json::Value;
@@ -90,12 +91,8 @@ fn a_good_night_tells_everybody() {
     assert!((source("last_success_timestamp_seconds") - finished.as_millisecond() as f64 / 1000.0).abs() < 0.002);
     assert_eq!((source("snapshot_names"), source("snapshot_problems"), source("snapshot_suspect")), (1.0, 0.0, 0.0));
     assert_eq!((samples["zmreplica_last_run_exit_code"], samples["zmreplica_held"]), (0.0, 0.0));
-    let packs: f64 = fs::read_dir(scene.store().join("packs"))
-        .unwrap()
-        .flat_map(|part| fs::read_dir(part.unwrap().path()).unwrap())
-        .map(|pack| pack.unwrap().metadata().unwrap().len() as f64)
-        .sum();
-    assert_eq!(samples["zmreplica_store_bytes{part=\"packs\"}"], packs);
+    let packs: u64 = odd::files(&scene.store().join("packs")).iter().map(|pack| pack.metadata().unwrap().len()).sum();
+    assert_eq!(samples["zmreplica_store_bytes{part=\"packs\"}"], packs as f64);
 
     // Cron mails whatever is said.
     let plain = scene.code(0, &["-q", "nightly", "source", "--settle", "1h", "--settle-quiet", "0s"]);
@@ -169,7 +166,8 @@ fn the_example_hook_mails() {
     let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/mail-hook");
     let line = format!("{} postmaster@example.com", hook.display());
     fs::write(scene.path("config.toml"), format!("{head}[hooks]\non-failure = {line:?}\n")).unwrap();
-    write_program(&scene.path("sendmail"), "#!/bin/sh\necho \"$*\" > arguments\ncat > mail\n");
+    fs::write(scene.path("sendmail"), "#!/bin/sh\necho \"$*\" > arguments\ncat > mail\n").unwrap();
+    fs::set_permissions(scene.path("sendmail"), fs::Permissions::from_mode(0o755)).unwrap();
     configured(&scene, 0, &["nightly"]);
     fs::remove_file(scene.source().join("file")).unwrap();
     let mut command = scene.command();
@@ -196,13 +194,12 @@ fn a_source_cannot_silence_its_own_alarm() {
     let rsh = scene.path("rsh");
     let forged = "\u{1b}]0;x\u{7}\u{9b}2J\\n2026-11-27T02:00:00Z [1] All went well\u{202e}";
     // A host that says what no variable of an environment can hold.
-    write_program(
+    fs::write(
         &rsh,
-        &format!(
-            "#!/bin/sh\necho \"rsh: ${{ZMREPLICA_SSH_PASSPHRASE-unset}}\" >> {}\nprintf 'a\\0b{forged}\\n' >&2\nexit 255\n",
-            scene.path("inherited").display()
-        ),
-    );
+        format!("#!/bin/sh\necho \"rsh: ${{ZMREPLICA_SSH_PASSPHRASE-unset}}\" >> {}\nprintf 'a\\0b{forged}\\n' >&2\nexit 255\n", scene.path("inherited").display()),
+    )
+    .unwrap();
+    fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).unwrap();
     let hook = format!(
         "cat > {0}; printf %s \"$ZMREPLICA_MESSAGE\" > {1}; echo \"hook: ${{ZMREPLICA_SSH_PASSPHRASE-unset}}\" >> {2}",
         scene.path("details").display(),

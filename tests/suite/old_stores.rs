@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::support::locks;
 use crate::support::mounted::{Scene, err, out};
+use crate::support::odd::files;
 
 /// Everything under `tests/old_stores`.
 fn folder() -> PathBuf {
@@ -180,14 +181,9 @@ fn a_store_that_cannot_be_raised_is_not_written_to() {
     let file = store.join("config.json");
     let settings = fs::read(&file).unwrap();
     let objects = || {
-        let mut found = Vec::new();
-        let mut waiting = ["packs", "commits", "checkpoints"].map(|name| store.join(name)).to_vec();
-        while let Some(at) = waiting.pop() {
-            let below = fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().path());
-            below.for_each(|path| if path.is_dir() { waiting.push(path) } else { found.push(path) });
-        }
-        found.sort();
-        found
+        let all = files(&store).into_iter();
+        let objects = ["packs", "commits", "checkpoints"].map(|name| store.join(name));
+        all.filter(|file| objects.iter().any(|directory| file.starts_with(directory))).collect::<Vec<_>>()
     };
     let before = objects();
     fs::write(old.scene.source().join("news"), "of this version").unwrap();
@@ -281,11 +277,7 @@ fn lost_settings_of_format_1() {
 #[test]
 fn a_damaged_catalogue_and_a_damaged_pack_of_format_1() {
     let old = Old::unpack("format-1", "nights");
-    let packs = old.scene.store().join("packs");
-    let mut files: Vec<PathBuf> = Vec::new();
-    for folder in fs::read_dir(&packs).unwrap() {
-        files.extend(fs::read_dir(folder.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
-    }
+    let files = files(&old.scene.store().join("packs"));
     let largest = files.iter().max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
     let mut bytes = fs::read(largest).unwrap();
     let middle = bytes.len() / 2;

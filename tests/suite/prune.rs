@@ -477,7 +477,7 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
     let before = assert_clean(&Replica::open(&store).unwrap(), "folded");
     let old = fs::read(store.join("catalog.redb")).unwrap();
     fs::remove_file(store.join("catalog.redb")).unwrap();
-    patiently(|| LockedReplica::rebuild_catalog(&store));
+    locks::patiently(|| locks::rebuild(&store));
     let replica = Replica::open(&store).unwrap();
     let after = assert_clean(&replica, "rebuilt");
     assert_eq!((before.chunks, before.groups, before.objects), (after.chunks, after.groups, after.objects));
@@ -496,7 +496,7 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
         fs::write(&path, bad).unwrap();
         let report = checked(&Replica::open(&store).unwrap());
         assert!(!report.is_clean() && !report.rebuildable, "{}", file.0);
-        assert!(LockedReplica::rebuild_catalog(&store).is_err(), "{}", file.0);
+        assert!(locks::rebuild(&store).is_err(), "{}", file.0);
         fs::write(&path, bytes).unwrap();
     }
     assert_clean(&Replica::open(&store).unwrap(), "healed");
@@ -509,7 +509,7 @@ fn commit_files_are_folded_and_a_rebuild_stays_short() {
         assert!(matches!(repaired.catalog, CatalogOutcome::Kept { .. }) && repaired.is_whole(), "{repaired:?}");
         assert_clean(&Replica::open(&store).unwrap(), "a new checkpoint");
         fs::remove_file(store.join("catalog.redb")).unwrap();
-        patiently(|| LockedReplica::rebuild_catalog(&store));
+        locks::patiently(|| locks::rebuild(&store));
         let replica = Replica::open(&store).unwrap();
         assert_clean(&replica, "rebuilt from the new checkpoint");
         compare(&replica, &copies, "rebuilt from the new checkpoint");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, eventually, run};
+use crate::support::odd::files;
 use crate::support::pruning::noise;
 use serde_json::Value;
 
@@ -24,15 +25,9 @@ fn night(source: &Path, night: u64) {
     }
 }
 
-fn files(at: &Path, out: &mut BTreeMap<PathBuf, Vec<u8>>, root: &Path) {
-    for entry in fs::read_dir(at).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, out, root);
-        } else {
-            out.insert(path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
-        }
-    }
+fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let below = |path: PathBuf| (path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
+    files(root).into_iter().map(below).collect()
 }
 
 fn prune(scene: &Scene, keep: &str) -> Vec<Value> {
@@ -49,8 +44,7 @@ fn readers_of_a_mount_see_no_prune() {
     let first = scene.snapshot();
     let copy = scene.path("copy");
     run(std::process::Command::new("cp").arg("-a").arg(scene.source()).arg(&copy));
-    let mut expected = BTreeMap::new();
-    files(&copy, &mut expected, &copy);
+    let expected = contents(&copy);
     // A small cache, so that reads reach the packs.
     scene.mount_with(&["--cache", "1M", "latest", "mnt"]);
     fs::create_dir(scene.path("all")).unwrap();

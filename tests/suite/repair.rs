@@ -21,6 +21,7 @@ use zmreplica::store::backend::Backend;
 use zmreplica::view::Snapshots;
 
 use crate::support::locks;
+use crate::support::odd::files;
 use crate::support::oracle::{Tree, assert_same, of_directory, of_snapshot};
 use crate::support::pruning::{copy_directory, noise};
 
@@ -93,16 +94,7 @@ impl Scene {
     }
 
     fn files(&self, below: &str) -> Vec<PathBuf> {
-        fn visit(at: &Path, out: &mut Vec<PathBuf>) {
-            for entry in fs::read_dir(at).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() { visit(&path, out) } else { out.push(path) }
-            }
-        }
-        let mut out = Vec::new();
-        visit(&self.store().join(below), &mut out);
-        out.sort();
-        out
+        files(&self.store().join(below))
     }
 
     fn copy(&self) -> Scene {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out, shell};
+use crate::support::odd::files;
 use crate::support::zimbra::{event, events, replace, snapshots, tree};
 use serde_json::Value;
 use zmreplica_treegen::{Config, Generator, Preset};
@@ -129,12 +130,9 @@ fn a_damaged_store_ends_no_night() {
     fs::remove_dir_all(scene.store().join("cache/ledger")).unwrap();
     fs::remove_file(scene.store().join("cache/zimbra-facts")).unwrap();
     // The XML files cannot be read any more: the snapshot is taken, and the night says what it could not do.
-    for part in fs::read_dir(scene.store().join("packs")).unwrap() {
-        for pack in fs::read_dir(part.unwrap().path()).unwrap() {
-            let path = pack.unwrap().path();
-            let length = fs::metadata(&path).unwrap().len();
-            fs::write(&path, vec![0u8; usize::try_from(length).unwrap()]).unwrap();
-        }
+    for path in files(&scene.store().join("packs")) {
+        let length = fs::metadata(&path).unwrap().len();
+        fs::write(&path, vec![0u8; usize::try_from(length).unwrap()]).unwrap();
     }
     fs::write(scene.source().join("new"), "text").unwrap();
     let output = scene.code(7, &["--json", "nightly", "source", "--metrics", "night.prom"]);

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::support::mounted::{Killed, Scene, assert_rsync_finds_nothing, err, eventually, out, run, shell, signal};
-use crate::support::odd::{set_mode, set_time};
-use crate::support::programs::{copy_program, write_program};
+use crate::support::odd::{files, set_mode, set_time};
 use crate::support::pulling::summary;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags, getxattr, mkdirat, mknodat,
@@ -251,19 +250,13 @@ fn stands_still(pid: u32) -> bool {
 
 /// Asserts that nothing of root's was handed over.
 fn assert_nothing_handed_over(tree: &Path) {
-    let mut waiting = vec![tree.to_owned()];
     let mut of_root = 0;
-    while let Some(directory) = waiting.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let metadata = fs::symlink_metadata(&path).unwrap();
-            if metadata.is_dir() {
-                waiting.push(path);
-            } else if metadata.is_file() && fs::read_to_string(&path).unwrap().starts_with(OF_ROOT) {
-                of_root += 1;
-                let seen = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
-                assert_eq!(seen, (0, 0, 0o600), "{} was handed over", path.display());
-            }
+    for path in files(tree) {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_file() && fs::read_to_string(&path).unwrap().starts_with(OF_ROOT) {
+            of_root += 1;
+            let seen = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
+            assert_eq!(seen, (0, 0, 0o600), "{} was handed over", path.display());
         }
     }
     assert!(of_root > 0);
@@ -306,7 +299,8 @@ fn names_that_a_user_exchanges_meanwhile_hand_over_nothing_of_roots() {
 
     // A copy, for the build directory may be closed to other users.
     let program = scene.path("exchange");
-    copy_program(&std::env::current_exe().unwrap(), &program);
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    set_mode(&program, 0o755);
     let child = Command::new(&program)
         .args(["--exact", "restore_hard::exchange_names_for_ever", "--ignored"])
         .env(EXCHANGE_IN, &target)
@@ -361,7 +355,8 @@ fn root_follows_no_link_of_a_user_to_the_destination() {
     .unwrap();
     symlink("home/link", scene.path("to link")).unwrap();
     let rsh = scene.path("rsh");
-    write_program(&rsh, "#!/bin/bash\nshift\neval \"$*\"\n");
+    fs::write(&rsh, "#!/bin/bash\nshift\neval \"$*\"\n").unwrap();
+    set_mode(&rsh, 0o755);
     let rsh = rsh.to_str().unwrap();
     let agent = assert_cmd::cargo::cargo_bin!("zmreplica").to_str().unwrap();
     let destinations = [
@@ -386,7 +381,8 @@ fn root_follows_no_link_of_a_user_to_the_destination() {
     // An agent that is confined to a directory further up resolves the path itself.
     let bound = scene.path("bound");
     let line = format!("exec {agent} agent --writable --root {}", scene.path("").display());
-    write_program(&bound, &format!("#!/bin/bash\n{line}\n"));
+    fs::write(&bound, format!("#!/bin/bash\n{line}\n")).unwrap();
+    set_mode(&bound, 0o755);
     let remote = format!("far:{}/", link.display());
     let message = err(&scene.code(1, &["restore", "--rsh", bound.to_str().unwrap(), "latest", &remote]));
     assert!(message.contains("symbolic link of user 4242"), "{message}");

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use zmreplica::catalog::commit;
 use zmreplica::catalog::commit_log::{self, last_commit};
-use zmreplica::catalog::snapshot::to_hex;
 use zmreplica::catalog::tables::{Change, Table};
 use zmreplica::catalog::{checkpoint, checkpoint_writer};
 use zmreplica::replica::{FEATURES, LockedReplica, Replica, ReplicaError, StoreConfig};
 
 use crate::support::locks::locked;
 use crate::support::mounted::{Scene, err, out};
+use crate::support::odd::files;
 
 /// Number of the row of `meta` with what config.json holds.
 const ROW: u64 = 3;
@@ -34,7 +35,7 @@ fn config_of(scene: &Scene) -> PathBuf {
 fn write_config(scene: &Scene, fields: &BTreeMap<String, Value>) {
     let mut fields = fields.clone();
     fields.remove("check");
-    let check = to_hex(&blake3::hash(&serde_json::to_vec(&fields).unwrap()).as_bytes()[..16]);
+    let check = HEXLOWER.encode(&blake3::hash(&serde_json::to_vec(&fields).unwrap()).as_bytes()[..16]);
     fields.insert("check".to_owned(), Value::from(check));
     fs::write(config_of(scene), serde_json::to_vec_pretty(&fields).unwrap()).unwrap();
 }
@@ -52,18 +53,11 @@ fn row_of(scene: &Scene) -> Option<Value> {
 /// Every file of the store with its bytes; the lock, and the catalogue's own bytes, which change when it is opened for writing, left out.
 fn content(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
-    let mut waiting = vec![store.to_owned()];
-    while let Some(directory) = waiting.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            if path.is_dir() {
-                waiting.push(path);
-            } else if name == "catalog.redb" {
-                found.insert(path, Vec::new());
-            } else if name != "lock" && name != "catalog.redb.rebuild" {
-                found.insert(path.clone(), fs::read(path).unwrap());
-            }
+    for path in files(store) {
+        match path.file_name().unwrap().to_str().unwrap() {
+            "lock" | "catalog.redb.rebuild" => {}
+            "catalog.redb" => drop(found.insert(path, Vec::new())),
+            _ => drop(found.insert(path.clone(), fs::read(path).unwrap())),
         }
     }
     found

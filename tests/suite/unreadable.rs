@@ -19,6 +19,7 @@ use zmreplica::store::LocalBackend;
 use zmreplica::store::backend::{Backend, BackendError};
 
 use crate::support::locks::{open, patiently, wait_until_free};
+use crate::support::odd::files;
 use crate::support::oracle::{self, Tree, of_directory};
 use crate::support::pruning::{
     assert_clean, checked, compare, copy_directory, last, make_source, noise, planned, prune, take,
@@ -317,7 +318,7 @@ fn a_directory_in_the_place_of_a_pack_is_moved_aside() {
     let taken = take(&open(&store), &source);
     let replica = open(&store);
     compare_only(&replica, &taken, &source);
-    let kept = walk(&store.join("packs")).into_iter().filter(|path| path.ends_with("note")).count();
+    let kept = files(&store.join("packs")).into_iter().filter(|path| path.ends_with("note")).count();
     assert_eq!(kept, packs.len());
 }
 
@@ -325,19 +326,6 @@ fn compare_only(replica: &Replica, id: &str, source: &Path) {
     let snapshots = zmreplica::view::Snapshots::read(&replica.catalog().unwrap()).unwrap();
     let snapshot = snapshots.all().iter().find(|one| one.record.id == id).unwrap();
     oracle::assert_same(&of_directory(source), &oracle::of_snapshot(replica, snapshot).unwrap(), "taken again");
-}
-
-fn walk(directory: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            all.extend(walk(&path));
-        } else {
-            all.push(path);
-        }
-    }
-    all
 }
 
 /// A dictionary of a pack that no run came to name is in the catalogue: the pack goes, the dictionary stays in another.

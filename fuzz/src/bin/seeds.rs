@@ -6,11 +6,12 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use zmreplica::catalog::CatalogError;
 use zmreplica::catalog::database_reader::DatabaseReader;
 use zmreplica::catalog::directory::names_of_page;
 use zmreplica::catalog::object::{self, ObjectKind};
-use zmreplica::catalog::snapshot::{SnapshotRecord, from_hex};
+use zmreplica::catalog::snapshot::SnapshotRecord;
 use zmreplica::catalog::tables::Table;
 use zmreplica::remote::protocol::frame::{self, Kind};
 use zmreplica::remote::protocol::restore::{Query, Reply};
@@ -94,7 +95,7 @@ impl Seeds {
             let rest = br#","subtree":"61","overwrite":"never","delete":false,"numeric_ids":true,"dry_run":false}"#;
             seeds.add("handshake", &[br#"{"record":"#, row, rest]);
             if let Ok(record) = SnapshotRecord::decode(row)
-                && let Some(root) = from_hex(&record.root)
+                && let Ok(root) = HEXLOWER.decode(record.root.as_bytes())
             {
                 seeds.add("directory_root", &[&root]);
             }

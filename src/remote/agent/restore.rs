@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Sender, bounded};
+use data_encoding::HEXLOWER;
 
 use super::AgentError;
 use super::news::{News, unwritten_kib};
 use super::outbox::Outbox;
 use crate::catalog::reader::{CatalogReader, RemoteRows};
-use crate::catalog::snapshot::from_hex;
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogError, ReadError};
 use crate::coding::{Decoder, put_varint};
@@ -288,7 +288,7 @@ fn run(
     exchange: &Arc<Exchange>,
     progress: &RestoreProgress,
 ) -> Result<RestoreReport, String> {
-    let subtree = from_hex(&request.subtree).ok_or("a path that is not hexadecimal")?;
+    let subtree = HEXLOWER.decode(request.subtree.as_bytes()).map_err(|_| "a path that is not hexadecimal")?;
     let rows: Arc<dyn RemoteRows> = Arc::clone(exchange) as Arc<dyn RemoteRows>;
     let catalog = Arc::new(CatalogReader::over_remote_rows(rows));
     let packs: Arc<dyn Backend> = Arc::new(FarPacks(Arc::clone(exchange)));

@@ -161,8 +161,7 @@ impl Shell {
             inner: input,
             counters: Arc::clone(counters),
             bytes_per_second: options.bytes_per_second,
-            // Until the shell has greeted, its deadline counts.
-            idle_timeout: Duration::MAX,
+            idle_timeout: options.idle_timeout,
             pace: Pace::new(options.idle_timeout),
             came: 0,
             interrupted: Arc::clone(&options.interrupted),
@@ -205,8 +204,6 @@ impl Shell {
                 });
             }
         };
-        drop(deadline);
-        input.get_mut().idle_timeout = options.idle_timeout;
         let tool = |name: &str| ConnectError::NoAgent {
             message: format!(
                 "{host} has no GNU {name}, which --agentless needs. Install it there, or let the agent run"

@@ -15,12 +15,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use data_encoding::HEXLOWER;
 
 use super::connect::{AgentChoice, ConnectError, connect};
 use super::send_window::SendWindow;
 use super::served::{Refused, Served, read_subtree};
 use crate::catalog::reader::RemoteRows;
-use crate::catalog::snapshot::to_hex;
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogError, ReadError};
 use crate::coding::{Decoder, put_varint};
@@ -119,7 +119,7 @@ pub fn restore_to(
     let lost = |reason: String| RemoteRestoreError::Lost { host: host.clone(), reason };
     let request = RestoreRequest {
         record: view.record().clone(),
-        subtree: to_hex(subtree),
+        subtree: HEXLOWER.encode(subtree),
         overwrite: options.overwrite,
         delete: options.delete,
         numeric_ids: options.numeric_ids,
@@ -332,7 +332,7 @@ impl Desk<'_> {
 
 /// Returns the table if an agent may read it: what a snapshot is made of, and nothing else.
 fn readable(number: u8) -> Option<Table> {
-    let table = Table::from_number(number)?;
+    let table = Table::from_repr(number)?;
     matches!(table, Table::Chunks | Table::Packs | Table::Groups | Table::Objects).then_some(table)
 }
 

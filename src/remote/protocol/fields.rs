@@ -103,7 +103,7 @@ impl StatCoder {
     pub fn get(&mut self, decoder: &mut Decoder<'_>) -> Result<Stat, DecodeError> {
         let flags = decoder.byte()?;
         let set = |bit: u8| flags & (1 << bit) != 0;
-        let kind = Kind::from_number(flags & 7).ok_or(DecodeError("an unknown kind of inode"))?;
+        let kind = Kind::from_repr(flags & 7).ok_or(DecodeError("an unknown kind of inode"))?;
         let (mode, uid, gid) = if set(3) {
             (self.last.mode, self.last.uid, self.last.gid)
         } else {

@@ -16,7 +16,7 @@ const LEVEL: i32 = 3;
 const COMPRESSED: u8 = 0x80;
 
 /// What a frame is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::FromRepr)]
 #[repr(u8)]
 #[allow(missing_docs, reason = "the tables of the parent module and of `restore` say what each is")]
 pub enum Kind {
@@ -47,42 +47,6 @@ pub enum Kind {
     Answer = 25,
     Prefetched = 26,
     Report = 27,
-}
-
-impl Kind {
-    const ALL: [Kind; 27] = [
-        Kind::Hello,
-        Kind::Start,
-        Kind::Started,
-        Kind::Failed,
-        Kind::Dictionary,
-        Kind::BlocksOffered,
-        Kind::BlocksWanted,
-        Kind::Block,
-        Kind::ScanEnds,
-        Kind::Reads,
-        Kind::Events,
-        Kind::ChunksWanted,
-        Kind::Chunk,
-        Kind::Taken,
-        Kind::ReadApart,
-        Kind::ApartEvents,
-        Kind::StatRoot,
-        Kind::RootStat,
-        Kind::Owners,
-        Kind::OwnerNames,
-        Kind::Figures,
-        Kind::Alive,
-        Kind::RestoreRequest,
-        Kind::Query,
-        Kind::Answer,
-        Kind::Prefetched,
-        Kind::Report,
-    ];
-
-    fn from_number(number: u8) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| *kind as u8 == number)
-    }
 }
 
 /// One frame, its payload as it was before compression.
@@ -136,7 +100,7 @@ pub fn read(input: &mut dyn Read) -> io::Result<Frame> {
     input.read_exact(&mut header)?;
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     let number = header[0] & !COMPRESSED;
-    let kind = Kind::from_number(number).ok_or_else(|| invalid(format!("a frame of the unknown kind {number}")))?;
+    let kind = Kind::from_repr(number).ok_or_else(|| invalid(format!("a frame of the unknown kind {number}")))?;
     let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if length > PAYLOAD_MAX {
         return Err(invalid(format!("a frame of {length} bytes; {PAYLOAD_MAX} are allowed")));

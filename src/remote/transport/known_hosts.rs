@@ -8,8 +8,7 @@
 //!
 //! Memory: the file, of which the caller takes [`FILE_MAX_BYTES`] at most, and as much again.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use data_encoding::BASE64;
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 
@@ -110,7 +109,7 @@ fn parse_names(names: &[u8]) -> Names {
     let Some(hashed) = names.strip_prefix(b"|") else { return Names::Patterns(names.to_ascii_lowercase()) };
     let parts: Vec<&[u8]> = hashed.split(|byte| *byte == b'|').collect();
     match parts.as_slice() {
-        [b"1", salt, hash] => match (STANDARD.decode(salt), STANDARD.decode(hash)) {
+        [b"1", salt, hash] => match (BASE64.decode(salt), BASE64.decode(hash)) {
             (Ok(salt), Ok(hash)) if hash.len() == 20 => Names::Hashed { salt, hash },
             _ => Names::Unknown,
         },
@@ -120,7 +119,7 @@ fn parse_names(names: &[u8]) -> Names {
 
 /// Reads a key; the type stands in it once more, and must be the same.
 fn parse_key(kind: &[u8], key: &[u8]) -> Option<(String, Vec<u8>)> {
-    let key = STANDARD.decode(key).ok()?;
+    let key = BASE64.decode(key).ok()?;
     let (length, rest) = key.split_first_chunk::<4>()?;
     let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
     let same = rest.get(..length)? == kind;
@@ -260,7 +259,7 @@ mod tests {
     const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIcQ4P1GZ5nN0m0hWm0Jm1o2d3oX9k8v7b6n5m4l3k2j";
 
     fn blob(key: &str) -> Vec<u8> {
-        STANDARD.decode(key.split(' ').nth(1).unwrap()).unwrap()
+        BASE64.decode(key.split(' ').nth(1).unwrap().as_bytes()).unwrap()
     }
 
     fn verdict(file: &str, host: &str, port: u16) -> Verdict {

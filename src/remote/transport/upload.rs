@@ -3,7 +3,6 @@
 //! 1. A new temporary file is written below the home directory, and read back. Nothing is sent before the script has said that it runs. What is not complete is removed.
 //! 2. The program is tried with `--version`. Only one that runs there gets its name; so what has the name is whole, and runs.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +38,9 @@ pub enum UploadError {
 /// See [`UploadError`].
 pub fn upload(transport: &mut dyn Transport, directory: &str, name: &str, bytes: &[u8]) -> Result<(), UploadError> {
     // Nobody can put something in the place of a name that nobody can tell.
-    let temporary = format!("{name}.tmp-{:016x}", RandomState::new().build_hasher().finish());
+    let random = getrandom::u64()
+        .map_err(|error| TransportError::Refused { message: format!("This host has no random bytes: {error}") })?;
+    let temporary = format!("{name}.tmp-{random:016x}");
     let place = format!("umask 077; mkdir -p \"$HOME/{directory}\" && cd \"$HOME/{directory}\"");
     // One line without apostrophes, backslashes or exclamation marks: within quotes it is the same to every login shell.
     let write = format!(

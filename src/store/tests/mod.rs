@@ -139,7 +139,7 @@ fn golden_pack() {
     let offset = builder.push(ChunkHash::of(b"abc"), 3, Codec::Plain, b"abc").unwrap();
     assert_eq!(offset, 80);
     builder.push_dictionary(&Dictionary::new(number(0x01_02_03), b"dict".to_vec())).unwrap();
-    let length = builder.len();
+    let length = builder.finished_bytes();
     let pack = builder.finish();
     assert_eq!(length, pack.bytes.len());
     let header = [
@@ -458,7 +458,7 @@ fn entries_that_break_the_format_are_refused() {
         assert_eq!(Codec::from_numbers(codec, dictionary), None);
     }
     assert!(builder.push(hash, CHUNK_MAX_BYTES + 1, Codec::Zstd, b"four").is_err());
-    assert!(builder.is_empty() && !builder.is_full());
+    assert!(!builder.is_full());
     builder.push(hash, 9, Codec::Zstd, b"four").unwrap();
     assert!(builder.is_full());
     assert!(DictionaryId::decoded(0).is_err() && DictionaryId::decoded(1 << 24).is_err());

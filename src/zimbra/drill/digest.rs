@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use data_encoding::BASE64;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
@@ -9,8 +10,6 @@ use super::super::blob::SHA1_DIGEST_LEN;
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 256 << 10;
-/// Alphabet of the vendor's base64.
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+,";
 
 /// Computes digests of one length.
 pub(super) enum Hasher {
@@ -32,10 +31,11 @@ impl Hasher {
     }
 
     fn finish(self) -> String {
-        match self {
-            Hasher::Sha1(hasher) => base64(&hasher.finalize()),
-            Hasher::Sha256(hasher) => base64(&hasher.finalize()),
-        }
+        let digest = match self {
+            Hasher::Sha1(hasher) => BASE64.encode(&hasher.finalize()),
+            Hasher::Sha256(hasher) => BASE64.encode(&hasher.finalize()),
+        };
+        digest.replace('/', ",")
     }
 }
 
@@ -65,20 +65,6 @@ pub(super) fn read_through(
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let part = |at: usize| u32::from(group.get(at).copied().unwrap_or_default());
-        let bits = part(0) << 16 | part(1) << 8 | part(2);
-        for place in 0..4 {
-            let is_filled = place <= group.len();
-            let letter = ALPHABET[(bits >> (18 - 6 * place) & 63) as usize];
-            out.push(if is_filled { char::from(letter) } else { '=' });
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +79,5 @@ mod tests {
         assert_eq!(of(b"", empty), (0, Some(empty.to_owned())));
         let abc = "qZk+NkcGgWq6PiVxeFDCbJzQ2J0=";
         assert_eq!(of(b"abc", abc), (3, Some(abc.to_owned())));
-        assert_eq!(base64(b"any carnal pleas"), "YW55IGNhcm5hbCBwbGVhcw==");
     }
 }

@@ -98,22 +98,9 @@ pub struct Source {
 
 impl Source {
     fn paths(&self, wanted: impl Fn(&fs::Metadata) -> bool) -> Vec<PathBuf> {
-        fn visit(at: &Path, wanted: &dyn Fn(&fs::Metadata) -> bool, out: &mut Vec<PathBuf>) {
-            let mut entries: Vec<_> = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().path()).collect();
-            entries.sort();
-            for path in entries {
-                let metadata = fs::symlink_metadata(&path).unwrap();
-                if wanted(&metadata) {
-                    out.push(path.clone());
-                }
-                if metadata.is_dir() {
-                    visit(&path, wanted, out);
-                }
-            }
-        }
-        let mut out = Vec::new();
-        visit(&self.root, &wanted, &mut out);
-        out
+        let mut all = super::odd::paths(&self.root);
+        all.retain(|path| wanted(&fs::symlink_metadata(path).unwrap()));
+        all
     }
 
     fn directory(&self, choice: usize) -> PathBuf {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use zmreplica::replica::{LockedReplica, ReplicaError, lock_holder};
+use zmreplica::store::LocalBackend;
 
 use super::mounted::eventually;
 
@@ -17,6 +18,11 @@ pub fn patiently<T>(mut attempt: impl FnMut() -> Result<T, ReplicaError>) -> T {
         }
     }
     panic!("the store stays locked");
+}
+
+/// Rebuilds the catalogue of a store from its commit files.
+pub fn rebuild(store: &Path) -> Result<u64, ReplicaError> {
+    LockedReplica::rebuild_over(store, &LocalBackend::open(store)?)
 }
 
 /// Opens a store for writing.

@@ -8,25 +8,21 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, setxattr, utimensat};
+use walkdir::WalkDir;
 
 pub fn root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// All paths below a directory, itself not included.
+/// All paths below a directory, itself not included; each directory before what is in it, and names in order.
 pub fn paths(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut waiting = vec![directory.to_owned()];
-    while let Some(next) = waiting.pop() {
-        for entry in fs::read_dir(&next).unwrap() {
-            let entry = entry.unwrap();
-            if entry.file_type().unwrap().is_dir() {
-                waiting.push(entry.path());
-            }
-            found.push(entry.path());
-        }
-    }
-    found
+    let walk = WalkDir::new(directory).min_depth(1).sort_by_file_name().into_iter();
+    walk.map(|entry| entry.unwrap().into_path()).collect()
+}
+
+/// The paths of all that is no directory below a directory, in order.
+pub fn files(directory: &Path) -> Vec<PathBuf> {
+    paths(directory).into_iter().filter(|path| path.is_symlink() || !path.is_dir()).collect()
 }
 
 /// The sets of names that are one inode.

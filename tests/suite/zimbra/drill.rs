@@ -11,8 +11,9 @@ use zmreplica::zimbra::drill::{DrillFaultKind, Drilled, Driller};
 use zmreplica::zimbra::plan::plan;
 use zmreplica_treegen::{BlobMode, Config, Generator};
 
-use super::site::{Site, files, list, small};
+use super::site::{Site, list, small};
 use crate::support::mounted::{Scene, err, out};
+use crate::support::odd::files;
 
 /// Drills all accounts on the tree itself, which looks as a mount of it does.
 fn drill_all(root: &Path, analysis: &Analysis) -> Vec<(String, Drilled)> {

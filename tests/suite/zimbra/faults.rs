@@ -10,7 +10,8 @@ use zmreplica::zimbra::redo::{RedoName, SequenceRange};
 use zmreplica::zimbra::{Analyser, SessionState};
 use zmreplica_treegen::BlobMode;
 
-use super::site::{Site, account, assert_found, edit, files, placeholders, small, states, texts};
+use super::site::{Site, account, assert_found, edit, placeholders, small, states, texts};
+use crate::support::odd::files;
 
 fn start(label: &str) -> jiff::Timestamp {
     Label::parse(label).unwrap().start

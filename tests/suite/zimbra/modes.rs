@@ -11,7 +11,8 @@ use zmreplica::zimbra::redo::RedoName;
 use zmreplica_treegen::zip::ZipWriter;
 use zmreplica_treegen::{BlobMode, Config};
 
-use super::site::{Site, account, assert_found, files, list, small, states, texts};
+use super::site::{Site, account, assert_found, list, small, states, texts};
+use crate::support::odd::files;
 
 #[test]
 fn sound_trees_of_every_mode_and_release_have_no_faults() {

@@ -18,6 +18,7 @@ use zmreplica::zimbra::{Analyser, Analysis};
 use zmreplica_treegen::{BlobMode, Config, Generator, Preset};
 
 use crate::support::locks;
+use crate::support::odd::files;
 
 /// A small tree: seven accounts, three weeks.
 pub fn small(blobs: BlobMode) -> Config {
@@ -48,7 +49,7 @@ impl Site {
         let directory = tempfile::tempdir().unwrap();
         let generator = Generator::create(&directory.path().join("backup"), config, 2).unwrap();
         init(&directory.path().join("store")).unwrap();
-        Site { directory, generator, analyser: Analyser::new() }
+        Site { directory, generator, analyser: Analyser::default() }
     }
 
     pub fn root(&self) -> PathBuf {
@@ -111,15 +112,6 @@ pub fn list(directory: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths
-}
-
-/// All files below a directory.
-pub fn files(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for path in list(directory) {
-        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
-    }
-    found
 }
 
 /// Digests that the placeholders below an account's directory name, in individual files.

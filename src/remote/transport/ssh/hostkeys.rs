@@ -3,8 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use data_encoding::BASE64_NOPAD;
 use sha2::{Digest, Sha256};
 use ssh2::Session;
 
@@ -128,5 +127,5 @@ fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
 
 /// Returns a key's fingerprint as ssh-keygen shows it.
 fn fingerprint(key: &[u8]) -> String {
-    format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(key)))
+    format!("SHA256:{}", BASE64_NOPAD.encode(&Sha256::digest(key)))
 }
