@@ -11,8 +11,8 @@ use fastcdc::v2020::FastCDC;
 use memchr::memmem;
 
 use super::mime::{MIN_PART, trim_line_ends};
+use super::output::{CutError, MAX_CHUNK_BYTES, Output, SinkClosed, WHOLE_FILE_MAX};
 use super::window::Window;
-use super::{CutError, MAX_CHUNK_BYTES, Output, SinkClosed, WHOLE_FILE_MAX};
 
 /// The least and the average size in bytes of a chunk cut by content.
 const MIN_CHUNK_BYTES: usize = 64 << 10;

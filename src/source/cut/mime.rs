@@ -16,7 +16,7 @@ pub(super) const MIN_PART: usize = 4 << 10;
 
 /// The smallest other body in bytes that is cut out. A text and its HTML form say the same and compress far better
 /// together than apart, so they stay together unless the message would be cut by content anyway.
-const MIN_TEXT_PART: usize = super::WHOLE_FILE_MAX;
+const MIN_TEXT_PART: usize = super::output::WHOLE_FILE_MAX;
 
 /// The longest header block in bytes that is understood.
 pub(super) const HEADERS_MAX: usize = 64 << 10;

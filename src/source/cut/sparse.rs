@@ -5,8 +5,9 @@ use std::fs::File;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
+use super::large;
+use super::output::{CutError, LITERAL_MAX, Output, WHOLE_FILE_MAX};
 use super::window::Window;
-use super::{CutError, LITERAL_MAX, Output, WHOLE_FILE_MAX, large};
 
 /// Cuts the file at its holes. Returns `false`, with nothing delivered, for one that has none: compressing file systems
 /// allocate less than the size as well, and some cannot tell where holes are.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Bytes read ahead. The cut by content looks [`super::MAX_CHUNK_BYTES`] ahead; four times that keeps the share of bytes
+/// Bytes read ahead. The cut by content looks [`super::output::MAX_CHUNK_BYTES`] ahead; four times that keeps the share of bytes
 /// that are moved to the front of the buffer small.
 const READ_AHEAD: usize = 4 << 20;
 

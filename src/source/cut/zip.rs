@@ -11,10 +11,9 @@ use std::os::unix::fs::FileExt;
 
 use rawzip::{CompressionMethod, ReaderAt, ZipLocator};
 
+use super::output::{CutError, GAP_LITERAL_MAX, LITERAL_MAX, MAX_CHUNK_BYTES, Output, WHOLE_FILE_MAX};
 use super::window::Window;
-use super::{
-    CutError, GAP_LITERAL_MAX, LITERAL_MAX, MAX_CHUNK_BYTES, Output, WHOLE_FILE_MAX, cut_content, large, mime,
-};
+use super::{content, large, mime};
 
 const LOCAL_SIGNATURE: &[u8; 4] = b"PK\x03\x04";
 
@@ -87,7 +86,7 @@ fn cut_entries(directory: &Directory, window: &mut Window<'_>, output: &mut Outp
         }
         cut_gap(window, output, header_length)?;
         if entry.is_stored || entry.payload_length <= LITERAL_MAX as u64 {
-            cut_content(window, output, entry.payload_length)?;
+            content::cut(window, output, entry.payload_length)?;
         } else {
             large::cut_stream(window, output, entry.payload_length, MAX_CHUNK_BYTES)?;
         }

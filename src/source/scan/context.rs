@@ -4,13 +4,12 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::inodes::SeenInodes;
 use super::mounts::{FileSystems, parents_of_mounts};
 use super::node::{Node, Opened, Task};
-use super::{ScanCounters, ScanOptions};
 use crate::model::Timestamp;
 use crate::source::exclude::Excludes;
 use crate::source::stat::stat_of;
@@ -18,6 +17,43 @@ use crate::source::stat::stat_of;
 /// How long before the start of a scan a change still counts as one during it: the kernel stamps changes with a
 /// clock that lags by up to one tick (10 ms at most).
 const CLOCK_SLACK: Duration = Duration::from_millis(100);
+
+/// Says how to scan.
+#[derive(Clone, Debug)]
+pub struct ScanOptions {
+    /// Names to leave out.
+    pub excludes: Excludes,
+    /// Whether to enter directories on other file systems.
+    pub cross_file_systems: bool,
+    /// Number of scanning threads, the caller's own included: it works while it waits. 0 chooses.
+    pub threads: usize,
+    /// How many entries may be scanned and not yet delivered; bounds the memory of the scan.
+    pub ahead_entries: usize,
+}
+
+impl Default for ScanOptions {
+    fn default() -> ScanOptions {
+        ScanOptions { excludes: Excludes::default(), cross_file_systems: false, threads: 0, ahead_entries: 200_000 }
+    }
+}
+
+/// How far a scan has come. All figures only grow, and run ahead of what is delivered.
+#[derive(Debug, Default)]
+pub struct ScanCounters {
+    /// Names read, those left out included.
+    pub names: AtomicU64,
+    /// `statx` calls made.
+    pub stats: AtomicU64,
+    /// Directories read.
+    pub directories: AtomicU64,
+    /// Names left out by a pattern.
+    pub excluded: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(super) fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
+}
 
 /// What reading any directory goes by, and adds to.
 pub(super) struct ScanContext {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Mutex;
 
-use super::lock;
+use super::lock::lock;
 use crate::model::Stat;
 
 /// Bits of an inode number that select the bit within its page.

@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::{Listing, Problem, join, lock};
+use super::listing::{Listing, Problem, join};
+use super::lock::lock;
 
 /// Bytes of a listing's path that count as one entry in the look-ahead: paths of very deep trees weigh more than
 /// what they lead to.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use rustix::fs::{FileType, Mode, OFlags, RawDir, openat};
 use rustix::io::Errno;
 
-use super::context::ScanContext;
+use super::context::{ScanContext, count};
+use super::listing::{Entry, Found, Listing, Problem, ProblemKind, join};
 use super::mounts::{FileSystem, NAMING_ONLY};
 use super::node::{Node, Opened, Outcome, Task};
-use super::{Entry, Found, Listing, Problem, ProblemKind, count, join};
 use crate::model::{Kind, Stat, ZERO_STAT};
 use crate::source::stat::stat_of;
 use crate::source::{beneath, xattrs};

@@ -5,11 +5,12 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::context::ScanContext;
+use super::context::{ScanContext, ScanOptions};
+use super::listing::{Problem, ProblemKind};
+use super::lock::lock;
 use super::node::{Node, Outcome, Task, dismantle};
 use super::queue::WorkList;
 use super::read::{self, Reader};
-use super::{Problem, ProblemKind, ScanOptions, lock};
 
 /// Who reads which directory, and what waits for delivery.
 pub(super) struct Engine {

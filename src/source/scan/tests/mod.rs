@@ -10,13 +10,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FileType, mkdirat, mknodat};
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::Kind;
+use crate::model::{Kind, Stat, Xattr};
+use crate::source::exclude::Excludes;
 
 /// Lets the clock step away from the tree just made, so that it counts as unchanged during the scan.
 fn let_clock_step() {
