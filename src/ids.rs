@@ -27,6 +27,13 @@ macro_rules! numbers {
             }
         }
 
+        impl $name {
+            /// Returns the number after this one.
+            pub fn next(self) -> $name {
+                $name(self.0.saturating_add(1))
+            }
+        }
+
         impl From<u64> for $name {
             fn from(number: u64) -> $name {
                 $name(number)
@@ -50,12 +57,18 @@ macro_rules! numbers {
 numbers! {
     /// The number of a chunk, in order of first sight.
     ChunkId;
+    /// The number of a link group, in order of first sight. It identifies a file within its store for ever.
+    GroupId;
+    /// The number of an object: a page of a directory, its names, an index, segments of a content, link counts, a list of problems.
+    ObjectId;
     /// The number of a pack's row.
     PackNumber;
     /// The place of a source in the catalogue's list of sources. The file of its known inodes bears it in its name.
     SourceId;
     /// The number of a snapshot, in order of commits.
     SnapshotNumber;
+    /// The number of a commit. The first is 1; 0 stands for none.
+    CommitNumber;
 }
 
 /// The largest number of a dictionary: entry headers in packs have 24 bits for it.

@@ -35,6 +35,7 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::roll_forward::roll_forward;
 use crate::catalog::writer::CatalogWriter;
 use crate::catalog::{CatalogError, FileFault, OpenError, RowKind, WriteError};
+use crate::ids::CommitNumber;
 use crate::locks::{self, Hold};
 use crate::store::backend::Backend;
 use crate::store::codec::DictionarySet;
@@ -220,8 +221,8 @@ pub fn lock_holder(path: &Path) -> Option<String> {
 }
 
 /// Returns the number of the last commit in a catalogue that may be damaged or missing; `None` when that cannot be told.
-fn last_known_commit(file: &Path) -> Option<u64> {
-    let read = || Ok::<u64, CatalogError>(last_commit(&CatalogDatabase::open_read_only(file)?.read()?)?.0);
+fn last_known_commit(file: &Path) -> Option<CommitNumber> {
+    let read = || Ok::<_, CatalogError>(last_commit(&CatalogDatabase::open_read_only(file)?.read()?)?.0);
     read().ok()
 }
 
@@ -466,9 +467,9 @@ impl LockedReplica {
             let (last, _) = last_commit(&fresh.read()?)?;
             // The newest commit files may be gone without a trace among the others; the catalogue, as far as it can be read, knows of them, and so do packs.
             let known = last_known_commit(current);
-            let none_left = last == 0 && known.is_none() && !backend.list(PACK_PREFIX)?.is_empty();
+            let none_left = last.0 == 0 && known.is_none() && !backend.list(PACK_PREFIX)?.is_empty();
             if known > Some(last) || none_left {
-                return Err(CatalogError::of_file(&commit::key(last + 1), FileFault::Missing));
+                return Err(CatalogError::of_file(&commit::key(last.next()), FileFault::Missing));
             }
             Ok(applied)
         })

@@ -16,6 +16,7 @@ use super::commit_log::{commit_files, read_whole};
 use super::damage::FileFault;
 use super::tables::Change;
 use crate::coding::{DecodeError, Decoder};
+use crate::ids::CommitNumber;
 use crate::store::backend::Backend;
 
 pub(super) const HEAD_MAGIC: &[u8; 8] = b"ZMRCKPT1";
@@ -27,7 +28,7 @@ pub(super) const PREFIX: &str = "checkpoints/";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Number of the commit that it stands for.
-    pub number: u64,
+    pub number: CommitNumber,
     /// Identifier of that commit.
     pub commit: CommitId,
     /// Bytes of its parts.
@@ -36,23 +37,23 @@ pub struct Checkpoint {
 }
 
 /// Returns the key of a checkpoint's head.
-pub fn key(number: u64) -> String {
-    format!("{PREFIX}{number:016x}")
+pub fn key(number: CommitNumber) -> String {
+    format!("{PREFIX}{:016x}", number.0)
 }
 
-pub(super) fn part_key(number: u64, part: u64) -> String {
-    format!("{PREFIX}{number:016x}.{part:08x}")
+pub(super) fn part_key(number: CommitNumber, part: u64) -> String {
+    format!("{}.{part:08x}", key(number))
 }
 
 /// Returns the numbers of all checkpoints that have a head, newest first.
 ///
 /// # Errors
 /// Fails when they cannot be listed.
-pub fn heads(backend: &dyn Backend) -> Result<Vec<u64>, CatalogError> {
+pub fn heads(backend: &dyn Backend) -> Result<Vec<CommitNumber>, CatalogError> {
     let keys = backend.list(PREFIX)?.into_iter();
-    let mut heads: Vec<u64> = keys
+    let mut heads: Vec<CommitNumber> = keys
         .filter_map(|(name, _)| {
-            let number = u64::from_str_radix(name.strip_prefix(PREFIX)?, 16).ok()?;
+            let number = CommitNumber(u64::from_str_radix(name.strip_prefix(PREFIX)?, 16).ok()?);
             (key(number) == name).then_some(number)
         })
         .collect();
@@ -82,8 +83,8 @@ pub fn newest(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError>
 /// # Errors
 /// [`CatalogDamage::File`](super::CatalogDamage::File) when no checkpoint is whole and the commit files do not go back to the first.
 pub fn newest_whole(backend: &dyn Backend) -> Result<Option<Checkpoint>, CatalogError> {
-    match whole_since(backend, 0) {
-        Err(error) if error.is_damaged_file() && commit_files(backend)?.first() == Some(&1) => Ok(None),
+    match whole_since(backend, CommitNumber(0)) {
+        Err(error) if error.is_damaged_file() && commit_files(backend)?.first() == Some(&CommitNumber(1)) => Ok(None),
         found => found,
     }
 }
@@ -92,7 +93,7 @@ pub fn newest_whole(backend: &dyn Backend) -> Result<Option<Checkpoint>, Catalog
 ///
 /// # Errors
 /// [`CatalogDamage::File`](super::CatalogDamage::File) when there are some, and none is whole.
-pub(super) fn whole_since(backend: &dyn Backend, first: u64) -> Result<Option<Checkpoint>, CatalogError> {
+pub(super) fn whole_since(backend: &dyn Backend, first: CommitNumber) -> Result<Option<Checkpoint>, CatalogError> {
     let mut failure = None;
     for number in heads(backend)?.into_iter().filter(|number| *number >= first) {
         let whole = read_head(backend, number).and_then(|head| {
@@ -125,7 +126,7 @@ pub fn is_newest_damaged(backend: &dyn Backend) -> Result<bool, CatalogError> {
 ///
 /// # Errors
 /// [`CatalogDamage::File`](super::CatalogDamage::File) when it is missing or damaged.
-pub fn read_head(backend: &dyn Backend, number: u64) -> Result<Checkpoint, CatalogError> {
+pub fn read_head(backend: &dyn Backend, number: CommitNumber) -> Result<Checkpoint, CatalogError> {
     let key = key(number);
     let file = read_whole(backend, &key)?;
     let frame = commit::unframe(HEAD_MAGIC, &key, &file)?;

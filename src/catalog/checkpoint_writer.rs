@@ -13,6 +13,7 @@ use super::database_reader::DatabaseReader;
 use super::row_hashes::{RowHashes, TableHashes, payload_hash};
 use super::tables::{Index, Table};
 use crate::coding::put_varint;
+use crate::ids::CommitNumber;
 use crate::store::backend::Backend;
 use strum::VariantArray;
 
@@ -27,7 +28,7 @@ const FOLD_SHARE: u64 = 4;
 /// Writes the head and the parts of one checkpoint.
 struct PartWriter<'a> {
     backend: &'a dyn Backend,
-    number: u64,
+    number: CommitNumber,
     commit: CommitId,
     body: Vec<u8>,
     parts: Vec<CommitId>,
@@ -82,8 +83,7 @@ pub fn write(
         _ => {}
     }
     // What an interrupted fold left under the same names.
-    let left = format!("{PREFIX}{number:016x}");
-    for (key, _) in backend.list(&left)? {
+    for (key, _) in backend.list(&key(number))? {
         backend.delete(&key)?;
     }
     backend.sync()?;
@@ -135,7 +135,7 @@ fn write_table(
 /// Fails when they cannot be listed.
 pub fn is_due(backend: &dyn Backend) -> Result<bool, CatalogError> {
     let folded = newest(backend)?;
-    let (number, bytes) = folded.map_or((0, 0), |folded| (folded.number, folded.bytes));
+    let (number, bytes) = folded.map_or((CommitNumber(0), 0), |folded| (folded.number, folded.bytes));
     let files = backend.list("commits/")?.into_iter();
     let since = files.filter(|(key, _)| commit::number_of_key(key).is_some_and(|found| found > number));
     let since_bytes: u64 = since.map(|(_, bytes)| bytes).sum();
@@ -147,10 +147,10 @@ pub fn is_due(backend: &dyn Backend) -> Result<bool, CatalogError> {
 ///
 /// # Errors
 /// Fails when the backend cannot be listed.
-pub fn superseded(backend: &dyn Backend, checkpoint: u64) -> Result<Vec<(String, u64)>, CatalogError> {
+pub fn superseded(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<Vec<(String, u64)>, CatalogError> {
     let older = |(name, _): &(String, u64)| {
         let digits = name.strip_prefix(PREFIX).and_then(|rest| rest.split('.').next());
-        digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).is_some_and(|number| number < checkpoint)
+        digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).is_some_and(|number| number < checkpoint.0)
     };
     let mut doomed: Vec<(String, u64)> = backend.list(PREFIX)?.into_iter().filter(older).collect();
     // Heads have no dot, and go first: a head without its parts would be damage.
@@ -168,7 +168,7 @@ pub fn superseded(backend: &dyn Backend, checkpoint: u64) -> Result<Vec<(String,
 /// # Errors
 /// [`CatalogDamage::File`](super::CatalogDamage::File) when no such checkpoint is whole, its parts included: what it took the place of is all that there is, and stays. Fails, too,
 /// when something cannot be deleted; what is left means nothing.
-pub fn tidy(backend: &dyn Backend, checkpoint: u64) -> Result<u64, CatalogError> {
+pub fn tidy(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<u64, CatalogError> {
     let doomed = superseded(backend, checkpoint)?;
     if doomed.is_empty() || whole_since(backend, checkpoint)?.is_none() {
         return Ok(0);

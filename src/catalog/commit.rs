@@ -28,6 +28,7 @@ use super::damage::FileFault;
 use super::error::{CatalogError, Unsupported, WriteError, Written};
 use super::tables::{Change, Index, Table};
 use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, expansion_limit, put_bytes, put_varint};
+use crate::ids::CommitNumber;
 
 /// The first bytes of every commit file.
 pub const MAGIC: &[u8; 8] = b"ZMRCMMT1";
@@ -45,17 +46,17 @@ const CHANGE_BYTES: usize = size_of::<Change>();
 pub type CommitId = [u8; 16];
 
 /// Returns the key of a commit file in the backend.
-pub fn key(number: u64) -> String {
-    format!("commits/{number:016x}")
+pub fn key(number: CommitNumber) -> String {
+    format!("commits/{:016x}", number.0)
 }
 
 /// Returns the number that a key names.
-pub fn number_of_key(key: &str) -> Option<u64> {
+pub fn number_of_key(key: &str) -> Option<CommitNumber> {
     let digits = key.strip_prefix("commits/")?;
     if digits.len() != 16 {
         return None;
     }
-    u64::from_str_radix(digits, 16).ok()
+    u64::from_str_radix(digits, 16).ok().map(CommitNumber)
 }
 
 /// A commit file that was verified; its changes are still to be decoded.
@@ -98,7 +99,11 @@ impl<'a> CommitFile<'a> {
 ///
 /// # Errors
 /// [`WriteError::TooLarge`] when it could not be read back.
-pub fn encode(number: u64, previous: &CommitId, changes: &[Change]) -> Result<(Vec<u8>, CommitId), CatalogError> {
+pub fn encode(
+    number: CommitNumber,
+    previous: &CommitId,
+    changes: &[Change],
+) -> Result<(Vec<u8>, CommitId), CatalogError> {
     let mut body = Vec::new();
     for change in changes {
         match change {
@@ -134,14 +139,14 @@ pub(super) fn put_index(body: &mut Vec<u8>, index: Index, hash: &[u8; 32], numbe
 /// Puts header and checksum around a body: the form of commit files, and of the files of a checkpoint.
 pub(super) fn frame(
     magic: &[u8; 8],
-    number: u64,
+    number: CommitNumber,
     id: &CommitId,
     body: &[u8],
 ) -> Result<(Vec<u8>, CommitId), CatalogError> {
     let mut file = Vec::with_capacity(HEADER_BYTES + body.len() / 2 + HASH_BYTES);
     file.extend_from_slice(magic);
     file.extend_from_slice(&[0; 8]);
-    file.extend_from_slice(&number.to_le_bytes());
+    file.extend_from_slice(&number.0.to_le_bytes());
     file.extend_from_slice(id);
     file.extend_from_slice(&(body.len() as u64).to_le_bytes());
     let packed = zstd::bulk::compress(body, LEVEL).map_err(WriteError::Compress)?;
@@ -168,7 +173,7 @@ fn body_limit(packed_bytes: usize) -> u64 {
 
 /// What [`frame`] put together; the body is still compressed.
 pub(super) struct Frame<'a> {
-    pub(super) number: u64,
+    pub(super) number: CommitNumber,
     /// The identifier in the header.
     pub(super) named: CommitId,
     /// The file's own identifier.
@@ -202,7 +207,7 @@ pub(super) fn unframe<'a>(magic: &[u8; 8], key: &str, file: &'a [u8]) -> Result<
     if header.array::<8>().map_err(inner)? != [0; 8] {
         return Err(CatalogError::Unsupported(Unsupported::FileFlags { key: key.to_owned() }));
     }
-    let number = u64::from_le_bytes(header.array().map_err(inner)?);
+    let number = CommitNumber(u64::from_le_bytes(header.array().map_err(inner)?));
     let named = header.array().map_err(inner)?;
     let body_bytes = u64::from_le_bytes(header.array().map_err(inner)?);
     if body_bytes > body_limit(packed.len()) {
@@ -303,10 +308,10 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        let (file, id) = encode(5, &[3; 16], &sample()).unwrap();
-        let key = key(5);
+        let (file, id) = encode(CommitNumber(5), &[3; 16], &sample()).unwrap();
+        let key = key(CommitNumber(5));
         let commit = CommitFile::open(&key, &file).unwrap();
-        assert_eq!((commit.frame.number, commit.previous, commit.id), (5, [3; 16], id));
+        assert_eq!((commit.frame.number, commit.previous, commit.id), (CommitNumber(5), [3; 16], id));
         assert_eq!(decode(&key, &file).unwrap(), sample());
     }
 
@@ -334,7 +339,7 @@ mod tests {
         let deletes = |count: usize| [(Table::Objects as u8) << 1 | 1, 7].repeat(count);
         let file = bomb(&deletes(64 << 20));
         assert!(file.len() < 64 << 10, "{}", file.len());
-        let key = key(5);
+        let key = key(CommitNumber(5));
         assert!(CommitFile::open(&key, &file).is_err(), "128 MiB out of some kilobytes");
         let file = bomb(&deletes(8 << 20));
         let (mut largest, mut all) = (0, 0);
@@ -349,7 +354,7 @@ mod tests {
         assert_eq!(all, 8 << 20);
         assert!(largest <= 2 * BATCH_BYTES, "{largest}");
         // What could not be read back is not written.
-        let refused = encode(5, &[3; 16], &[Change::Put(Table::Objects, 1, vec![0; 70 << 20])]);
+        let refused = encode(CommitNumber(5), &[3; 16], &[Change::Put(Table::Objects, 1, vec![0; 70 << 20])]);
         assert!(matches!(refused, Err(CatalogError::Write(WriteError::TooLarge { .. }))));
     }
 
@@ -358,22 +363,22 @@ mod tests {
         for number in [crate::coding::NUMBER_LIMIT, u64::MAX] {
             let mut body = Vec::new();
             put_row(&mut body, Table::Objects, number, b"row");
-            assert!(decode(&key(5), &bomb(&body)).is_err());
+            assert!(decode(&key(CommitNumber(5)), &bomb(&body)).is_err());
             let mut body = Vec::new();
             put_index(&mut body, Index::Chunks, &[7; 32], number);
-            assert!(decode(&key(5), &bomb(&body)).is_err());
+            assert!(decode(&key(CommitNumber(5)), &bomb(&body)).is_err());
         }
     }
 
     #[test]
     fn every_flipped_or_cut_byte_is_reported() {
-        let (file, _) = encode(5, &[3; 16], &sample()).unwrap();
+        let (file, _) = encode(CommitNumber(5), &[3; 16], &sample()).unwrap();
         for at in 0..file.len() {
             let mut bad = file.clone();
             bad[at] ^= 0x10;
-            assert!(decode(&key(5), &bad).is_err(), "flip at {at}");
-            assert!(decode(&key(5), &file[..at]).is_err(), "cut at {at}");
+            assert!(decode(&key(CommitNumber(5)), &bad).is_err(), "flip at {at}");
+            assert!(decode(&key(CommitNumber(5)), &file[..at]).is_err(), "cut at {at}");
         }
-        assert!(decode(&key(6), &file).is_err());
+        assert!(decode(&key(CommitNumber(6)), &file).is_err());
     }
 }

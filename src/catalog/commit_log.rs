@@ -9,16 +9,17 @@ use super::database_reader::DatabaseReader;
 use super::row_id::RowKind;
 use super::tables::Table;
 use crate::coding::DecodeError;
+use crate::ids::CommitNumber;
 use crate::store::backend::Backend;
 
 /// Returns the number and identifier of the last commit in the database; number 0 when there is none.
 ///
 /// # Errors
 /// Fails when a commit row is damaged.
-pub fn last_commit(database: &DatabaseReader) -> Result<(u64, CommitId), CatalogError> {
-    let mut last = (0, CommitId::default());
+pub fn last_commit(database: &DatabaseReader) -> Result<(CommitNumber, CommitId), CatalogError> {
+    let mut last = <(CommitNumber, CommitId)>::default();
     database.scan(Table::Commits, 0, |number, payload| {
-        last = (number, decode_commit_row(number, payload?)?);
+        last = (CommitNumber(number), decode_commit_row(number, payload?)?);
         Ok(())
     })?;
     Ok(last)
@@ -28,8 +29,8 @@ pub fn last_commit(database: &DatabaseReader) -> Result<(u64, CommitId), Catalog
 ///
 /// # Errors
 /// Fails when the row is damaged.
-pub fn commit_id(database: &DatabaseReader, number: u64) -> Result<Option<CommitId>, CatalogError> {
-    database.get(Table::Commits, number, |payload| decode_commit_row(number, payload))
+pub fn commit_id(database: &DatabaseReader, number: CommitNumber) -> Result<Option<CommitId>, CatalogError> {
+    database.get(Table::Commits, number.0, |payload| decode_commit_row(number.0, payload))
 }
 
 fn decode_commit_row(number: u64, payload: &[u8]) -> Result<CommitId, CatalogError> {
@@ -41,7 +42,7 @@ fn decode_commit_row(number: u64, payload: &[u8]) -> Result<CommitId, CatalogErr
 ///
 /// # Errors
 /// Fails when they cannot be listed.
-pub fn commit_files(backend: &dyn Backend) -> Result<BTreeSet<u64>, CatalogError> {
+pub fn commit_files(backend: &dyn Backend) -> Result<BTreeSet<CommitNumber>, CatalogError> {
     let keys = backend.list("commits/")?.into_iter();
     let named = keys.filter_map(|(key, _)| commit::number_of_key(&key).filter(|number| commit::key(*number) == key));
     Ok(named.collect())

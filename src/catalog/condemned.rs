@@ -26,6 +26,7 @@ use super::reader::CatalogReader;
 use super::row_id::RowKind;
 use super::tables::Table;
 use crate::coding::{DecodeError, Decoder, put_signed, put_varint};
+use crate::ids::CommitNumber;
 use crate::store::pack::PackId;
 
 const SECONDS_OF_DAY: i64 = 86_400;
@@ -36,7 +37,7 @@ pub enum Condemned {
     /// A pack.
     Pack(PackId),
     /// Checkpoints and commit files that the checkpoint of this number took the place of.
-    OlderThan(u64),
+    OlderThan(CommitNumber),
 }
 
 /// One row of the table.
@@ -101,7 +102,7 @@ impl CondemnedRow {
             }
             Condemned::OlderThan(number) => {
                 out.push(2);
-                put_varint(&mut out, number);
+                put_varint(&mut out, number.0);
             }
         }
         put_varint(&mut out, self.bytes);
@@ -119,7 +120,7 @@ impl CondemnedRow {
         let mut decoder = Decoder::new(bytes);
         let what = match decoder.byte()? {
             1 => Condemned::Pack(PackId(decoder.array()?)),
-            2 => Condemned::OlderThan(decoder.varint()?),
+            2 => Condemned::OlderThan(CommitNumber(decoder.varint()?)),
             _ => return Err(DecodeError("an unknown kind of condemned object")),
         };
         let (bytes, since, latest) = (decoder.varint()?, decoder.signed()?, decoder.signed()?);
@@ -183,7 +184,7 @@ mod tests {
 
     #[test]
     fn rows_round_trip() {
-        for what in [Condemned::Pack(PackId([9; 16])), Condemned::OlderThan(1 << 40)] {
+        for what in [Condemned::Pack(PackId([9; 16])), Condemned::OlderThan(CommitNumber(1 << 40))] {
             for seen_on in [None, Some(0), Some(20_001)] {
                 let row = CondemnedRow { what, bytes: 1 << 25, since: -5, latest: 1 << 33, seen_on };
                 let bytes = row.encode();

@@ -6,6 +6,7 @@ use std::io;
 
 use super::row_id::RowId;
 use crate::coding::DecodeError;
+use crate::ids::CommitNumber;
 use crate::store::codec::CodecError;
 
 /// What of the catalogue is damaged, and how.
@@ -137,7 +138,7 @@ pub enum FileFault {
     #[error("commit file {number} before it is missing")]
     PreviousMissing {
         /// Number of the one before.
-        number: u64,
+        number: CommitNumber,
     },
     /// The one before it was replaced by a checkpoint, and the catalogue is older than that.
     #[error(
@@ -145,15 +146,15 @@ pub enum FileFault {
     )]
     PreviousFolded {
         /// Number of the one before.
-        number: u64,
+        number: CommitNumber,
         /// Number of the checkpoint's commit.
-        checkpoint: u64,
+        checkpoint: CommitNumber,
     },
     /// It was replaced by a checkpoint, and the catalogue is older than that.
     #[error("it was folded into the checkpoint of commit {checkpoint}, and the catalogue is older")]
     Folded {
         /// Number of the checkpoint's commit.
-        checkpoint: u64,
+        checkpoint: CommitNumber,
     },
     /// It is a part of another checkpoint.
     #[error("it is a part of another checkpoint")]

@@ -24,6 +24,7 @@
 use std::sync::Arc;
 
 use crate::coding::{DecodeError, Decoder, Source as _, put_bytes, put_signed, put_varint, unzigzag, zigzag};
+use crate::ids::{GroupId, ObjectId};
 use crate::model::{Timestamp, Xattr};
 
 /// A directory with at most this many entries, those of inline directories in it included, stands inline in its parent's page.
@@ -74,7 +75,7 @@ pub struct DirectoryAttributes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
     /// A file, symbolic link or special file, by the number of its link group.
-    Group(u64),
+    Group(GroupId),
     /// A directory.
     Directory(Arc<Directory>),
 }
@@ -94,9 +95,9 @@ pub enum Body {
     /// Here, sorted by name.
     Inline(Vec<Entry>),
     /// In one page object.
-    Page(u64),
+    Page(ObjectId),
     /// In the pages of an index object.
-    Index(u64),
+    Index(ObjectId),
 }
 
 impl Default for Body {
@@ -244,9 +245,9 @@ impl Default for Context {
 }
 
 /// Encodes the nodes of a page whose names are in object `names`.
-pub fn encode_page(names: u64, entries: &[Entry]) -> Vec<u8> {
+pub fn encode_page(names: ObjectId, entries: &[Entry]) -> Vec<u8> {
     let mut out = Vec::new();
-    put_varint(&mut out, names);
+    put_varint(&mut out, names.0);
     put_varint(&mut out, entries.len() as u64);
     let mut context = Context::default();
     for entry in entries {
@@ -258,8 +259,8 @@ pub fn encode_page(names: u64, entries: &[Entry]) -> Vec<u8> {
 fn put_node(out: &mut Vec<u8>, node: &Node, context: &mut Context) {
     match node {
         Node::Group(number) => {
-            put_varint(out, zigzag(number.wrapping_sub(context.group.wrapping_add(1)) as i64) << 2);
-            context.group = *number;
+            put_varint(out, zigzag(number.0.wrapping_sub(context.group.wrapping_add(1)) as i64) << 2);
+            context.group = number.0;
         }
         Node::Directory(directory) => put_directory(out, directory, context),
     }
@@ -299,8 +300,8 @@ fn put_directory(out: &mut Vec<u8>, directory: &Directory, context: &mut Context
                 put_node(out, &entry.node, context);
             }
         }
-        Body::Page(number) => put_varint(out, number << 2 | 1),
-        Body::Index(number) => put_varint(out, number << 2 | 2),
+        Body::Page(number) => put_varint(out, number.0 << 2 | 1),
+        Body::Index(number) => put_varint(out, number.0 << 2 | 2),
     }
 }
 
@@ -331,8 +332,8 @@ pub fn decode_root(bytes: &[u8]) -> Result<Directory, DecodeError> {
 ///
 /// # Errors
 /// Fails when the page is damaged.
-pub fn names_of_page(page: &[u8]) -> Result<u64, DecodeError> {
-    Decoder::number(Decoder::new(page).varint()?)
+pub fn names_of_page(page: &[u8]) -> Result<ObjectId, DecodeError> {
+    ObjectId::decoded(Decoder::new(page).varint()?)
 }
 
 /// Decodes a page with the names of its names object.
@@ -384,7 +385,7 @@ fn decode_entry_list(
         let node = match head & 3 {
             0 => {
                 context.group = Decoder::add(context.group.wrapping_add(1), unzigzag(head >> 2))?;
-                Node::Group(context.group)
+                Node::Group(GroupId(context.group))
             }
             1 => Node::Directory(Arc::new(decode_directory(decoder, names, head >> 2, context, depth)?)),
             _ => return Err(DecodeError("an unknown kind of node")),
@@ -443,8 +444,8 @@ fn decode_directory(
             }
             Body::Inline(decode_entry_list(decoder, names, context, count, depth + 1)?)
         }
-        1 => Body::Page(Decoder::number(body >> 2)?),
-        2 => Body::Index(Decoder::number(body >> 2)?),
+        1 => Body::Page(ObjectId::decoded(body >> 2)?),
+        2 => Body::Index(ObjectId::decoded(body >> 2)?),
         _ => return Err(DecodeError("an unknown kind of body")),
     };
     Ok(Directory { attributes, body })
@@ -456,7 +457,7 @@ pub struct IndexPage {
     /// Every name in the page is at or above it, every name in the pages before is below it.
     pub separator: Box<[u8]>,
     /// Number of the page object.
-    pub page: u64,
+    pub page: ObjectId,
     /// Count of direct entries in the page.
     pub entries: u64,
 }
@@ -468,9 +469,9 @@ pub fn encode_index(pages: &[IndexPage]) -> Vec<u8> {
     let mut last = 0u64;
     for page in pages {
         put_bytes(&mut out, &page.separator);
-        put_signed(&mut out, page.page.wrapping_sub(last) as i64);
+        put_signed(&mut out, page.page.0.wrapping_sub(last) as i64);
         put_varint(&mut out, page.entries);
-        last = page.page;
+        last = page.page.0;
     }
     out
 }
@@ -489,7 +490,7 @@ pub fn decode_index(bytes: &[u8]) -> Result<Vec<IndexPage>, DecodeError> {
             return Err(DecodeError("separators are not in order"));
         }
         last = Decoder::add(last, decoder.signed()?)?;
-        pages.push(IndexPage { separator, page: last, entries: decoder.varint()? });
+        pages.push(IndexPage { separator, page: ObjectId(last), entries: decoder.varint()? });
     }
     decoder.finish()?;
     Ok(pages)

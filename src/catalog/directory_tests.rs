@@ -26,28 +26,31 @@ fn sample() -> Vec<Entry> {
         ..attributes(-77)
     };
     vec![
-        entry("accounts.xml", Node::Group(0)),
+        entry("accounts.xml", Node::Group(GroupId(0))),
         entry(
             "blobs",
             directory_node(
                 attributes(100),
                 Body::Inline(vec![
-                    entry("0", directory_node(attributes(120), Body::Inline(vec![entry("x.msg2", Node::Group(90))]))),
-                    entry("1", Node::Group(91)),
+                    entry(
+                        "0",
+                        directory_node(attributes(120), Body::Inline(vec![entry("x.msg2", Node::Group(GroupId(90)))])),
+                    ),
+                    entry("1", Node::Group(GroupId(91))),
                 ]),
             ),
         ),
-        entry("index", directory_node(with_acl, Body::Page(12))),
-        entry("large", directory_node(attributes(4), Body::Index(13))),
-        entry("z", Node::Group(5)),
+        entry("index", directory_node(with_acl, Body::Page(ObjectId(12)))),
+        entry("large", directory_node(attributes(4), Body::Index(ObjectId(13)))),
+        entry("z", Node::Group(GroupId(5))),
     ]
 }
 
 #[test]
 fn pages_round_trip() {
     let names = encode_names(&sample());
-    let page = encode_page(77, &sample());
-    assert_eq!(names_of_page(&page).unwrap(), 77);
+    let page = encode_page(ObjectId(77), &sample());
+    assert_eq!(names_of_page(&page).unwrap(), ObjectId(77));
     assert_eq!(decode_page(&page, &names).unwrap(), sample());
     assert_eq!(sample()[1].nodes(), 4);
 }
@@ -55,7 +58,7 @@ fn pages_round_trip() {
 #[test]
 fn damaged_pages_are_errors_or_well_formed() {
     let names = encode_names(&sample());
-    let page = encode_page(77, &sample());
+    let page = encode_page(ObjectId(77), &sample());
     for at in 0..page.len() {
         assert!(decode_page(&page[..at], &names).is_err());
         for bit in 0..8 {
@@ -68,20 +71,20 @@ fn damaged_pages_are_errors_or_well_formed() {
         assert!(decode_page(&page, &names[..at]).is_err());
     }
     for bad in ["", ".", "..", "a/b", "a\0b"] {
-        let list = vec![entry(bad, Node::Group(1))];
-        assert!(decode_page(&encode_page(1, &list), &encode_names(&list)).is_err(), "{bad:?}");
+        let list = vec![entry(bad, Node::Group(GroupId(1)))];
+        assert!(decode_page(&encode_page(ObjectId(1), &list), &encode_names(&list)).is_err(), "{bad:?}");
     }
-    let unsorted = vec![entry("b", Node::Group(1)), entry("a", Node::Group(2))];
-    assert!(decode_page(&encode_page(1, &unsorted), &encode_names(&unsorted)).is_err());
+    let unsorted = vec![entry("b", Node::Group(GroupId(1))), entry("a", Node::Group(GroupId(2)))];
+    assert!(decode_page(&encode_page(ObjectId(1), &unsorted), &encode_names(&unsorted)).is_err());
 }
 
 #[test]
 fn roots_and_indexes_round_trip() {
-    let root = Directory { attributes: attributes(9), body: Body::Index(4) };
+    let root = Directory { attributes: attributes(9), body: Body::Index(ObjectId(4)) };
     assert_eq!(decode_root(&encode_root(&root)).unwrap(), root);
     let pages = vec![
-        IndexPage { separator: (*b"").into(), page: 50, entries: 48 },
-        IndexPage { separator: (*b"k").into(), page: 12, entries: 3 },
+        IndexPage { separator: (*b"").into(), page: ObjectId(50), entries: 48 },
+        IndexPage { separator: (*b"k").into(), page: ObjectId(12), entries: 3 },
     ];
     assert_eq!(decode_index(&encode_index(&pages)).unwrap(), pages);
     assert_eq!(&*separator(b"abc", b"abd"), b"abd");
@@ -131,7 +134,7 @@ fn names_that_all_end_pages_make_no_endless_index() {
     let names = (0u64..).map(|number| format!("{}{number:012}", "x".repeat(243)));
     let mut names: Vec<String> = names.filter(|name| ends_page(name.as_bytes())).take(1000).collect();
     names.sort();
-    let entries: Vec<Entry> = names.iter().map(|name| entry(name, Node::Group(1))).collect();
+    let entries: Vec<Entry> = names.iter().map(|name| entry(name, Node::Group(GroupId(1)))).collect();
     assert_eq!(cut(&entries, ends_page).len(), 1000);
     assert_eq!(cut_pages(&entries).len(), 1000, "they are few");
     let many: Vec<Entry> = entries.iter().cycle().take(300_000).cloned().collect();

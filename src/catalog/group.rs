@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use super::decompress::decompress;
 use crate::coding::{DecodeError, Decoder, Source, StreamDecoder, put_bytes, put_signed, put_varint, unzigzag, zigzag};
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, ObjectId};
 use crate::model::{Attributes, Kind, Timestamp, Xattr};
 
 /// zstd level of pages.
@@ -90,7 +90,7 @@ pub fn length_of(segments: &[Segment]) -> Option<u64> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentPage {
     /// Number of the object.
-    pub object: u64,
+    pub object: ObjectId,
     /// Bytes of the file that its segments stand for.
     pub length: u64,
 }
@@ -272,9 +272,9 @@ impl GroupEncoder {
                 out.push(2);
                 put_varint(out, pages.len() as u64);
                 for page in pages {
-                    put_signed(out, page.object.wrapping_sub(context.last_object) as i64);
+                    put_signed(out, page.object.0.wrapping_sub(context.last_object) as i64);
                     put_varint(out, page.length);
-                    context.last_object = page.object;
+                    context.last_object = page.object.0;
                 }
             }
             Content::Segments(segments) => match segments.as_slice() {
@@ -508,7 +508,7 @@ fn decode_content(decoder: &mut impl Source, context: &mut Context, size: u64) -
             let mut pages = Vec::with_capacity(count);
             for _ in 0..count {
                 context.last_object = Decoder::add(context.last_object, decoder.signed()?)?;
-                pages.push(ContentPage { object: context.last_object, length: decoder.varint()? });
+                pages.push(ContentPage { object: ObjectId(context.last_object), length: decoder.varint()? });
             }
             Content::Pages(pages)
         }

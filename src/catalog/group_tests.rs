@@ -36,7 +36,10 @@ fn rows() -> Vec<Option<LinkGroup>> {
         Some(group(Kind::File, Content::Unreadable(13), 55, Vec::new())),
         Some(group(
             Kind::File,
-            Content::Pages(vec![ContentPage { object: 40, length: 9 }, ContentPage { object: 12, length: 8 }]),
+            Content::Pages(vec![
+                ContentPage { object: ObjectId(40), length: 9 },
+                ContentPage { object: ObjectId(12), length: 8 },
+            ]),
             17,
             Vec::new(),
         )),

@@ -5,12 +5,13 @@
 //! (varint), then runs until the end: skipped groups (varint), length of the run (varint), link count of each group in it (varint).
 
 use crate::coding::{DecodeError, Decoder, put_varint};
+use crate::ids::GroupId;
 
 /// Group numbers covered by one page.
 pub const PAGE_GROUPS: u64 = 4096;
 
 /// Encodes the counts of one page: pairs of group number and count, ascending, all within page number `page`.
-pub fn encode_page(page: u64, counts: &[(u64, u32)]) -> Vec<u8> {
+pub fn encode_page(page: u64, counts: &[(GroupId, u32)]) -> Vec<u8> {
     let mut out = Vec::with_capacity(counts.len() + 8);
     put_varint(&mut out, page);
     let mut next = page * PAGE_GROUPS;
@@ -18,13 +19,13 @@ pub fn encode_page(page: u64, counts: &[(u64, u32)]) -> Vec<u8> {
     while let Some(&(first, count)) = rest.first() {
         let run = rest
             .iter()
-            .zip(first..)
-            .take_while(|&(&(group, other), expected)| group == expected && other == count)
+            .zip(first.0..)
+            .take_while(|&(&(group, other), expected)| group.0 == expected && other == count)
             .count();
-        put_varint(&mut out, first - next);
+        put_varint(&mut out, first.0 - next);
         put_varint(&mut out, run as u64);
         put_varint(&mut out, u64::from(count));
-        next = first + run as u64;
+        next = first.0 + run as u64;
         rest = &rest[run..];
     }
     out
@@ -34,7 +35,7 @@ pub fn encode_page(page: u64, counts: &[(u64, u32)]) -> Vec<u8> {
 ///
 /// # Errors
 /// Fails when the bytes are not what [`encode_page`] produces.
-pub fn decode_page(bytes: &[u8]) -> Result<(u64, Vec<(u64, u32)>), DecodeError> {
+pub fn decode_page(bytes: &[u8]) -> Result<(u64, Vec<(GroupId, u32)>), DecodeError> {
     const RANGE: DecodeError = DecodeError("a link count leaves its page");
     let mut decoder = Decoder::new(bytes);
     let page = decoder.varint()?;
@@ -49,16 +50,16 @@ pub fn decode_page(bytes: &[u8]) -> Result<(u64, Vec<(u64, u32)>), DecodeError> 
         if next > end || run == 0 || count == 0 {
             return Err(RANGE);
         }
-        counts.extend((first..next).map(|group| (group, count)));
+        counts.extend((first..next).map(|group| (GroupId(group), count)));
     }
     Ok((page, counts))
 }
 
 /// Splits counts, ascending by group number, into encoded pages.
-pub fn encode(counts: &[(u64, u32)]) -> Vec<Vec<u8>> {
+pub fn encode(counts: &[(GroupId, u32)]) -> Vec<Vec<u8>> {
     counts
-        .chunk_by(|left, right| left.0 / PAGE_GROUPS == right.0 / PAGE_GROUPS)
-        .map(|page| encode_page(page[0].0 / PAGE_GROUPS, page))
+        .chunk_by(|left, right| left.0.0 / PAGE_GROUPS == right.0.0 / PAGE_GROUPS)
+        .map(|page| encode_page(page[0].0.0 / PAGE_GROUPS, page))
         .collect()
 }
 
@@ -68,13 +69,13 @@ mod tests {
 
     #[test]
     fn counts_round_trip_page_by_page() {
-        let counts: Vec<(u64, u32)> = (0..10_000)
+        let counts: Vec<(GroupId, u32)> = (0..10_000)
             .filter(|number| number % 7 != 3)
-            .map(|number| (number, if number % 100 < 90 { 1 } else { 5 }))
+            .map(|number| (GroupId(number), if number % 100 < 90 { 1 } else { 5 }))
             .collect();
         let pages = encode(&counts);
         assert_eq!(pages.len(), 3);
-        let read: Vec<(u64, u32)> = pages.iter().flat_map(|page| decode_page(page).unwrap().1).collect();
+        let read: Vec<(GroupId, u32)> = pages.iter().flat_map(|page| decode_page(page).unwrap().1).collect();
         assert_eq!(read, counts);
         assert!(decode_page(&[0, 0, 0, 1]).is_err());
         assert!(decode_page(&[1, 0xff, 0xff, 3, 1, 1]).is_err());

@@ -13,7 +13,7 @@ use super::reader::CatalogReader;
 use super::row_id::RowKind;
 use super::tables::Table;
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::ids::{ChunkId, PackNumber, SnapshotNumber, SourceId};
+use crate::ids::{ChunkId, GroupId, ObjectId, PackNumber, SnapshotNumber, SourceId};
 
 /// Number of the row of `meta` that holds the counters.
 pub(crate) const COUNTERS: u64 = 0;
@@ -30,9 +30,9 @@ pub struct Counters {
     /// Number of the next chunk.
     pub chunk: ChunkId,
     /// Number of the next object.
-    pub object: u64,
+    pub object: ObjectId,
     /// Number of the next link group.
-    pub group: u64,
+    pub group: GroupId,
     /// Number of the next pack.
     pub pack: PackNumber,
     /// Number of the next snapshot.
@@ -42,7 +42,7 @@ pub struct Counters {
 impl Counters {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        for value in [self.chunk.0, self.object, self.group, self.pack.0, self.snapshot.0] {
+        for value in [self.chunk.0, self.object.0, self.group.0, self.pack.0, self.snapshot.0] {
             put_varint(&mut out, value);
         }
         out
@@ -52,15 +52,12 @@ impl Counters {
         let mut decoder = Decoder::new(bytes);
         let counters = Counters {
             chunk: ChunkId::decoded(decoder.varint()?)?,
-            object: decoder.varint()?,
-            group: decoder.varint()?,
+            object: ObjectId::decoded(decoder.varint()?)?,
+            group: GroupId::decoded(decoder.varint()?)?,
             pack: PackNumber::decoded(decoder.varint()?)?,
             snapshot: SnapshotNumber::decoded(decoder.varint()?)?,
         };
         decoder.finish()?;
-        for value in [counters.object, counters.group] {
-            Decoder::number(value)?;
-        }
         Ok(counters)
     }
 

@@ -24,7 +24,7 @@ use super::row_source::RowSource;
 use super::snapshot::SnapshotRecord;
 use super::tables::{Index, Table};
 use crate::coding::DecodeError;
-use crate::ids::{ChunkId, DictionaryId, PackNumber, SnapshotNumber};
+use crate::ids::{ChunkId, DictionaryId, GroupId, ObjectId, PackNumber, SnapshotNumber};
 use crate::model::ChunkHash;
 use crate::store::codec::{Dictionary, DictionarySet};
 use crate::store::entry::{ChunkAddress, Location};
@@ -45,7 +45,7 @@ pub struct CatalogReader {
     rows: RowSource,
     chunks: Cache<u64, Arc<ChunkPage>>,
     groups: Cache<u64, Arc<GroupPage>>,
-    pages: Cache<u64, Arc<Vec<Entry>>>,
+    pages: Cache<ObjectId, Arc<Vec<Entry>>>,
     packs: Cache<PackNumber, PackRow>,
 }
 
@@ -286,14 +286,14 @@ impl CatalogReader {
     ///
     /// # Errors
     /// [`CatalogDamage::Missing`](super::CatalogDamage::Missing) when there is no such group.
-    pub fn group(&self, number: u64) -> Result<Arc<LinkGroup>, CatalogError> {
-        let page = number / PAGE_ROWS;
-        let row = |rows: &GroupPage| rows.get((number % PAGE_ROWS) as usize).cloned().flatten();
+    pub fn group(&self, number: GroupId) -> Result<Arc<LinkGroup>, CatalogError> {
+        let page = number.0 / PAGE_ROWS;
+        let row = |rows: &GroupPage| rows.get((number.0 % PAGE_ROWS) as usize).cloned().flatten();
         // A later commit may have added rows to a page that is cached, and large rows are not kept.
         if let Some(found) = self.groups.get(&page).and_then(|rows| row(&rows)) {
             return Ok(found);
         }
-        let slot = (number % PAGE_ROWS) as usize;
+        let slot = (number.0 % PAGE_ROWS) as usize;
         let (mut rows, mut found, mut held) = (GroupPage::new(), None, 0);
         self.for_each_group(page, |at, row| {
             let row_bytes = row.as_ref().map_or(0, LinkGroup::held_bytes);
@@ -315,9 +315,9 @@ impl CatalogReader {
     ///
     /// # Errors
     /// [`CatalogDamage`](super::CatalogDamage) when it cannot be had as it was written.
-    pub fn object(&self, kind: ObjectKind, number: u64) -> Result<Vec<u8>, CatalogError> {
+    pub fn object(&self, kind: ObjectKind, number: ObjectId) -> Result<Vec<u8>, CatalogError> {
         self.rows
-            .payload(Table::Objects, number, |payload| {
+            .payload(Table::Objects, number.0, |payload| {
                 CatalogError::decode_row(RowKind::Object.row(number), || object::decode(kind, payload))
             })?
             .ok_or(CatalogError::missing(RowKind::Object.row(number)))
@@ -327,11 +327,11 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when redb fails.
-    pub fn find_object(&self, hash: &[u8; 32]) -> Result<Option<u64>, CatalogError> {
-        let Some(number) = self.rows.get()?.find(Index::Objects, hash)? else {
+    pub fn find_object(&self, hash: &[u8; 32]) -> Result<Option<ObjectId>, CatalogError> {
+        let Some(number) = self.rows.get()?.find(Index::Objects, hash)?.map(ObjectId) else {
             return Ok(None);
         };
-        let confirmed = self.rows.payload(Table::Objects, number, |payload| Ok(object::has_hash(payload, hash)))?;
+        let confirmed = self.rows.payload(Table::Objects, number.0, |payload| Ok(object::has_hash(payload, hash)))?;
         Ok((confirmed == Some(true)).then_some(number))
     }
 
@@ -339,7 +339,7 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when the page or its names are missing or damaged.
-    pub fn directory_page(&self, number: u64) -> Result<Arc<Vec<Entry>>, CatalogError> {
+    pub fn directory_page(&self, number: ObjectId) -> Result<Arc<Vec<Entry>>, CatalogError> {
         if let Some(found) = self.pages.get(&number) {
             return Ok(found);
         }
@@ -362,7 +362,7 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when the index object is missing or damaged.
-    pub fn directory_index(&self, number: u64) -> Result<Vec<IndexPage>, CatalogError> {
+    pub fn directory_index(&self, number: ObjectId) -> Result<Vec<IndexPage>, CatalogError> {
         let bytes = self.object(ObjectKind::Index, number)?;
         CatalogError::decode_row(RowKind::DirectoryIndex.row(number), || directory::decode_index(&bytes))
     }
@@ -371,7 +371,7 @@ impl CatalogReader {
     ///
     /// # Errors
     /// Fails when the object is missing or damaged.
-    pub fn content_page(&self, number: u64) -> Result<Vec<Segment>, CatalogError> {
+    pub fn content_page(&self, number: ObjectId) -> Result<Vec<Segment>, CatalogError> {
         let bytes = self.object(ObjectKind::Content, number)?;
         CatalogError::decode_row(RowKind::ContentPage.row(number), || group::decode_segments(&bytes))
     }

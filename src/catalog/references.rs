@@ -2,18 +2,19 @@
 
 use super::directory::IndexPage;
 use crate::coding::{DecodeError, Decoder, unzigzag};
+use crate::ids::{GroupId, ObjectId};
 
 /// Something that a directory page refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reference {
     /// The object with the page's names.
-    Names(u64),
+    Names(ObjectId),
     /// A link group.
-    Group(u64),
+    Group(GroupId),
     /// The only page of a directory.
-    Page(u64),
+    Page(ObjectId),
     /// The index of a large directory.
-    Index(u64),
+    Index(ObjectId),
 }
 
 impl From<&IndexPage> for Reference {
@@ -28,7 +29,7 @@ impl From<&IndexPage> for Reference {
 /// Fails when the bytes are no page. What was visited before then is as the bytes have it.
 pub fn visit_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), DecodeError> {
     let mut decoder = Decoder::new(page);
-    visit(Reference::Names(Decoder::number(decoder.varint()?)?));
+    visit(Reference::Names(ObjectId::decoded(decoder.varint()?)?));
     let mut waiting = vec![decoder.count()? as u64];
     let mut group = u64::MAX;
     while let Some(left) = waiting.last_mut() {
@@ -41,7 +42,7 @@ pub fn visit_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), D
         match head & 3 {
             0 => {
                 group = Decoder::add(group.wrapping_add(1), unzigzag(head >> 2))?;
-                visit(Reference::Group(group));
+                visit(Reference::Group(GroupId(group)));
             }
             1 => match decode_body_head(&mut decoder, head >> 2)? {
                 body if body & 3 == 0 => {
@@ -50,8 +51,8 @@ pub fn visit_page(page: &[u8], mut visit: impl FnMut(Reference)) -> Result<(), D
                     }
                     waiting.push(body >> 2);
                 }
-                body if body & 3 == 1 => visit(Reference::Page(Decoder::number(body >> 2)?)),
-                body if body & 3 == 2 => visit(Reference::Index(Decoder::number(body >> 2)?)),
+                body if body & 3 == 1 => visit(Reference::Page(ObjectId::decoded(body >> 2)?)),
+                body if body & 3 == 2 => visit(Reference::Index(ObjectId::decoded(body >> 2)?)),
                 _ => return Err(DecodeError("an unknown kind of body")),
             },
             _ => return Err(DecodeError("an unknown kind of node")),
@@ -101,17 +102,25 @@ mod tests {
         };
         let entry = |name: &str, node| Entry { name: name.as_bytes().into(), node };
         let inline = Body::Inline(vec![
-            entry("x", Node::Group(3)),
+            entry("x", Node::Group(GroupId(3))),
             entry("y", directory(Body::Inline(Vec::new()))),
-            entry("z", directory(Body::Page(40))),
+            entry("z", directory(Body::Page(ObjectId(40)))),
         ]);
-        let entries =
-            [entry("a", Node::Group(9)), entry("b", directory(inline)), entry("c", directory(Body::Index(41)))];
-        let page = encode_page(7, &entries);
+        let entries = [
+            entry("a", Node::Group(GroupId(9))),
+            entry("b", directory(inline)),
+            entry("c", directory(Body::Index(ObjectId(41)))),
+        ];
+        let page = encode_page(ObjectId(7), &entries);
         let mut found = Vec::new();
         visit_page(&page, |reference| found.push(reference)).unwrap();
-        let expected =
-            [Reference::Names(7), Reference::Group(9), Reference::Group(3), Reference::Page(40), Reference::Index(41)];
+        let expected = [
+            Reference::Names(ObjectId(7)),
+            Reference::Group(GroupId(9)),
+            Reference::Group(GroupId(3)),
+            Reference::Page(ObjectId(40)),
+            Reference::Index(ObjectId(41)),
+        ];
         assert_eq!(found, expected);
         for at in 0..page.len() {
             assert!(visit_page(&page[..at], |_| ()).is_err(), "cut at {at}");

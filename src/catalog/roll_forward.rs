@@ -18,7 +18,7 @@ use crate::store::backend::Backend;
 /// [`CatalogDamage::File`](super::CatalogDamage::File) when one is missing, damaged or does not follow the one before.
 pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result<u64, CatalogError> {
     let (mut last, mut last_id) = last_commit(&database.read()?)?;
-    let checkpoint = match last {
+    let checkpoint = match last.0 {
         0 => checkpoint::newest_whole(backend)?,
         _ => match checkpoint::newest(backend) {
             // Only an empty catalogue needs it.
@@ -26,7 +26,7 @@ pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result
             other => other?,
         },
     };
-    if last == 0
+    if last.0 == 0
         && let Some(checkpoint) = &checkpoint
     {
         // Its rows of commits come last, so a database that got only a part of it still holds no commit.
@@ -36,12 +36,12 @@ pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result
     let mut applied = 0;
     for number in commit_files(backend)?.into_iter().filter(|number| *number > last).collect::<Vec<_>>() {
         let key = commit::key(number);
-        if number != last + 1 {
+        if number != last.next() {
             let fault = match &checkpoint {
                 Some(folded) if folded.number > last => {
-                    FileFault::PreviousFolded { number: last + 1, checkpoint: folded.number }
+                    FileFault::PreviousFolded { number: last.next(), checkpoint: folded.number }
                 }
-                _ => FileFault::PreviousMissing { number: last + 1 },
+                _ => FileFault::PreviousMissing { number: last.next() },
             };
             return Err(CatalogError::of_file(&key, fault));
         }
@@ -52,14 +52,14 @@ pub fn roll_forward(database: &CatalogDatabase, backend: &dyn Backend) -> Result
         }
         database.apply_all(|apply| {
             commit.for_each_batch(&mut *apply)?;
-            apply(vec![Change::Put(Table::Commits, number, commit.id.to_vec())])
+            apply(vec![Change::Put(Table::Commits, number.0, commit.id.to_vec())])
         })?;
         (last, last_id) = (number, commit.id);
         applied += 1;
     }
-    let newest = checkpoint::heads(backend)?.first().copied().filter(|_| last == 0 || checkpoint.is_some());
+    let newest = checkpoint::heads(backend)?.first().copied().filter(|_| last.0 == 0 || checkpoint.is_some());
     if let Some(folded) = newest.filter(|folded| *folded > last) {
-        return Err(CatalogError::of_file(&commit::key(last + 1), FileFault::Folded { checkpoint: folded }));
+        return Err(CatalogError::of_file(&commit::key(last.next()), FileFault::Folded { checkpoint: folded }));
     }
     Ok(applied)
 }

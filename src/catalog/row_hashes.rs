@@ -11,6 +11,7 @@ use super::commit::{self, CommitFile};
 use super::commit_log::read_whole;
 use super::damage::FileFault;
 use super::tables::{Change, Table};
+use crate::ids::CommitNumber;
 use crate::store::backend::Backend;
 
 /// Changes of a table that are gathered before they are sorted in, at least.
@@ -98,9 +99,9 @@ impl RowHashes {
     ///
     /// # Errors
     /// [`CatalogDamage::File`](super::CatalogDamage::File) when one is missing, damaged or does not follow the one before.
-    pub fn read(backend: &dyn Backend, last: u64) -> Result<RowHashes, CatalogError> {
+    pub fn read(backend: &dyn Backend, last: CommitNumber) -> Result<RowHashes, CatalogError> {
         let mut builder = RowHashesBuilder::default();
-        let (mut number, mut id) = (0, commit::CommitId::default());
+        let (mut number, mut id) = <(CommitNumber, commit::CommitId)>::default();
         if let Some(checkpoint) = checkpoint::newest(backend)?.filter(|checkpoint| checkpoint.number <= last) {
             checkpoint.for_each_part(backend, |changes| {
                 builder.apply(&changes);
@@ -109,7 +110,7 @@ impl RowHashes {
             (number, id) = (checkpoint.number, checkpoint.commit);
         }
         while number < last {
-            number += 1;
+            number = number.next();
             let key = commit::key(number);
             let file = read_whole(backend, &key)?;
             let commit = CommitFile::open(&key, &file)?;

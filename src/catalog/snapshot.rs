@@ -12,6 +12,7 @@ use super::damage::CatalogDamage;
 use super::directory::{Directory, decode_root, encode_root};
 use super::error::CatalogError;
 use crate::coding::DecodeError;
+use crate::ids::{GroupId, ObjectId};
 
 /// A record is at most so long, in bytes. Most of it are the numbers of the objects with link counts, and the names of owners.
 pub const RECORD_MAX_BYTES: usize = 64 << 20;
@@ -143,10 +144,10 @@ pub struct SnapshotRecord {
     /// The root directory, encoded as in a directory page, in hexadecimal.
     pub root: String,
     /// Numbers of the objects that hold the link counts.
-    pub links: Vec<u64>,
+    pub links: Vec<ObjectId>,
     /// Number of the object that lists the problems, if there were any.
     #[serde(default)]
-    pub problems: Option<u64>,
+    pub problems: Option<ObjectId>,
     /// How many problems there were.
     #[serde(default)]
     pub problem_count: u64,
@@ -249,10 +250,10 @@ impl TreeDigest {
     }
 
     /// Adds a name of a link group.
-    pub fn group(&mut self, name: &[u8], number: u64, row_digest: u64) {
+    pub fn group(&mut self, name: &[u8], number: GroupId, row_digest: u64) {
         self.buffer.push(0);
         crate::coding::put_bytes(&mut self.buffer, name);
-        self.buffer.extend_from_slice(&number.to_le_bytes());
+        self.buffer.extend_from_slice(&number.0.to_le_bytes());
         self.buffer.extend_from_slice(&row_digest.to_le_bytes());
         self.flush_if_full();
     }
@@ -322,13 +323,13 @@ mod tests {
         let attributes = super::super::directory::DirectoryAttributes::default();
         let inside = digest(&|digest| {
             digest.enter(b"d", &attributes);
-            digest.group(b"f", 1, 2);
+            digest.group(b"f", GroupId(1), 2);
             digest.leave();
         });
         let beside = digest(&|digest| {
             digest.enter(b"d", &attributes);
             digest.leave();
-            digest.group(b"f", 1, 2);
+            digest.group(b"f", GroupId(1), 2);
         });
         assert_ne!(inside, beside);
     }

@@ -22,7 +22,7 @@ use super::reader::CatalogReader;
 use super::row_id::RowKind;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
 use super::tables::{Change, Index, Table};
-use crate::ids::{ChunkId, DictionaryId, PackNumber, SnapshotNumber, SourceId};
+use crate::ids::{ChunkId, CommitNumber, DictionaryId, GroupId, ObjectId, PackNumber, SnapshotNumber, SourceId};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 
@@ -40,14 +40,14 @@ pub struct CatalogWriter {
     backend: Arc<dyn Backend>,
     reader: Arc<CatalogReader>,
     counters: Counters,
-    last: (u64, CommitId),
+    last: (CommitNumber, CommitId),
     encoder: ObjectEncoder,
     pub(super) changes: Vec<Change>,
     pub(super) pending_bytes: usize,
     chunks: HashMap<ChunkHash, (ChunkId, u32)>,
     chunk_rows: BTreeMap<u64, ChunkPage>,
-    objects: HashMap<[u8; 32], u64>,
-    groups: Vec<(u64, LinkGroup)>,
+    objects: HashMap<[u8; 32], ObjectId>,
+    groups: Vec<(GroupId, LinkGroup)>,
     open_page: Option<OpenPage>,
     /// What the store's row of `meta` is to be, if it is not that yet.
     store: Option<Vec<u8>>,
@@ -82,7 +82,7 @@ impl CatalogWriter {
             groups: Vec::new(),
             store: None,
             // One above the last commit: it grows with every writer that commits anything.
-            epoch: u32::try_from(last.0 + 1).unwrap_or(u32::MAX),
+            epoch: u32::try_from(last.0.next().0).unwrap_or(u32::MAX),
             next_condemned: None,
             is_poisoned: false,
             open_page: None,
@@ -108,7 +108,7 @@ impl CatalogWriter {
     }
 
     /// Returns the number and identifier of the last commit.
-    pub fn last_commit(&self) -> (u64, CommitId) {
+    pub fn last_commit(&self) -> (CommitNumber, CommitId) {
         self.last
     }
 
@@ -222,22 +222,22 @@ impl CatalogWriter {
     ///
     /// # Errors
     /// Fails when the page that is to be continued cannot be read.
-    pub fn add_group(&mut self, group: LinkGroup) -> Result<u64, CatalogError> {
+    pub fn add_group(&mut self, group: LinkGroup) -> Result<GroupId, CatalogError> {
         let held = group.held_bytes();
-        let page = self.counters.group / PAGE_ROWS;
+        let page = self.counters.group.0 / PAGE_ROWS;
         let mut open = match self.open_page {
             Some(open) if open.number == page => open,
-            _ if self.counters.group.is_multiple_of(PAGE_ROWS) => OpenPage { number: page, held: 0 },
+            _ if self.counters.group.0.is_multiple_of(PAGE_ROWS) => OpenPage { number: page, held: 0 },
             _ => OpenPage { number: page, held: self.held_by_page(page)? },
         };
         if open.held > 0 && open.held + held > PAGE_HELD_BYTES {
             open = OpenPage { number: page + 1, held: 0 };
-            self.counters.group = open.number * PAGE_ROWS;
+            self.counters.group = GroupId(open.number * PAGE_ROWS);
         }
         open.held += held;
         self.open_page = Some(open);
         let number = self.counters.group;
-        self.counters.group += 1;
+        self.counters.group.0 += 1;
         self.pending_bytes += held;
         self.groups.push((number, group));
         Ok(number)
@@ -257,7 +257,7 @@ impl CatalogWriter {
     ///
     /// # Errors
     /// Fails when the catalogue cannot be read.
-    pub fn intern_object(&mut self, kind: ObjectKind, plain: &[u8]) -> Result<u64, CatalogError> {
+    pub fn intern_object(&mut self, kind: ObjectKind, plain: &[u8]) -> Result<ObjectId, CatalogError> {
         let hash = object::hash(kind, plain);
         if let Some(number) = self.objects.get(&hash) {
             return Ok(*number);
@@ -270,10 +270,10 @@ impl CatalogWriter {
             return Err(WriteError::TooLarge { what: Written::Object, bytes, most }.into());
         }
         let number = self.counters.object;
-        self.counters.object += 1;
+        self.counters.object.0 += 1;
         let stored = self.encoder.encode(kind, &hash, plain);
-        self.put(Table::Objects, number, stored);
-        self.changes.push(Change::PutIndex(Index::Objects, hash, number));
+        self.put(Table::Objects, number.0, stored);
+        self.changes.push(Change::PutIndex(Index::Objects, hash, number.0));
         self.objects.insert(hash, number);
         self.pending_bytes += 160;
         Ok(number)
@@ -381,12 +381,12 @@ impl CatalogWriter {
         if let Some(row) = self.store.take() {
             self.changes.push(Change::Put(Table::Meta, STORE, row));
         }
-        let number = self.last.0 + 1;
+        let number = self.last.0.next();
         let key = commit::key(number);
         let (file, id) = commit::encode(number, &self.last.1, &self.changes)?;
         self.backend.put(&key, &[&file])?;
         self.backend.sync()?;
-        self.changes.push(Change::Put(Table::Commits, number, id.to_vec()));
+        self.changes.push(Change::Put(Table::Commits, number.0, id.to_vec()));
         self.database.apply(&self.changes)?;
         self.changes.clear();
         self.objects.clear();
@@ -399,11 +399,11 @@ impl CatalogWriter {
     fn flush_groups(&mut self) -> Result<(), CatalogError> {
         let groups = std::mem::take(&mut self.groups);
         let mut groups = groups.into_iter().peekable();
-        while let Some(page) = groups.peek().map(|(number, _)| number / PAGE_ROWS) {
+        while let Some(page) = groups.peek().map(|(number, _)| number.0 / PAGE_ROWS) {
             let mut rows = self.reader.group_rows(page)?;
-            while let Some((number, group)) = groups.next_if(|(number, _)| number / PAGE_ROWS == page) {
+            while let Some((number, group)) = groups.next_if(|(number, _)| number.0 / PAGE_ROWS == page) {
                 // A gap is a number whose group was removed.
-                rows.resize((number % PAGE_ROWS) as usize, None);
+                rows.resize((number.0 % PAGE_ROWS) as usize, None);
                 rows.push(Some(group));
             }
             self.changes.push(Change::Put(Table::Groups, page, group::encode_page(&rows)));

@@ -14,6 +14,7 @@ use crate::catalog::database_reader::DatabaseReader;
 use crate::catalog::row_hashes::{RowHashes, RowHashesBuilder};
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogDamage, CatalogError};
+use crate::ids::CommitNumber;
 
 /// The rows that the catalogue must hold.
 #[derive(Default)]
@@ -27,14 +28,14 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
     let database = &*checker.catalog.database()?;
     let (last, _) = checker.guarded("The rows of commits", || Ok(last_commit(database)?))?;
     let files = commit_log::commit_files(checker.replica.backend().as_ref())?;
-    let end = last.max(files.last().copied().unwrap_or(0));
-    report.commits = last;
-    checker.progress.enter(Phase::Commits, end);
+    let end = last.max(files.last().copied().unwrap_or_default());
+    report.commits = last.0;
+    checker.progress.enter(Phase::Commits, end.0);
     let rows = Some(RowHashesBuilder::default());
     let mut chain = Chain { checker, last, rows, previous: CommitId::default(), intact: true };
     let first = chain.checkpoint()?;
-    checker.progress.done.store(first, Ordering::Relaxed);
-    for number in first + 1..=end {
+    checker.progress.done.store(first.0, Ordering::Relaxed);
+    for number in (first.next().0..=end.0).map(CommitNumber) {
         checker.progress.step()?;
         let is_there = chain.file(number)?;
         if number > last {
@@ -48,7 +49,7 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
     report.rebuildable = chain.intact;
     chain.forget_unless_intact();
     // The very first run may have died between its commit file and the catalogue, as any other may.
-    if last == 0 && end > 1 {
+    if last.0 == 0 && end.0 > 1 {
         let reason = format!("it holds no commit, and there are {} commit files", files.len());
         checker.ledger.note(DamageKind::Catalog, Key::Step("commits"), "The catalogue".to_owned(), reason);
     }
@@ -57,14 +58,14 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
 
 struct Chain<'a> {
     checker: &'a Checker<'a>,
-    last: u64,
+    last: CommitNumber,
     rows: Option<RowHashesBuilder>,
     previous: CommitId,
     intact: bool,
 }
 
 impl Chain<'_> {
-    fn damage(&mut self, number: u64, reason: String) {
+    fn damage(&mut self, number: CommitNumber, reason: String) {
         self.intact = false;
         let what = format!("Commit file {}", commit::key(number));
         self.checker.ledger.note(DamageKind::CommitFile, Key::Commit(number), what, reason);
@@ -72,7 +73,7 @@ impl Chain<'_> {
 
     /// Takes the newest checkpoint that is intact, and returns the number of its commit; 0 when there is none. Files that were folded into it are
     /// of no use any more.
-    fn checkpoint(&mut self) -> Result<u64, CheckError> {
+    fn checkpoint(&mut self) -> Result<CommitNumber, CheckError> {
         let backend = self.checker.replica.backend().as_ref();
         for number in checkpoint::heads(backend)? {
             let mut rows = RowHashesBuilder::default();
@@ -110,7 +111,7 @@ impl Chain<'_> {
                 return Ok(number);
             }
         }
-        Ok(0)
+        Ok(CommitNumber(0))
     }
 
     fn forget_unless_intact(&mut self) {
@@ -120,7 +121,7 @@ impl Chain<'_> {
     }
 
     /// Verifies one commit file; returns whether it is there.
-    fn file(&mut self, number: u64) -> Result<bool, CheckError> {
+    fn file(&mut self, number: CommitNumber) -> Result<bool, CheckError> {
         let key = commit::key(number);
         let backend = self.checker.replica.backend();
         let is_wanted = number <= self.last && self.intact;
@@ -159,7 +160,7 @@ impl Chain<'_> {
     }
 
     /// Compares a commit's identifier with the catalogue's row of it. Without the file the row's serves to go on.
-    fn compare_row(&mut self, number: u64, id: Option<&CommitId>) -> Result<(), CheckError> {
+    fn compare_row(&mut self, number: CommitNumber, id: Option<&CommitId>) -> Result<(), CheckError> {
         if number > self.last {
             return Ok(());
         }
@@ -174,7 +175,7 @@ impl Chain<'_> {
             (None, _) => {
                 let what = format!("Commit row {number}");
                 let reason = "it is missing or damaged".to_owned();
-                self.checker.ledger.note(DamageKind::Catalog, Key::Row(Table::Commits, number), what, reason);
+                self.checker.ledger.note(DamageKind::Catalog, Key::Row(Table::Commits, number.0), what, reason);
             }
             _ => {}
         }

@@ -10,6 +10,7 @@ use crate::catalog::chunk::PAGE_ROWS;
 use crate::catalog::group::{self, Content, LinkGroup, Segment};
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogDamage, CatalogError};
+use crate::ids::GroupId;
 use crate::model::Kind;
 use crate::paged::Paged;
 
@@ -26,32 +27,32 @@ pub(super) struct Groups {
     pub(super) count: u64,
     digests: Paged<u64>,
     state: Paged<u8>,
-    damages: HashMap<u64, Vec<DamageNumber>>,
+    damages: HashMap<GroupId, Vec<DamageNumber>>,
     /// Pages of link groups that cannot be read.
     pages: HashMap<u64, DamageNumber>,
 }
 
 impl Groups {
     /// Returns the digest of a link group's row and whether its content is damaged, or `None` when there is no such group.
-    pub(super) fn get(&self, number: u64) -> Option<(u64, bool)> {
-        let state = self.state.get(number);
-        (state & EXISTS != 0).then(|| (self.digests.get(number), state & DAMAGED != 0))
+    pub(super) fn get(&self, number: GroupId) -> Option<(u64, bool)> {
+        let state = self.state.get(number.0);
+        (state & EXISTS != 0).then(|| (self.digests.get(number.0), state & DAMAGED != 0))
     }
 
     /// Returns what a link group's content suffers from.
-    pub(super) fn damages(&self, number: u64) -> &[DamageNumber] {
+    pub(super) fn damages(&self, number: GroupId) -> &[DamageNumber] {
         self.damages.get(&number).map_or(&[], Vec::as_slice)
     }
 
     /// Returns the damage of the page that holds a link group's row.
-    pub(super) fn page_damage(&self, number: u64) -> Option<DamageNumber> {
-        self.pages.get(&(number / PAGE_ROWS)).copied()
+    pub(super) fn page_damage(&self, number: GroupId) -> Option<DamageNumber> {
+        self.pages.get(&(number.0 / PAGE_ROWS)).copied()
     }
 }
 
 /// Verifies all link groups.
 pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, bad: &BadChunks) -> Result<Groups, CheckError> {
-    checker.progress.enter(Phase::Groups, rows.counters.group);
+    checker.progress.enter(Phase::Groups, rows.counters.group.0);
     let mut groups = Groups::default();
     for (&(table, number), &damage) in &rows.damaged {
         if table == Table::Groups {
@@ -63,7 +64,7 @@ pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, bad: &BadChunks) -> Res
     let mut pages = Vec::new();
     checker.guarded("The table of link groups", || {
         Ok(checker.catalog.database()?.scan_numbers(Table::Groups, |page| {
-            if page < rows.counters.group.div_ceil(PAGE_ROWS) {
+            if page < rows.counters.group.0.div_ceil(PAGE_ROWS) {
                 pages.push(page);
             }
             Ok(())
@@ -85,15 +86,15 @@ struct Contents<'a> {
 impl Contents<'_> {
     fn page(&mut self, page: u64) -> Result<(), CheckError> {
         let read = self.checker.catalog.for_each_group(page, |at, row| {
-            let number = page * PAGE_ROWS + at as u64;
+            let number = GroupId(page * PAGE_ROWS + at as u64);
             self.checker.progress.step()?;
             let Some(row) = row else { return Ok(true) };
             self.groups.count += 1;
-            *self.groups.digests.entry(number) = row.digest();
-            *self.groups.state.entry(number) = EXISTS;
+            *self.groups.digests.entry(number.0) = row.digest();
+            *self.groups.state.entry(number.0) = EXISTS;
             let damages = self.content(number, &row)?;
             if !damages.is_empty() {
-                *self.groups.state.entry(number) |= DAMAGED;
+                *self.groups.state.entry(number.0) |= DAMAGED;
                 self.groups.damages.insert(number, damages);
             }
             Ok(true)
@@ -103,7 +104,7 @@ impl Contents<'_> {
                 // What the page gave before that is not to be relied on.
                 for number in page * PAGE_ROWS..(page + 1) * PAGE_ROWS {
                     self.groups.count -= u64::from(self.groups.state.take(number) & EXISTS);
-                    self.groups.damages.remove(&number);
+                    self.groups.damages.remove(&GroupId(number));
                 }
                 let what = format!("Page of link groups {page}");
                 let key = Key::Row(Table::Groups, page);
@@ -115,13 +116,13 @@ impl Contents<'_> {
         }
     }
 
-    fn group_damage(&self, number: u64, reason: String) -> DamageNumber {
+    fn group_damage(&self, number: GroupId, reason: String) -> DamageNumber {
         let what = format!("Link group {number}");
         self.checker.ledger.note(DamageKind::Catalog, Key::Group(number), what, reason)
     }
 
     /// Returns what the content of a link group suffers from.
-    fn content(&self, number: u64, row: &LinkGroup) -> Result<Vec<DamageNumber>, CheckError> {
+    fn content(&self, number: GroupId, row: &LinkGroup) -> Result<Vec<DamageNumber>, CheckError> {
         let mut damages = Vec::new();
         let length = match &row.content {
             Content::Unreadable(_) => return Ok(damages),
@@ -151,12 +152,12 @@ impl Contents<'_> {
     }
 
     fn content_page(&self, page: &group::ContentPage, damages: &mut Vec<DamageNumber>) -> Result<(), CheckError> {
-        if let Some(damage) = self.rows.damaged.get(&(Table::Objects, page.object)) {
+        if let Some(damage) = self.rows.damaged.get(&(Table::Objects, page.object.0)) {
             damages.push(*damage);
             return Ok(());
         }
         let object = |reason: String| {
-            let (key, what) = (Key::Row(Table::Objects, page.object), format!("Object {}", page.object));
+            let (key, what) = (Key::Row(Table::Objects, page.object.0), format!("Object {}", page.object));
             self.checker.ledger.note(DamageKind::Catalog, key, what, reason)
         };
         match self.checker.catalog.content_page(page.object) {

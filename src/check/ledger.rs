@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::catalog::tables::{Index, Table};
-use crate::ids::{PackNumber, SnapshotNumber};
+use crate::ids::{CommitNumber, GroupId, PackNumber, SnapshotNumber};
 use crate::view::display_path;
 
 /// Damages that are kept each by itself; further ones are counted in one that stands for the rest.
@@ -62,9 +62,9 @@ pub struct Damage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// A commit file.
-    Commit(u64),
+    Commit(CommitNumber),
     /// A checkpoint.
-    Checkpoint(u64),
+    Checkpoint(CommitNumber),
     /// A row of a table.
     Row(Table, u64),
     /// Rows of a table that are missing.
@@ -76,7 +76,7 @@ pub(super) enum Key {
     /// A pack.
     Pack(PackNumber),
     /// A link group.
-    Group(u64),
+    Group(GroupId),
     /// A snapshot.
     Snapshot(SnapshotNumber, &'static str),
     /// config.json.

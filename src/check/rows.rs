@@ -163,10 +163,10 @@ impl TableScan<'_, '_> {
         let counters = self.rows.counters;
         let below = match self.table {
             Table::Packs => Some(counters.pack.0),
-            Table::Objects => Some(counters.object),
+            Table::Objects => Some(counters.object.0),
             Table::Snapshots | Table::Marks => Some(counters.snapshot.0),
             Table::Chunks => Some(counters.chunk.0.div_ceil(PAGE_ROWS)),
-            Table::Groups => Some(counters.group.div_ceil(PAGE_ROWS)),
+            Table::Groups => Some(counters.group.0.div_ceil(PAGE_ROWS)),
             _ => None,
         };
         if below.is_some_and(|below| number >= below) {

@@ -15,7 +15,7 @@ use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, TreeDigest};
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogDamage, CatalogError, RowKind};
-use crate::ids::SnapshotNumber;
+use crate::ids::{GroupId, ObjectId, SnapshotNumber};
 use crate::paged::Paged;
 
 /// Walks all snapshots.
@@ -122,7 +122,7 @@ impl Entries {
 #[derive(Default)]
 struct Pages {
     /// Number of the index.
-    index: u64,
+    index: ObjectId,
     pages: Vec<IndexPage>,
     next: usize,
     /// The last name of the page before.
@@ -220,7 +220,7 @@ impl<'a> TreeWalk<'a> {
                 }
             };
             for (group, stated) in page {
-                let counted = self.counts.take(group);
+                let counted = self.counts.take(group.0);
                 if counted != stated && result.is_ok() {
                     result = Err(format!("link group {group} has {counted} names, and its link counts say {stated}"));
                 }
@@ -323,22 +323,24 @@ impl<'a> TreeWalk<'a> {
         false
     }
 
-    fn page(&self, number: u64) -> Result<Arc<Vec<Entry>>, DamageNumber> {
+    fn page(&self, number: ObjectId) -> Result<Arc<Vec<Entry>>, DamageNumber> {
         self.checker.catalog.directory_page(number).map_err(|error| {
             // The names of a page are an object of their own, and the one that is damaged may be either.
             let struck = match &error {
-                CatalogError::Damage(CatalogDamage::Missing(row) | CatalogDamage::Row { row, .. }) => row.number,
+                CatalogError::Damage(CatalogDamage::Missing(row) | CatalogDamage::Row { row, .. }) => {
+                    ObjectId(row.number)
+                }
                 _ => number,
             };
             self.object_damage(struck, reason_of(&error))
         })
     }
 
-    fn object_damage(&self, number: u64, reason: String) -> DamageNumber {
-        if let Some(damage) = self.rows.damaged.get(&(Table::Objects, number)) {
+    fn object_damage(&self, number: ObjectId, reason: String) -> DamageNumber {
+        if let Some(damage) = self.rows.damaged.get(&(Table::Objects, number.0)) {
             return *damage;
         }
-        let (key, what) = (Key::Row(Table::Objects, number), format!("Object {number}"));
+        let (key, what) = (Key::Row(Table::Objects, number.0), format!("Object {number}"));
         self.checker.ledger.note(DamageKind::Catalog, key, what, reason)
     }
 
@@ -357,11 +359,11 @@ impl<'a> TreeWalk<'a> {
         self.path.extend_from_slice(name);
     }
 
-    fn group(&mut self, name: &[u8], number: u64) {
+    fn group(&mut self, name: &[u8], number: GroupId) {
         let Some((digest, is_damaged)) = self.groups.get(number) else {
             self.is_complete = false;
             let damage = self.groups.page_damage(number).unwrap_or_else(|| {
-                let page = number / PAGE_ROWS;
+                let page = number.0 / PAGE_ROWS;
                 let what = format!("Link group {number} or a neighbour");
                 let reason = "names refer to it, and it is missing".to_owned();
                 self.checker.ledger.note(DamageKind::Catalog, Key::Missing(Table::Groups, page), what, reason)
@@ -373,7 +375,7 @@ impl<'a> TreeWalk<'a> {
             self.affected(name, self.groups.damages(number));
         }
         self.digest.group(name, number, digest);
-        let count = self.counts.entry(number);
+        let count = self.counts.entry(number.0);
         self.inodes += u64::from(*count == 0);
         *count = count.saturating_add(1);
     }

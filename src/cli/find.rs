@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
+use zmreplica::ids::GroupId;
 use zmreplica::source::exclude::Excludes;
 use zmreplica::view::{DirectoryNode, Node, SnapshotView, Snapshots};
 
@@ -84,7 +85,7 @@ struct Finder<'a> {
 struct Found {
     /// Snapshots in which it is no directory, and one of its link groups.
     others: Vec<usize>,
-    group: Option<u64>,
+    group: Option<GroupId>,
     directories: Vec<Version>,
 }
 
@@ -146,7 +147,7 @@ impl Finder<'_> {
         Ok(names)
     }
 
-    fn tell(&self, path: &[u8], group: Option<u64>, mut holders: Vec<usize>) -> Result<(), CliError> {
+    fn tell(&self, path: &[u8], group: Option<GroupId>, mut holders: Vec<usize>) -> Result<(), CliError> {
         holders.sort_unstable();
         let output = &self.context.output;
         let records = holders.iter().filter_map(|at| self.views.get(*at)).map(SnapshotView::record);

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
+use zmreplica::ids::GroupId;
 use zmreplica::model::{Attributes, Kind};
 use zmreplica::view::{Node, SnapshotView};
 
@@ -48,7 +49,7 @@ struct EntryEvent<'a> {
     mtime: String,
     /// Equal for all names of one inode.
     #[serde(skip_serializing_if = "Option::is_none")]
-    link_group: Option<u64>,
+    link_group: Option<GroupId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
 }

@@ -11,6 +11,7 @@ use crate::catalog::object::{self, ObjectEncoder, ObjectKind};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::{CatalogError, checkpoint, directory, group, link_counts, marks};
 use crate::coding::DecodeError;
+use crate::ids::CommitNumber;
 use crate::model::{ChunkHash, Codec};
 use crate::replica::StoreConfig;
 use crate::snapshot::inode_cache::InodeCache;
@@ -70,7 +71,7 @@ pub(super) fn link_counts(bytes: &[u8]) {
 pub(super) fn directory_page(bytes: &[u8]) {
     let [names, page, ..] = parts(bytes)[..] else { return };
     if let Ok(entries) = directory::decode_page(page, names) {
-        let number = directory::names_of_page(page).unwrap_or(0);
+        let number = directory::names_of_page(page).unwrap_or_default();
         let (names, page) = (directory::encode_names(&entries), directory::encode_page(number, &entries));
         assert_eq!(directory::cut_pages(&entries).concat(), entries);
         assert_eq!(directory::decode_page(&page, &names), Ok(entries));
@@ -159,7 +160,7 @@ fn framed(magic: &[u8; 8], number: u64, named: &[u8; 16], body: &[u8]) -> Vec<u8
 
 /// The body of a commit file.
 pub(super) fn commit(bytes: &[u8]) {
-    let (key, none) = (commit::key(1), [0; 16]);
+    let (key, none) = (commit::key(CommitNumber(1)), [0; 16]);
     let read = |file: &[u8]| {
         let mut changes = Vec::new();
         CommitFile::open(&key, file)?.for_each_batch(|batch| {
@@ -172,7 +173,7 @@ pub(super) fn commit(bytes: &[u8]) {
         Ok::<_, CatalogError>(changes)
     };
     if let Ok(changes) = read(&framed(commit::MAGIC, 1, &none, bytes)) {
-        let (file, _) = commit::encode(1, &none, &changes).expect("what was decoded is encoded");
+        let (file, _) = commit::encode(CommitNumber(1), &none, &changes).expect("what was decoded is encoded");
         assert_eq!(read(&file).ok(), Some(changes));
     }
 }
@@ -186,13 +187,13 @@ pub(super) fn checkpoint(bytes: &[u8]) {
     let proper = [&[0, 1, 0], &id.as_bytes()[..16]].concat();
     for head in [head, &proper] {
         let backend = MemoryBackend::new();
-        let key = checkpoint::key(number);
+        let key = checkpoint::key(CommitNumber(number));
         let put = |key: &str, file: &[u8]| backend.put(key, &[file]).expect("a sound key");
         put(&key, &framed(b"ZMRCKPT1", number, &commit, head));
         put(&format!("{key}.00000000"), &part);
         let _ = checkpoint::newest_whole(&backend);
         let _ = checkpoint::is_newest_damaged(&backend);
-        if let Ok(found) = checkpoint::read_head(&backend, number) {
+        if let Ok(found) = checkpoint::read_head(&backend, CommitNumber(number)) {
             let whole = found.for_each_part(&backend, |_| Ok(())).is_ok();
             let mut readable = true;
             found.for_each_readable_part(&backend, |changes| readable &= changes.is_ok());

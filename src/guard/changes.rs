@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{GuardOptions, MASS, ZimbraSnapshot, sessions};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
+use crate::ids::GroupId;
 use crate::layout::{UNFINISHED, is_inside_a_session};
 use crate::model::Kind;
 use crate::view::{DirectoryNode, Listing, Node, SnapshotView, ViewEntry, ViewError};
@@ -16,7 +17,7 @@ use crate::view::{DirectoryNode, Listing, Node, SnapshotView, ViewEntry, ViewErr
 #[derive(Default)]
 struct Changes {
     /// Link groups of the new snapshot that are files, under a name whose file had another content.
-    changed: HashSet<u64>,
+    changed: HashSet<GroupId>,
     /// Names that are gone from inside sessions that are still there.
     gone: u64,
     /// One of them.
@@ -141,7 +142,7 @@ pub(super) fn matching(listing: &mut Peekable<Listing>, name: &[u8]) -> Result<O
 }
 
 /// Returns whether two link groups of one name are files of different content. One that could not be read tells nothing.
-fn is_changed(old: &ZimbraSnapshot, new: &ZimbraSnapshot, before: u64, after: u64) -> Result<bool, ViewError> {
+fn is_changed(old: &ZimbraSnapshot, new: &ZimbraSnapshot, before: GroupId, after: GroupId) -> Result<bool, ViewError> {
     use crate::catalog::group::Content::Unreadable;
     let (left, right) = (old.view.group(before)?, new.view.group(after)?);
     let files = left.attributes.kind == Kind::File && right.attributes.kind == Kind::File;

@@ -22,7 +22,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::marks::{self, SnapshotMarks};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Verdict};
-use crate::ids::SnapshotNumber;
+use crate::ids::{GroupId, SnapshotNumber};
 use crate::layout::{Label, SESSIONS, split_deleting};
 use crate::model::Kind;
 use crate::replica::Replica;
@@ -238,7 +238,7 @@ impl ZimbraSnapshot {
     }
 
     /// Returns the link group of a regular file at the root.
-    fn root_file(&self, name: &[u8]) -> Result<Option<u64>, ViewError> {
+    fn root_file(&self, name: &[u8]) -> Result<Option<GroupId>, ViewError> {
         match self.view.lookup(&self.root, name)? {
             Some(Node::Group(group)) if self.view.group(group)?.attributes.kind == Kind::File => Ok(Some(group)),
             _ => Ok(None),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::changes::matching;
 use super::{LISTED, ZimbraSnapshot, counted, shown};
 use crate::catalog::snapshot::{ReasonKind, SuspectReason};
+use crate::ids::GroupId;
 use crate::model::Kind;
 use crate::view::{DirectoryNode, Listing, Node, SnapshotView, ViewError};
 
@@ -101,7 +102,7 @@ fn level(
     Ok(Some(Level { old, new: new.view.list(right)?, path_length }))
 }
 
-fn is_special(view: &SnapshotView, group: u64) -> Result<bool, ViewError> {
+fn is_special(view: &SnapshotView, group: GroupId) -> Result<bool, ViewError> {
     let row = view.group(group)?;
     Ok(match row.attributes.kind {
         Kind::CharDevice | Kind::BlockDevice => true,

@@ -11,6 +11,7 @@ use zmreplica_fuse::{
 };
 
 use crate::catalog::group::{Content, Segment};
+use crate::ids::GroupId;
 use crate::model::{Attributes, Kind};
 use crate::view::{DirectoryNode, Node, OwnerMap, SnapshotView, ViewError};
 
@@ -166,14 +167,14 @@ impl SnapshotTree {
         }
     }
 
-    fn file(&self, inode: u64) -> Result<u64, TreeError> {
+    fn file(&self, inode: u64) -> Result<GroupId, TreeError> {
         group_of(inode)?.ok_or_else(|| TreeError::new(Errno::ISDIR, format!("Inode {inode} is a directory")))
     }
 
     /// Returns the inode number of what stands at a position of a directory.
     fn inode(&self, parent: u64, position: u64, node: &Node) -> Result<u64, TreeError> {
         let directory = match node {
-            Node::Group(group) => return Ok(group * 2 + 2),
+            Node::Group(group) => return Ok(group.0 * 2 + 2),
             Node::Directory(directory) => directory,
         };
         let full = || TreeError::new(Errno::IO, "there are more directories than can be numbered");
@@ -327,10 +328,10 @@ impl ImmutableTree for SnapshotTree {
 }
 
 /// Returns the link group that an inode number stands for, or `None` for a directory's number.
-fn group_of(inode: u64) -> Result<Option<u64>, TreeError> {
+fn group_of(inode: u64) -> Result<Option<GroupId>, TreeError> {
     match (inode.is_multiple_of(2), inode.checked_sub(2)) {
         (false, _) => Ok(None),
-        (true, Some(twice)) => Ok(Some(twice / 2)),
+        (true, Some(twice)) => Ok(Some(GroupId(twice / 2))),
         (true, None) => Err(no_inode(inode)),
     }
 }

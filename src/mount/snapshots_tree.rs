@@ -17,7 +17,7 @@ use zmreplica_fuse::{
 use crate::catalog::CatalogError;
 use crate::catalog::commit_log::last_commit;
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::ids::SnapshotNumber;
+use crate::ids::{CommitNumber, SnapshotNumber};
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::replica::Replica;
 use crate::view::{Readers, SnapshotView};
@@ -47,7 +47,7 @@ pub struct SnapshotsTree {
 }
 
 struct State {
-    commit: u64,
+    commit: Option<CommitNumber>,
     looked: Instant,
     changed: SystemTime,
     /// Names and slots, in order of the names.
@@ -90,7 +90,7 @@ impl SnapshotsTree {
     ) -> Result<SnapshotsTree, CatalogError> {
         let now = Instant::now();
         let state = State {
-            commit: u64::MAX,
+            commit: None,
             looked: now,
             changed: UNIX_EPOCH,
             shown: Vec::new(),
@@ -119,7 +119,7 @@ impl SnapshotsTree {
         state.looked = Instant::now();
         let catalog = self.readers.catalog();
         let (commit, _) = last_commit(&*catalog.database()?)?;
-        if commit == state.commit {
+        if state.commit == Some(commit) {
             return Ok(());
         }
         if let Err(error) = catalog.load_dictionaries(self.replica.dictionaries()) {
@@ -152,7 +152,7 @@ impl SnapshotsTree {
             state.changed = SystemTime::now();
         }
         state.latest = latest;
-        state.commit = commit;
+        state.commit = Some(commit);
         Ok(())
     }
 
@@ -188,7 +188,7 @@ impl SnapshotsTree {
             if !self.readers.catalog().snapshots().is_ok_and(|all| all.iter().any(|(_, record)| record.id == *id)) {
                 *lease = None;
                 drop(lease);
-                lock(&self.state).commit = u64::MAX;
+                lock(&self.state).commit = None;
                 return Err(gone());
             }
         }

@@ -13,6 +13,7 @@ use crate::access::write_durably;
 use crate::cache_file;
 use crate::catalog::commit::CommitId;
 use crate::catalog::commit_log::commit_id;
+use crate::ids::{CommitNumber, GroupId};
 use crate::replica::Replica;
 use crate::snapshot::inode_cache::{self, CachedInode, InodeCache};
 
@@ -20,7 +21,7 @@ use crate::snapshot::inode_cache::{self, CachedInode, InodeCache};
 pub(crate) struct Cache {
     path: PathBuf,
     pub(crate) known: InodeCache,
-    commit: (u64, CommitId),
+    commit: (CommitNumber, CommitId),
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PruneError {
@@ -37,7 +38,7 @@ pub(crate) fn paths(store: &Path) -> Result<Vec<PathBuf>, PruneError> {
 pub(crate) fn load_present(
     replica: &Replica,
     path: &Path,
-    is_vouched_for: impl Fn(u64) -> bool,
+    is_vouched_for: impl Fn(GroupId) -> bool,
 ) -> Result<Option<Cache>, PruneError> {
     let Some(mut cache) = load(replica, path)? else { return Ok(None) };
     cache.known.retain_present(&replica.catalog()?, is_vouched_for)?;
@@ -47,7 +48,7 @@ pub(crate) fn load_present(
 /// Loads a file if it counts: it is whole and belongs to a commit of the catalogue.
 pub(crate) fn load(replica: &Replica, path: &Path) -> Result<Option<Cache>, PruneError> {
     let reader = replica.database().read()?;
-    let mut commit = (0, CommitId::default());
+    let mut commit = <(CommitNumber, CommitId)>::default();
     let known = InodeCache::read(path, |number, id| {
         commit = (number, *id);
         commit_id(&reader, number).is_ok_and(|found| found == Some(*id))

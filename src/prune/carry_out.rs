@@ -19,7 +19,7 @@ use crate::catalog::marks::SnapshotMarks;
 use crate::catalog::row_hashes::RowHashes;
 use crate::catalog::tables::{Index, Table};
 use crate::catalog::writer::CatalogWriter;
-use crate::ids::{ChunkId, PackNumber, SnapshotNumber};
+use crate::ids::{ChunkId, CommitNumber, GroupId, ObjectId, PackNumber, SnapshotNumber};
 use crate::lease;
 use crate::replica::{LockedReplica, Replica};
 use crate::store::entry::{ChunkAddress, Location};
@@ -170,7 +170,7 @@ impl Work<'_> {
         let used = &self.plan.marks.groups;
         for page in self.pages(writer, Table::Groups, used)? {
             self.progress.step()?;
-            let is_used = |at: usize| used.has(page.saturating_mul(PAGE_ROWS).saturating_add(at as u64));
+            let is_used = |at: usize| used.has(GroupId(page.saturating_mul(PAGE_ROWS).saturating_add(at as u64)));
             let mut unused = false;
             writer.reader().for_each_group(page, |at, row| {
                 unused |= row.is_some() && !is_used(at);
@@ -187,24 +187,25 @@ impl Work<'_> {
     fn objects(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
         let mut there = Bitmap::new(writer.counters().object);
         writer.reader().database()?.scan_numbers(Table::Objects, |number| {
-            there.add(number);
+            there.add(ObjectId(number));
             Ok(())
         })?;
         for number in there.without(&self.plan.marks.objects) {
             self.progress.step()?;
             let database = writer.reader().database()?;
-            let prefix = database.get(Table::Objects, number, |stored| Ok(crate::catalog::object::hash_prefix(stored)));
+            let prefix =
+                database.get(Table::Objects, number.0, |stored| Ok(crate::catalog::object::hash_prefix(stored)));
             let prefix = match prefix {
                 // What is damaged goes without its entry in the index, which leads nowhere then.
                 Err(error) if error.is_damage() => None,
                 found => found?.flatten(),
             };
             if let Some(prefix) = prefix
-                && let Some(hash) = database.hash_of(Index::Objects, prefix, number)?
+                && let Some(hash) = database.hash_of(Index::Objects, prefix, number.0)?
             {
                 writer.forget_hash(Index::Objects, hash);
             }
-            writer.remove(Table::Objects, number);
+            writer.remove(Table::Objects, number.0);
             self.commit_if_large(writer)?;
         }
         Ok(writer.commit()?)
@@ -360,7 +361,7 @@ impl Work<'_> {
     fn fold(&mut self, writer: &mut CatalogWriter) -> Result<(), PruneError> {
         let backend = self.replica.backend().as_ref();
         self.progress.enter(Phase::Checkpoint, 0);
-        let fold = || -> Result<Option<(u64, u64)>, CatalogError> {
+        let fold = || -> Result<Option<(CommitNumber, u64)>, CatalogError> {
             if !checkpoint_writer::is_due(backend)? {
                 return Ok(None);
             }

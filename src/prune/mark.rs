@@ -16,17 +16,17 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::references::{self, Reference};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::{CatalogDamage, CatalogError, RowKind};
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, GroupId, ObjectId};
 
 /// What some snapshots need.
 #[derive(Clone)]
 pub struct Marks {
     /// Link groups.
-    pub groups: Bitmap<u64>,
+    pub groups: Bitmap<GroupId>,
     /// Link groups whose content was looked at.
-    examined: Bitmap<u64>,
+    examined: Bitmap<GroupId>,
     /// Objects.
-    pub objects: Bitmap<u64>,
+    pub objects: Bitmap<ObjectId>,
     /// Chunks.
     pub chunks: Bitmap<ChunkId>,
     /// Bytes that the chunks take in packs.
@@ -65,11 +65,11 @@ impl Marks {
     ///
     /// # Errors
     /// Fails when there never was one of this number.
-    pub fn group(&mut self, number: u64) -> Result<(), CatalogError> {
+    pub fn group(&mut self, number: GroupId) -> Result<(), CatalogError> {
         self.groups.add(number).map(drop).ok_or_else(|| CatalogError::missing(RowKind::Group.row(number)))
     }
 
-    fn object(&mut self, number: u64) -> Result<bool, CatalogError> {
+    fn object(&mut self, number: ObjectId) -> Result<bool, CatalogError> {
         self.objects.add(number).ok_or_else(|| CatalogError::missing(RowKind::Object.row(number)))
     }
 
@@ -138,19 +138,19 @@ impl Marks {
     /// Fails when anything of it is missing or damaged.
     pub fn mark_contents(&mut self, catalog: &CatalogReader, progress: &PruneProgress) -> Result<(), PruneError> {
         // A page at a time, since rows are decoded by the page.
-        let fresh: Bitmap<u64> = self.groups.clone();
+        let fresh: Bitmap<GroupId> = self.groups.clone();
         let examined = std::mem::take(&mut self.examined);
         let mut numbers = fresh.without(&examined).peekable();
         while let Some(first) = numbers.next() {
             progress.step()?;
-            let page = first / PAGE_ROWS;
+            let page = first.0 / PAGE_ROWS;
             let mut wanted = vec![first];
-            while let Some(number) = numbers.next_if(|number| number / PAGE_ROWS == page) {
+            while let Some(number) = numbers.next_if(|number| number.0 / PAGE_ROWS == page) {
                 wanted.push(number);
             }
             let mut wanted = wanted.into_iter().peekable();
             catalog.for_each_group(page, |at, row| {
-                if let Some(number) = wanted.next_if(|number| (number % PAGE_ROWS) as usize == at) {
+                if let Some(number) = wanted.next_if(|number| (number.0 % PAGE_ROWS) as usize == at) {
                     let row = row.ok_or_else(|| CatalogError::missing(RowKind::Group.row(number)))?;
                     self.content(catalog, &row.content)?;
                 }

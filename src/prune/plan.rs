@@ -20,7 +20,7 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogError, RowKind};
 use crate::guard;
-use crate::ids::{PackNumber, SnapshotNumber};
+use crate::ids::{CommitNumber, ObjectId, PackNumber, SnapshotNumber};
 use crate::lease;
 use crate::replica::Replica;
 use crate::retention::{self, Policy, Protections, RetentionPlan};
@@ -106,7 +106,7 @@ pub struct PrunePlan {
     pub doubts: Vec<(String, ClockDoubt)>,
     /// The sums.
     pub figures: PruneFigures,
-    pub(super) commit: (u64, CommitId),
+    pub(super) commit: (CommitNumber, CommitId),
     pub(super) marks: Marks,
     pub(super) packs: BTreeMap<PackNumber, PackPlan>,
     /// What earlier runs condemned, by number, and what becomes of it.
@@ -247,7 +247,7 @@ fn all_objects_are_there(catalog: &CatalogReader, marks: &Marks) -> Result<(), C
     let mut last = None;
     catalog.database()?.scan_numbers(Table::Objects, |number| {
         last = Some(number);
-        there += u64::from(marks.objects.has(number));
+        there += u64::from(marks.objects.has(ObjectId(number)));
         Ok(())
     })?;
     if there == marks.objects.count() {
@@ -255,7 +255,7 @@ fn all_objects_are_there(catalog: &CatalogReader, marks: &Marks) -> Result<(), C
     }
     let nothing = super::Bitmap::default();
     for number in marks.objects.without(&nothing) {
-        if catalog.database()?.get(Table::Objects, number, |_| Ok(()))?.is_none() {
+        if catalog.database()?.get(Table::Objects, number.0, |_| Ok(()))?.is_none() {
             return Err(CatalogError::missing(RowKind::Object.row(number)));
         }
     }

@@ -31,7 +31,7 @@ use crate::catalog::meta::{COUNTERS, Counters, STORE};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::{Change, Table};
 use crate::catalog::{CatalogError, checkpoint};
-use crate::ids::SnapshotNumber;
+use crate::ids::{CommitNumber, SnapshotNumber};
 use crate::replica::{
     CATALOG, CONFIG, ReplicaError, StoreConfig, Unusable, is_id, is_like_store, oldest_object, take_lock,
 };
@@ -144,13 +144,19 @@ struct Evidence {
     /// A number that no snapshot has yet.
     next_snapshot: SnapshotNumber,
     /// Number of the last commit in the catalogue.
-    last: u64,
+    last: CommitNumber,
 }
 
 impl Default for Evidence {
     fn default() -> Evidence {
         let (row, snapshots) = (None, BTreeMap::new());
-        Evidence { row, from: ConfigSource::Objects, snapshots, next_snapshot: SnapshotNumber(0), last: 0 }
+        Evidence {
+            row,
+            from: ConfigSource::Objects,
+            snapshots,
+            next_snapshot: SnapshotNumber(0),
+            last: CommitNumber(0),
+        }
     }
 }
 
@@ -185,7 +191,7 @@ impl Evidence {
     /// Reads the newest checkpoint and the commit files after it, but those that the catalogue has seen if it has the row. Damaged ones are passed over.
     fn commit_files(&mut self, backend: &dyn Backend) -> Result<(), CatalogError> {
         // A catalogue without the row may be one that can be read in part only.
-        let mut last = if self.row.is_some() { self.last } else { 0 };
+        let mut last = if self.row.is_some() { self.last } else { CommitNumber(0) };
         let folded = match checkpoint::newest(backend) {
             Err(error) if error.is_damaged_file() => None,
             other => other?.filter(|folded| folded.number > last),

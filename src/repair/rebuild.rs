@@ -19,7 +19,7 @@ use crate::catalog::writer::CatalogWriter;
 use crate::catalog::{CatalogError, FileFault, checkpoint, checkpoint_writer, object};
 use crate::check::{CheckOptions, CheckProgress, DamageKind, check};
 use crate::coding::NUMBER_LIMIT;
-use crate::ids::{ChunkId, PackNumber};
+use crate::ids::{ChunkId, CommitNumber, PackNumber};
 use crate::prune::mark::Marks;
 use crate::prune::{PruneError, PruneProgress, caches};
 use crate::replica::{LockedReplica, Replica, ReplicaError, has_catalog};
@@ -98,12 +98,12 @@ fn put_together(
     rows: &mut u64,
 ) -> Result<(), CatalogError> {
     let mut counters = Counters::default();
-    let mut last = 0;
+    let mut last = CommitNumber(0);
     let known = CatalogDatabase::open_read_only(old).and_then(|database| Ok(last_commit(&database.read()?)?.0));
     // One that needs a repair is left by a writer that died; its rows are read below as far as that goes without one.
     let known = match known {
-        Err(error) if error.needs_repair() => 0,
-        known => unless_damaged(known)?.unwrap_or(0),
+        Err(error) if error.needs_repair() => CommitNumber(0),
+        known => unless_damaged(known)?.unwrap_or_default(),
     };
     let mut take = |mut changes: Vec<Change>| -> Result<(), CatalogError> {
         // A damaged catalogue may have rows of any number.
@@ -142,10 +142,10 @@ fn put_together(
         }
     }
     let files = commit_log::commit_files(backend)?;
-    let newest = files.last().copied().unwrap_or(0).max(known).max(last);
-    let first = last + 1;
+    let newest = files.last().copied().unwrap_or_default().max(known).max(last);
+    let first = last.next();
     // A file that cannot be decoded to its end gives what comes before.
-    let mut read = |number: u64, take: &mut dyn FnMut(Vec<Change>) -> Result<(), CatalogError>| {
+    let mut read = |number: CommitNumber, take: &mut dyn FnMut(Vec<Change>) -> Result<(), CatalogError>| {
         let key = commit::key(number);
         let file = read_whole(backend, &key);
         let read = file.and_then(|file| CommitFile::open(&key, &file)?.for_each_batch(take));
@@ -157,21 +157,24 @@ fn put_together(
             other => other,
         }
     };
-    for number in first..=known.min(newest) {
+    for number in (first.0..=known.min(newest).0).map(CommitNumber) {
         read(number, &mut take)?;
     }
     overlay(old, &mut take)?;
-    for number in first.max(known + 1)..=newest {
+    for number in (first.max(known.next()).0..=newest.0).map(CommitNumber) {
         read(number, &mut take)?;
     }
     if *rows == 0 {
-        return Err(CatalogError::of_file(&commit::key(1), FileFault::NothingReadable));
+        return Err(CatalogError::of_file(&commit::key(CommitNumber(1)), FileFault::NothingReadable));
     }
     // A commit of its own, on which a checkpoint is made before anything else is.
     let mut seed = blake3::Hasher::new();
-    seed.update(&newest.to_le_bytes()).update(jiff::Timestamp::now().to_string().as_bytes());
+    seed.update(&newest.0.to_le_bytes()).update(jiff::Timestamp::now().to_string().as_bytes());
     let id = seed.finalize().as_bytes()[..16].to_vec();
-    fresh.apply(&[Change::Put(Table::Meta, COUNTERS, counters.encode()), Change::Put(Table::Commits, newest + 1, id)])
+    fresh.apply(&[
+        Change::Put(Table::Meta, COUNTERS, counters.encode()),
+        Change::Put(Table::Commits, newest.next().0, id),
+    ])
 }
 
 /// Lets the counters be above every number that is in use.
@@ -193,12 +196,14 @@ fn raise(counters: &mut Counters, change: &Change) {
             }
         }
         Change::Put(Table::Packs, number, _) => above(&mut counters.pack.0, *number),
-        Change::Put(Table::Objects, number, _) => above(&mut counters.object, *number),
+        Change::Put(Table::Objects, number, _) => above(&mut counters.object.0, *number),
         Change::Put(Table::Snapshots, number, _) => above(&mut counters.snapshot.0, *number),
         Change::Put(Table::Chunks, page, _) => {
             above(&mut counters.chunk.0, page.saturating_mul(256).saturating_add(255))
         }
-        Change::Put(Table::Groups, page, _) => above(&mut counters.group, page.saturating_mul(256).saturating_add(255)),
+        Change::Put(Table::Groups, page, _) => {
+            above(&mut counters.group.0, page.saturating_mul(256).saturating_add(255))
+        }
         _ => {}
     }
 }

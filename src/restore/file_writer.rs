@@ -18,7 +18,7 @@ use super::inode::{Identity, identity_of};
 use super::target_dir::TargetDir;
 use crate::catalog::CatalogError;
 use crate::catalog::group::{LinkGroup, Segment};
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, GroupId};
 use crate::store::entry::ChunkAddress;
 
 /// Plain bytes of chunks held for one file at a time.
@@ -28,7 +28,7 @@ const WINDOW_BYTES: u64 = 4 << 20;
 pub(super) struct FileJob<'e> {
     pub(super) dir: Arc<TargetDir<'e>>,
     pub(super) name: Box<[u8]>,
-    pub(super) group: u64,
+    pub(super) group: GroupId,
     pub(super) row: Arc<LinkGroup>,
     /// Whether the link group has other names.
     pub(super) several: bool,

@@ -17,6 +17,7 @@ use super::hard_links::{GroupState, LinkGroups, Linker, PlacedName, WaitingName,
 use super::inode::{Identity, LOOK, identity_of};
 use super::target_dir::TargetDir;
 use crate::catalog::group::{Content, LinkGroup};
+use crate::ids::GroupId;
 use crate::model::{Attributes, Kind, Xattr};
 use crate::source::xattrs;
 use crate::view::{Node, ViewError};
@@ -44,7 +45,7 @@ pub(super) struct GroupRestorer<'w, 'e> {
     batch: Vec<FileJob<'e>>,
     batch_bytes: u64,
     /// Inodes of several names that were in the target and stand for a link group now.
-    claimed: HashMap<Identity, u64>,
+    claimed: HashMap<Identity, GroupId>,
 }
 
 impl<'w, 'e> GroupRestorer<'w, 'e> {
@@ -61,7 +62,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
     }
 
     /// Restores one name of a link group.
-    pub(super) fn restore(&mut self, dir: &Arc<TargetDir<'e>>, name: &[u8], group: u64, found: Option<Stat>) {
+    pub(super) fn restore(&mut self, dir: &Arc<TargetDir<'e>>, name: &[u8], group: GroupId, found: Option<Stat>) {
         let environment = self.environment;
         let options = environment.options;
         let path = dir.path_of(name);
@@ -142,7 +143,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
         &mut self,
         dir: &Arc<TargetDir<'e>>,
         name: &[u8],
-        group: u64,
+        group: GroupId,
         row: &Arc<LinkGroup>,
         found: &Option<Stat>,
     ) -> bool {
@@ -189,12 +190,12 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
     }
 
     /// Takes an inode of the target for a link group, unless it stands for another one already.
-    fn claim(&mut self, stat: &Stat, group: u64) -> bool {
+    fn claim(&mut self, stat: &Stat, group: GroupId) -> bool {
         // An inode of one name cannot be met again.
         stat.st_nlink <= 1 || *self.claimed.entry(identity_of(stat)).or_insert(group) == group
     }
 
-    fn note_placed(&self, group: u64, dir: &TargetDir<'e>, name: &[u8], identity: Identity) {
+    fn note_placed(&self, group: GroupId, dir: &TargetDir<'e>, name: &[u8], identity: Identity) {
         let placed = PlacedName { directory: dir.path().into(), name: name.into(), identity };
         self.links.lock().insert(group, GroupState::Placed(placed));
     }
@@ -205,7 +206,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
         &mut self,
         dir: &TargetDir<'e>,
         name: &[u8],
-        group: u64,
+        group: GroupId,
         row: &LinkGroup,
         found: &Stat,
     ) -> Result<bool, Errno> {
@@ -258,7 +259,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
     }
 
     /// Returns whether an inode of the target is, by all that can be seen without reading it, what the snapshot has.
-    fn matches(&self, inode: BorrowedFd<'_>, group: u64, row: &LinkGroup, stat: &Stat) -> bool {
+    fn matches(&self, inode: BorrowedFd<'_>, group: GroupId, row: &LinkGroup, stat: &Stat) -> bool {
         let wanted = &row.attributes;
         if Kind::from_raw_mode(stat.st_mode) != Some(wanted.kind) {
             return false;
@@ -280,7 +281,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
         &mut self,
         dir: &Arc<TargetDir<'e>>,
         name: &[u8],
-        group: u64,
+        group: GroupId,
         row: &Arc<LinkGroup>,
         several: bool,
         replace: bool,
@@ -333,7 +334,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
         &self,
         dir: &TargetDir<'e>,
         name: &[u8],
-        group: u64,
+        group: GroupId,
         row: &LinkGroup,
         replace: bool,
     ) -> Result<Identity, SpecialError> {

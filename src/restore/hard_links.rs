@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::environment::Environment;
 use super::inode::{Identity, LOOK, identity_of, magic_path};
 use super::target_dir::TargetDir;
+use crate::ids::GroupId;
 use crate::source::beneath::open_beneath;
 
 /// A further name of a link group whose first is being written.
@@ -41,11 +42,11 @@ pub(super) enum GroupState<'e> {
 /// The link groups of several names, and the inodes found in the target that stand for one.
 #[derive(Default)]
 pub(super) struct LinkGroups<'e> {
-    groups: Mutex<HashMap<u64, GroupState<'e>>>,
+    groups: Mutex<HashMap<GroupId, GroupState<'e>>>,
 }
 
 impl<'e> LinkGroups<'e> {
-    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<u64, GroupState<'e>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<GroupId, GroupState<'e>>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

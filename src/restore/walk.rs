@@ -21,6 +21,7 @@ use super::hard_links::LinkGroups;
 use super::inode::{Identity, identity_of};
 use super::target_dir::TargetDir;
 use super::{Overwrite, RestoreError, RestoreOptions, RestoreProgress, RestoreReport};
+use crate::ids::GroupId;
 use crate::limits;
 use crate::model::Kind;
 use crate::view::{DirectoryNode, Listing, Node, SnapshotView};
@@ -107,7 +108,7 @@ pub(super) fn run(
 
 enum Start<'e> {
     Directory(Arc<TargetDir<'e>>, DirectoryNode, bool),
-    File(Arc<TargetDir<'e>>, u64, Box<[u8]>),
+    File(Arc<TargetDir<'e>>, GroupId, Box<[u8]>),
 }
 
 /// The names of an existing directory, passed in order beside those of the snapshot.
@@ -168,7 +169,7 @@ impl<'e> Walker<'_, 'e> {
         }
     }
 
-    fn single(&mut self, dir: &Arc<TargetDir<'e>>, group: u64, name: &[u8]) {
+    fn single(&mut self, dir: &Arc<TargetDir<'e>>, group: GroupId, name: &[u8]) {
         self.environment.progress.entries.fetch_add(1, Ordering::Relaxed);
         self.environment.count(|report| report.entries += 1);
         match dir.stat(name) {

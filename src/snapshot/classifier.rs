@@ -15,6 +15,7 @@ use super::storage::Storage;
 use super::tree_builder::Resolved;
 use crate::catalog::directory::DirectoryAttributes;
 use crate::catalog::group::{Content, LinkGroup};
+use crate::ids::GroupId;
 use crate::model::{Kind, NAME_MAX_BYTES, ROOT_XATTRS_MAX_BYTES, Stat, XATTRS_MAX_BYTES};
 use crate::source::read::{ReadOutcome, ReadRequest, ReadResult, Want};
 use crate::source::scan::{Found, Listing};
@@ -233,7 +234,7 @@ impl<'a> Classifier<'a> {
 }
 
 /// Returns the number and the digest of a row; those of the known group if that is the same.
-fn number(row: LinkGroup, known: Option<CachedInode>, storage: &mut Storage) -> Result<(u64, u64), SnapshotError> {
+fn number(row: LinkGroup, known: Option<CachedInode>, storage: &mut Storage) -> Result<(GroupId, u64), SnapshotError> {
     if let Some(known) = known
         && *storage.catalog.reader().group(known.group)? == row
     {

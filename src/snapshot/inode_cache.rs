@@ -33,7 +33,7 @@ use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::coding::{DecodeError, Decoder};
-use crate::ids::SourceId;
+use crate::ids::{CommitNumber, GroupId, SourceId};
 use crate::model::Stat;
 use crate::paged::Paged;
 use crate::replica::Replica;
@@ -55,7 +55,7 @@ pub struct CachedInode {
     /// Changes when anything may have changed.
     pub metadata_fingerprint: u64,
     /// Its link group.
-    pub group: u64,
+    pub group: GroupId,
     /// Digest of the link group's row.
     pub row_digest: u64,
 }
@@ -152,10 +152,10 @@ impl InodeCache {
     pub fn retain_present(
         &mut self,
         catalog: &CatalogReader,
-        is_vouched_for: impl Fn(u64) -> bool,
+        is_vouched_for: impl Fn(GroupId) -> bool,
     ) -> Result<(), CatalogError> {
         let others = self.inodes.iter().map(|inode| inode.group).filter(|group| !is_vouched_for(*group));
-        let pages: BTreeSet<u64> = others.map(|group| group / PAGE_ROWS).collect();
+        let pages: BTreeSet<u64> = others.map(|group| group.0 / PAGE_ROWS).collect();
         let mut present: Paged<bool> = Paged::new();
         for page in pages {
             let groups = page * PAGE_ROWS..(page + 1) * PAGE_ROWS;
@@ -168,14 +168,14 @@ impl InodeCache {
                 other => other?,
             }
         }
-        self.inodes.retain(|inode| is_vouched_for(inode.group) || present.get(inode.group));
+        self.inodes.retain(|inode| is_vouched_for(inode.group) || present.get(inode.group.0));
         Ok(())
     }
 
     /// Encodes the file.
-    pub fn encode(&self, commit: u64, commit_id: &CommitId) -> Vec<u8> {
+    pub fn encode(&self, commit: CommitNumber, commit_id: &CommitId) -> Vec<u8> {
         cache_file::seal(MAGIC, self.inodes.len() * ENTRY_BYTES + 256, |out| {
-            out.extend_from_slice(&commit.to_le_bytes());
+            out.extend_from_slice(&commit.0.to_le_bytes());
             out.extend_from_slice(commit_id);
             out.push(match self.acls {
                 None => 0,
@@ -191,7 +191,7 @@ impl InodeCache {
             for inode in &self.inodes {
                 out.extend_from_slice(&inode.file_system.to_le_bytes());
                 for value in
-                    [inode.ino, inode.content_fingerprint, inode.metadata_fingerprint, inode.group, inode.row_digest]
+                    [inode.ino, inode.content_fingerprint, inode.metadata_fingerprint, inode.group.0, inode.row_digest]
                 {
                     out.extend_from_slice(&value.to_le_bytes());
                 }
@@ -203,9 +203,9 @@ impl InodeCache {
     ///
     /// # Errors
     /// Fails for any byte that is not as written.
-    pub fn decode(bytes: &[u8]) -> Result<(InodeCache, u64, CommitId), DecodeError> {
+    pub fn decode(bytes: &[u8]) -> Result<(InodeCache, CommitNumber, CommitId), DecodeError> {
         let mut decoder = Decoder::new(cache_file::unseal(MAGIC, bytes)?);
-        let commit = u64::from_le_bytes(decoder.array()?);
+        let commit = CommitNumber(u64::from_le_bytes(decoder.array()?));
         let commit_id = decoder.array()?;
         let acls = match decoder.byte()? {
             0 => None,
@@ -229,7 +229,7 @@ impl InodeCache {
                 ino: u64::from_le_bytes(decoder.array()?),
                 content_fingerprint: u64::from_le_bytes(decoder.array()?),
                 metadata_fingerprint: u64::from_le_bytes(decoder.array()?),
-                group: Decoder::number(u64::from_le_bytes(decoder.array()?))?,
+                group: GroupId::decoded(u64::from_le_bytes(decoder.array()?))?,
                 row_digest: u64::from_le_bytes(decoder.array()?),
             };
             let key = |inode: &CachedInode| (inode.file_system, inode.ino);
@@ -245,7 +245,7 @@ impl InodeCache {
     }
 
     /// Reads a file, if it is whole and `is_commit` confirms the commit that it belongs to.
-    pub fn read(path: &Path, is_commit: impl FnOnce(u64, &CommitId) -> bool) -> Option<InodeCache> {
+    pub fn read(path: &Path, is_commit: impl FnOnce(CommitNumber, &CommitId) -> bool) -> Option<InodeCache> {
         let (known, commit, id) = InodeCache::decode(&fs::read(path).ok()?).ok()?;
         is_commit(commit, &id).then_some(known)
     }
@@ -254,7 +254,7 @@ impl InodeCache {
     ///
     /// # Errors
     /// Fails when the file cannot be written.
-    pub fn save(&self, path: &Path, commit: u64, commit_id: &CommitId) -> io::Result<()> {
+    pub fn save(&self, path: &Path, commit: CommitNumber, commit_id: &CommitId) -> io::Result<()> {
         let mut new = Replacement::in_store(path)?;
         new.write_all(&self.encode(commit, commit_id))?;
         new.finish()
@@ -296,7 +296,7 @@ pub(super) fn load(replica: &Replica, source: SourceId, last: Option<&SnapshotRe
     })?;
     let catalog = replica.catalog().ok()?;
     let named = last.map(|last| named_groups(&catalog, last)).unwrap_or_default();
-    cache.retain_present(&catalog, |group| named.get(group)).ok()?;
+    cache.retain_present(&catalog, |group| named.get(group.0)).ok()?;
     Some(cache)
 }
 
@@ -306,7 +306,7 @@ fn named_groups(catalog: &CatalogReader, snapshot: &SnapshotRecord) -> Paged<boo
     for object in &snapshot.links {
         let Ok(page) = catalog.object(ObjectKind::Links, *object) else { continue };
         let Ok((_, counts)) = link_counts::decode_page(&page) else { continue };
-        counts.iter().for_each(|(group, _)| *named.entry(*group) = true);
+        counts.iter().for_each(|(group, _)| *named.entry(group.0) = true);
     }
     named
 }
@@ -316,6 +316,7 @@ mod tests {
     use super::*;
 
     fn inode(ino: u64, group: u64) -> CachedInode {
+        let group = GroupId(group);
         CachedInode { file_system: 0, ino, content_fingerprint: 5, metadata_fingerprint: 6, group, row_digest: 7 }
     }
 
@@ -328,12 +329,15 @@ mod tests {
         );
         for group in [crate::coding::NUMBER_LIMIT, u64::MAX] {
             let wild = InodeCache::new(None, vec![Vec::new()], vec![inode(3, group)]);
-            assert!(InodeCache::decode(&wild.encode(12, &[3; 16])).is_err(), "a number that no catalogue has");
+            assert!(
+                InodeCache::decode(&wild.encode(CommitNumber(12), &[3; 16])).is_err(),
+                "a number that no catalogue has"
+            );
         }
-        assert_eq!(known.find(0, 9).map(|inode| inode.group), Some(4));
+        assert_eq!(known.find(0, 9).map(|inode| inode.group), Some(GroupId(4)));
         assert_eq!(known.find(1, 9), None);
-        let bytes = known.encode(12, &[3; 16]);
-        assert_eq!(InodeCache::decode(&bytes), Ok((known, 12, [3; 16])));
+        let bytes = known.encode(CommitNumber(12), &[3; 16]);
+        assert_eq!(InodeCache::decode(&bytes), Ok((known, CommitNumber(12), [3; 16])));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 4;

@@ -6,6 +6,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::directory::{Body, Directory, Node};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::ids::ObjectId;
 use crate::model::Kind;
 use crate::source::exclude::Excludes;
 use crate::source::scan::{Entry, Found, Listing};
@@ -18,7 +19,7 @@ const ROOT_WAIT: Duration = Duration::from_millis(100);
 /// Returns the names of the files directly below the root of a snapshot, sorted.
 pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Result<Vec<Box<[u8]>>, CatalogError> {
     let root: Directory = record.root_directory()?;
-    let pages: Vec<u64> = match root.body {
+    let pages: Vec<ObjectId> = match root.body {
         Body::Inline(_) => Vec::new(),
         Body::Page(page) => vec![page],
         Body::Index(index) => reader.directory_index(index)?.into_iter().map(|page| page.page).collect(),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::inode_cache::{CachedInode, InodeCache, content_fingerprint, metadata_fingerprint};
+use crate::ids::GroupId;
 use crate::model::{Stat, Timestamp};
 
 /// Inodes whose mtime is at most this much older than the run are read again next time: a write within the same tick of the file
@@ -15,7 +16,7 @@ pub enum Slot {
     /// Its first name was requested and not answered yet.
     Requested,
     /// It has a link group: number and row digest.
-    Group(u64, u64),
+    Group(GroupId, u64),
     /// Reading it by its first name failed; this is what the scan saw, and its file system.
     Lost(Stat, u32),
 }
@@ -120,7 +121,7 @@ impl RunInodes {
     }
 
     /// Notes an inode that was read for the next run. `unchanged` is false if it changed while it was read: it will be read again.
-    pub fn note(&mut self, file_system: u32, stat: &Stat, group: u64, row_digest: u64, unchanged: bool) {
+    pub fn note(&mut self, file_system: u32, stat: &Stat, group: GroupId, row_digest: u64, unchanged: bool) {
         let unchanged = unchanged && nanos(stat.mtime) < self.started_nanos - CLOCK_TICK_NANOS;
         self.seen.push(CachedInode {
             file_system,

@@ -11,13 +11,14 @@ use crate::catalog::directory::{self, Body, Directory, DirectoryAttributes, Entr
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::TreeDigest;
 use crate::catalog::writer::CatalogWriter;
+use crate::ids::GroupId;
 use crate::paged::Paged;
 
 /// What a name was found to stand for.
 #[derive(Clone, Debug)]
 pub enum Resolved {
     /// A link group and the digest of its row.
-    Group(u64, u64),
+    Group(GroupId, u64),
     /// A directory whose listing follows.
     Directory,
     /// A directory that is not descended into.
@@ -60,7 +61,7 @@ pub struct BuiltTree {
     /// The digest of the whole tree, in hexadecimal.
     pub digest: String,
     /// Link groups and their link counts, ascending.
-    pub link_counts: Vec<(u64, u32)>,
+    pub link_counts: Vec<(GroupId, u32)>,
     /// Names, directories included, the root not.
     pub names: u64,
     /// Directories, the root not included.
@@ -97,7 +98,7 @@ impl TreeBuilder {
                 Some((name, Resolved::Group(number, row_digest))) => {
                     self.digest.group(&name, number, row_digest);
                     self.names += 1;
-                    let count = self.link_counts.entry(number);
+                    let count = self.link_counts.entry(number.0);
                     *count = count.saturating_add(1);
                     frame.done.push(Entry { name, node: Node::Group(number) });
                 }
@@ -137,7 +138,12 @@ impl TreeBuilder {
         if !self.frames.is_empty() {
             return None;
         }
-        let link_counts = self.link_counts.iter().filter(|(_, count)| *count > 0).collect();
+        let link_counts = self
+            .link_counts
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(group, count)| (GroupId(group), count))
+            .collect();
         Some(BuiltTree {
             root: self.root?,
             digest: self.digest.finish(),

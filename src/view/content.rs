@@ -9,7 +9,7 @@ use quick_cache::sync::Cache;
 
 use super::{SnapshotView, ViewError};
 use crate::catalog::group::{Content, ContentPage, LinkGroup, Segment};
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, GroupId, ObjectId};
 use crate::model::Kind;
 use crate::store::entry::ChunkAddress;
 
@@ -71,9 +71,9 @@ impl SegmentPage {
 
 pub(super) struct ContentCache {
     chunks: Cache<ChunkId, Arc<Vec<u8>>, ByLength>,
-    pages: Cache<u64, Arc<SegmentPage>>,
+    pages: Cache<ObjectId, Arc<SegmentPage>>,
     /// Offsets of the pages of large contents, by link group, with the length of the whole at the end.
-    offsets: Cache<u64, Arc<Vec<u64>>>,
+    offsets: Cache<GroupId, Arc<Vec<u64>>>,
 }
 
 impl ContentCache {
@@ -92,7 +92,7 @@ impl SnapshotView {
     ///
     /// # Errors
     /// [`ViewError::NotAFile`], [`ViewError::Unreadable`], or damage; bytes that were not verified are never returned.
-    pub fn read(&self, group: u64, offset: u64, length: usize) -> Result<Vec<u8>, ViewError> {
+    pub fn read(&self, group: GroupId, offset: u64, length: usize) -> Result<Vec<u8>, ViewError> {
         let row = self.file_row(group)?;
         self.content_bytes(group, &row, offset, length)
     }
@@ -101,11 +101,11 @@ impl SnapshotView {
     ///
     /// # Errors
     /// As [`read`](SnapshotView::read); the buffer holds anything then, and nothing of it may be used.
-    pub fn read_into(&self, group: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError> {
+    pub fn read_into(&self, group: GroupId, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError> {
         self.read_content(group, self.file_row(group)?.as_ref(), offset, buffer)
     }
 
-    fn file_row(&self, group: u64) -> Result<Arc<LinkGroup>, ViewError> {
+    fn file_row(&self, group: GroupId) -> Result<Arc<LinkGroup>, ViewError> {
         let row = self.group(group)?;
         if row.attributes.kind == Kind::File { Ok(row) } else { Err(ViewError::NotAFile { group }) }
     }
@@ -114,7 +114,7 @@ impl SnapshotView {
     ///
     /// # Errors
     /// As [`read`](SnapshotView::read), and when `out` fails. What was written before a failure is right, and incomplete.
-    pub fn copy_to(&self, group: u64, out: &mut dyn io::Write) -> Result<u64, CopyError> {
+    pub fn copy_to(&self, group: GroupId, out: &mut dyn io::Write) -> Result<u64, CopyError> {
         let row = self.file_row(group)?;
         let mut buffer = vec![0; row.attributes.size.min(COPY_BYTES as u64) as usize];
         let mut offset = 0;
@@ -131,7 +131,7 @@ impl SnapshotView {
     /// Returns up to `length` bytes of the content of any link group.
     pub(super) fn content_bytes(
         &self,
-        group: u64,
+        group: GroupId,
         row: &LinkGroup,
         offset: u64,
         length: usize,
@@ -143,7 +143,13 @@ impl SnapshotView {
     }
 
     /// Reads from the content of any link group, and returns how many bytes of the buffer were filled.
-    fn read_content(&self, group: u64, row: &LinkGroup, offset: u64, buffer: &mut [u8]) -> Result<usize, ViewError> {
+    fn read_content(
+        &self,
+        group: GroupId,
+        row: &LinkGroup,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, ViewError> {
         let size = row.attributes.size;
         let wanted = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         let mut plan = Plan { skip: 0, room: wanted, pieces: Vec::new() };
@@ -185,7 +191,7 @@ impl SnapshotView {
         }
     }
 
-    fn plan_pages(&self, group: u64, pages: &[ContentPage], offset: u64, plan: &mut Plan) -> Result<(), ViewError> {
+    fn plan_pages(&self, group: GroupId, pages: &[ContentPage], offset: u64, plan: &mut Plan) -> Result<(), ViewError> {
         let starts = self.contents.offsets.get_or_insert_with(&group, || {
             let mut length = 0u64;
             let mut starts = Vec::with_capacity(pages.len());
@@ -214,7 +220,7 @@ impl SnapshotView {
         Ok(())
     }
 
-    fn segment_page(&self, group: u64, page: &ContentPage) -> Result<Arc<SegmentPage>, ViewError> {
+    fn segment_page(&self, group: GroupId, page: &ContentPage) -> Result<Arc<SegmentPage>, ViewError> {
         let decoded = self.contents.pages.get_or_insert_with(&page.object, || {
             Ok::<_, ViewError>(Arc::new(SegmentPage::new(self.catalog.content_page(page.object)?)))
         })?;
@@ -229,7 +235,7 @@ impl SnapshotView {
     ///
     /// Chunks of which all bytes are wanted are read in runs, neighbours with one read, and not kept: whoever reads so much has a cache of
     /// its own. Chunks of which a part is wanted are kept, for the rest is asked for next.
-    fn gather(&self, group: u64, pieces: &[Piece], out: &mut [u8]) -> Result<(), ViewError> {
+    fn gather(&self, group: GroupId, pieces: &[Piece], out: &mut [u8]) -> Result<(), ViewError> {
         let mut whole: Vec<(ChunkAddress, &mut [u8])> = Vec::new();
         let mut rest = out;
         for piece in pieces {
@@ -265,7 +271,7 @@ impl SnapshotView {
     }
 
     /// Returns a chunk's plain bytes and keeps them. Of several who want one that is not there, one reads it.
-    fn chunk(&self, group: u64, number: ChunkId) -> Result<Arc<Vec<u8>>, ViewError> {
+    fn chunk(&self, group: GroupId, number: ChunkId) -> Result<Arc<Vec<u8>>, ViewError> {
         self.contents.chunks.get_or_insert_with(&number, || {
             let address = self.catalog.address(number)?;
             let plain = self
@@ -277,12 +283,19 @@ impl SnapshotView {
     }
 }
 
-fn wrong_length(group: u64, number: ChunkId, found: usize, length: u32) -> ViewError {
+fn wrong_length(group: GroupId, number: ChunkId, found: usize, length: u32) -> ViewError {
     ViewError::Content { group, reason: format!("chunk {number} has {found} bytes and should have {length}") }
 }
 
 /// Returns a part of a chunk that should have the given length.
-fn part(group: u64, number: ChunkId, plain: &[u8], length: u32, from: usize, count: usize) -> Result<&[u8], ViewError> {
+fn part(
+    group: GroupId,
+    number: ChunkId,
+    plain: &[u8],
+    length: u32,
+    from: usize,
+    count: usize,
+) -> Result<&[u8], ViewError> {
     if plain.len() != length as usize {
         return Err(wrong_length(group, number, plain.len(), length));
     }

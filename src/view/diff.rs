@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::{DirectoryNode, Listing, Node, SnapshotView, ViewEntry, ViewError};
 use crate::catalog::group::LinkGroup;
+use crate::ids::GroupId;
 use crate::model::Kind;
 
 /// How a path differs.
@@ -53,7 +54,7 @@ pub fn diff<E: From<ViewError>>(
     new: &SnapshotView,
     mut visit: impl FnMut(Difference) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut pairs: HashMap<(u64, u64), u32> = HashMap::new();
+    let mut pairs: HashMap<(GroupId, GroupId), u32> = HashMap::new();
     compare::<E>(old, new, &mut |event| {
         if let Event::Regrouped { old: before, new: after, .. } = event {
             *pairs.entry((before, after)).or_default() += 1;
@@ -76,15 +77,15 @@ enum Event<'a> {
     /// A difference that needs no further thought.
     Differs(Difference),
     /// A name of the same kind whose link group has another number.
-    Regrouped { path: &'a [u8], old: u64, new: u64 },
+    Regrouped { path: &'a [u8], old: GroupId, new: GroupId },
 }
 
 /// Tells how a name differs whose link group was `before` and is `after`, as `names` names do.
 fn regrouped(
     old: &SnapshotView,
     new: &SnapshotView,
-    before: u64,
-    after: u64,
+    before: GroupId,
+    after: GroupId,
     names: u32,
 ) -> Result<Option<Change>, ViewError> {
     let (left, right) = (old.group(before)?, new.group(after)?);
@@ -189,8 +190,8 @@ fn groups<E: From<ViewError>>(
     old: &SnapshotView,
     new: &SnapshotView,
     path: &[u8],
-    before: u64,
-    after: u64,
+    before: GroupId,
+    after: GroupId,
     visit: Visit<'_, E>,
 ) -> Result<(), E> {
     let kind = |view: &SnapshotView, number| -> Result<Kind, ViewError> { Ok(view.group(number)?.attributes.kind) };

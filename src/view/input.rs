@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use rawzip::ReaderAt;
 
 use super::{SnapshotView, ViewError};
+use crate::ids::GroupId;
 
 /// Where a file leaves what went wrong with the store: parsers pass errors on as text at best, and damage of the store is none of the file.
 pub type InputFailure = RefCell<Option<ViewError>>;
@@ -13,14 +14,14 @@ pub type InputFailure = RefCell<Option<ViewError>>;
 /// A file of a snapshot.
 pub struct FileInput<'a> {
     view: &'a SnapshotView,
-    group: u64,
+    group: GroupId,
     position: u64,
     failure: &'a InputFailure,
 }
 
 impl<'a> FileInput<'a> {
     /// Starts to read the file of a link group.
-    pub fn new(view: &'a SnapshotView, group: u64, failure: &'a InputFailure) -> FileInput<'a> {
+    pub fn new(view: &'a SnapshotView, group: GroupId, failure: &'a InputFailure) -> FileInput<'a> {
         FileInput { view, group, position: 0, failure }
     }
 

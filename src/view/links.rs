@@ -10,6 +10,7 @@ use crate::catalog::link_counts::{PAGE_GROUPS, decode_page};
 use crate::catalog::object::ObjectKind;
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::{CatalogError, RowKind};
+use crate::ids::{GroupId, ObjectId};
 
 /// Decoded pages kept: 16 bytes for each of 4,096 groups, so 8 MiB.
 const PAGES: usize = 128;
@@ -17,13 +18,13 @@ const PAGES: usize = 128;
 /// Looks up link counts. Pages are in order of their page numbers, which only the pages themselves tell: a page's number is learnt when it is first
 /// decoded, and a look-up is a binary search over them.
 pub(super) struct LinkCounts {
-    objects: Vec<u64>,
+    objects: Vec<ObjectId>,
     page_numbers: Mutex<Vec<Option<u64>>>,
-    pages: Cache<usize, Arc<Vec<(u64, u32)>>>,
+    pages: Cache<usize, Arc<Vec<(GroupId, u32)>>>,
 }
 
 impl LinkCounts {
-    pub(super) fn new(objects: &[u64]) -> LinkCounts {
+    pub(super) fn new(objects: &[ObjectId]) -> LinkCounts {
         LinkCounts {
             objects: objects.to_vec(),
             page_numbers: Mutex::new(vec![None; objects.len()]),
@@ -32,8 +33,8 @@ impl LinkCounts {
     }
 
     /// Returns the link count of a group.
-    pub(super) fn of(&self, catalog: &CatalogReader, group: u64) -> Result<u32, ViewError> {
-        let wanted = group / PAGE_GROUPS;
+    pub(super) fn of(&self, catalog: &CatalogReader, group: GroupId) -> Result<u32, ViewError> {
+        let wanted = group.0 / PAGE_GROUPS;
         let missing = || ViewError::from(CatalogError::missing(RowKind::LinkCount.row(group)));
         let (mut low, mut high) = (0, self.objects.len());
         while low < high {
@@ -66,7 +67,7 @@ impl LinkCounts {
         }
     }
 
-    fn page(&self, catalog: &CatalogReader, at: usize) -> Result<Arc<Vec<(u64, u32)>>, ViewError> {
+    fn page(&self, catalog: &CatalogReader, at: usize) -> Result<Arc<Vec<(GroupId, u32)>>, ViewError> {
         self.pages.get_or_insert_with(&at, || {
             let object = self.objects[at];
             let bytes = catalog.object(ObjectKind::Links, object)?;

@@ -7,11 +7,12 @@ use quick_cache::sync::Cache;
 use super::{DirectoryNode, Node, SnapshotView, ViewError};
 use crate::catalog::directory::{Body, Entry, IndexPage};
 use crate::catalog::reader::CatalogReader;
+use crate::ids::ObjectId;
 
 /// Indexes of large directories kept decoded. An index of a million entries has some 20,000 pages and takes about 1 MB.
 const INDEXES: usize = 16;
 
-pub(super) type IndexCache = Cache<u64, Arc<DirectoryIndex>>;
+pub(super) type IndexCache = Cache<ObjectId, Arc<DirectoryIndex>>;
 
 /// The pages of a large directory, and the position of each one's first entry in the whole directory.
 pub(super) struct DirectoryIndex {
@@ -118,13 +119,13 @@ impl SnapshotView {
     }
 }
 
-fn index_of(catalog: &CatalogReader, cache: &IndexCache, number: u64) -> Result<Arc<DirectoryIndex>, ViewError> {
+fn index_of(catalog: &CatalogReader, cache: &IndexCache, number: ObjectId) -> Result<Arc<DirectoryIndex>, ViewError> {
     cache.get_or_insert_with(&number, || Ok(Arc::new(DirectoryIndex::new(catalog.directory_index(number)?))))
 }
 
 enum Pages {
     Inline(DirectoryNode),
-    One(Option<u64>),
+    One(Option<ObjectId>),
     Index(Arc<DirectoryIndex>, usize),
 }
 

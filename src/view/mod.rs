@@ -20,6 +20,7 @@ use crate::catalog::directory::Directory;
 use crate::catalog::group::{Content, LinkGroup};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::ids::GroupId;
 use crate::model::{Attributes, Kind};
 use crate::store::entry::ChunkError;
 use crate::store::reader::ChunkReader;
@@ -56,13 +57,13 @@ pub enum ViewError {
     #[error("Link group {group} is not a regular file")]
     NotAFile {
         /// The link group.
-        group: u64,
+        group: GroupId,
     },
     /// The target of something that is no symbolic link was asked for.
     #[error("Link group {group} is not a symbolic link")]
     NotASymlink {
         /// The link group.
-        group: u64,
+        group: GroupId,
     },
     /// The path cannot be meant.
     #[error("{path}: a path within a snapshot has no `..` and no NUL")]
@@ -77,7 +78,7 @@ pub enum ViewError {
     )]
     Unreadable {
         /// The link group.
-        group: u64,
+        group: GroupId,
         /// What the source's system answered.
         errno: u32,
     },
@@ -85,7 +86,7 @@ pub enum ViewError {
     #[error("Link group {group}: {source}")]
     Chunk {
         /// The link group that needs the chunk.
-        group: u64,
+        group: GroupId,
         /// What the chunk reader found.
         source: ChunkError,
     },
@@ -93,7 +94,7 @@ pub enum ViewError {
     #[error("The content of link group {group} is damaged: {reason}")]
     Content {
         /// The link group.
-        group: u64,
+        group: GroupId,
         /// What does not fit.
         reason: String,
     },
@@ -253,7 +254,7 @@ impl SnapshotView {
     ///
     /// # Errors
     /// Fails when it is missing or damaged.
-    pub fn group(&self, number: u64) -> Result<Arc<LinkGroup>, ViewError> {
+    pub fn group(&self, number: GroupId) -> Result<Arc<LinkGroup>, ViewError> {
         Ok(self.catalog.group(number)?)
     }
 
@@ -301,7 +302,7 @@ impl SnapshotView {
     ///
     /// # Errors
     /// [`ViewError::NotASymlink`], [`ViewError::Unreadable`], or damage.
-    pub fn readlink(&self, group: u64) -> Result<Vec<u8>, ViewError> {
+    pub fn readlink(&self, group: GroupId) -> Result<Vec<u8>, ViewError> {
         let row = self.group(group)?;
         if row.attributes.kind != Kind::Symlink {
             return Err(ViewError::NotASymlink { group });

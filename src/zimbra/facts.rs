@@ -11,6 +11,7 @@ use super::blob::{BlobName, DigestKey, last_component, shared_digest, shared_pat
 use super::input::{ZipReader, store_error};
 use crate::catalog::directory::{Body, Directory};
 use crate::catalog::group::Content;
+use crate::ids::GroupId;
 use crate::layout::xml::{ROOT, read_meta};
 use crate::view::{DirectoryNode, FileInput, InputFailure, Node, SnapshotView, ViewError, display_path};
 
@@ -103,7 +104,7 @@ pub(super) fn facts_key(
         }
         hash_name(&mut hasher, &entry.name);
         match &entry.node {
-            Node::Group(number) => hash_number(&mut hasher, b'g', *number),
+            Node::Group(number) => hash_number(&mut hasher, b'g', number.0),
             Node::Directory(below) => hash_directory(&mut hasher, below),
         }
     }
@@ -141,15 +142,15 @@ fn hash_attributes(hasher: &mut blake3::Hasher, directory: &Directory) {
 fn hash_directory(hasher: &mut blake3::Hasher, directory: &Directory) {
     hash_attributes(hasher, directory);
     match &directory.body {
-        Body::Page(number) => hash_number(hasher, b'p', *number),
-        Body::Index(number) => hash_number(hasher, b'i', *number),
+        Body::Page(number) => hash_number(hasher, b'p', number.0),
+        Body::Index(number) => hash_number(hasher, b'i', number.0),
         // The nesting of inline directories is bounded, and so is this recursion.
         Body::Inline(entries) => {
             hash_number(hasher, b'f', entries.len() as u64);
             for entry in entries {
                 hash_name(hasher, &entry.name);
                 match &entry.node {
-                    Node::Group(number) => hash_number(hasher, b'g', *number),
+                    Node::Group(number) => hash_number(hasher, b'g', number.0),
                     Node::Directory(below) => hash_directory(hasher, below),
                 }
             }
@@ -276,7 +277,7 @@ fn file(
     view: &SnapshotView,
     facts: &mut Facts,
     path: &[u8],
-    group: u64,
+    group: GroupId,
     is_blobs: bool,
     shared: &SharedMessages,
     zips: &mut ZipReader,
@@ -313,7 +314,7 @@ fn blob(name: &[u8], size: u64, messages: &mut u64, missing: &mut Counted, share
     }
 }
 
-fn read_meta_of(view: &SnapshotView, group: u64) -> Result<Meta, ViewError> {
+fn read_meta_of(view: &SnapshotView, group: GroupId) -> Result<Meta, ViewError> {
     let failure = InputFailure::default();
     let read = read_meta(FileInput::new(view, group, &failure));
     store_error(&failure)?;

@@ -3,6 +3,7 @@
 use rawzip::ZipLocator;
 use serde::Serialize;
 
+use crate::ids::GroupId;
 use crate::view::{FileInput, InputFailure, SnapshotView, ViewError};
 
 /// How far from the end of a zip its end record can stand: its own 22 bytes and a comment.
@@ -61,7 +62,7 @@ impl ZipReader {
     pub(super) fn entries(
         &mut self,
         view: &SnapshotView,
-        group: u64,
+        group: GroupId,
         visit: impl FnMut(&[u8], u64),
     ) -> Result<Option<String>, ViewError> {
         let failure = InputFailure::default();
@@ -73,7 +74,7 @@ impl ZipReader {
     fn read_entries(
         &mut self,
         view: &SnapshotView,
-        group: u64,
+        group: GroupId,
         failure: &InputFailure,
         mut visit: impl FnMut(&[u8], u64),
     ) -> Result<Result<(), String>, ViewError> {

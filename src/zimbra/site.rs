@@ -10,6 +10,7 @@ use super::input::{StoreErrors, store_error};
 use super::recent::Recent;
 use super::redo::{NamedLogs, RedoLog, RedoLogs, RedoName, SequenceRange};
 use crate::catalog::group::Content;
+use crate::ids::GroupId;
 use crate::layout::xml::{AccountStatus, ROOT, Reading, SessionFile, SessionItem, read_accounts, read_session};
 use crate::layout::{
     ACCOUNTS_FILE, Label, REDO_LOGS, SESSION_ACCOUNTS, SESSION_FILE, SESSIONS, SessionKind, UNFINISHED, split_deleting,
@@ -190,8 +191,8 @@ pub(super) struct ParsedAccounts {
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub(super) names: Names,
-    sessions: Recent<u64, Arc<ParsedSession>>,
-    accounts: Recent<u64, Arc<ParsedAccounts>>,
+    sessions: Recent<GroupId, Arc<ParsedSession>>,
+    accounts: Recent<GroupId, Arc<ParsedAccounts>>,
     /// Of the analysis under way.
     pub(super) store_errors: StoreErrors,
 }
@@ -203,7 +204,7 @@ impl Files {
         self.accounts.age();
     }
 
-    fn session(&mut self, view: &SnapshotView, group: u64) -> Result<Arc<ParsedSession>, String> {
+    fn session(&mut self, view: &SnapshotView, group: GroupId) -> Result<Arc<ParsedSession>, String> {
         if let Some(known) = self.sessions.get(&group) {
             return Ok(known);
         }
@@ -229,7 +230,7 @@ impl Files {
         Ok(parsed)
     }
 
-    fn accounts(&mut self, view: &SnapshotView, group: u64) -> Result<Arc<ParsedAccounts>, String> {
+    fn accounts(&mut self, view: &SnapshotView, group: GroupId) -> Result<Arc<ParsedAccounts>, String> {
         if let Some(known) = self.accounts.get(&group) {
             return Ok(known);
         }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::site::Session;
+use crate::ids::GroupId;
 use crate::view::{Node, SnapshotView, ViewError};
 
 /// What one session weighs.
@@ -19,14 +20,14 @@ pub struct SessionSize {
     pub new_bytes: u64,
 }
 
-/// A set of numbers, one bit each.
+/// A set of link groups, one bit each.
 #[derive(Default)]
 struct Bits(Vec<u64>);
 
 impl Bits {
-    /// Adds a number and returns whether it is new.
-    fn add(&mut self, number: u64) -> bool {
-        let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
+    /// Adds a link group and returns whether it is new.
+    fn add(&mut self, group: GroupId) -> bool {
+        let (word, bit) = ((group.0 / 64) as usize, 1 << (group.0 % 64));
         if self.0.len() <= word {
             self.0.resize(word + 1, 0);
         }
@@ -75,8 +76,8 @@ mod tests {
     #[test]
     fn bits_know_what_was_added() {
         let mut bits = Bits::default();
-        assert!(bits.add(1000) && bits.add(0) && !bits.add(1000));
+        assert!(bits.add(GroupId(1000)) && bits.add(GroupId(0)) && !bits.add(GroupId(1000)));
         bits.clear();
-        assert!(bits.add(1000));
+        assert!(bits.add(GroupId(1000)));
     }
 }

@@ -267,12 +267,12 @@ fn a_damaged_checkpoint_is_made_good_by_the_commit_files_before_it() {
     let replica = site.open();
     let backend = replica.backend().as_ref();
     let written = checkpoint_writer::write(&replica.database().read().unwrap(), backend, None).unwrap();
-    assert!(checkpoint_writer::superseded(backend, written.number).unwrap().len() as u64 >= written.number);
+    assert!(checkpoint_writer::superseded(backend, written.number).unwrap().len() as u64 >= written.number.0);
     drop(replica);
     let expected = of_directory(&site.source());
     for damaged in ["part", "head"] {
         let site = site.copy();
-        let part = site.store().join(format!("checkpoints/{:016x}.00000000", written.number));
+        let part = site.store().join(format!("checkpoints/{:016x}.00000000", written.number.0));
         let file = if damaged == "part" { part } else { part.with_extension("") };
         let mut bytes = fs::read(&file).unwrap();
         let middle = bytes.len() / 2;
@@ -302,7 +302,7 @@ fn what_a_damaged_checkpoint_took_the_place_of_is_not_deleted() {
         let written = checkpoint_writer::write(&replica.database().read().unwrap(), backend, None).unwrap();
         let superseded = checkpoint_writer::superseded(backend, written.number).unwrap();
         assert!(!superseded.is_empty());
-        let part = site.store().join(format!("checkpoints/{:016x}.00000000", written.number));
+        let part = site.store().join(format!("checkpoints/{:016x}.00000000", written.number.0));
         let file = if damaged == "part" { part } else { part.with_extension("") };
         let whole = fs::read(&file).unwrap();
         let mut bytes = whole.clone();

@@ -16,6 +16,7 @@ use zmreplica::catalog::snapshot::Work;
 use zmreplica::catalog::tables::Table;
 use zmreplica::catalog::writer::CatalogWriter;
 use zmreplica::check::{CheckOptions, CheckProgress, check};
+use zmreplica::ids::CommitNumber;
 use zmreplica::model::{Attributes, ChunkHash, Codec, Kind, Timestamp};
 use zmreplica::replica::{Replica, init};
 use zmreplica::snapshot::options::SnapshotOptions;
@@ -199,7 +200,7 @@ fn a_crash_before_the_record_is_committed_leaves_progress() {
     fs::write(source.join("file-1"), noise(1, 5000)).unwrap();
     take(&store, &source, Duration::from_secs(60));
     fs::write(store.join("catalog.redb"), catalog).unwrap();
-    fs::remove_file(store.join(zmreplica::catalog::commit::key(2 * COMMITS))).unwrap();
+    fs::remove_file(store.join(zmreplica::catalog::commit::key(CommitNumber(2 * COMMITS)))).unwrap();
 
     let replica = locks::open(&store);
     assert_eq!(replica.recovered_commits(), 1);

@@ -8,7 +8,7 @@ use zmreplica::catalog::directory::{self, Body, Directory, DirectoryAttributes, 
 use zmreplica::catalog::group::{self, Content, ContentPage, LinkGroup, Segment};
 use zmreplica::catalog::object::{self, ObjectEncoder, ObjectKind};
 use zmreplica::catalog::{commit, link_counts};
-use zmreplica::ids::{ChunkId, PackNumber};
+use zmreplica::ids::{ChunkId, CommitNumber, GroupId, ObjectId, PackNumber};
 use zmreplica::model::{Attributes, Kind, Timestamp, Xattr};
 use zmreplica::store::pack::{PackFormat, PackId};
 
@@ -26,7 +26,7 @@ fn chunk_and_pack_rows() {
     let condemned = |what| CondemnedRow { what, bytes: 300, since: 1000, latest: -3, seen_on: Some(20_000) };
     let row = condemned(Condemned::Pack(PackId([0x22; 16])));
     assert_eq!(HEXLOWER.encode(&row.encode()), "0122222222222222222222222222222222ac02d00f05a19c01");
-    assert_eq!(HEXLOWER.encode(&condemned(Condemned::OlderThan(700)).encode()), "02bc05ac02d00f05a19c01");
+    assert_eq!(HEXLOWER.encode(&condemned(Condemned::OlderThan(CommitNumber(700))).encode()), "02bc05ac02d00f05a19c01");
 }
 
 fn group(kind: Kind, size: u64, content: Content) -> Option<LinkGroup> {
@@ -43,7 +43,7 @@ fn link_groups() {
         group(Kind::File, 10, Content::Segments(vec![chunk(0, 10)])),
         None,
         group(Kind::Symlink, 1, Content::Segments(vec![Segment::Literal((*b"t").into())])),
-        group(Kind::File, 9, Content::Pages(vec![ContentPage { object: 3, length: 9 }])),
+        group(Kind::File, 9, Content::Pages(vec![ContentPage { object: ObjectId(3), length: 9 }])),
         group(Kind::File, 4, Content::Unreadable(13)),
     ]);
     assert_eq!(
@@ -63,23 +63,27 @@ fn directories() {
         mtime: Timestamp { seconds: -1, nanos: 7 },
         ..DirectoryAttributes::default()
     };
-    let file = Entry { name: (*b"f").into(), node: Node::Group(4) };
+    let file = Entry { name: (*b"f").into(), node: Node::Group(GroupId(4)) };
     let inner = Directory { attributes: attributes.clone(), body: Body::Inline(vec![file.clone()]) };
     let entries = [Entry { name: (*b"d").into(), node: Node::Directory(inner.into()) }, file];
     assert_eq!(HEXLOWER.encode(&directory::encode_names(&entries)), "016401660166");
-    assert_eq!(HEXLOWER.encode(&directory::encode_page(9, &entries)), "090201e803010201070420".to_owned() + "04");
-    let root = Directory { attributes, body: Body::Index(3) };
+    assert_eq!(
+        HEXLOWER.encode(&directory::encode_page(ObjectId(9), &entries)),
+        "090201e803010201070420".to_owned() + "04"
+    );
+    let root = Directory { attributes, body: Body::Index(ObjectId(3)) };
     assert_eq!(HEXLOWER.encode(&directory::encode_root(&root)), "01e80301020107".to_owned() + "0e");
     let index = directory::encode_index(&[
-        IndexPage { separator: Box::default(), page: 8, entries: 2 },
-        IndexPage { separator: (*b"m").into(), page: 6, entries: 1 },
+        IndexPage { separator: Box::default(), page: ObjectId(8), entries: 2 },
+        IndexPage { separator: (*b"m").into(), page: ObjectId(6), entries: 1 },
     ]);
     assert_eq!(HEXLOWER.encode(&index), "02001002016d0301");
 }
 
 #[test]
 fn links_and_objects() {
-    assert_eq!(HEXLOWER.encode(&link_counts::encode_page(1, &[(4097, 5), (4098, 5), (4100, 1)])), "01010205010101");
+    let counts = [(4097, 5), (4098, 5), (4100, 1)].map(|(group, count)| (GroupId(group), count));
+    assert_eq!(HEXLOWER.encode(&link_counts::encode_page(1, &counts)), "01010205010101");
     let hash = object::hash(ObjectKind::Names, b"plain");
     let stored = ObjectEncoder::new().unwrap().encode(ObjectKind::Names, &hash, b"plain");
     assert_eq!(stored[..2], [1, 0]);
@@ -89,7 +93,7 @@ fn links_and_objects() {
 
 #[test]
 fn commit_file_headers() {
-    let (file, id) = commit::encode(0x0102, &[9; 16], &[]).unwrap();
+    let (file, id) = commit::encode(CommitNumber(0x0102), &[9; 16], &[]).unwrap();
     assert_eq!(&file[..16], b"ZMRCMMT1\0\0\0\0\0\0\0\0");
     assert_eq!(file[16..24], [2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(file[24..40], [9; 16]);
@@ -97,5 +101,5 @@ fn commit_file_headers() {
     let hash = blake3::hash(&file[..file.len() - 32]);
     assert_eq!(file[file.len() - 32..], *hash.as_bytes());
     assert_eq!(id, hash.as_bytes()[..16]);
-    assert_eq!(commit::key(0x0102), "commits/0000000000000102");
+    assert_eq!(commit::key(CommitNumber(0x0102)), "commits/0000000000000102");
 }

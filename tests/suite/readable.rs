@@ -19,6 +19,7 @@ use crate::support::mounted::{Scene, out};
 use zmreplica::catalog::group::{PAGE_HELD_BYTES, for_each_row};
 use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::catalog::tables::Table;
+use zmreplica::ids::GroupId;
 use zmreplica::model::{Kind, NAME_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, held_bytes};
 use zmreplica::replica::Replica;
 use zmreplica::snapshot::SnapshotError;
@@ -421,7 +422,7 @@ fn a_restore_removes_a_tree_of_any_depth() {
 fn falsify_known(scene: &Scene, group: impl Fn(u64) -> u64) {
     let path = scene.store().join("cache/inodes-0");
     let (known, commit, id) = InodeCache::decode(&fs::read(&path).unwrap()).unwrap();
-    let inodes = known.inodes().iter().map(|inode| CachedInode { group: group(inode.group), ..*inode });
+    let inodes = known.inodes().iter().map(|inode| CachedInode { group: GroupId(group(inode.group.0)), ..*inode });
     let other = InodeCache::new(known.acls, known.file_systems.clone(), inodes.collect());
     fs::write(&path, other.encode(commit, &id)).unwrap();
 }

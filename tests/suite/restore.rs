@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use crate::support::locks;
 use crate::support::odd::{acl, noise, odd_tree, partition, paths, root, set_mode, set_time, times};
 use rustix::fs::{XattrFlags, setxattr};
+use zmreplica::ids::GroupId;
 use zmreplica::mount::SnapshotTree;
 use zmreplica::replica::{Replica, init};
 use zmreplica::restore::{Overwrite, RestoreError, RestoreOptions, RestoreProgress, RestoreReport, restore};
@@ -139,7 +140,7 @@ fn the_view_keeps_the_contract_of_a_mount() {
     assert_eq!(zmreplica_fuse::check_contract(&SnapshotTree::new(view, OwnerMap::by_number())).unwrap(), names);
 }
 
-fn group_of(view: &SnapshotView, path: &[u8]) -> u64 {
+fn group_of(view: &SnapshotView, path: &[u8]) -> GroupId {
     match view.resolve(path).unwrap() {
         zmreplica::view::Node::Group(group) => group,
         zmreplica::view::Node::Directory(_) => panic!("a directory"),

@@ -10,6 +10,7 @@ use zmreplica::catalog::commit;
 use zmreplica::catalog::commit_log::{self, last_commit};
 use zmreplica::catalog::tables::{Change, Table};
 use zmreplica::catalog::{checkpoint, checkpoint_writer};
+use zmreplica::ids::CommitNumber;
 use zmreplica::replica::{FEATURES, LockedReplica, Replica, ReplicaError, StoreConfig};
 
 use crate::support::locks::locked;
@@ -245,10 +246,10 @@ fn unknown_features_are_refused_and_named_by_every_command() {
 }
 
 /// Puts header and checksum around a body, as commit files and the files of checkpoints have them.
-fn frame(magic: &[u8; 8], flags: u8, number: u64, id: &[u8], body: &[u8]) -> Vec<u8> {
+fn frame(magic: &[u8; 8], flags: u8, number: CommitNumber, id: &[u8], body: &[u8]) -> Vec<u8> {
     let mut file = magic.to_vec();
     file.extend_from_slice(&[flags, 0, 0, 0, 0, 0, 0, 0]);
-    file.extend_from_slice(&number.to_le_bytes());
+    file.extend_from_slice(&number.0.to_le_bytes());
     file.extend_from_slice(id);
     file.extend_from_slice(&(body.len() as u64).to_le_bytes());
     file.extend_from_slice(&zstd::bulk::compress(body, 3).unwrap());
@@ -261,27 +262,27 @@ fn frame(magic: &[u8; 8], flags: u8, number: u64, id: &[u8], body: &[u8]) -> Vec
 const UNKNOWN_ROW: &[u8] = &[100 << 1, 7, 2, b'h', b'i'];
 
 /// Number and identifier of the last commit.
-fn last(scene: &Scene) -> (u64, [u8; 16]) {
+fn last(scene: &Scene) -> (CommitNumber, [u8; 16]) {
     let replica = Replica::open(&scene.store()).unwrap();
     last_commit(&replica.catalog().unwrap().database().unwrap()).unwrap()
 }
 
-fn commit_with(scene: &Scene, changes: &[Change]) -> (u64, Vec<u8>) {
+fn commit_with(scene: &Scene, changes: &[Change]) -> (CommitNumber, Vec<u8>) {
     let files = commit_log::commit_files(&zmreplica::store::LocalBackend::open(scene.store()).unwrap()).unwrap();
     let number = *files.last().unwrap();
     let key = commit::key(number);
     let file = fs::read(scene.store().join(&key)).unwrap();
     let before = commit::CommitFile::open(&key, &file).unwrap().id;
-    (number + 1, commit::encode(number + 1, &before, changes).unwrap().0)
+    (number.next(), commit::encode(number.next(), &before, changes).unwrap().0)
 }
 
-fn put_commit(scene: &Scene, (number, bytes): &(u64, Vec<u8>)) {
+fn put_commit(scene: &Scene, (number, bytes): &(CommitNumber, Vec<u8>)) {
     fs::write(scene.store().join(commit::key(*number)), bytes).unwrap();
 }
 
 #[test]
 fn a_commit_of_a_later_version_is_never_damage() {
-    type Make = fn(u64, &[u8]) -> Vec<u8>;
+    type Make = fn(CommitNumber, &[u8]) -> Vec<u8>;
     let kinds: [(Make, &str); 3] = [
         (|number, id| frame(b"ZMRCMMT1", 0, number, id, UNKNOWN_ROW), "has rows of table 100"),
         (|number, id| frame(b"ZMRCMMT1", 2, number, id, b""), "has flags"),
@@ -300,11 +301,11 @@ fn a_commit_of_a_later_version_is_never_damage() {
         scene.snapshot();
         let (number, id) = last(&scene);
         // One that the catalogue has not seen. What it has seen can be read.
-        put_commit(&scene, &(number + 1, make(number + 1, &id)));
+        put_commit(&scene, &(number.next(), make(number.next(), &id)));
         assert_all_refuse(&scene, &writing, reason);
         assert_eq!(scene.ok(&["cat", "latest:file"]), "hello");
         // With damage elsewhere, which alone would be repaired.
-        let first = scene.store().join(commit::key(1));
+        let first = scene.store().join(commit::key(CommitNumber(1)));
         let good = fs::read(&first).unwrap();
         fs::write(&first, "damaged").unwrap();
         assert_all_refuse(&scene, &[&["repair"]], reason);
@@ -332,7 +333,7 @@ fn a_checkpoint_of_a_later_version_is_never_damage() {
         let folder = scene.store().join("checkpoints");
         fs::create_dir_all(&folder).unwrap();
         fs::write(scene.store().join(checkpoint::key(number)), head).unwrap();
-        fs::write(folder.join(format!("{number:016x}.00000000")), part).unwrap();
+        fs::write(folder.join(format!("{:016x}.00000000", number.0)), part).unwrap();
         let reason = if what == "rows of a part" { "has rows of table 100" } else { "has flags" };
         assert_all_refuse(&scene, &[&["check"], &["repair"]], reason);
         // Nor does a fold take its place. Parts do not matter to a catalogue that has the commit.

@@ -69,7 +69,7 @@ impl Seeds {
                 ObjectKind::Content => self.add("content", &[plain]),
                 ObjectKind::Links => self.add("link_counts", &[plain]),
                 ObjectKind::Page => {
-                    let names = names_of_page(plain).ok().and_then(|number| objects.get(&number));
+                    let names = names_of_page(plain).ok().and_then(|number| objects.get(&number.0));
                     if let Some((_, names)) = names {
                         self.add("directory_page", &[&Self::part(names), &Self::part(plain)]);
                     }

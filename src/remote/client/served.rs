@@ -19,7 +19,7 @@ use crate::catalog::database_reader::DatabaseReader;
 use crate::catalog::group::{self, Segment};
 use crate::catalog::reader::{CatalogReader, RemoteRows};
 use crate::catalog::tables::Table;
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, GroupId};
 use crate::store::entry::Location;
 use crate::store::pack::{ENTRY_HEADER_BYTES, PackId};
 use crate::view::{Node, SnapshotView, ViewOptions};
@@ -145,7 +145,7 @@ impl Served {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             match part {
                 // The row may be damaged, and its neighbours not.
-                Part::Group(number) => seen.groups.insert(number),
+                Part::Group(number) => seen.groups.insert(number.0),
                 Part::Chunk(number, location) => {
                     seen.chunks.insert(number.0);
                     if let Some(Location { pack, offset, stored_length, .. }) = location {
@@ -211,7 +211,7 @@ fn only<T>(rows: Vec<Option<T>>, page: &[u64; 4]) -> Vec<Option<T>> {
 /// What a subtree is made of, beside its pages.
 pub(super) enum Part {
     /// The number of a link group.
-    Group(u64),
+    Group(GroupId),
     /// The number of a chunk, and where it lies, if its row can be read.
     Chunk(ChunkId, Option<Location>),
 }

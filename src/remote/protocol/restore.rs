@@ -139,6 +139,7 @@ impl Reply {
 mod tests {
     use super::*;
     use crate::catalog::snapshot::{Totals, Work};
+    use crate::ids::ObjectId;
 
     /// What earlier versions send is understood, and what is sent is what they understand.
     #[test]
@@ -151,7 +152,7 @@ mod tests {
         let old = old.replace("WORK", &serde_json::to_string(&work).unwrap());
         let request: RestoreRequest = serde_json::from_str(&old).unwrap();
         assert_eq!((request.overwrite, request.delete, request.no_specials), (Overwrite::Never, true, false));
-        assert_eq!((request.record.links.as_slice(), &request.record.users[&5]), (&[7][..], &"u".to_owned()));
+        assert_eq!((request.record.links.as_slice(), &request.record.users[&5]), (&[ObjectId(7)][..], &"u".to_owned()));
         for (overwrite, word) in
             [(Overwrite::Never, "never"), (Overwrite::Changed, "changed"), (Overwrite::Always, "always")]
         {

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use zmreplica::ids::GroupId;
 use zmreplica::model::Kind;
 use zmreplica::replica::Replica;
 use zmreplica::view::{Node, SnapshotView, StoredSnapshot, ViewError, ViewOptions};
@@ -104,7 +105,7 @@ pub fn view(replica: &Replica, snapshot: &StoredSnapshot) -> Result<SnapshotView
 pub fn of_snapshot(replica: &Replica, snapshot: &StoredSnapshot) -> Result<Tree, ViewError> {
     let view = view(replica, snapshot)?;
     let mut raw = BTreeMap::new();
-    let mut contents: HashMap<u64, Arc<[u8]>> = HashMap::new();
+    let mut contents: HashMap<GroupId, Arc<[u8]>> = HashMap::new();
     let mut counts = Vec::new();
     for entry in view.walk(view.root(), Vec::new()) {
         let entry = entry?;
@@ -126,7 +127,7 @@ pub fn of_snapshot(replica: &Replica, snapshot: &StoredSnapshot) -> Result<Tree,
                         bytes
                     }
                 };
-                (*group, content)
+                (group.0, content)
             }
         };
         let item = Item {
