@@ -14,13 +14,13 @@ use super::{Context, text};
 /// Arguments of `accept`.
 #[derive(Args)]
 #[command(after_help = "\
-Accepts SNAP and every suspect snapshot of its source before it, and those that are later than the clock. The next snapshot is compared with the newest accepted or good one, and the \
-retention policy decides again what is removed.")]
+Accepts SNAP, every earlier suspect snapshot of its source, and those whose time is ahead of the clock. The next snapshot is compared with the newest accepted or good one, \
+and the retention policy applies again.")]
 pub(crate) struct AcceptArgs {
-    /// The snapshot up to which all is as it should be
+    /// The newest snapshot to accept
     #[arg(value_name = "SNAP")]
     snapshot: String,
-    /// Why, for whoever wonders
+    /// The reason, shown to others
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }

@@ -27,13 +27,13 @@ const END_TIME: Duration = Duration::from_secs(5);
 /// Arguments of `agent`.
 #[derive(Args)]
 pub(crate) struct AgentArgs {
-    /// Serve this directory and what is below it, and nothing else. In `command=` of authorized_keys this confines the key
+    /// Serve only this directory and what is below it. In `command=` of authorized_keys this restricts the key
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Let a restore write below the root
+    /// Allow restores to write below the root
     #[arg(long)]
     writable: bool,
-    /// Niceness, 0 to 19; the priority of disk access follows it
+    /// Niceness, 0 to 19; disk priority follows it
     #[arg(long, value_name = "N", default_value_t = NICE, value_parser = clap::value_parser!(i32).range(0..=19))]
     nice: i32,
 }

@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_millis(120);
 /// Arguments of `check`.
 #[derive(Args)]
 pub(crate) struct CheckArgs {
-    /// Read packs too and verify every byte: of all packs, or of a random part of them in per cent
+    /// Also read packs and verify every byte: of all packs, or of a random sample of PERCENT
     #[arg(
         long,
         value_name = "PERCENT",

@@ -17,10 +17,10 @@ use super::{Context, text};
 /// Arguments of `diff`.
 #[derive(Args)]
 #[command(after_help = "\
-+ path that only the second has, - path that only the first has, M content changed, U attributes only (mode, owner, time, extended attributes), \
-L content and attributes as before, but linked with other names.")]
++ only in the second snapshot, - only in the first, M content changed, U only attributes changed (mode, owner, time, extended attributes), \
+L same content and attributes, but hard-linked to other names.")]
 pub(crate) struct DiffArgs {
-    /// The first snapshot, mostly the older one
+    /// The first snapshot, usually the older one
     #[arg(value_name = "SNAP")]
     old: String,
     /// The second snapshot

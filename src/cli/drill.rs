@@ -34,27 +34,27 @@ const FAULTS_LISTED: usize = 5;
 /// Arguments of `drill`.
 #[derive(Args)]
 #[command(after_help = "\
-Mounts the snapshot at a directory of its own, and reads every file that a restore of the account to its newest time reads, to the last byte; messages are held \
-against the digest in their names. The sample is drawn anew for each snapshot.
+Mounts the snapshot at a directory of its own, and reads every byte of every file that restoring the account to its newest time would read. Messages are checked \
+against the digests in their names. Each snapshot gets a new random sample.
 
-Exit codes: 4, an account cannot be restored whole, or a message is not what its name says; 7, something could not be read.")]
+Exit codes: 4 an account cannot be restored whole, or a message does not match its digest; 7 something could not be read.")]
 pub(crate) struct DrillArgs {
     /// The snapshot
     #[arg(value_name = "SNAP", default_value = "latest")]
     snapshot: String,
-    /// Drill this account, by address or id; may be given several times
+    /// Drill this account, by address or id; may be repeated
     #[arg(long, value_name = "ADDRESS|ID", conflicts_with_all = ["sample", "all"])]
     account: Vec<String>,
-    /// Drill so many accounts, drawn by lot [default: 10]
+    /// Drill a random sample of N accounts [default: 10]
     #[arg(long, value_name = "N", conflicts_with = "all")]
     sample: Option<usize>,
     /// Drill all accounts
     #[arg(long)]
     all: bool,
-    /// Directory of the snapshot that holds the tree [default: the root]
+    /// Directory of the snapshot that holds the backup tree [default: the root]
     #[arg(long, value_name = "PATH")]
     tree: Option<String>,
-    /// Mount here, an existing directory [default: a new directory among the temporary ones]
+    /// Mount at this existing directory [default: a new temporary directory]
     #[arg(long, value_name = "DIR")]
     mountpoint: Option<PathBuf>,
 }

@@ -17,9 +17,9 @@ use super::{Context, text};
 /// Arguments of `find`.
 #[derive(Args)]
 pub(crate) struct FindArgs {
-    /// A glob, read as by --exclude: it matches the end of a path, from the root if it begins with /, directories only if it ends with /
+    /// A glob, as for --exclude: it matches the end of a path, the whole path if it begins with /, and directories only if it ends with /
     pattern: String,
-    /// Look in this snapshot only [default: in all]
+    /// Search this snapshot only [default: all]
     #[arg(long, value_name = "SNAP")]
     snapshot: Option<String>,
 }

@@ -14,10 +14,10 @@ use super::{Context, text};
 /// Arguments of `hold`.
 #[derive(Args)]
 pub(crate) struct HoldArgs {
-    /// Why, for whoever wonders
+    /// The reason, shown to others
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// End by itself: a time (2026-11-22, to the end of that day, or 2026-11-22T06:00), or a span from now on (12h, 3d)
+    /// Release the hold automatically: at a time (2026-11-22, meaning the end of that day, or 2026-11-22T06:00) or after a span (12h, 3d)
     #[arg(long, value_name = "TIME", value_parser = parse_end)]
     until: Option<Timestamp>,
 }

@@ -59,11 +59,11 @@ use output::{ErrorEvent, Output, Verbosity};
 const STORE_VARIABLE: &str = "ZMREPLICA_STORE";
 
 const AFTER_HELP: &str = "\
-SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time (2026-11-22, 2026-11-22T03:00): the newest at or before it.
+SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time (2026-11-22, 2026-11-22T03:00), which selects the newest snapshot taken at or before it.
 
-Exit codes: 0 done; 1 failed; 2 usage; 3 done, but some files could not be read or written; \
-4 done, but a person should look at what was found; 5 another run holds the store; 6 held; 7 damage found. \
-An unknown code is a failure.";
+Exit codes: 0 success; 1 failure; 2 invalid usage; 3 finished, but some files could not be read or written; \
+4 finished, but something needs attention; 5 another run has locked the store; 6 the store is on hold; 7 damage found. \
+Treat any other code as a failure.";
 
 /// Keeps a replica of a Zimbra backup tree as immutable, deduplicated snapshots.
 #[derive(Parser)]
@@ -84,13 +84,13 @@ struct GlobalArgs {
     /// Configuration file [env: ZMREPLICA_CONFIG; default: /etc/zmreplica.toml if it is there]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Write JSON to stdout, one object a line
+    /// Write JSON to stdout, one object per line
     #[arg(long, global = true)]
     json: bool,
-    /// Write problems and errors only
+    /// Print problems and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Show more: every problem, progress without a terminal, and each step. Twice: also calls to storage and to the remote host
+    /// Print more: every problem, progress even without a terminal, and each step. Repeat it to include storage and remote calls
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
 }
@@ -103,55 +103,55 @@ enum Command {
     Snapshot(snapshot::SnapshotArgs),
     /// List the snapshots
     Snapshots(snapshots::SnapshotsArgs),
-    /// List a directory of a snapshot
+    /// List a directory in a snapshot
     Ls(ls::LsArgs),
-    /// Write a file of a snapshot to stdout
+    /// Write a file from a snapshot to stdout
     Cat(cat::CatArgs),
-    /// Find paths by pattern in one snapshot or in all
+    /// Find paths that match a pattern, in one snapshot or in all
     Find(find::FindArgs),
-    /// Tell what differs between two snapshots
+    /// Show the differences between two snapshots
     Diff(diff::DiffArgs),
-    /// Restore a directory or a file of a snapshot
+    /// Restore a directory or a file from a snapshot
     Restore(restore::RestoreArgs),
-    /// Mount a snapshot, or all of them, as a normal tree
+    /// Mount one snapshot, or all of them, as an ordinary directory tree
     Mount(mount::MountArgs),
-    /// Take a mount away
+    /// Unmount a snapshot
     Umount(umount::UmountArgs),
-    /// Say that suspect snapshots are as they should be
+    /// Accept suspect snapshots as good
     Accept(accept::AcceptArgs),
-    /// Protect a snapshot from being removed, for ever
+    /// Protect a snapshot from ever being removed
     Pin(pin::PinArgs),
-    /// Take the protection of a snapshot away
+    /// Stop protecting a snapshot
     Unpin(pin::UnpinArgs),
-    /// Let no run take or remove anything, before a risky change
+    /// Pause all runs: nothing is stored or removed until the hold is released
     Hold(hold::HoldArgs),
-    /// End a hold
+    /// Release a hold
     Release(hold::ReleaseArgs),
-    /// Do all of a night: wait for zmbackup, take a snapshot, prune, tell
+    /// Run the whole nightly job: wait for zmbackup, take a snapshot, prune, report
     Nightly(nightly::NightlyArgs),
-    /// Tell in ten lines whether the replica is fine
+    /// Report in ten lines whether the replica is healthy
     Status(status::StatusArgs),
-    /// Remove the snapshots that no rule keeps, and what only they need
+    /// Remove snapshots that no rule keeps, and the data that only they need
     Prune(prune::PruneArgs),
-    /// Tell what can be restored of every account
+    /// Report what can be restored for each account
     Accounts(accounts::AccountsArgs),
-    /// List the backup sessions of a snapshot, and those that vanished
+    /// List the backup sessions in a snapshot, and those that have vanished
     Sessions(sessions::SessionsArgs),
-    /// Mount a snapshot and read all that restores of some accounts would read
+    /// Rehearse restores: mount a snapshot and read everything that restoring some accounts would read
     Drill(drill::DrillArgs),
-    /// Write one HTML page about the store: nights, growth, sessions, accounts
+    /// Write an HTML report about the store: nights, growth, sessions, accounts
     Report(report::ReportArgs),
     /// Verify the store
     Check(check::CheckArgs),
-    /// Bring the catalogue back, save what damaged packs still have, tell what is lost
+    /// Rebuild the catalogue, salvage damaged packs, and report what is lost
     Repair(repair::RepairArgs),
-    /// Tell what the store holds and what it saves
+    /// Show what the store holds and how much space it saves
     Stats(stats::StatsArgs),
-    /// Serve a run on another host; started through SSH, not by people
+    /// Serve a run on another host (started over SSH, not by hand)
     Agent(agent::AgentArgs),
-    /// Look at the configuration file
+    /// Inspect the configuration file
     Config(config::ConfigArgs),
-    /// Write a completion script for a shell
+    /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
 

@@ -38,37 +38,37 @@ const CACHE_BYTES: u64 = 32 << 20;
 #[derive(Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct MountArgs {
-    /// Let other users look in; the kernel checks permissions [default for root]
+    /// Allow other users access; the kernel checks permissions [default for root]
     #[arg(long, conflicts_with = "no_allow_other")]
     allow_other: bool,
-    /// Let nobody else look in, not even root [default for other users]
+    /// Allow nobody else access, not even root [default for other users]
     #[arg(long)]
     no_allow_other: bool,
-    /// Show all files as this owner's [default: the owners' names on this host, where it has them]
+    /// Show all files as owned by this user [default: the owner's name, if this host has it]
     #[arg(long, value_name = "USER[:GROUP]")]
     owner: Option<String>,
-    /// Show owners by number, even where this host has the names
+    /// Show owners by number, even if this host has users of the same names
     #[arg(long, conflicts_with = "owner")]
     numeric_ids: bool,
-    /// Let the mount be written to; the changes go to DIR, the store stays as it is
+    /// Make the mount writable; changes go to DIR, and the store does not change
     #[arg(long, value_name = "DIR")]
     writable: Option<PathBuf>,
-    /// Stay in the foreground until it is unmounted
+    /// Stay in the foreground until the mount ends
     #[arg(long)]
     foreground: bool,
-    /// Keep so much of decompressed data, such as 256M
+    /// Memory for decompressed data, for example 256M [default: 32M]
     #[arg(long, value_name = "SIZE", value_parser = text::parse_bytes, default_value_t = CACHE_BYTES, hide_default_value = true)]
     cache: u64,
-    /// Answer with so many threads [default: two more than there are cores, at least 4]
+    /// Number of threads that serve requests [default: cores + 2, at least 4]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     threads: usize,
-    /// Write what happens to FILE [default: stderr in the foreground, else the system's log]
+    /// Log to FILE [default: stderr in the foreground, else the system's log]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// The snapshot whose root is to be seen [default: a directory for each snapshot, and `latest`]
+    /// The snapshot to mount [default: all of them, one directory each, and `latest`]
     #[arg(value_name = "SNAP")]
     snapshot: Option<String>,
-    /// Where, an existing directory
+    /// An existing directory
     #[arg(value_name = "MOUNTPOINT")]
     mount_point: PathBuf,
 }

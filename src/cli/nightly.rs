@@ -45,21 +45,21 @@ const TEXT_BYTES: usize = 4 << 10;
 /// Arguments of `nightly`.
 #[derive(Args)]
 #[command(after_help = "\
-Does what the configuration file says, and is meant to be run by cron or a systemd timer. Without a retention policy nothing is removed. \
-Ends with the worst code of its parts, 7, 1, 4, 3, 0 in this order; with 6 while the store is held.")]
+Follows the configuration file. Run it from cron or a systemd timer. Without a retention policy nothing is removed. \
+The exit code is the worst of its parts, in the order 7, 1, 4, 3, 0; it is 6 while the store is on hold.")]
 pub(crate) struct NightlyArgs {
     #[command(flatten)]
     snapshot: SnapshotArgs,
-    /// Wait for a running zmbackup, at most so long (2h, 90min) [default: `settle` in the configuration file, else not at all]
+    /// Wait for a running zmbackup to finish, at most this long (2h, 90min) [default: `settle` in the configuration file, else do not wait]
     #[arg(long, value_name = "DURATION")]
     settle: Option<Span>,
-    /// Count zmbackup as finished when nothing in tmp/ changed for so long [default: `settle-quiet` in the configuration file, else 5min]
+    /// Consider zmbackup finished when nothing in tmp/ has changed for this long [default: `settle-quiet` in the configuration file, else 5min]
     #[arg(long, value_name = "DURATION")]
     settle_quiet: Option<Span>,
     /// Write metrics for Prometheus to this file [default: `metrics` in the configuration file]
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
-    /// Log to `journal`, `syslog` or a file too [default: `log` in the configuration file]
+    /// Also log to `journal`, `syslog` or a file [default: `log` in the configuration file]
     #[arg(long, value_name = "WHERE")]
     log: Option<LogTarget>,
 }

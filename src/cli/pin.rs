@@ -15,7 +15,7 @@ pub(crate) struct PinArgs {
     /// The snapshots
     #[arg(value_name = "SNAP", required = true)]
     snapshots: Vec<String>,
-    /// Why, for whoever wonders
+    /// The reason, shown to others
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }

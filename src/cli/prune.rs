@@ -51,13 +51,13 @@ pub(crate) struct PolicyArgs {
     /// Keep the newest of each of the last N years that have one
     #[arg(long, value_name = "N")]
     keep_yearly: Option<u32>,
-    /// Keep all that are at most so much older than the newest: 90d, 12w, 3m (months) or 1y
+    /// Keep every snapshot that is no more than SPAN older than the newest: 90d, 12w, 3m (months) or 1y
     #[arg(long, value_name = "SPAN")]
     keep_within: Option<Within>,
-    /// Keep all with this tag; may be given several times
+    /// Keep every snapshot with this tag; may be repeated
     #[arg(long = "keep-tag", value_name = "TAG")]
     keep_tags: Vec<String>,
-    /// Beside what the other rules keep: the last snapshot from which an account can be restored whole, for so long after the account vanished from the source
+    /// Also keep the last snapshot from which an account can be restored whole, for SPAN after the account vanished from the source
     #[arg(long, value_name = "SPAN")]
     keep_accounts: Option<Within>,
 }
@@ -84,18 +84,18 @@ impl PolicyArgs {
 pub(crate) struct PruneArgs {
     #[command(flatten)]
     policy: PolicyArgs,
-    /// Allow so much of the packs to be unused, in per cent; above it those with the most unused are repacked
+    /// Allow this much of the packs to be unused, in per cent; above it, the packs with the most unused space are repacked
     /// [default: `max-unused` under `[retention]` in the configuration file, else 10]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     max_unused: Option<u8>,
-    /// Keep what nothing needs any more at least so long before it is deleted, for copies and slow readers; a later prune deletes it.
-    /// `0s` deletes it at once, for a disk that fills up [default: `grace` under `[retention]` in the configuration file, else 1d]
+    /// Keep data that nothing needs any more for at least this long, for copies and slow readers; a later prune deletes it.
+    /// `0s` deletes it at once, for a disk that is nearly full [default: `grace` under `[retention]` in the configuration file, else 1d]
     #[arg(long, value_name = "DURATION")]
     grace: Option<Span>,
-    /// Go on though the store is held
+    /// Run even if the store is on hold
     #[arg(long)]
     ignore_hold: bool,
-    /// Show what would be done and change nothing
+    /// Show what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 }

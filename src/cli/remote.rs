@@ -26,31 +26,31 @@ pub(crate) struct RemoteArgs {
     /// Private key for the source's host [default: ssh-agent, then the usual files in ~/.ssh]
     #[arg(long, value_name = "FILE", help_heading = "Another host")]
     ssh_key: Option<PathBuf>,
-    /// Known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]
+    /// File of known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]
     #[arg(long, value_name = "FILE", help_heading = "Another host")]
     known_hosts: Option<PathBuf>,
-    /// Connect through this program, such as 'ssh -J gateway', as rsync's -e
+    /// Connect with this program, for example 'ssh -J gateway', like rsync's -e
     #[arg(long, value_name = "CMD", help_heading = "Another host", conflicts_with_all = ["ssh_key", "known_hosts"])]
     rsh: Option<String>,
-    /// Most bytes a second that the other host sends, such as 10M; a plain number counts KiB, as with rsync
+    /// Limit what the remote host sends, in bytes per second, for example 10M; a number without a unit is in KiB, as with rsync
     #[arg(long, value_name = "RATE", help_heading = "Another host", value_parser = parse_rate)]
     bwlimit: Option<u64>,
-    /// The program on the other host [default: zmreplica from the PATH there, else one that is uploaded]
+    /// The agent's path on the remote host [default: zmreplica in the PATH there, else one that is uploaded]
     #[arg(long, value_name = "PATH", help_heading = "Another host")]
     agent_path: Option<String>,
     /// Never upload the agent
     #[arg(long, help_heading = "Another host")]
     no_upload: bool,
-    /// The static program to upload [default: zmreplica-agent beside this one or in /usr/local/lib/zmreplica, else this one]
+    /// The static program to upload [default: zmreplica-agent next to this program or in /usr/local/lib/zmreplica, else this program]
     #[arg(long, value_name = "FILE", help_heading = "Another host")]
     agent_binary: Option<PathBuf>,
-    /// Run no agent there, only its find and tar: slower, for everything new travels as it is
+    /// Run no agent on the remote host, only its find and tar. Slower: all new data is transferred uncompressed
     #[arg(long, help_heading = "Another host", conflicts_with_all = ["agent_path", "no_upload", "agent_binary"])]
     agentless: bool,
-    /// Take the connection for lost when the other host has not answered for so many seconds, or has sent next to nothing in six times as many [default: 600]
+    /// Give up the connection if the remote host does not answer for this long, or sends next to nothing for six times as long [default: 600]
     #[arg(long, value_name = "SECONDS", help_heading = "Another host", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
-    /// Connect again so many times in a row without success before giving up [default: 5]
+    /// Give up after this many attempts in a row that bring nothing new [default: 5]
     #[arg(long, value_name = "N", help_heading = "Another host")]
     retries: Option<u32>,
 }
@@ -66,9 +66,9 @@ impl RemoteArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum CompressAtArg {
-    /// On the source's host: less travels
+    /// On the source's host: less data to transfer
     Source,
-    /// Here: less work for the mail server
+    /// On this host: less work for the mail server
     Replica,
 }
 

@@ -19,7 +19,7 @@ const OLD_IS_KEPT: &str =
 /// Arguments of `repair`.
 #[derive(Args)]
 pub(crate) struct RepairArgs {
-    /// Read all packs too, and see to damage inside of them
+    /// Also read all packs, and salvage those that are damaged inside
     #[arg(long)]
     read_data: bool,
 }

@@ -30,13 +30,13 @@ const NAMED: usize = 10;
 /// Arguments of `report`.
 #[derive(Args)]
 pub(crate) struct ReportArgs {
-    /// The page to write; `-` for stdout
+    /// The file to write; `-` for stdout
     #[arg(value_name = "FILE.html")]
     file: PathBuf,
-    /// The newest snapshot to tell of
+    /// The newest snapshot to report on
     #[arg(long, value_name = "SNAP", default_value = "latest")]
     snapshot: String,
-    /// Follow the accounts through the snapshots of so many days
+    /// Cover the snapshots of the last N days
     #[arg(long, value_name = "N", default_value_t = 35)]
     days: u32,
 }

@@ -26,25 +26,25 @@ const TICK: Duration = Duration::from_millis(120);
 /// Arguments of `restore`.
 #[derive(Args)]
 pub(crate) struct RestoreArgs {
-    /// What to do with files that are there already
+    /// What to do with files that already exist
     #[arg(long, value_enum, value_name = "WHICH", default_value = "changed")]
     overwrite: OverwriteArg,
-    /// Delete what the snapshot does not have
+    /// Delete files that are not in the snapshot
     #[arg(long)]
     delete: bool,
-    /// Set owners by number, even where this host has the names
+    /// Restore owners by number, even if this host has users of the same names
     #[arg(long)]
     numeric_ids: bool,
-    /// Leave out device nodes and files with a set-user-ID or set-group-ID bit
+    /// Skip device nodes and files with a set-user-ID or set-group-ID bit
     #[arg(long)]
     no_specials: bool,
-    /// Only tell what would be done
+    /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
     /// What to restore
     #[arg(value_name = "SNAP[:PATH]")]
     place: OsString,
-    /// The directory that the contents of the restored directory go into: a local path, [user@]host:path or ssh://[user@]host[:port]/path
+    /// The directory that receives the contents of the restored directory: a local path, [user@]host:path or ssh://[user@]host[:port]/path
     #[arg(value_name = "DEST")]
     destination: OsString,
     #[command(flatten)]
@@ -53,11 +53,11 @@ pub(crate) struct RestoreArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum OverwriteArg {
-    /// Leave every file as it is
+    /// Leave them as they are
     Never,
-    /// Write those whose size or time differs
+    /// Overwrite those whose size or time differs
     Changed,
-    /// Write all
+    /// Overwrite all of them
     Always,
 }
 

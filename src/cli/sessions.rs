@@ -23,18 +23,18 @@ use super::{Context, table, text};
 /// Arguments of `sessions`.
 #[derive(Args)]
 #[command(after_help = "\
-States: complete; with errors, some accounts failed; aborted; invalid, without a session.xml; running or leftover, in tmp/ and begun less or more \
-than a day before the snapshot; being deleted, under TO_DELETE-.
+States: complete; with errors (some accounts failed); aborted; invalid (no session.xml); running (in tmp/, started less than a day before the snapshot) or leftover \
+(started earlier); being deleted (named TO_DELETE-).
 
-NEW is what no older session of the snapshot has. A session that vanished was expected to when no older one is left and it was a week old.")]
+NEW is the size of what no older session in the snapshot has. A session is expected to vanish when it is at least a week old and no older one is left.")]
 pub(crate) struct SessionsArgs {
     /// The snapshot
     #[arg(value_name = "SNAP", default_value = "latest")]
     snapshot: String,
-    /// Do not weigh the sessions, which visits every name in them
+    /// Do not compute sizes, which visits every name in the sessions
     #[arg(long)]
     no_sizes: bool,
-    /// Directory of the snapshot that holds the tree [default: the root]
+    /// Directory of the snapshot that holds the backup tree [default: the root]
     #[arg(long, value_name = "PATH")]
     tree: Option<String>,
 }

@@ -31,39 +31,39 @@ const PROBLEMS_LISTED: usize = 20;
 /// Arguments of `snapshot`.
 #[derive(Args, Default)]
 pub(crate) struct SnapshotArgs {
-    /// The directory to take: a local path, [user@]host:path or ssh://[user@]host[:port]/path [default: `source` in the configuration file]
+    /// The directory to replicate: a local path, [user@]host:path or ssh://[user@]host[:port]/path [default: `source` in the configuration file]
     source: Option<OsString>,
-    /// Leave out what matches: a leading / anchors at the source, a trailing / is for directories; may be repeated
+    /// Exclude what matches GLOB. A leading / anchors the pattern at the source; a trailing / matches directories only. May be repeated
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// Take lost+found and sessions under deletion too
+    /// Include lost+found and sessions that are being deleted
     #[arg(long)]
     no_default_excludes: bool,
-    /// Enter directories on which other file systems are mounted
+    /// Descend into other file systems mounted below the source
     #[arg(long)]
     all_file_systems: bool,
-    /// Read everything again, whatever is known from the last snapshot
+    /// Read every file again, even if it has not changed since the last snapshot
     #[arg(long)]
     rescan: bool,
-    /// End the run after so long (20h, 90min); what it has stored is kept, and the next run goes on [default: `max-duration` in the configuration file, else no limit]
+    /// Stop the run after this time (20h, 90min). What it has stored is kept, and the next run resumes from there [default: `max-duration` in the configuration file, else no limit]
     #[arg(long, value_name = "DURATION")]
     max_duration: Option<Span>,
-    /// Only scan, and tell what would be read
+    /// Only scan, and report what would be read
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Go on though the store is held
+    /// Run even if the store is on hold
     #[arg(long)]
     pub(crate) ignore_hold: bool,
-    /// Mark the snapshot; may be repeated
+    /// Add a tag to the snapshot; may be repeated
     #[arg(long, value_name = "T")]
     tag: Vec<String>,
-    /// How hard zstd tries, 1 to 19 [default: `compression-level` in the configuration file, else 3]
+    /// Compression level of zstd, 1 to 19 [default: `compression-level` in the configuration file, else 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
     compression_level: Option<i32>,
     /// Compress small messages without a trained dictionary
     #[arg(long)]
     no_dictionary: bool,
-    /// Where chunks of another host are compressed [default: source]
+    /// Where to compress chunks that come from another host [default: source]
     #[arg(long, value_enum, value_name = "WHERE", help_heading = "Another host")]
     compress_at: Option<CompressAtArg>,
     #[command(flatten)]

@@ -19,9 +19,9 @@ const TOLD: usize = 3;
 /// Arguments of `status`.
 #[derive(Args)]
 #[command(after_help = "\
-Exit codes: 0 fine; 4 something to look at (no snapshot, too old, suspect, problems, a failed nightly run, accounts of which less can be restored); 6 held, and nothing else; 7 damage; 1 the state cannot be told.")]
+Exit codes: 0 healthy; 4 something needs attention (no snapshot, too old, suspect, problems, a failed nightly run, accounts of which less can be restored); 6 on hold, and otherwise healthy; 7 damage; 1 the state cannot be determined.")]
 pub(crate) struct StatusArgs {
-    /// Age of the newest snapshot from which on it is too old [default: `max-age` in the configuration file, else 36h]
+    /// Report the newest snapshot as too old beyond this age [default: `max-age` in the configuration file, else 36h]
     #[arg(long, value_name = "SPAN")]
     max_age: Option<Span>,
 }

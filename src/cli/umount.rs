@@ -15,10 +15,10 @@ const SERVER_TIME: Duration = Duration::from_secs(20);
 /// Arguments of `umount`.
 #[derive(Args)]
 pub(crate) struct UmountArgs {
-    /// Take it from its place even while it is in use; it is served until the last user lets go
+    /// Detach the mount even while it is in use; it is served until the last user is done
     #[arg(long)]
     lazy: bool,
-    /// Where it is mounted
+    /// The mount point
     #[arg(value_name = "MOUNTPOINT")]
     mount_point: PathBuf,
 }

@@ -120,7 +120,8 @@ fn on_a_terminal_names_only_show_themselves() {
         let is_harmless = |letter: char| matches!(letter, '\n' | '\r' | '\t') || zmreplica::plain::is_plain(letter);
         assert!(shown.chars().all(is_harmless), "{arguments}: {text:?}");
         let is_named = arguments != "check" && !arguments.starts_with("restore") && !arguments.starts_with("snapshot");
-        assert_eq!(shown.contains("error: forged"), is_named, "{arguments}: {text}");
+        // On a slow machine the live line of the others shows the path, too.
+        assert!(shown.contains("error: forged") || !is_named, "{arguments}: {text}");
         assert!(!shown.lines().any(|line| line.starts_with("error: forged")), "{arguments}: {text}");
     }
 }

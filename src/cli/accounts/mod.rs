@@ -29,30 +29,30 @@ use super::{Context, text};
 /// Arguments of `accounts`.
 #[derive(Args)]
 #[command(after_help = "\
-States: whole, everything can be restored up to the newest time that the sessions hold; incomplete, up to that time, but messages are missing or an older \
-full session must be named; behind, only up to an earlier time, because redo logs are missing; lost, no full session holds it.
+States: whole (everything can be restored, up to the newest time in the sessions); incomplete (up to that time, but messages are missing, or an older full session \
+must be named); behind (only up to an earlier time, because redo logs are missing); lost (no full session has the account).
 
-Exit code 4: an account that was whole in the snapshot before is not in this one.")]
+Exit code 4: an account that was whole in the previous snapshot is no longer whole.")]
 pub(crate) struct AccountsArgs {
     /// The snapshot
     #[arg(value_name = "SNAP", default_value = "latest")]
     snapshot: String,
-    /// Explain one account: its sessions, what is missing, how to restore it
+    /// Explain one account: its sessions, what is missing, and how to restore it
     #[arg(long, value_name = "ADDRESS|ID")]
     account: Option<String>,
-    /// Answer for one moment: 2026-11-22T03:00, or a day to its end
+    /// Report for one moment: 2026-11-22T03:00, or the end of a day
     #[arg(long, value_name = "TIME")]
     at: Option<String>,
-    /// Tell of all snapshots up to SNAP when each account was last whole
+    /// Report when each account was last whole, over all snapshots up to SNAP
     #[arg(long, conflicts_with = "at")]
     history: bool,
-    /// Tell of accounts only that are not whole
+    /// List only accounts that are not whole
     #[arg(long)]
     faulty: bool,
-    /// Directory of the snapshot that holds the tree, such as the one into which an upgrade moved the old one [default: the root]
+    /// Directory of the snapshot that holds the backup tree, for example one that an upgrade moved [default: the root]
     #[arg(long, value_name = "PATH")]
     tree: Option<String>,
-    /// Where the snapshot is to be mounted, for the commands that are shown
+    /// Mount point to use in the commands that are shown
     #[arg(long, value_name = "DIR", default_value = "/mnt/zimbra")]
     mountpoint: String,
 }

@@ -23,7 +23,7 @@ pub(crate) struct ConfigArgs {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Tell what each setting means and what is wrong
+    /// Explain each setting, and report what is wrong
     Check,
 }
 
