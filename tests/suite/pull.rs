@@ -471,7 +471,11 @@ fn the_agent_is_brought_where_there_is_none() {
         // One that was changed there is not trusted, and replaced.
         let mut bytes = fs::read(uploaded).unwrap();
         bytes.push(0);
-        fs::write(uploaded, &bytes).unwrap();
+        // In its place, not into it: the agent of the last pull may still be about to end.
+        let (changed, mode) = (uploaded.with_file_name("changed"), fs::metadata(uploaded).unwrap().permissions());
+        fs::write(&changed, &bytes).unwrap();
+        fs::set_permissions(&changed, mode).unwrap();
+        fs::rename(&changed, uploaded).unwrap();
         let (_, said) = pull();
         assert!(said.contains("was uploaded"), "{said}");
         fs::remove_file(uploaded).unwrap();
