@@ -9,6 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::support::programs::copy_program;
+
 use tempfile::TempDir;
 use zmreplica_treegen::{Config, Generator, Preset};
 
@@ -29,7 +31,7 @@ impl Bench {
         assert!(rustix::process::geteuid().is_root(), "these tests change users: run them as root");
         let directory = TempDir::new().unwrap();
         // Where the program was built others may not get in.
-        fs::copy(assert_cmd::cargo::cargo_bin!("zmreplica"), directory.path().join("zmreplica")).unwrap();
+        copy_program(assert_cmd::cargo::cargo_bin!("zmreplica"), &directory.path().join("zmreplica"));
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(directory.path().join("home")).unwrap();
         let bench = Bench { directory, user, umask: "022" };

@@ -1,7 +1,7 @@
 //! Pulling without an agent: the same snapshots with nothing but a shell, find and tar on the far side.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out, run};
 use crate::support::odd::settle;
 use crate::support::odd::{noise, odd_tree, partition, set_mode};
+use crate::support::programs::write_program;
 use crate::support::pulling::{assert_same, finished, summary};
 use crate::support::sshd::Sshd;
 use serde_json::Value;
@@ -34,8 +35,7 @@ impl Bench {
     }
 
     fn script(&self, path: &Path, text: &str) {
-        fs::write(path, format!("#!/bin/bash\n{text}\n")).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(path, &format!("#!/bin/bash\n{text}\n"));
     }
 
     /// Replaces what stands in ssh's place; the command is `$1`.

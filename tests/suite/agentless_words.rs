@@ -1,13 +1,14 @@
 //! Pulling without an agent: what the programs of the remote host say on stderr and by their exit codes is heard.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out};
 use crate::support::odd::noise;
 use crate::support::odd::settle;
+use crate::support::programs::write_program;
 use crate::support::pulling::finished;
 
 /// A scene with a program in ssh's place that runs the command here.
@@ -26,8 +27,7 @@ impl Bench {
 
     fn script(&self, name: &str, text: &str) {
         let path = self.0.path(name);
-        fs::write(&path, format!("#!/bin/bash\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, &format!("#!/bin/bash\n{text}\n"));
     }
 
     fn rsh(&self, text: &str) {

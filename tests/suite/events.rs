@@ -1,13 +1,13 @@
 //! What `-v`, `-vv` and ZMREPLICA_LOG show of the steps of a command, and that everything else stays as it is without them.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use crate::support::mounted::{Scene, err, out};
 use crate::support::odd::files;
+use crate::support::programs::write_program;
 use crate::support::pulling::{finished, summary};
 
 /// Makes a source of so many files in some directories.
@@ -117,8 +117,7 @@ fn a_prune_shows_its_steps() {
 fn a_pull_shows_the_other_host_and_no_secret() {
     let scene = scene_of(5);
     let rsh = scene.path("rsh");
-    fs::write(&rsh, "#!/bin/sh\nshift 5\nexport ZMREPLICA_LOG=\"$AGENT_EVENTS\"\nexec sh -c \"$1\"\n").unwrap();
-    fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&rsh, "#!/bin/sh\nshift 5\nexport ZMREPLICA_LOG=\"$AGENT_EVENTS\"\nexec sh -c \"$1\"\n");
     let pull = |options: &[&str], agent_events: &str| {
         let mut command: Command = scene.command();
         command.args(options).arg("snapshot").arg("--agent-path").arg(assert_cmd::cargo::cargo_bin!("zmreplica"));

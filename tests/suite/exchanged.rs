@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +36,7 @@ use zmreplica::source::scan::{Listing, ScanOptions};
 use zmreplica::source::tree::{LocalTree, OwnerNames, ScanEnd, SourceError, SourceTree};
 
 use crate::support::locks;
+use crate::support::programs::write_program;
 
 const MODES: [&str; 3] = ["local", "agent", "agentless"];
 
@@ -133,8 +134,7 @@ impl Scene {
         init(&scene.store()).unwrap();
         // In ssh's place: the command runs here.
         let rsh = scene.path("rsh");
-        fs::write(&rsh, "#!/bin/sh\nshift\nexec sh -c \"$1\"\n").unwrap();
-        fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&rsh, "#!/bin/sh\nshift\nexec sh -c \"$1\"\n");
         scene
     }
 

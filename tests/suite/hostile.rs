@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,6 +12,7 @@ use std::sync::Arc;
 
 use crate::support::mounted::{Scene, eventually};
 use crate::support::odd::noise;
+use crate::support::programs::write_program;
 use crate::support::{odd, peer};
 use zmreplica::coding::put_varint;
 use zmreplica::ids::{ChunkId, DictionaryId};
@@ -78,8 +78,7 @@ impl Bench {
 
     fn rsh(&self, script: &str) {
         let rsh = self.scene.path("rsh");
-        fs::write(&rsh, script).unwrap();
-        fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&rsh, script);
     }
 
     fn command(&self, attack: &str, arguments: &[&str]) -> Command {

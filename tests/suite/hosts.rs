@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out, run};
+use crate::support::programs::{copy_program, write_program};
 use crate::support::pulling::{finished, summary};
 use crate::support::sshd::{Sshd, public_half};
 
@@ -32,8 +33,7 @@ impl Bench {
     fn rsh(&self, text: &str) -> String {
         let path = self.scene.path("rsh");
         let home = self.scene.path("home");
-        fs::write(&path, format!("#!/bin/bash\nshift\nexport HOME='{}'\n{text}\n", home.display())).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, &format!("#!/bin/bash\nshift\nexport HOME='{}'\n{text}\n", home.display()));
         path.display().to_string()
     }
 
@@ -282,7 +282,7 @@ fn the_first_pull_brings_this_very_program() {
     // Alone, as `cargo build` leaves it.
     let own = bench.scene.path("alone/zmreplica");
     fs::create_dir(own.parent().unwrap()).unwrap();
-    fs::copy(Bench::agent(), &own).unwrap();
+    copy_program(Bench::agent(), &own);
     bench.rsh("exec sh -c \"$1\"");
     let pull = || {
         let mut command = Command::new(&own);

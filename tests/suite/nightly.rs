@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::locks;
 use crate::support::mounted::{self, Scene, err, eventually, out};
 use crate::support::odd;
+use crate::support::programs::write_program;
 use crate::support::zimbra::configured;
 use crate::support::zimbra::{self, event, night, protected, snapshots};
 use serde_json::Value;
@@ -166,8 +166,7 @@ fn the_example_hook_mails() {
     let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/mail-hook");
     let line = format!("{} postmaster@example.com", hook.display());
     fs::write(scene.path("config.toml"), format!("{head}[hooks]\non-failure = {line:?}\n")).unwrap();
-    fs::write(scene.path("sendmail"), "#!/bin/sh\necho \"$*\" > arguments\ncat > mail\n").unwrap();
-    fs::set_permissions(scene.path("sendmail"), fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&scene.path("sendmail"), "#!/bin/sh\necho \"$*\" > arguments\ncat > mail\n");
     configured(&scene, 0, &["nightly"]);
     fs::remove_file(scene.source().join("file")).unwrap();
     let mut command = scene.command();
@@ -194,12 +193,13 @@ fn a_source_cannot_silence_its_own_alarm() {
     let rsh = scene.path("rsh");
     let forged = "\u{1b}]0;x\u{7}\u{9b}2J\\n2026-11-27T02:00:00Z [1] All went well\u{202e}";
     // A host that says what no variable of an environment can hold.
-    fs::write(
+    write_program(
         &rsh,
-        format!("#!/bin/sh\necho \"rsh: ${{ZMREPLICA_SSH_PASSPHRASE-unset}}\" >> {}\nprintf 'a\\0b{forged}\\n' >&2\nexit 255\n", scene.path("inherited").display()),
-    )
-    .unwrap();
-    fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).unwrap();
+        &format!(
+            "#!/bin/sh\necho \"rsh: ${{ZMREPLICA_SSH_PASSPHRASE-unset}}\" >> {}\nprintf 'a\\0b{forged}\\n' >&2\nexit 255\n",
+            scene.path("inherited").display()
+        ),
+    );
     let hook = format!(
         "cat > {0}; printf %s \"$ZMREPLICA_MESSAGE\" > {1}; echo \"hook: ${{ZMREPLICA_SSH_PASSPHRASE-unset}}\" >> {2}",
         scene.path("details").display(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::mounted::{self, Scene, err, out};
+use crate::support::programs::copy_program;
 use crate::support::sshd::{Sshd, public_half};
 use zmreplica_treegen::{Config, Generator, Preset};
 
@@ -48,7 +49,7 @@ fn the_tour_works_as_it_stands() {
     // What `cargo build` leaves, and nothing beside it.
     let built = scene.path("clone/target/release/zmreplica");
     fs::create_dir_all(built.parent().unwrap()).unwrap();
-    fs::copy(assert_cmd::cargo::cargo_bin!("zmreplica"), &built).unwrap();
+    copy_program(assert_cmd::cargo::cargo_bin!("zmreplica"), &built);
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let lines = commands(&readme, "## A tour");
     // What is the reader's own; each of these is there.

@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use crate::support::mounted::{Killed, Scene, assert_rsync_finds_nothing, err, eventually, out, run, shell, signal};
 use crate::support::odd::{files, set_mode, set_time};
+use crate::support::programs::{copy_program, write_program};
 use crate::support::pulling::summary;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags, getxattr, mkdirat, mknodat,
@@ -299,8 +300,7 @@ fn names_that_a_user_exchanges_meanwhile_hand_over_nothing_of_roots() {
 
     // A copy, for the build directory may be closed to other users.
     let program = scene.path("exchange");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    set_mode(&program, 0o755);
+    copy_program(&std::env::current_exe().unwrap(), &program);
     let child = Command::new(&program)
         .args(["--exact", "restore_hard::exchange_names_for_ever", "--ignored"])
         .env(EXCHANGE_IN, &target)
@@ -355,8 +355,7 @@ fn root_follows_no_link_of_a_user_to_the_destination() {
     .unwrap();
     symlink("home/link", scene.path("to link")).unwrap();
     let rsh = scene.path("rsh");
-    fs::write(&rsh, "#!/bin/bash\nshift\neval \"$*\"\n").unwrap();
-    set_mode(&rsh, 0o755);
+    write_program(&rsh, "#!/bin/bash\nshift\neval \"$*\"\n");
     let rsh = rsh.to_str().unwrap();
     let agent = assert_cmd::cargo::cargo_bin!("zmreplica").to_str().unwrap();
     let destinations = [
@@ -381,8 +380,7 @@ fn root_follows_no_link_of_a_user_to_the_destination() {
     // An agent that is confined to a directory further up resolves the path itself.
     let bound = scene.path("bound");
     let line = format!("exec {agent} agent --writable --root {}", scene.path("").display());
-    fs::write(&bound, format!("#!/bin/bash\n{line}\n")).unwrap();
-    set_mode(&bound, 0o755);
+    write_program(&bound, &format!("#!/bin/bash\n{line}\n"));
     let remote = format!("far:{}/", link.display());
     let message = err(&scene.code(1, &["restore", "--rsh", bound.to_str().unwrap(), "latest", &remote]));
     assert!(message.contains("symbolic link of user 4242"), "{message}");

@@ -1,12 +1,13 @@
 //! Restores by root to file systems that give owners and modes of their own choice.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::mounted::{Scene, assert_rsync_finds_nothing, run, shell};
 use crate::support::odd::set_time;
+use crate::support::programs::write_program;
 use crate::support::pulling::summary;
 
 const USER: u32 = 4242;
@@ -97,8 +98,7 @@ fn root_restores_through_sshfs_as_a_user() {
     let (far, place, server) = (scene.path("far"), scene.path("sshfs"), scene.path("server"));
     fs::create_dir(&far).unwrap();
     fs::create_dir(&place).unwrap();
-    fs::write(&server, "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n").unwrap();
-    fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&server, "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n");
     let options = format!("uid={USER},gid={USER},ssh_command={}", server.display());
     run(Command::new("sshfs").args(["-o", &options]).arg(format!("far:{}", far.display())).arg(&place));
     for round in 0..3 {

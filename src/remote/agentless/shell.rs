@@ -161,7 +161,8 @@ impl Shell {
             inner: input,
             counters: Arc::clone(counters),
             bytes_per_second: options.bytes_per_second,
-            idle_timeout: options.idle_timeout,
+            // Until the shell has greeted, its deadline counts.
+            idle_timeout: Duration::MAX,
             pace: Pace::new(options.idle_timeout),
             came: 0,
             interrupted: Arc::clone(&options.interrupted),
@@ -204,6 +205,8 @@ impl Shell {
                 });
             }
         };
+        drop(deadline);
+        input.get_mut().idle_timeout = options.idle_timeout;
         let tool = |name: &str| ConnectError::NoAgent {
             message: format!(
                 "{host} has no GNU {name}, which --agentless needs. Install it there, or let the agent run"

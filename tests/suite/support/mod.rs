@@ -9,6 +9,7 @@ pub mod mounted;
 pub mod odd;
 pub mod oracle;
 pub mod peer;
+pub mod programs;
 pub mod proxy;
 pub mod pruning;
 pub mod pulling;

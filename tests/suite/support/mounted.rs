@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How long anything may take that is bound to happen; none of the tests waits for it to pass.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(300);
 
 /// Whom the top of a source belongs to: nobody whom a default would name.
 pub const SOURCE_OWNER: u32 = 54321;
