@@ -438,13 +438,6 @@ fn static_agent() -> PathBuf {
 fn the_agent_is_brought_where_there_is_none() {
     let bench = Bench::new();
     fs::write(bench.scene.source().join("file"), "text").unwrap();
-    let uploads = || {
-        // The server lets root in, who runs this test.
-        let folder = std::env::home_dir().unwrap().join(".cache/zmreplica");
-        let names = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
-        names.filter(|path| path.to_string_lossy().contains("/agent-")).collect::<Vec<_>>()
-    };
-    let before = uploads();
     let ssh = format!(
         "ssh -o BatchMode=yes -o IdentitiesOnly=yes -o 'UserKnownHostsFile={}' -i '{}'",
         bench.home(".ssh/known_hosts").display(),
@@ -462,8 +455,8 @@ fn the_agent_is_brought_where_there_is_none() {
         let (first, said) = pull();
         assert_eq!(first["totals"]["files"], 1);
         assert!(said.contains("was uploaded"), "{said}");
-        let new: Vec<PathBuf> = uploads().into_iter().filter(|path| !before.contains(path)).collect();
-        let [uploaded] = new.as_slice() else { panic!("{new:?}") };
+        let uploads = bench.sshd.uploads();
+        let [uploaded] = uploads.as_slice() else { panic!("{uploads:?}") };
         assert_eq!(fs::read(uploaded).unwrap(), fs::read(static_agent()).unwrap());
         let (second, said) = pull();
         assert!(!said.contains("was uploaded"), "{said}");

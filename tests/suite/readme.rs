@@ -1,7 +1,7 @@
 //! The commands of README.md, as they stand and in their order, against a host on loopback that has nothing of this program.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::mounted::{self, Scene, err, out};
@@ -16,27 +16,9 @@ fn commands(text: &str, heading: &str) -> Vec<String> {
     block.split_once("```").unwrap().0.lines().map(str::to_owned).collect()
 }
 
-fn uploads() -> Vec<PathBuf> {
-    // The server lets root in, who runs this test.
-    let folder = std::env::home_dir().unwrap().join(".cache/zmreplica");
-    fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
-}
-
-/// Takes away what was uploaded, however the test ends.
-struct Uploads(Vec<PathBuf>);
-
-impl Drop for Uploads {
-    fn drop(&mut self) {
-        for path in uploads().iter().filter(|path| !self.0.contains(path)) {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
 #[test]
 fn the_tour_works_as_it_stands() {
     let (scene, sshd) = (Scene::new(), Sshd::start("ed25519"));
-    let _uploads = Uploads(uploads());
     let ssh = scene.path("home/.ssh");
     fs::create_dir_all(&ssh).unwrap();
     fs::copy(sshd.key(), ssh.join("id_ed25519")).unwrap();

@@ -33,19 +33,21 @@ pub fn public_half(key: &Path) -> String {
 }
 
 impl Sshd {
-    /// Starts a server with one host key; the user's key `key` may log in.
+    /// Starts a server with one host key; the user's key `key` may log in. The home directory there is the server's own, and empty.
     pub fn start(host_key: &str) -> Sshd {
         let directory = tempfile::Builder::new().prefix("sshd").tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         make_key(&path("host"), host_key, "");
         let key = make_key(&path("key"), "ed25519", "");
         fs::write(path("authorized_keys"), public_half(&key)).unwrap();
+        fs::create_dir(path("home")).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nPidFile none\nAuthorizedKeysFile {keys}\nStrictModes no\nUsePAM no\n\
-             PasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nSubsystem sftp internal-sftp\n",
+             PasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nSubsystem sftp internal-sftp\nSetEnv HOME={home}\n",
             host = path("host").display(),
             keys = path("authorized_keys").display(),
+            home = path("home").display(),
         );
         fs::write(path("config"), config).unwrap();
         // Where Debian's sshd drops its privileges; a service makes it otherwise.
@@ -65,6 +67,12 @@ impl Sshd {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Returns the agents that were uploaded.
+    pub fn uploads(&self) -> Vec<PathBuf> {
+        let names = fs::read_dir(self.path("home/.cache/zmreplica")).into_iter().flatten();
+        names.map(|entry| entry.unwrap().path()).collect()
     }
 
     pub fn key(&self) -> PathBuf {
