@@ -15,6 +15,7 @@ pub mod message;
 mod redo;
 pub mod rng;
 mod session;
+mod session_files;
 mod summary;
 #[cfg(test)]
 mod tests;
