@@ -51,8 +51,9 @@ use error::{io_error, refused};
 pub(crate) use format::{CATALOG, CONFIG};
 pub use format::{FEATURES, FORMAT_VERSION};
 
-/// A catalogue up to this size is compacted after a run that stored something: some hundredths of a second.
-const COMPACT_UP_TO_BYTES: u64 = 32 << 20;
+/// A catalogue up to this size is small: to compact it takes some hundredths of a second. redb grows its file by doubling, which a small store would notice;
+/// a large one finds use for its free pages in the nights to come.
+pub const SMALL_CATALOG_BYTES: u64 = 32 << 20;
 
 const LOCK: &str = "lock";
 /// How long a lock is waited for: a program that its holder was just starting keeps a copy of it until it runs.
@@ -517,28 +518,19 @@ impl LockedReplica {
         added.unwrap_or_default()
     }
 
-    /// Cuts the free pages off the catalogue if they are a third of it, or a tenth of a small one. Returns its length before and after, in bytes, or `None`
-    /// when nothing was done: it was not worth it, or a reader holds the catalogue, or redb failed, which leaves it as it was.
-    pub fn compact_catalog_if_worth(&mut self) -> Option<(u64, u64)> {
-        let database = Arc::get_mut(&mut self.replica.database)?;
-        let (length, used) = database.usage().ok()?;
-        let wanted = if length <= COMPACT_UP_TO_BYTES { used + used / 9 } else { used + used / 2 };
+    /// Cuts the free pages off a catalogue of at most `most_bytes` if they are a third of it, or a tenth of a small one. Returns its length before and after,
+    /// in bytes, or `None` when nothing was done: it was not worth it, or a reader holds the catalogue, or redb failed, which leaves it as it was.
+    pub fn compact_catalog_if_worth(&mut self, most_bytes: u64) -> Option<(u64, u64)> {
+        let length = fs::metadata(self.replica.path.join(CATALOG)).ok()?.len();
+        let database = Arc::get_mut(&mut self.replica.database).filter(|_| length <= most_bytes)?;
+        let used = database.used_bytes().ok()?;
+        let wanted = if length <= SMALL_CATALOG_BYTES { used + used / 9 } else { used + used / 2 };
         if length <= wanted {
             return None;
         }
         database.compact().ok()?;
         let after = fs::metadata(self.replica.path.join(CATALOG)).map_or(length, |file| file.len());
         (after < length).then_some((length, after))
-    }
-
-    /// Cuts the free pages off a small catalogue: redb grows its file by doubling, which a small store would notice. A
-    /// large one finds use for them in the nights to come. Without effect while a reader holds the catalogue.
-    pub fn compact_small_catalog(&mut self) {
-        let small = fs::metadata(self.replica.path.join(CATALOG)).is_ok_and(|file| file.len() <= COMPACT_UP_TO_BYTES);
-        if let Some(database) = Arc::get_mut(&mut self.replica.database).filter(|_| small) {
-            // Saves space and nothing else: what fails here is tried again after the next run.
-            let _ = database.compact();
-        }
     }
 
     /// Starts writing to the catalogue.

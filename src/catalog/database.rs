@@ -221,11 +221,11 @@ impl CatalogDatabase {
         Ok(())
     }
 
-    /// Returns the length of the database file and how much of it is in use, in bytes. Takes a look at every page.
+    /// Returns how much of the database file is in use, in bytes. Takes a look at every page.
     ///
     /// # Errors
     /// Fails when the database was opened read-only or redb fails.
-    pub fn usage(&self) -> Result<(u64, u64), CatalogError> {
+    pub fn used_bytes(&self) -> Result<u64, CatalogError> {
         let database = self.writer()?;
         let stats = redb_call::writing(|| {
             let transaction = database.begin_write()?;
@@ -233,8 +233,7 @@ impl CatalogDatabase {
             transaction.abort()?;
             Ok(stats)
         })?;
-        let length = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
-        Ok((length, stats.allocated_pages() * stats.page_size() as u64))
+        Ok(stats.allocated_pages() * stats.page_size() as u64)
     }
 }
 

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use zmreplica::catalog::snapshot::SnapshotRecord;
 use zmreplica::guard::MarkedSnapshot;
-use zmreplica::replica::{LockedReplica, Replica};
+use zmreplica::replica::{LockedReplica, Replica, SMALL_CATALOG_BYTES};
 use zmreplica::snapshot::SnapshotError;
 use zmreplica::snapshot::dry_run::dry_run;
 use zmreplica::snapshot::options::{DryRun, SnapshotOptions, SnapshotReport};
@@ -151,7 +151,7 @@ pub(crate) fn take(context: &Context, args: &SnapshotArgs) -> Result<(LockedRepl
         None => take_snapshot(&replica, source, &options, progress),
     })?;
     if report.record.work.new_chunks > 0 {
-        replica.compact_small_catalog();
+        replica.compact_catalog_if_worth(SMALL_CATALOG_BYTES);
     }
     Ok((replica, report))
 }

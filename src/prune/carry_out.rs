@@ -91,7 +91,7 @@ pub fn carry_out(
         work.fold(&mut writer)?;
         work.sweep_at_once(&mut writer)?;
     }
-    report.compacted = replica.compact_catalog_if_worth();
+    report.compacted = replica.compact_catalog_if_worth(u64::MAX);
     report.elapsed_ms = clock.elapsed().as_millis() as u64;
     info!(
         target: areas::PRUNE,
