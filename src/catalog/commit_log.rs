@@ -19,7 +19,8 @@ use crate::store::backend::Backend;
 pub fn last_commit(database: &DatabaseReader) -> Result<(CommitNumber, CommitId), CatalogError> {
     let mut last = <(CommitNumber, CommitId)>::default();
     database.scan(Table::Commits, 0, |number, payload| {
-        last = (CommitNumber(number), decode_commit_row(number, payload?)?);
+        let number = CommitNumber(number);
+        last = (number, decode_commit_row(number, payload?)?);
         Ok(())
     })?;
     Ok(last)
@@ -30,10 +31,10 @@ pub fn last_commit(database: &DatabaseReader) -> Result<(CommitNumber, CommitId)
 /// # Errors
 /// Fails when the row is damaged.
 pub fn commit_id(database: &DatabaseReader, number: CommitNumber) -> Result<Option<CommitId>, CatalogError> {
-    database.get(Table::Commits, number.0, |payload| decode_commit_row(number.0, payload))
+    database.get(Table::Commits, number.0, |payload| decode_commit_row(number, payload))
 }
 
-fn decode_commit_row(number: u64, payload: &[u8]) -> Result<CommitId, CatalogError> {
+fn decode_commit_row(number: CommitNumber, payload: &[u8]) -> Result<CommitId, CatalogError> {
     let id = payload.try_into().map_err(|_| DecodeError("it is no identifier"));
     id.map_err(|error| CatalogError::of_row(RowKind::Commit.row(number), error))
 }

@@ -45,7 +45,7 @@ impl SnapshotMarks {
 ///
 /// # Errors
 /// [`CatalogDamage::Row`](super::CatalogDamage::Row) when they make no sense.
-pub fn decode(number: u64, payload: &[u8]) -> Result<SnapshotMarks, CatalogError> {
+pub fn decode(number: SnapshotNumber, payload: &[u8]) -> Result<SnapshotMarks, CatalogError> {
     serde_json::from_slice(payload).map_err(|error| CatalogError::of_row(RowKind::Marks.row(number), error))
 }
 
@@ -56,7 +56,8 @@ pub fn decode(number: u64, payload: &[u8]) -> Result<SnapshotMarks, CatalogError
 pub fn all(catalog: &CatalogReader) -> Result<BTreeMap<SnapshotNumber, SnapshotMarks>, CatalogError> {
     let mut marks = BTreeMap::new();
     catalog.database()?.scan(Table::Marks, 0, |number, payload| {
-        marks.insert(SnapshotNumber(number), decode(number, payload?)?);
+        let number = SnapshotNumber(number);
+        marks.insert(number, decode(number, payload?)?);
         Ok(())
     })?;
     Ok(marks)

@@ -29,7 +29,7 @@ use crate::store::backend::Backend;
 /// The page of link groups that is being filled.
 #[derive(Clone, Copy)]
 struct OpenPage {
-    number: u64,
+    page: u64,
     /// What its rows take in memory, in bytes; more than a page may if that was not looked at to the end.
     held: usize,
 }
@@ -226,13 +226,13 @@ impl CatalogWriter {
         let held = group.held_bytes();
         let page = self.counters.group.0 / PAGE_ROWS;
         let mut open = match self.open_page {
-            Some(open) if open.number == page => open,
-            _ if self.counters.group.0.is_multiple_of(PAGE_ROWS) => OpenPage { number: page, held: 0 },
-            _ => OpenPage { number: page, held: self.held_by_page(page)? },
+            Some(open) if open.page == page => open,
+            _ if self.counters.group.0.is_multiple_of(PAGE_ROWS) => OpenPage { page, held: 0 },
+            _ => OpenPage { page, held: self.held_by_page(page)? },
         };
         if open.held > 0 && open.held + held > PAGE_HELD_BYTES {
-            open = OpenPage { number: page + 1, held: 0 };
-            self.counters.group = GroupId(open.number * PAGE_ROWS);
+            open = OpenPage { page: page + 1, held: 0 };
+            self.counters.group = GroupId(open.page * PAGE_ROWS);
         }
         open.held += held;
         self.open_page = Some(open);

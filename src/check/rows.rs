@@ -243,7 +243,7 @@ impl TableScan<'_, '_> {
             }
             Table::Meta if number == STORE => self.compare_config(payload)?,
             Table::Marks => {
-                crate::catalog::marks::decode(number, payload)?;
+                crate::catalog::marks::decode(SnapshotNumber(number), payload)?;
             }
             // Link groups have a step of their own; the others are read by whoever opens the store.
             _ => {}

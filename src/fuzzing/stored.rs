@@ -11,7 +11,7 @@ use crate::catalog::object::{self, ObjectEncoder, ObjectKind};
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::{CatalogError, checkpoint, directory, group, link_counts, marks};
 use crate::coding::DecodeError;
-use crate::ids::CommitNumber;
+use crate::ids::{CommitNumber, SnapshotNumber};
 use crate::model::{ChunkHash, Codec};
 use crate::replica::StoreConfig;
 use crate::snapshot::inode_cache::InodeCache;
@@ -126,9 +126,9 @@ pub(super) fn rows(bytes: &[u8]) {
             }
         }
         _ => {
-            if let Ok(row) = marks::decode(1, bytes) {
+            if let Ok(row) = marks::decode(SnapshotNumber(1), bytes) {
                 let again = serde_json::to_vec(&row).expect("what was decoded is encoded");
-                assert_eq!(marks::decode(1, &again).ok(), Some(row));
+                assert_eq!(marks::decode(SnapshotNumber(1), &again).ok(), Some(row));
             }
         }
     }

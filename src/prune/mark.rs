@@ -61,7 +61,7 @@ impl Marks {
         self.missing.unwrap_or_default()
     }
 
-    /// Marks a link group; [`settle`](Marks::settle) is to follow.
+    /// Marks a link group; [`mark_contents`](Marks::mark_contents) is to follow.
     ///
     /// # Errors
     /// Fails when there never was one of this number.

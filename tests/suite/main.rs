@@ -20,6 +20,7 @@ mod guard;
 mod handles;
 mod hostile;
 mod hosts;
+mod layers;
 mod model;
 mod mount;
 mod mount_beside;
