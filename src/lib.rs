@@ -7,6 +7,7 @@ pub mod access;
 pub mod areas;
 mod cache_file;
 pub mod catalog;
+pub mod cause;
 pub mod check;
 pub mod coding;
 pub mod figures;

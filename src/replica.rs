@@ -35,6 +35,7 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::roll_forward::roll_forward;
 use crate::catalog::writer::CatalogWriter;
 use crate::catalog::{CatalogError, FileFault, OpenError, RowKind, WriteError};
+use crate::cause::During;
 use crate::ids::CommitNumber;
 use crate::locks::{self, Hold};
 use crate::store::backend::Backend;
@@ -109,15 +110,15 @@ fn probe(path: &Path) -> Result<File, ReplicaError> {
         let other = File::open(&lock_path).map_err(io_error("Cannot open", &lock_path))?;
         match flock(&other, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(lock),
-            Ok(()) => Err(unfit("two processes get the same lock (flock), so nothing keeps runs apart".to_owned())),
-            Err(error) => Err(unfit(format!("files cannot be locked (flock): {error}"))),
+            Ok(()) => Err(unfit("two processes get the same lock (flock), so nothing keeps runs apart".into())),
+            Err(error) => Err(unfit(During::new("files cannot be locked (flock)", error).into())),
         }
     });
     locked.map_err(|error| {
         let _ = fs::remove_file(&lock_path);
         match error {
             ReplicaError::Io { action: "Cannot lock", source, .. } => {
-                unfit(format!("files cannot be locked (flock): {source}"))
+                unfit(During::new("files cannot be locked (flock)", source).into())
             }
             other => other,
         }

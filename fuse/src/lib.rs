@@ -52,20 +52,20 @@ impl Errno {
     pub const NODATA: Errno = Errno(61);
 }
 
-/// Tells why a tree could not answer: a number for the kernel and a text for people.
+/// Tells why a tree could not answer: a number for the kernel and a cause for people.
 #[derive(Debug, thiserror::Error)]
-#[error("{message}")]
+#[error("{source}")]
 pub struct TreeError {
     /// What a system call on the tree fails with.
     pub errno: Errno,
     /// What happened, for a log.
-    pub message: String,
+    pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl TreeError {
     /// Makes an error.
-    pub fn new(errno: Errno, message: impl Into<String>) -> TreeError {
-        TreeError { errno, message: message.into() }
+    pub fn new(errno: Errno, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> TreeError {
+        TreeError { errno, source: source.into() }
     }
 }
 

@@ -172,7 +172,7 @@ impl<T: ImmutableTree> Inner<T> {
             warn!(target: TRACE_TARGET, inode, errno = error.errno.0, %error, "{request} failed");
         }
         if error.errno == Errno::IO {
-            self.tell(inode, &error.message);
+            self.tell(inode, &error.to_string());
         }
         Err(error.errno)
     }

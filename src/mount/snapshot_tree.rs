@@ -380,6 +380,6 @@ impl From<ViewError> for TreeError {
             | ViewError::Content { .. }
             | ViewError::Catalog(_) => Errno::IO,
         };
-        TreeError::new(errno, error.to_string())
+        TreeError::new(errno, error)
     }
 }

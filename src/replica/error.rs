@@ -6,6 +6,7 @@ use std::path::Path;
 use super::format::{CONFIG, FORMAT_VERSION};
 use crate::access;
 use crate::catalog::CatalogError;
+use crate::cause::Cause;
 use crate::plain;
 use crate::store::backend::BackendError;
 use crate::store::codec::CodecError;
@@ -70,7 +71,8 @@ pub enum ReplicaError {
         /// The directory.
         path: String,
         /// What it does not do.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// The store is somebody else's, or some of its files are.
     #[error("User {user} may not read {path}, which belongs to {owner}. {advice}")]

@@ -15,6 +15,7 @@ use super::chunk_intake::{AnswerSink, ApartSink, ChunkIntake, IntakeFailed, Numb
 use super::read::{InodeReader, ReadEvent, ReadOutcome, ReadRequest, stat_at};
 use super::read_pool::{ReadPool, ReadersGone};
 use super::scan::{Listing, Problem, Scan, ScanError, ScanOptions};
+use crate::cause::Cause;
 use crate::model::Stat;
 use crate::passwd;
 
@@ -31,13 +32,15 @@ pub enum SourceError {
     #[error("The connection to the source was lost: {reason}")]
     Lost {
         /// What happened.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// The far side does not keep to the protocol, or what it sent is not what it said.
     #[error("The source side broke the protocol: {reason}. Nothing of it was kept; check that host and its zmreplica")]
     Protocol {
         /// What does not fit.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// The far side refused.
     #[error("{message}")]

@@ -28,6 +28,7 @@ use walkdir::WalkDir;
 use super::backend::{Backend, BackendError, TEMPORARY_MARK, check_key};
 use crate::access;
 use crate::areas;
+use crate::cause::{Cause, During};
 use crate::limits;
 
 /// Beginning of the name of a file that is written only to see whether that is possible.
@@ -105,9 +106,9 @@ impl LocalBackend {
     ///
     /// # Errors
     /// [`BackendError::NoSpace`] if there is no room to try.
-    pub(crate) fn probe(&self) -> Result<Result<(), String>, BackendError> {
+    pub(crate) fn probe(&self) -> Result<Result<(), Cause>, BackendError> {
         let key = format!("{PROBE}{}", std::process::id());
-        let failed = |what: &'static str| move |error: BackendError| format!("{what}: {error}");
+        let failed = |what: &'static str| move |error: BackendError| Cause::from(During::new(what, error));
         match self.put(&key, &[b"probe"]) {
             Ok(()) => {}
             Err(error @ BackendError::NoSpace { .. }) => return Err(error),
@@ -117,11 +118,11 @@ impl LocalBackend {
             match self.put(&key, &[b"other"]) {
                 Err(BackendError::Exists { .. }) => {}
                 Err(error) => return Err(failed("a name that is taken gives another error than that")(error)),
-                Ok(()) => return Err("a file can be put in place of another unnoticed".to_owned()),
+                Ok(()) => return Err("a file can be put in place of another unnoticed".into()),
             }
             let bytes = self.read_at(&key, 0, 5).map_err(failed("a file cannot be read back"))?;
             if bytes != b"probe" {
-                return Err("a file reads back as something else".to_owned());
+                return Err("a file reads back as something else".into());
             }
             self.sync().map_err(failed("a directory cannot be synced"))
         })();

@@ -38,6 +38,7 @@ use super::protocol::messages::{
 };
 use super::protocol::{Hello, PREAMBLE_BYTES, Start, Task, VERSION, preamble};
 use crate::areas;
+use crate::cause::{Cause, During, Explained};
 use crate::coding::{DecodeError, Decoder};
 use crate::ids::DictionaryId;
 use crate::sandbox;
@@ -79,15 +80,15 @@ pub enum AgentError {
     Connection(#[from] io::Error),
     /// The other side does not keep to the protocol.
     #[error("The other side broke the protocol: {0}")]
-    Protocol(String),
+    Protocol(#[source] Cause),
     /// The request was refused, and that was reported to the run.
     #[error("{0}")]
-    Refused(String),
+    Refused(#[source] Cause),
 }
 
 impl From<DecodeError> for AgentError {
     fn from(error: DecodeError) -> AgentError {
-        AgentError::Protocol(error.to_string())
+        AgentError::Protocol(error.into())
     }
 }
 
@@ -105,14 +106,13 @@ pub fn serve(
     let mut greeting = [0; PREAMBLE_BYTES];
     input.read_exact(&mut greeting)?;
     if greeting != preamble() {
-        return Err(AgentError::Protocol(format!("it does not speak version {VERSION}")));
+        return Err(AgentError::Protocol(format!("it does not speak version {VERSION}").into()));
     }
     let start = frame::read(&mut input)?;
     if start.kind != Kind::Start {
-        return Err(AgentError::Protocol("it does not say what it wants".to_owned()));
+        return Err(AgentError::Protocol("it does not say what it wants".into()));
     }
-    let start: Start =
-        serde_json::from_slice(&start.payload).map_err(|error| AgentError::Protocol(error.to_string()))?;
+    let start: Start = serde_json::from_slice(&start.payload).map_err(|error| AgentError::Protocol(error.into()))?;
     match begin(&start, options) {
         Err(refused) => {
             let message = refused.to_string();
@@ -149,7 +149,7 @@ fn hello() -> Hello {
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, AgentError> {
-    serde_json::to_vec(value).map_err(|error| AgentError::Protocol(error.to_string()))
+    serde_json::to_vec(value).map_err(|error| AgentError::Protocol(error.into()))
 }
 
 /// Decides whether the agent does what it is asked to; returns the directory, all symbolic links of its path resolved.
@@ -162,19 +162,21 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
         Task::Pull | Task::Scan => Path::canonicalize,
     };
     let refused = |error: io::Error| {
-        AgentError::Refused(format!(
-            "Cannot use {} on {host}: {error}. Check the path, and that this user may read it",
-            start.root
-        ))
+        let cause = Explained::new(error, ". Check the path, and that this user may read it");
+        AgentError::Refused(During::new(format!("Cannot use {} on {host}", start.root), cause).into())
     };
     // What the agent is confined to comes first: where that is missing, nothing else is to blame. A run asks for the root that it started the agent with.
     let confines = options.root.as_deref().map(|root| {
         resolve(root).map_err(|error| match root == asked {
             true => refused(error),
-            false => AgentError::Refused(format!(
-                "The agent on {host} is confined to {}, which it cannot use: {error}. Make it there, or correct --root of the agent (command= in authorized_keys)",
-                root.display()
-            )),
+            false => {
+                let what = format!("The agent on {host} is confined to {}, which it cannot use", root.display());
+                let cause = Explained::new(
+                    error,
+                    ". Make it there, or correct --root of the agent (command= in authorized_keys)",
+                );
+                AgentError::Refused(During::new(what, cause).into())
+            }
         })
     });
     let confines = confines.transpose()?;
@@ -186,13 +188,12 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
         && !real.starts_with(root)
     {
         let allowed = root.display();
-        return Err(AgentError::Refused(format!(
-            "The agent on {host} is confined to {allowed}, and {} is not below it",
-            start.root
-        )));
+        return Err(AgentError::Refused(
+            format!("The agent on {host} is confined to {allowed}, and {} is not below it", start.root).into(),
+        ));
     }
     if start.task == Task::Restore && !options.writable {
-        return Err(AgentError::Refused(format!("The agent on {host} only reads")));
+        return Err(AgentError::Refused(format!("The agent on {host} only reads").into()));
     }
     // A restore decides itself which symbolic link at the end it follows. Where the path is the very one that the agent is confined to, it may.
     let is_confined_to_it = options.root.as_deref().is_none_or(|root| root == asked);
@@ -229,9 +230,11 @@ impl Session {
     fn start(root: &Path, start: &Start, cores: usize, names: Names) -> Result<Session, AgentError> {
         let bytes: usize = start.excludes.iter().map(String::len).sum();
         if start.excludes.len() > EXCLUDES_MAX || bytes > EXCLUDES_MAX_BYTES {
-            return Err(AgentError::Protocol(format!("{} exclude patterns of {bytes} bytes", start.excludes.len())));
+            return Err(AgentError::Protocol(
+                format!("{} exclude patterns of {bytes} bytes", start.excludes.len()).into(),
+            ));
         }
-        let excludes = Excludes::new(&start.excludes, false).map_err(|error| AgentError::Refused(error.to_string()))?;
+        let excludes = Excludes::new(&start.excludes, false).map_err(|error| AgentError::Refused(error.into()))?;
         let threads = if start.threads == 0 { cores.min(4) } else { start.threads.min(THREADS_MAX) };
         let options = ScanOptions {
             excludes,
@@ -239,7 +242,7 @@ impl Session {
             threads: start.threads.min(THREADS_MAX),
             ahead_entries: AHEAD_ENTRIES,
         };
-        let scan = Scan::start(root, options).map_err(|error| AgentError::Refused(error.to_string()))?;
+        let scan = Scan::start(root, options).map_err(|error| AgentError::Refused(error.into()))?;
         let pool = match start.task {
             Task::Pull => Some(ReadPool::start(root, threads)?),
             Task::Scan | Task::Restore => None,
@@ -404,7 +407,7 @@ impl Inbox<'_> {
                 let names = self.names.of(users.into_iter().collect(), groups.into_iter().collect());
                 let _ = self.outbox.send_compressed(Kind::OwnerNames, &encode_owner_names(&names));
             }
-            other => return Err(AgentError::Protocol(format!("a frame {other:?} that only agents send"))),
+            other => return Err(AgentError::Protocol(format!("a frame {other:?} that only agents send").into())),
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use super::outbox::Outbox;
 use crate::catalog::reader::{CatalogReader, RemoteRows};
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogError, ReadError};
+use crate::cause::{Cause, During};
 use crate::coding::{Decoder, put_varint};
 use crate::ids::DictionaryId;
 use crate::remote::protocol::frame::{self, Frame, Kind};
@@ -135,7 +136,7 @@ impl Exchange {
                         let _ = waiting.send(reply);
                     }
                 }),
-                other => Err(AgentError::Protocol(format!("{other:?} in a restore"))),
+                other => Err(AgentError::Protocol(format!("{other:?} in a restore").into())),
             };
             if taken.is_err() {
                 break;
@@ -239,12 +240,11 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
             return Ok(());
         }
         let report = run(request, dictionaries, root, exchange, progress);
+        let report = report.and_then(|report| Ok(serde_json::to_vec(&bounded_report(report))?));
         match report {
-            Ok(report) => match serde_json::to_vec(&bounded_report(report)) {
-                Ok(encoded) => drop(exchange.outbox.send_compressed(Kind::Report, &encoded)),
-                Err(error) => exchange.outbox.fail(&error.to_string()),
-            },
-            Err(message) => exchange.outbox.fail(&message),
+            Ok(encoded) => drop(exchange.outbox.send_compressed(Kind::Report, &encoded)),
+            // Over the connection it is words.
+            Err(error) => exchange.outbox.fail(&error.to_string()),
         }
         // The other side ends the connection when it has the report, and with it the threads.
         exchange.outbox.close();
@@ -254,7 +254,6 @@ pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, 
 
 fn read_request(input: &mut dyn Read) -> Result<(RestoreRequest, DictionarySet), AgentError> {
     let dictionaries = DictionarySet::new();
-    let protocol = |error: String| AgentError::Protocol(error);
     let mut dictionary_bytes = 0;
     loop {
         let Frame { kind, payload } = frame::read(input)?;
@@ -266,17 +265,18 @@ fn read_request(input: &mut dyn Read) -> Result<(RestoreRequest, DictionarySet),
                 let bytes = decoder.take(decoder.remaining())?.to_vec();
                 dictionary_bytes += bytes.len() + ROW_BYTES;
                 if dictionary_bytes > DICTIONARIES_MAX_BYTES {
-                    return Err(protocol("more dictionaries than a store has".to_owned()));
+                    return Err(AgentError::Protocol("more dictionaries than a store has".into()));
                 }
                 let made = Dictionary::new(id, bytes);
-                dictionaries.insert(Arc::new(made)).map_err(|error| protocol(error.to_string()))?;
+                dictionaries.insert(Arc::new(made)).map_err(|error| AgentError::Protocol(error.into()))?;
             }
             Kind::RestoreRequest => {
-                let request = serde_json::from_slice(&payload)
-                    .map_err(|error| protocol(format!("a restore that this version does not know: {error}")))?;
+                let request = serde_json::from_slice(&payload).map_err(|error| {
+                    AgentError::Protocol(During::new("a restore that this version does not know", error).into())
+                })?;
                 return Ok((request, dictionaries));
             }
-            other => return Err(protocol(format!("{other:?} before a request"))),
+            other => return Err(AgentError::Protocol(format!("{other:?} before a request").into())),
         }
     }
 }
@@ -287,13 +287,14 @@ fn run(
     root: &Path,
     exchange: &Arc<Exchange>,
     progress: &RestoreProgress,
-) -> Result<RestoreReport, String> {
-    let subtree = HEXLOWER.decode(request.subtree.as_bytes()).map_err(|_| "a path that is not hexadecimal")?;
+) -> Result<RestoreReport, Cause> {
+    let subtree =
+        HEXLOWER.decode(request.subtree.as_bytes()).map_err(|error| During::new("The path of a restore", error))?;
     let rows: Arc<dyn RemoteRows> = Arc::clone(exchange) as Arc<dyn RemoteRows>;
     let catalog = Arc::new(CatalogReader::over_remote_rows(rows));
     let packs: Arc<dyn Backend> = Arc::new(FarPacks(Arc::clone(exchange)));
     let chunks = Arc::new(ChunkReader::new(packs, Arc::new(dictionaries)));
-    let view = SnapshotView::open(catalog, chunks, request.record, VIEW).map_err(|error| error.to_string())?;
+    let view = SnapshotView::open(catalog, chunks, request.record, VIEW)?;
     let options = RestoreOptions {
         overwrite: request.overwrite,
         delete: request.delete,
@@ -304,7 +305,7 @@ fn run(
         threads: std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 8),
         protect: Vec::new(),
     };
-    restore(&view, &subtree, root, &options, progress).map_err(|error| error.to_string())
+    Ok(restore(&view, &subtree, root, &options, progress)?)
 }
 
 /// Cuts what a frame could not hold.

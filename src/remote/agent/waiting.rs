@@ -39,7 +39,7 @@ impl Waiting {
     /// Counts requests in.
     pub(super) fn ask(&self, bytes: usize) -> Result<(), AgentError> {
         if self.request_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > REQUESTS_WAITING_MAX_BYTES {
-            return Err(AgentError::Protocol("it asks for more than may wait for an answer".to_owned()));
+            return Err(AgentError::Protocol("it asks for more than may wait for an answer".into()));
         }
         Ok(())
     }

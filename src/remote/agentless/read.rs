@@ -12,6 +12,7 @@ use super::shell::{Shell, breach, shown};
 use super::spool::Spool;
 use super::tar_messages::{TarMessages, Trouble};
 use super::xattr_probe::probe_xattrs;
+use crate::cause::During;
 use crate::model::{Kind, Stat, ZERO_STAT};
 use crate::source::cut::{CutError, Cutter};
 use crate::source::read::{ATTEMPTS, EventSink, Hashing, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
@@ -96,7 +97,7 @@ fn stat_paths<'p>(
     let complaints = find::complaints(&said);
     // xargs ends with 123 when find did not find all of them. Anything else is an answer that was cut short.
     if !matches!(complaints.code, Some(0 | 123)) {
-        return Err(SourceError::Lost { reason: format!("find ended early: {}", shown(&said)) });
+        return Err(SourceError::Lost { reason: format!("find ended early: {}", shown(&said)).into() });
     }
     let errnos: HashMap<Vec<u8>, i32> = complaints.of_paths.into_iter().collect();
     let gone = [Errno::NOENT, Errno::NOTDIR, Errno::STALE].map(Errno::raw_os_error);
@@ -143,7 +144,9 @@ pub(super) fn stat_one(shell: &mut Shell, path: &[u8]) -> Result<Option<Stat>, S
         Some(Ok(now)) => Ok(Some(now.stat)),
         Some(Err(errno)) => {
             let error = io::Error::from_raw_os_error(errno);
-            Err(SourceError::Lost { reason: format!("{} cannot be looked at: {error}", path.escape_ascii()) })
+            Err(SourceError::Lost {
+                reason: During::new(format!("{} cannot be looked at", path.escape_ascii()), error).into(),
+            })
         }
     }
 }

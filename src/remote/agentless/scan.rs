@@ -188,7 +188,7 @@ impl Scan {
         }
         let said = shell.end("scan")?;
         self.take_complaints(&said)?;
-        let root = root.ok_or_else(|| SourceError::Lost { reason: "find told nothing of the root".to_owned() })?;
+        let root = root.ok_or_else(|| SourceError::Lost { reason: "find told nothing of the root".into() })?;
         self.waiting.push(Waiting { path: Vec::new(), stat: root });
         let mut sorted = sorter.finish().map_err(|error| spool_failed(&self.options, error))?;
         self.next = sorted.next().map_err(|error| spool_failed(&self.options, error))?;
@@ -203,7 +203,7 @@ impl Scan {
         let complaints = find::complaints(said);
         // find ends with 1 when it could not read something; anything else means that it did not come to its end.
         if !matches!(complaints.code, Some(0 | 1)) {
-            return Err(SourceError::Lost { reason: format!("find ended early: {}", shown(said)) });
+            return Err(SourceError::Lost { reason: format!("find ended early: {}", shown(said)).into() });
         }
         // Without its beginning nobody knows which directories only look empty.
         if said.len() >= WORDS_MAX_BYTES {

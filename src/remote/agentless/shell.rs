@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, unbounded};
 
 use super::AgentlessOptions;
+use crate::cause::{Cause, Explained, NoThread};
 use crate::remote::client::{ConnectError, HANDSHAKE, Stop, WireCounters};
 use crate::remote::protocol::MAGIC;
 use crate::remote::transport::deadline::Deadline;
@@ -169,9 +170,9 @@ impl Shell {
             due: Instant::now(),
         };
         let mut input = BufReader::with_capacity(BUFFER_BYTES, metered);
-        let broken = |reason: String| ConnectError::Broken { host: host.clone(), reason };
+        let broken = |reason: Cause| ConnectError::Broken { host: host.clone(), reason };
         let deadline = Deadline::start(Arc::clone(&control), HANDSHAKE.min(options.idle_timeout))
-            .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
+            .map_err(|error| broken(NoThread(error).into()))?;
         let mut seen = Vec::new();
         let mark = read_to_mark(&mut deadline.watch(&mut input), &[GREETING, &MAGIC], &mut seen);
         let greeted = mark.and_then(|mark| if mark == 0 { until(&mut input, b'\n', 64).map(Some) } else { Ok(None) });
@@ -188,7 +189,7 @@ impl Shell {
             }
             Err(error) => {
                 if let Some(reason) = deadline.passed("the greeting of its shell") {
-                    return Err(broken(reason));
+                    return Err(broken(reason.into()));
                 }
                 let words = control.exit_info();
                 if let Some(error) = words.lasting(&host) {
@@ -196,7 +197,7 @@ impl Shell {
                 }
                 let seen = printed(&seen);
                 return Err(match words.code {
-                    Some(255) | None => broken(format!("{error}; {words}{seen}")),
+                    Some(255) | None => broken(Explained::new(error, format!("; {words}{seen}")).into()),
                     Some(_) => ConnectError::NoAgent {
                         message: format!(
                             "No shell can be used on {host} ({words}{seen}); --agentless needs one, with GNU find and tar"
@@ -235,7 +236,7 @@ impl Shell {
             }
             b"tar" => return Err(tool("tar")),
             b"find" => return Err(tool("find")),
-            _ => return Err(broken("its shell gave no sensible answer".to_owned())),
+            _ => return Err(broken("its shell gave no sensible answer".into())),
         }
         // A thread of its own: while the remote host answers it need not read, and waiting for it here would be waiting for ever.
         let (out, outgoing) = unbounded::<Vec<u8>>();
@@ -251,7 +252,7 @@ impl Shell {
                     }
                 }
             })
-            .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
+            .map_err(|error| broken(NoThread(error).into()))?;
         let interrupted = Arc::clone(&options.interrupted);
         Ok(Shell { input, out, control, counters: Arc::clone(counters), interrupted, ended: None })
     }
@@ -323,10 +324,10 @@ impl Shell {
     pub(super) fn failed(&self, error: io::Error) -> SourceError {
         match error.kind() {
             io::ErrorKind::InvalidData => {
-                SourceError::Protocol { reason: format!("it sent {error} where its find and tar never would") }
+                SourceError::Protocol { reason: format!("it sent {error} where its find and tar never would").into() }
             }
-            io::ErrorKind::UnexpectedEof => SourceError::Lost { reason: self.control.exit_info().to_string() },
-            _ => SourceError::Lost { reason: error.to_string() },
+            io::ErrorKind::UnexpectedEof => SourceError::Lost { reason: self.control.exit_info().to_string().into() },
+            _ => SourceError::Lost { reason: error.into() },
         }
     }
 
@@ -337,11 +338,7 @@ impl Shell {
 
     /// Fails if the run is to end.
     pub(super) fn check_interrupt(&self) -> Result<(), SourceError> {
-        if (self.interrupted)() {
-            Err(SourceError::Lost { reason: "the run was interrupted".to_owned() })
-        } else {
-            Ok(())
-        }
+        if (self.interrupted)() { Err(SourceError::Lost { reason: "the run was interrupted".into() }) } else { Ok(()) }
     }
 
     /// Returns the counters of the connection.

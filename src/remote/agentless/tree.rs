@@ -99,7 +99,7 @@ impl AgentlessTree {
         // xargs ends with 123 when getent does not know some of them, with 127 where there is no getent: these keep their numbers. Anything else is an answer that was cut short.
         match complaints(&said).code {
             Some(0 | 123 | 127) => Ok(found),
-            _ => Err(SourceError::Lost { reason: format!("getent ended early: {}", shown(&said)) }),
+            _ => Err(SourceError::Lost { reason: format!("getent ended early: {}", shown(&said)).into() }),
         }
     }
 }
@@ -179,12 +179,12 @@ impl SourceTree for AgentlessTree {
                 self.ready.push_back(ReadEvent::Done(Box::new(outcome)));
             }
         }
-        self.ready.pop_front().ok_or_else(|| SourceError::Lost { reason: "no answer is due".to_owned() })
+        self.ready.pop_front().ok_or_else(|| SourceError::Lost { reason: "no answer is due".into() })
     }
 
     fn read_apart(&mut self, request: &ReadRequest, sink: &mut dyn AnswerSink) -> Result<ReadOutcome, SourceError> {
         let outcomes = self.reader.batch(&mut self.shell, std::slice::from_ref(request), &mut ApartSink(sink))?;
-        outcomes.into_iter().next().ok_or_else(|| SourceError::Lost { reason: "no answer is due".to_owned() })
+        outcomes.into_iter().next().ok_or_else(|| SourceError::Lost { reason: "no answer is due".into() })
     }
 
     fn abandon(&mut self, _intake: &mut dyn ChunkIntake) {

@@ -14,7 +14,7 @@ pub(super) const RESTARTS_MAX: u32 = 32;
 
 /// Makes the error for what no agent that keeps to the protocol sends.
 pub(super) fn breach(reason: &str) -> SourceError {
-    SourceError::Protocol { reason: reason.to_owned() }
+    SourceError::Protocol { reason: reason.into() }
 }
 
 /// A request that is under way.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tracing::{debug, info};
 
 use crate::areas;
+use crate::cause::{Cause, Explained, NoThread};
 use crate::remote::protocol::frame::{self, Kind};
 use crate::remote::protocol::{Hello, MAGIC, PREAMBLE_BYTES, Start, VERSION, preamble};
 use crate::remote::transport::deadline::Deadline;
@@ -62,7 +63,8 @@ pub enum ConnectError {
         /// The host.
         host: String,
         /// What happened.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// There is no agent, and there will be none.
     #[error("{message}")]
@@ -200,7 +202,7 @@ fn attempt(
 ) -> Result<(Connection, Hello, Option<Confinement>), NotThis> {
     debug!(target: areas::REMOTE, %program, "trying an agent");
     let host = transport.host().to_owned();
-    let broken = |reason: String| NotThis::Error(ConnectError::Broken { host: host.clone(), reason });
+    let broken = |reason: Cause| NotThis::Error(ConnectError::Broken { host: host.clone(), reason });
     // For who looks at the processes there: what counts is the root in `start`. Some login shells read these within quotes, too.
     let shown = !start.root.contains(['\n', '!', '\\', '\'']);
     let root = if shown { format!(" --root {}", quoted(&start.root)) } else { String::new() };
@@ -208,7 +210,7 @@ fn attempt(
     let command = format!("exec {program} agent{root}{writable}");
     let mut connection = transport.run(&command).map_err(|error| NotThis::Error(error.into()))?;
     let deadline = Deadline::start(std::sync::Arc::clone(&connection.control), handshake)
-        .map_err(|error| broken(format!("a thread cannot be started: {error}")))?;
+        .map_err(|error| broken(NoThread(error).into()))?;
     let mut input = deadline.watch(&mut *connection.input);
     let mut seen = Vec::new();
     match read_preamble(&mut input, &mut seen) {
@@ -216,7 +218,7 @@ fn attempt(
         Ok(version) => return Err(NotThis::Version(version)),
         Err(error) => {
             if let Some(reason) = deadline.passed("the handshake") {
-                return Err(broken(reason));
+                return Err(broken(reason.into()));
             }
             let words = connection.control.exit_info();
             if let Some(error) = words.lasting(&host) {
@@ -225,13 +227,13 @@ fn attempt(
             let seen = if words.not_found() { String::new() } else { printed(&seen) };
             // A shell that ends with 126 or 127 has not found the program; one that ends with anything else has found another. A connection that just ends has broken.
             return Err(match words.code {
-                Some(255) | None => broken(format!("{error}; {words}{seen}")),
+                Some(255) | None => broken(Explained::new(error, format!("; {words}{seen}")).into()),
                 Some(_) => NotThis::Absent(format!("{words}{seen}")),
             });
         }
     }
     let mut greeting = preamble().to_vec();
-    let encoded = serde_json::to_vec(start).map_err(|error| broken(error.to_string()))?;
+    let encoded = serde_json::to_vec(start).map_err(|error| broken(error.into()))?;
     frame::put(&mut greeting, Kind::Start, &encoded);
     let mut exchange = || -> io::Result<(frame::Frame, frame::Frame)> {
         connection.output.write_all(&greeting)?;
@@ -242,20 +244,20 @@ fn attempt(
         Ok(frames) => frames,
         Err(error) => {
             if let Some(reason) = deadline.passed("the handshake") {
-                return Err(broken(reason));
+                return Err(broken(reason.into()));
             }
             let words = connection.control.exit_info();
-            return Err(broken(format!("{error}; {words}")));
+            return Err(broken(Explained::new(error, format!("; {words}")).into()));
         }
     };
     drop(input);
     if let Some(reason) = deadline.passed("the handshake") {
-        return Err(broken(reason));
+        return Err(broken(reason.into()));
     }
     drop(deadline);
     let hello: Hello = match hello.kind {
-        Kind::Hello => serde_json::from_slice(&hello.payload).map_err(|error| broken(error.to_string()))?,
-        other => return Err(broken(format!("it began with {other:?}"))),
+        Kind::Hello => serde_json::from_slice(&hello.payload).map_err(|error| broken(error.into()))?,
+        other => return Err(broken(format!("it began with {other:?}").into())),
     };
     match answer.kind {
         Kind::Started => {
@@ -266,7 +268,7 @@ fn attempt(
             let message = String::from_utf8_lossy(&answer.payload).into_owned();
             Err(NotThis::Error(ConnectError::Refused { message }))
         }
-        other => Err(broken(format!("it answered with {other:?}"))),
+        other => Err(broken(format!("it answered with {other:?}").into())),
     }
 }
 

@@ -6,6 +6,7 @@
 //! Time: an agent that says nothing but that it is alive for as long as the user's timeout is given up, and so is one that brings next to nothing over [`IDLE_TIMEOUTS`] times as
 //! long (see [`crate::remote::transport::pace`]). What it says of its own progress counts for the first, and not for the second.
 
+use std::error::Error;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 
+use crate::cause::{Cause, Explained};
 use crate::remote::protocol::frame::{self, Frame, HEADER_BYTES, Kind};
 use crate::remote::protocol::messages::Figures;
 use crate::remote::protocol::{ALIVE_SECONDS, EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
@@ -69,7 +71,7 @@ struct Senders {
 /// What both threads and the run share.
 struct Shared {
     counters: Arc<WireCounters>,
-    failure: Mutex<Option<String>>,
+    failure: Mutex<Option<Arc<dyn Error + Send + Sync>>>,
     /// What the agent said before it ended.
     refused: Mutex<Option<String>>,
     under_way: AtomicUsize,
@@ -95,8 +97,8 @@ impl Shared {
         came + self.credit.load(Ordering::Relaxed)
     }
 
-    fn fail(&self, reason: String) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    fn fail(&self, reason: impl Into<Cause>) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| Arc::from(reason.into()));
         self.ended.store(true, Ordering::Relaxed);
         self.control.abort();
     }
@@ -194,7 +196,7 @@ impl Link {
         frame::put_compressed(&mut bytes, kind, payload);
         let held = bytes.capacity() + FRAME_BYTES;
         if self.shared.outgoing.fetch_add(held, Ordering::Relaxed) > OUTGOING_MAX_BYTES {
-            return self.shared.fail("the agent does not read what it is sent".to_owned());
+            return self.shared.fail("the agent does not read what it is sent");
         }
         if let Some(out) = &self.out {
             let _ = out.send(bytes);
@@ -257,7 +259,7 @@ impl Link {
                         self.shared.fail(format!("the agent has not answered for {} s", silent.as_secs()));
                     }
                     if (self.stop)() {
-                        return Err(SourceError::Lost { reason: "the run is to end".to_owned() });
+                        return Err(SourceError::Lost { reason: "the run is to end".into() });
                     }
                 }
             }
@@ -275,10 +277,11 @@ impl Link {
         }
         let reason = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let words = self.shared.control.exit_info();
-        let reason = match reason {
-            Some(reason) if words.stderr.trim().is_empty() => reason,
-            Some(reason) => format!("{reason}; {words}"),
-            None => words.to_string(),
+        let reason: Cause = match reason {
+            // Each queue that waits is told.
+            Some(reason) if words.stderr.trim().is_empty() => Box::new(reason),
+            Some(reason) => Explained::new(Box::new(reason) as Cause, format!("; {words}")).into(),
+            None => words.to_string().into(),
         };
         SourceError::Lost { reason }
     }
@@ -320,12 +323,8 @@ fn take_in(shared: &Shared, input: Box<dyn Read + Send>, senders: &Senders) {
         let frame = match frame::read(&mut input) {
             Ok(frame) => frame,
             Err(error) => {
-                let reason = match error.kind() {
-                    io::ErrorKind::UnexpectedEof => None,
-                    _ => Some(error.to_string()),
-                };
-                if let Some(reason) = reason {
-                    shared.fail(reason);
+                if error.kind() != io::ErrorKind::UnexpectedEof {
+                    shared.fail(error);
                 }
                 return;
             }
@@ -361,7 +360,7 @@ fn take_in(shared: &Shared, input: Box<dyn Read + Send>, senders: &Senders) {
         };
         let bytes = held_bytes(&frame);
         if shared.under_way.fetch_add(bytes, Ordering::Relaxed) > UNDER_WAY_MAX_BYTES {
-            return shared.fail("the agent sent more than was asked for".to_owned());
+            return shared.fail("the agent sent more than was asked for");
         }
         if sender.send(frame).is_err() {
             return;
@@ -396,7 +395,7 @@ fn send_out(shared: &Shared, mut output: Box<dyn Write + Send>, outgoing: &Recei
             // Where the agent has said why it ended, that counts.
             if !shared.ended.load(Ordering::Relaxed) {
                 std::thread::sleep(TICK);
-                shared.fail(error.to_string());
+                shared.fail(error);
             }
             return;
         }

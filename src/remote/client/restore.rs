@@ -23,6 +23,7 @@ use super::served::{Refused, Served, read_subtree};
 use crate::catalog::reader::RemoteRows;
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogError, ReadError};
+use crate::cause::{Cause, Explained, NoThread};
 use crate::coding::{Decoder, put_varint};
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::messages::Figures;
@@ -54,7 +55,8 @@ pub enum RemoteRestoreError {
         /// The host.
         host: String,
         /// What happened.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// The restore there ended early.
     #[error("On {host}: {message}")]
@@ -116,7 +118,7 @@ pub fn restore_to(
     let served = Arc::new(served);
     let opened = connect(transport, agent, &start, true)?;
     let Connection { mut input, mut output, control } = opened.connection;
-    let lost = |reason: String| RemoteRestoreError::Lost { host: host.clone(), reason };
+    let lost = |reason: Cause| RemoteRestoreError::Lost { host: host.clone(), reason };
     let request = RestoreRequest {
         record: view.record().clone(),
         subtree: HEXLOWER.encode(subtree),
@@ -126,7 +128,7 @@ pub fn restore_to(
         dry_run: options.dry_run,
         no_specials: options.no_specials,
     };
-    let request = serde_json::to_vec(&request).map_err(|error| lost(error.to_string()))?;
+    let request = serde_json::to_vec(&request).map_err(|error| lost(error.into()))?;
     let mut greeting = Vec::new();
     for dictionary in replica.dictionaries().all() {
         let mut payload = Vec::new();
@@ -135,7 +137,7 @@ pub fn restore_to(
         frame::put_compressed(&mut greeting, Kind::Dictionary, &payload);
     }
     frame::put_compressed(&mut greeting, Kind::RestoreRequest, &request);
-    output.write_all(&greeting).and_then(|()| output.flush()).map_err(|error| lost(error.to_string()))?;
+    output.write_all(&greeting).and_then(|()| output.flush()).map_err(|error| lost(error.into()))?;
 
     let window = Arc::new(SendWindow::new());
     thread::scope(|scope| {
@@ -145,7 +147,7 @@ pub fn restore_to(
         let start = |started: io::Result<()>| {
             started.map_err(|error| {
                 control.abort();
-                lost(format!("a thread cannot be started: {error}"))
+                lost(NoThread(error).into())
             })
         };
         let read = move || read_all(&mut *input, &frames);
@@ -169,7 +171,7 @@ pub fn restore_to(
                 }
                 Ok(Some(Ended::Interrupted)) => break Err(RemoteRestoreError::Interrupted),
                 Ok(Some(Ended::Broken(reason))) => {
-                    break Err(lost(format!("{reason}; {}", control.exit_info())));
+                    break Err(lost(Explained::new(reason, format!("; {}", control.exit_info())).into()));
                 }
                 Err(reason) => break Err(lost(reason)),
             }
@@ -183,9 +185,9 @@ pub fn restore_to(
 }
 
 /// Reads frames to the last one: the life of a thread.
-fn read_all(input: &mut dyn Read, frames: &Sender<Result<Frame, String>>) {
+fn read_all(input: &mut dyn Read, frames: &Sender<io::Result<Frame>>) {
     loop {
-        let frame = frame::read(input).map_err(|error| error.to_string());
+        let frame = frame::read(input);
         let last = !matches!(&frame, Ok(frame) if !matches!(frame.kind, Kind::Report | Kind::Failed));
         if frames.send(frame).is_err() || last {
             return;
@@ -217,7 +219,7 @@ fn write_all(output: &mut dyn Write, outgoing: &Receiver<Vec<u8>>, window: &Send
 enum Ended {
     Report(Box<RestoreReport>),
     Failed(String),
-    Broken(String),
+    Broken(io::Error),
     Interrupted,
 }
 
@@ -233,7 +235,7 @@ struct Desk<'a> {
 
 impl Desk<'_> {
     /// Waits for a frame and takes it; returns how the restore ended, if it did.
-    fn next(&mut self, incoming: &Receiver<Result<Frame, String>>) -> Result<Option<Ended>, String> {
+    fn next(&mut self, incoming: &Receiver<io::Result<Frame>>) -> Result<Option<Ended>, Cause> {
         let mut heard = Instant::now();
         loop {
             if self.progress.interrupt.load(Ordering::Relaxed) {
@@ -245,21 +247,23 @@ impl Desk<'_> {
                 Ok(Ok(frame)) => return self.take(frame),
                 Ok(Err(reason)) => return Ok(Some(Ended::Broken(reason))),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err("it ended".to_owned()),
+                Err(RecvTimeoutError::Disconnected) => return Err("it ended".into()),
             }
             // What it was sent and has not read yet it cannot answer.
             heard = heard.max(self.window.last_written());
             if heard.elapsed() > self.idle_timeout {
-                return Err(format!("the agent has said nothing of its work for {} s", heard.elapsed().as_secs()));
+                return Err(
+                    format!("the agent has said nothing of its work for {} s", heard.elapsed().as_secs()).into()
+                );
             }
         }
     }
 
     /// Takes one frame of the agent.
-    fn take(&mut self, frame: Frame) -> Result<Option<Ended>, String> {
+    fn take(&mut self, frame: Frame) -> Result<Option<Ended>, Cause> {
         match frame.kind {
             Kind::Query => {
-                let (number, query) = Query::decode(&frame.payload).map_err(|error| error.to_string())?;
+                let (number, query) = Query::decode(&frame.payload)?;
                 if !self.wait_for_room()? {
                     return Ok(Some(Ended::Interrupted));
                 }
@@ -270,26 +274,26 @@ impl Desk<'_> {
                 let _ = self.out.send(bytes);
             }
             Kind::Taken => {
-                self.window.taken(Decoder::new(&frame.payload).varint().map_err(|error| error.to_string())?);
+                self.window.taken(Decoder::new(&frame.payload).varint()?);
             }
             Kind::Figures => {
-                let figures = Figures::decode(&frame.payload).map_err(|error| error.to_string())?;
+                let figures = Figures::decode(&frame.payload)?;
                 self.progress.entries.store(figures.names, Ordering::Relaxed);
                 self.progress.files.store(figures.files, Ordering::Relaxed);
                 self.progress.written_bytes.store(figures.bytes, Ordering::Relaxed);
             }
             Kind::Report => {
-                let report = serde_json::from_slice(&frame.payload).map_err(|error| error.to_string())?;
+                let report = serde_json::from_slice(&frame.payload)?;
                 return Ok(Some(Ended::Report(Box::new(report))));
             }
             Kind::Failed => return Ok(Some(Ended::Failed(String::from_utf8_lossy(&frame.payload).into_owned()))),
-            other => return Err(format!("the agent sent {other:?} in a restore")),
+            other => return Err(format!("the agent sent {other:?} in a restore").into()),
         }
         Ok(None)
     }
 
     /// Waits until the agent has read enough of what it asked for; `false` if the restore is interrupted.
-    fn wait_for_room(&self) -> Result<bool, String> {
+    fn wait_for_room(&self) -> Result<bool, Cause> {
         let began = Instant::now();
         while !self.window.wait_for_room(TICK) {
             if self.progress.interrupt.load(Ordering::Relaxed) {
@@ -297,7 +301,7 @@ impl Desk<'_> {
             }
             let silent = began.max(self.window.last_written()).elapsed();
             if silent > self.idle_timeout {
-                return Err(format!("the agent has read nothing of what it asked for in {} s", silent.as_secs()));
+                return Err(format!("the agent has read nothing of what it asked for in {} s", silent.as_secs()).into());
             }
         }
         Ok(true)

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::answer::{AnswerCheck, Expected, breach};
 use super::blocks::BlockCache;
 use super::link::{Link, Queue, Stop, UNDER_WAY_MAX_BYTES, WireCounters, held_bytes};
+use crate::cause::NoThread;
 use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::ids::{ChunkId, DictionaryId};
 use crate::model::{ChunkHash, Stat};
@@ -47,7 +48,7 @@ const TAKEN_STEP_BYTES: u64 = EVENTS_AHEAD_BYTES as u64 / 8;
 const INODES_MAX: u64 = 250_000_000;
 
 fn broken(error: DecodeError) -> SourceError {
-    SourceError::Protocol { reason: error.to_string() }
+    SourceError::Protocol { reason: error.into() }
 }
 
 /// An offered block.
@@ -134,7 +135,7 @@ impl RemoteTree {
         idle_timeout: Duration,
     ) -> Result<RemoteTree, SourceError> {
         let link = Link::start(connection, counters, idle_timeout)
-            .map_err(|error| SourceError::Lost { reason: format!("a thread cannot be started: {error}") })?;
+            .map_err(|error| SourceError::Lost { reason: NoThread(error).into() })?;
         Ok(RemoteTree {
             link,
             cache: BlockCache::open(block_cache),
@@ -224,7 +225,7 @@ impl RemoteTree {
             None => {
                 let frame = self.link.wait(Queue::Blocks)?;
                 let plain = unpack(&frame.payload, BLOCK_LIMIT_BYTES)
-                    .map_err(|error| SourceError::Protocol { reason: error.to_string() })?;
+                    .map_err(|error| SourceError::Protocol { reason: error.into() })?;
                 if *blake3::hash(&plain).as_bytes() != block.hash {
                     return Err(breach("a listing block that is not the one offered"));
                 }

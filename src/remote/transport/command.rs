@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::spec::RemoteSpec;
 use super::ssh::PASSPHRASE_VARIABLE;
 use super::{Connection, Control, ExitInfo, SILENCE, Silence, Transport, TransportError, keep_end};
+use crate::cause::{Cause, During, NoThread};
 
 /// How long a program may take to end after its stdout has.
 const END_TIME: Duration = Duration::from_secs(5);
@@ -30,8 +31,8 @@ impl CommandTransport {
         CommandTransport { program: program.to_owned(), spec: spec.clone() }
     }
 
-    fn error(&self, reason: String) -> TransportError {
-        TransportError::Connect { host: self.spec.host.clone(), reason }
+    fn error(&self, reason: impl Into<Cause>) -> TransportError {
+        TransportError::Connect { host: self.spec.host.clone(), reason: reason.into() }
     }
 }
 
@@ -49,11 +50,12 @@ impl Transport for CommandTransport {
         program.arg(&self.spec.host).arg(command);
         program.env_remove(PASSPHRASE_VARIABLE);
         program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child =
-            program.spawn().map_err(|error| self.error(format!("{} cannot be started: {error}", self.program)))?;
+        let mut child = program
+            .spawn()
+            .map_err(|error| self.error(During::new(format!("{} cannot be started", self.program), error)))?;
         let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
-            return Err(self.error("its pipes are missing".to_owned()));
+            return Err(self.error("its pipes are missing"));
         };
         let silence = Silence::of(SILENCE);
         let (reading_stderr, stderr_ended) = bounded(0);
@@ -69,7 +71,7 @@ impl Transport for CommandTransport {
             keeper.keep(stderr);
             drop(reading_stderr);
         });
-        spawned.map_err(|error| self.error(format!("a thread cannot be started: {error}")))?;
+        spawned.map_err(|error| self.error(NoThread(error)))?;
         Ok(Connection {
             input: Box::new(TimedReader { fd: stdout.into(), silence }),
             output: Box::new(PipeWriter { pipe: stdin, _control: Arc::clone(&control) }),

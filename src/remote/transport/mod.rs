@@ -20,6 +20,7 @@ use tracing::{Level, debug, enabled};
 
 use super::protocol::{NOISE_BYTES, SILENCE_SECONDS};
 use crate::areas;
+use crate::cause::Cause;
 
 /// A read that has waited so long for a byte fails. The remote host sends a sign of life more often.
 pub const SILENCE: Duration = Duration::from_secs(SILENCE_SECONDS);
@@ -37,7 +38,8 @@ pub enum TransportError {
         /// The host, as the user named it.
         host: String,
         /// What happened.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// Nobody listens there, or the name is not known. Worth another attempt only to one who was connected before.
     #[error("Cannot connect to {host}: {reason}")]
@@ -45,7 +47,8 @@ pub enum TransportError {
         /// The host, as the user named it.
         host: String,
         /// What happened.
-        reason: String,
+        #[source]
+        reason: Cause,
     },
     /// The host cannot be trusted, or does not trust this user: another attempt changes nothing.
     #[error("{message}")]
@@ -140,7 +143,7 @@ impl ExitInfo {
             let message = format!("Cannot connect to {host}: {self}");
             return Some(TransportError::Refused { message });
         }
-        said(&UNREACHABLE).then(|| TransportError::Unreachable { host, reason: self.to_string() })
+        said(&UNREACHABLE).then(|| TransportError::Unreachable { host, reason: self.to_string().into() })
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::deadline::Deadline;
 use super::{Connection, NOISE_BYTES, Transport, TransportError, printed, read_to_mark};
+use crate::cause::{Explained, NoThread};
 
 /// What a script may take ...
 const SCRIPT_TIME: Duration = Duration::from_secs(120);
@@ -86,10 +87,8 @@ fn run(transport: &mut dyn Transport, command: &str, stdin: &[u8]) -> Result<End
     let Connection { mut input, mut output, control } = transport.run(command)?;
     let host = transport.host().to_owned();
     let span = SCRIPT_TIME + Duration::from_secs(stdin.len() as u64 / BYTES_PER_SECOND);
-    let deadline = Deadline::start(Arc::clone(&control), span).map_err(|error| TransportError::Connect {
-        host: host.clone(),
-        reason: format!("a thread cannot be started: {error}"),
-    })?;
+    let deadline = Deadline::start(Arc::clone(&control), span)
+        .map_err(|error| TransportError::Connect { host: host.clone(), reason: NoThread(error).into() })?;
     let mut input = deadline.watch(&mut *input);
     let mut seen = Vec::new();
     let exchange = || -> io::Result<Vec<u8>> {
@@ -105,7 +104,7 @@ fn run(transport: &mut dyn Transport, command: &str, stdin: &[u8]) -> Result<End
     };
     let exchanged = exchange();
     if let Some(reason) = deadline.passed("the upload") {
-        return Err(TransportError::Connect { host, reason });
+        return Err(TransportError::Connect { host, reason: reason.into() });
     }
     let words = control.exit_info();
     match exchanged {
@@ -116,15 +115,17 @@ fn run(transport: &mut dyn Transport, command: &str, stdin: &[u8]) -> Result<End
             if let Some(error) = words.lasting(&host) {
                 return Err(error);
             }
-            let error = ended.err().map(|error| format!("{error}; ")).unwrap_or_default();
-            let reason = format!("{error}{words}{}", printed(&seen));
-            Err(match words.code {
-                Some(255) | None => TransportError::Connect { host, reason },
+            let (code, words) = (words.code, format!("{words}{}", printed(&seen)));
+            Err(match code {
+                Some(255) | None => TransportError::Connect {
+                    host,
+                    reason: match ended {
+                        Ok(_) => words.into(),
+                        Err(error) => Explained::new(error, format!("; {words}")).into(),
+                    },
+                },
                 Some(_) => TransportError::Refused {
-                    message: format!(
-                        "No command can be run on {host}: {words}{}. Is this user allowed a shell there?",
-                        printed(&seen)
-                    ),
+                    message: format!("No command can be run on {host}: {words}. Is this user allowed a shell there?"),
                 },
             })
         }

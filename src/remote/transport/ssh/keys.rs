@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ssh2::{ErrorCode, Session};
 
 use super::super::TransportError;
+use crate::cause::{Cause, During, Explained};
 
 /// libssh2's number for "the server does not accept this key".
 const AUTHENTICATION_FAILED: i32 = -18;
@@ -99,8 +100,8 @@ fn by_agent(session: &Session, user: &str) -> Option<String> {
     }
 }
 
-fn by_file(session: &Session, user: &str, file: &Path, passphrase: &Passphrase) -> Result<(), String> {
-    let text = std::fs::read(file).map_err(|error| format!("cannot be read: {error}"))?;
+fn by_file(session: &Session, user: &str, file: &Path, passphrase: &Passphrase) -> Result<(), Cause> {
+    let text = std::fs::read(file).map_err(|error| During::new("cannot be read", error))?;
     let word = if is_encrypted(&text) {
         let ask = passphrase.0.as_ref();
         let word = ask.and_then(|ask| ask(file));
@@ -109,9 +110,9 @@ fn by_file(session: &Session, user: &str, file: &Path, passphrase: &Passphrase) 
         None
     };
     session.userauth_pubkey_file(user, None, file, word.as_deref()).map_err(|error| match error.code() {
-        ErrorCode::Session(AUTHENTICATION_FAILED) => "the host does not accept it".to_owned(),
-        _ if word.is_some() => format!("{error}; is the passphrase right?"),
-        _ => error.to_string(),
+        ErrorCode::Session(AUTHENTICATION_FAILED) => "the host does not accept it".into(),
+        _ if word.is_some() => Explained::new(error, "; is the passphrase right?").into(),
+        _ => error.into(),
     })
 }
 

@@ -16,6 +16,7 @@ use ssh2::{BlockDirections, MethodType, Session};
 
 use super::spec::RemoteSpec;
 use super::{CONNECT_TIME, Connection, Transport, TransportError, printed};
+use crate::cause::{Cause, During, Explained};
 pub use keys::{AskPassphrase, Passphrase};
 use socket_relay::SocketRelay;
 
@@ -64,15 +65,15 @@ impl SshTransport {
     fn connect(&self) -> Result<(Session, SocketRelay), TransportError> {
         let host = &self.spec.host;
         let port = self.spec.port.unwrap_or(DEFAULT_PORT);
-        let failed = |reason: String| TransportError::Connect { host: host.clone(), reason };
-        let stream = connect_tcp(host, port).map_err(|error| no_stream(host, port, &error))?;
+        let failed = |reason: Cause| TransportError::Connect { host: host.clone(), reason };
+        let stream = connect_tcp(host, port).map_err(|error| no_stream(host, port, error))?;
         if let Some(said) = other_greeting(&stream) {
-            let reason = format!("what listens on port {port} there is no sshd{said}");
+            let reason = format!("what listens on port {port} there is no sshd{said}").into();
             return Err(TransportError::Unreachable { host: host.clone(), reason });
         }
         let _ = stream.set_nodelay(true);
-        let (relay, wire) = SocketRelay::start(stream).map_err(|error| failed(error.to_string()))?;
-        let mut session = Session::new().map_err(|error| failed(error.to_string()))?;
+        let (relay, wire) = SocketRelay::start(stream).map_err(|error| failed(error.into()))?;
+        let mut session = Session::new().map_err(|error| failed(error.into()))?;
         session.set_timeout(CONNECT_TIME.as_millis() as u32);
         session.set_tcp_stream(wire);
         let known = hostkeys::KnownKeys::load(self.options.known_hosts.as_deref())?;
@@ -80,7 +81,7 @@ impl SshTransport {
         for (method, list) in
             [(MethodType::HostKey, preferred.as_str()), (MethodType::CryptCs, CIPHERS), (MethodType::CryptSc, CIPHERS)]
         {
-            session.method_pref(method, list).map_err(|error| failed(error.to_string()))?;
+            session.method_pref(method, list).map_err(|error| failed(error.into()))?;
         }
         session.handshake().map_err(|error| match error.code() {
             // Nothing that both know.
@@ -90,7 +91,10 @@ impl SshTransport {
                 );
                 TransportError::Refused { message }
             }
-            _ => failed(format!("the handshake failed: {error}. Is port {port} that of sshd?")),
+            _ => failed(
+                During::new("the handshake failed", Explained::new(error, format!(". Is port {port} that of sshd?")))
+                    .into(),
+            ),
         })?;
         known.check(&session, host, port)?;
         let user = self.spec.user.clone().or_else(local_user).unwrap_or_else(|| "root".to_owned());
@@ -98,8 +102,8 @@ impl SshTransport {
         Ok((session, relay))
     }
 
-    fn failed(&self, what: &str, error: &dyn std::fmt::Display) -> TransportError {
-        TransportError::Connect { host: self.spec.host.clone(), reason: format!("{what}: {error}") }
+    fn failed(&self, what: &str, error: impl Into<Cause>) -> TransportError {
+        TransportError::Connect { host: self.spec.host.clone(), reason: During::new(what, error).into() }
     }
 }
 
@@ -108,7 +112,7 @@ fn connect_tcp(host: &str, port: u16) -> std::io::Result<TcpStream> {
     for address in (host, port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_TIME) {
             Ok(stream) => return Ok(stream),
-            Err(error) => last = Some(std::io::Error::new(error.kind(), format!("{address}: {error}"))),
+            Err(error) => last = Some(std::io::Error::new(error.kind(), During::new(address.to_string(), error))),
         }
     }
     Err(last.unwrap_or_else(|| std::io::Error::other("the name has no address")))
@@ -134,15 +138,16 @@ fn other_greeting(stream: &TcpStream) -> Option<String> {
 }
 
 /// Tells a port where nobody listens, or a name that nobody has, from what may pass.
-fn no_stream(host: &str, port: u16, error: &std::io::Error) -> TransportError {
-    let (host, reason) = (host.to_owned(), error.to_string());
+fn no_stream(host: &str, port: u16, error: std::io::Error) -> TransportError {
+    let (host, said) = (host.to_owned(), error.to_string());
     // The resolver's errors have no kind of their own.
-    let unknown = reason.contains("failed to lookup address") && !reason.contains("Temporary failure");
+    let is_unknown = said.contains("failed to lookup address") && !said.contains("Temporary failure");
     if error.kind() == std::io::ErrorKind::ConnectionRefused {
-        let reason = format!("{reason}. Does sshd listen on port {port} there?");
+        let reason = Explained::new(error, format!(". Does sshd listen on port {port} there?")).into();
         return TransportError::Unreachable { host, reason };
     }
-    if unknown { TransportError::Unreachable { host, reason } } else { TransportError::Connect { host, reason } }
+    let reason = error.into();
+    if is_unknown { TransportError::Unreachable { host, reason } } else { TransportError::Connect { host, reason } }
 }
 
 fn local_user() -> Option<String> {
@@ -154,9 +159,9 @@ impl Transport for SshTransport {
         let (session, relay) = self.connect()?;
         let mut channel = session
             .channel_open("session", WINDOW_BYTES, PACKET_BYTES, None)
-            .map_err(|error| self.failed("no session", &error))?;
-        channel.exec(command).map_err(|error| self.failed("the command was refused", &error))?;
-        pump::start(session, channel, relay).map_err(|error| self.failed("the connection cannot be used", &error))
+            .map_err(|error| self.failed("no session", error))?;
+        channel.exec(command).map_err(|error| self.failed("the command was refused", error))?;
+        pump::start(session, channel, relay).map_err(|error| self.failed("the connection cannot be used", error))
     }
 
     fn host(&self) -> &str {

@@ -36,7 +36,7 @@ struct State {
     aborted: bool,
     /// The thread has ended.
     done: bool,
-    failure: Option<String>,
+    failure: Option<Arc<io::Error>>,
     code: Option<i32>,
     stderr: Vec<u8>,
 }
@@ -88,12 +88,11 @@ struct Pump {
 impl Pump {
     fn run(mut self) {
         let ended = self.carry();
-        if let Err(error) = &ended {
-            self.shared.lock().failure = Some(error.to_string());
-        }
+        let is_well = ended.is_ok();
+        self.shared.lock().failure = ended.err().map(Arc::new);
         // The receiver sees the end.
         self.sender = None;
-        if ended.is_ok() {
+        if is_well {
             self.take_leave();
         }
         let mut state = self.shared.lock();

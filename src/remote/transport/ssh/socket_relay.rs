@@ -3,6 +3,7 @@
 //! The library throws away what it has received when its socket ends. With the pair between, the socket stays open when the network breaks: what had arrived is still
 //! handed over, chunk by chunk, and need not travel again. The price is one more copy within the kernel.
 
+use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,20 +13,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::cause::Cause;
+
 /// Bytes carried at a time.
 const PIECE_BYTES: usize = 128 << 10;
 
 struct State {
     /// Whether what has arrived is wanted when the network breaks; during a handshake it is not.
     established: AtomicBool,
-    ended: Mutex<Option<String>>,
+    ended: Mutex<Option<Arc<dyn Error + Send + Sync>>>,
     wake: OwnedFd,
 }
 
 impl State {
     /// Notes the end of the network, and wakes whoever waits for the pair.
-    fn end(&self, reason: String, far: &UnixStream) {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    fn end(&self, reason: Cause, far: &UnixStream) {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| Arc::from(reason));
         if !self.established.load(Ordering::SeqCst) {
             let _ = far.shutdown(Shutdown::Both);
         }
@@ -57,7 +60,7 @@ impl SocketRelay {
             "wire-in",
             Box::new(move || {
                 let ended = carry(&mut from, &mut to);
-                shared.end(ended.err().map_or("the remote host ended it".to_owned(), |error| error.to_string()), &to);
+                shared.end(ended.err().map_or_else(|| "the remote host ended it".into(), Cause::from), &to);
             }),
         )?;
         let (mut from, mut to, shared) = (far.try_clone()?, tcp.try_clone()?, Arc::clone(&state));
@@ -65,7 +68,7 @@ impl SocketRelay {
             "wire-out",
             Box::new(move || {
                 if let Err(error) = carry(&mut from, &mut to) {
-                    shared.end(error.to_string(), &from);
+                    shared.end(error.into(), &from);
                 }
                 // The library's end is closed: nobody wants to hear more.
                 let _ = to.shutdown(Shutdown::Both);
@@ -81,7 +84,7 @@ impl SocketRelay {
     }
 
     /// Returns why the network broke, if it has. What arrived before may still be read.
-    pub(super) fn ended(&self) -> Option<String> {
+    pub(super) fn ended(&self) -> Option<Arc<dyn Error + Send + Sync>> {
         self.state.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
