@@ -1,7 +1,8 @@
 //! Packs that a killed run left without a commit: what is in them is not stored again.
 //!
-//! A run commits its progress now and then; what it had stored since its last commit lies in packs that nothing names. Packs describe themselves, so the next run gives their chunks numbers before
-//! it begins, and asks the source for none of them. Each such pack is read whole and verified first.
+//! A run commits its progress now and then; what it had stored since its last commit lies in packs that
+//! nothing names. Packs describe themselves, so the next run gives their chunks numbers before it begins, and
+//! asks the source for none of them. Each such pack is read whole and verified first.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -77,7 +77,7 @@ impl<'a> BackupRun<'a> {
         let mut catalog = replica.writer()?;
         let adopted = adopt(replica, &mut catalog)?;
         if adopted > 0 {
-            progress.tell(format!("{adopted} chunks that an interrupted run had stored are taken over."));
+            progress.report(format!("{adopted} chunks that an interrupted run had stored are taken over."));
         }
         let source_id = catalog.intern_source(request.source)?;
         let mut snapshots = catalog.reader().snapshots()?.into_iter().rev();

@@ -1,4 +1,4 @@
-//! A scan that tells what a run would read, and changes nothing.
+//! A scan that reports what a run would read, and changes nothing.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::replica::Replica;
 use crate::source::scan::Found;
 use crate::source::tree::{LocalTree, SourceTree};
 
-/// Scans a local tree and tells what [`run`](super::run::run) would read.
+/// Scans a local tree and reports what [`run`](super::run::run) would read.
 ///
 /// # Errors
 /// See [`SnapshotError`].
@@ -32,7 +32,7 @@ pub fn dry_run(
     dry_run_over(replica, &mut tree, &name, options, progress)
 }
 
-/// Tells what a run would read.
+/// Reports what a run would read.
 pub(super) fn dry_run_over(
     replica: &Replica,
     tree: &mut dyn SourceTree,

@@ -15,7 +15,8 @@
 //! | - | 32 | BLAKE3 of everything before |
 //!
 //! All integers are little endian. The *content fingerprint* is 64 bits of a BLAKE3 over kind, birth time, size and mtime: while it stays, the content is
-//! unchanged. The *metadata fingerprint* covers mode, owner, device number and ctime: while it stays too, nothing is. A content fingerprint of 0 is never matched.
+//! unchanged. The *metadata fingerprint* covers mode, owner, device number and ctime: while it stays too,
+//! nothing is. A content fingerprint of 0 is never matched.
 
 use std::collections::BTreeSet;
 use std::fs;

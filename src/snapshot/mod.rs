@@ -107,7 +107,8 @@ pub enum SnapshotError {
     Interrupted,
     /// The run took as long as it may.
     #[error(
-        "The run was ended after {} s, as long as --max-duration or `max-duration` lets it take. What was stored so far is kept, and the next run goes on from there",
+        "The run was ended after {} s, as long as --max-duration or `max-duration` lets it take. \
+         What was stored so far is kept, and the next run goes on from there",
         .span.as_secs()
     )]
     TooLong {

@@ -1,4 +1,4 @@
-//! What a run tells while it works: counters that any thread may read.
+//! What a run reports while it works: counters that any thread may read, and messages.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -34,9 +34,9 @@ pub struct Progress {
     pub interrupt: AtomicBool,
     /// The directory being completed, for people.
     pub current: Mutex<Vec<u8>>,
-    /// What travelled, and what the far side has done. Stays zero with a source on this host.
+    /// What travelled, and what the remote host has done. Stays zero with a source on this host.
     pub wire: Arc<WireCounters>,
-    /// What people should hear while the run goes on.
+    /// What is reported to people while the run goes on.
     messages: Mutex<Vec<String>>,
     details: Mutex<Vec<String>>,
     /// When the run has to end at the latest, and the span that it was given.
@@ -52,11 +52,11 @@ impl Progress {
     }
 
     /// Leaves a message for people.
-    pub(crate) fn tell(&self, message: String) {
+    pub(crate) fn report(&self, message: String) {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
     }
 
-    pub(crate) fn tell_detail(&self, detail: String) {
+    pub(crate) fn report_detail(&self, detail: String) {
         self.details.lock().unwrap_or_else(PoisonError::into_inner).push(detail);
     }
 
@@ -107,7 +107,7 @@ impl Progress {
         if self.interrupted() { Err(self.interruption()) } else { Ok(()) }
     }
 
-    /// Returns the error that tells why a run was interrupted.
+    /// Returns the error that says why a run was interrupted.
     pub(crate) fn interruption(&self) -> SnapshotError {
         match self.limit.get() {
             Some((_, span)) if !self.interrupt.load(Ordering::Relaxed) => SnapshotError::TooLong { span: *span },

@@ -108,7 +108,7 @@ pub fn pull(
     })
 }
 
-/// Scans a tree on another host and tells what [`pull`](fn@pull) would read.
+/// Scans a tree on another host and reports what [`pull`](fn@pull) would read.
 ///
 /// # Errors
 /// See [`SnapshotError`].
@@ -127,8 +127,8 @@ pub fn dry_pull(
     })
 }
 
-/// Returns the time of a change in `directory`, a name below the source on another host, or below that, which is newer than `since` by that host's clock; `None` if there was none, or
-/// if there is no such directory.
+/// Returns the time of a change in `directory`, a name below the source on another host, or below that, which
+/// is newer than `since` by that host's clock; `None` if there was none, or if there is no such directory.
 ///
 /// # Errors
 /// See [`SnapshotError`].
@@ -247,10 +247,10 @@ fn open(
     );
     progress.wire.connections.fetch_add(1, Ordering::Relaxed);
     if opened.uploaded {
-        progress.tell(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
+        progress.report(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
     }
     if let Some(confinement) = opened.confinement {
-        progress.tell_detail(confined(&opened.hello.host, confinement));
+        progress.report_detail(confined(&opened.hello.host, confinement));
     }
     let (wire, blocks) = (Arc::clone(&progress.wire), block_cache(replica, spec));
     let stop = Arc::clone(progress);
@@ -282,8 +282,9 @@ fn open_agentless(
     let tree = AgentlessTree::open(&mut *pull.way.transport(spec), &wanted, &progress.wire)?;
     let earlier = progress.wire.connections.fetch_add(1, Ordering::Relaxed);
     if earlier == 0 {
-        progress.tell(format!(
-            "Without an agent on {}: find and tar read everything there that is new to this store, and it all travels as it is. The snapshot is the same; with an agent it is made faster.",
+        progress.report(format!(
+            "Without an agent on {}: find and tar read everything there that is new to this store, and it all travels as it is. \
+             The snapshot is the same; with an agent it is made faster.",
             spec.host
         ));
     }
@@ -330,7 +331,7 @@ fn with_attempts<T>(
             return Err(error);
         }
         warn!(target: areas::REMOTE, %error, failed, pause_s = pause.as_secs(), "attempt failed");
-        progress.tell(format!("{error}. Another attempt in {} s goes on from there.", pause.as_secs()));
+        progress.report(format!("{error}. Another attempt in {} s goes on from there.", pause.as_secs()));
         let until = Instant::now() + pause;
         while Instant::now() < until {
             progress.check_interrupt()?;

@@ -73,7 +73,7 @@ impl RunInodes {
         self.file_systems.get(at).copied().unwrap_or(u32::MAX)
     }
 
-    /// Tells what is known of an inode.
+    /// Returns what is known of an inode.
     pub fn judge(&self, file_system: u32, stat: &Stat) -> Verdict {
         match self.known.find(file_system, stat.ino) {
             Some(known) if !self.rescan && known.content_fingerprint == content_fingerprint(stat) => {

@@ -63,7 +63,7 @@ impl Excludes {
         Ok(Excludes { patterns: all.map(|pattern| Pattern::new(pattern)).collect::<Result<_, _>>()? })
     }
 
-    /// Tells whether the entry at `relative_path` (no leading slash) is left out.
+    /// Returns whether the entry at `relative_path` (no leading slash) is left out.
     ///
     /// Asks about this entry only, not about the directories above it: whoever walks the tree does not enter those
     /// that are left out.
@@ -79,7 +79,7 @@ impl Excludes {
             })
     }
 
-    /// Tells whether the entry at `relative_path` or a directory above it is left out.
+    /// Returns whether the entry at `relative_path` or a directory above it is left out.
     pub fn leaves_out(&self, relative_path: &[u8], is_directory: bool) -> bool {
         let slashes = relative_path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
         slashes.map(|(at, _)| &relative_path[..at]).any(|directory| self.excluded(directory, true))
@@ -91,7 +91,7 @@ impl Excludes {
         self.patterns.iter().map(|pattern| pattern.given.as_str())
     }
 
-    /// Tells whether any path that ends with `name` could be left out: a quick answer without building the path.
+    /// Returns whether any path that ends with `name` could be left out: a quick answer without building the path.
     pub fn possible(&self, name: &[u8], is_directory: bool) -> bool {
         self.patterns.iter().any(|pattern| pattern.possible(name, is_directory))
     }

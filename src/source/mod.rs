@@ -1,4 +1,4 @@
-//! The source side: scan a tree, read what is new, cut and hash it.
+//! The source: scan a tree, read what is new, cut and hash it.
 //!
 //! This half of the program runs where the tree is. It knows nothing of stores and catalogues, and speaks in plain data only: [`scan`] delivers
 //! listings, and [`read_pool`] answers requests for single inodes with segments, whose chunks go through [`chunk_intake`].

@@ -35,14 +35,14 @@ pub enum SourceError {
         #[source]
         reason: Cause,
     },
-    /// The far side does not keep to the protocol, or what it sent is not what it said.
+    /// The remote host does not keep to the protocol, or what it sent is not what it said.
     #[error("The source side broke the protocol: {reason}. Nothing of it was kept; check that host and its zmreplica")]
     Protocol {
         /// What does not fit.
         #[source]
         reason: Cause,
     },
-    /// The far side refused.
+    /// The remote host refused.
     #[error("{message}")]
     Refused {
         /// What it said, and what to do.
@@ -64,7 +64,7 @@ pub enum SourceError {
     Intake,
 }
 
-/// What a scan tells at its end.
+/// What a scan reports at its end.
 #[derive(Clone, Debug, Default)]
 pub struct ScanEnd {
     /// Problems that belong to no listing.
@@ -101,7 +101,7 @@ pub trait SourceTree {
     /// Returns where each file system met so far begins in the tree, by the number in listings.
     fn file_systems(&self) -> Vec<Vec<u8>>;
 
-    /// Returns what the scan has to tell beside listings, once all were delivered.
+    /// Returns what the scan reports beside listings, once all were delivered.
     fn end_of_scan(&mut self) -> ScanEnd;
 
     /// Looks at a name directly below the root; `None` if it is not there. Device numbers are those of listings.

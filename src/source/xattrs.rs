@@ -2,8 +2,9 @@
 //!
 //! A file system without them counts as one where no inode has any.
 //!
-//! Memory: some [`XATTRS_MAX_BYTES`] for an inode. What is beyond is not read: the list that is returned is then longer than a snapshot takes, and whoever takes
-//! it cuts it ([`bound_xattrs`](crate::model::bound_xattrs)). Those of the system come first, so that they are in it.
+//! Memory: some [`XATTRS_MAX_BYTES`] for an inode. What is beyond is not read: the list that is returned is
+//! then longer than a snapshot takes, and whoever takes it cuts it
+//! ([`bound_xattrs`](crate::model::bound_xattrs)). Those of the system come first, so that they are in it.
 
 use std::ffi::CStr;
 use std::io;

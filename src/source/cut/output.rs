@@ -36,7 +36,7 @@ pub trait SegmentSink {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SinkClosed;
 
-/// Tells why a file could not be cut to its end.
+/// Says why a file could not be cut to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum CutError {
     /// The file could not be read.

@@ -118,7 +118,7 @@ impl ScanContext {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Tells whether the scan was given up, so that a thread need not read a large directory to its end.
+    /// Returns whether the scan was given up, so that a thread need not read a large directory to its end.
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }

@@ -40,7 +40,7 @@ impl SeenInodes {
         SeenInodes { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
-    /// Tells whether the inode was stat'ed before under another of its names.
+    /// Returns whether the inode was stat'ed before under another of its names.
     pub(super) fn contains(&self, file_system: u32, ino: u64) -> bool {
         let place = Place::of(file_system, ino);
         let shard = lock(&self.shards[place.shard]);

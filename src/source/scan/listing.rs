@@ -52,7 +52,7 @@ pub enum Found {
         file_system: u32,
         /// Inode number.
         ino: u64,
-        /// What `statx` told.
+        /// What `statx` returned.
         stat: Option<Box<Stat>>,
     },
 }

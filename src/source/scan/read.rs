@@ -250,7 +250,7 @@ struct Visit<'a> {
 }
 
 impl Visit<'_> {
-    /// Returns what a name leads to, or `None` if it is left out or cannot be told.
+    /// Returns what a name leads to, or `None` if it is left out or cannot be looked at.
     fn entry(&mut self, name: &CStr, raw: &RawName) -> Option<Found> {
         let mut stat = None;
         if raw.kind == FileType::Unknown {
@@ -294,7 +294,7 @@ impl Visit<'_> {
         let stat = if stat.nlink <= 1 {
             Some(stat)
         } else if self.every_stat {
-            // If it was there before, the reader is told anew all the same.
+            // If it was there before, it is reported once more all the same.
             let _ = self.context.seen.insert(file_system, stat.clone());
             Some(stat)
         } else {
