@@ -137,7 +137,7 @@ pub fn is_due(backend: &dyn Backend) -> Result<bool, CatalogError> {
     let folded = newest(backend)?;
     let (number, bytes) = folded.map_or((CommitNumber(0), 0), |folded| (folded.number, folded.bytes));
     let files = backend.list("commits/")?.into_iter();
-    let since = files.filter(|(key, _)| commit::number_of_key(key).is_some_and(|found| found > number));
+    let since = files.filter(|(key, _)| commit::parse_key(key).is_some_and(|found| found > number));
     let since_bytes: u64 = since.map(|(_, bytes)| bytes).sum();
     Ok(since_bytes > FOLD_FROM_BYTES.max(bytes / FOLD_SHARE))
 }
@@ -147,7 +147,7 @@ pub fn is_due(backend: &dyn Backend) -> Result<bool, CatalogError> {
 ///
 /// # Errors
 /// Fails when the backend cannot be listed.
-pub fn superseded(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<Vec<(String, u64)>, CatalogError> {
+pub fn list_superseded(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<Vec<(String, u64)>, CatalogError> {
     let older = |(name, _): &(String, u64)| {
         let digits = name.strip_prefix(PREFIX).and_then(|rest| rest.split('.').next());
         digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).is_some_and(|number| number < checkpoint.0)
@@ -156,7 +156,7 @@ pub fn superseded(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<Vec
     // Heads have no dot, and go first: a head without its parts would be damage.
     doomed.sort_by_key(|(name, _)| name.contains('.'));
     let folded = |(name, _): &(String, u64)| {
-        commit::number_of_key(name).is_some_and(|number| number <= checkpoint && commit::key(number) == *name)
+        commit::parse_key(name).is_some_and(|number| number <= checkpoint && commit::key(number) == *name)
     };
     doomed.extend(backend.list("commits/")?.into_iter().filter(folded));
     Ok(doomed)
@@ -168,8 +168,8 @@ pub fn superseded(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<Vec
 /// # Errors
 /// [`CatalogDamage::File`](super::CatalogDamage::File) when no such checkpoint is whole, its parts included: what it took the place of is all that there is, and stays. Fails, too,
 /// when something cannot be deleted; what is left means nothing.
-pub fn tidy(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<u64, CatalogError> {
-    let doomed = superseded(backend, checkpoint)?;
+pub fn delete_superseded(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<u64, CatalogError> {
+    let doomed = list_superseded(backend, checkpoint)?;
     if doomed.is_empty() || whole_since(backend, checkpoint)?.is_none() {
         return Ok(0);
     }

@@ -122,12 +122,12 @@ pub fn encode_page(page: &[Option<ChunkRow>]) -> Vec<u8> {
         put_varint(&mut out, u64::from(stored_length));
         put_varint(&mut out, u64::from(row.plain_length));
         out.extend_from_slice(&row.prefix);
-        next = following(pack, offset, stored_length);
+        next = next_entry(pack, offset, stored_length);
     }
     out
 }
 
-fn following(pack: PackNumber, offset: u32, stored_length: u32) -> Option<(PackNumber, u32)> {
+fn next_entry(pack: PackNumber, offset: u32, stored_length: u32) -> Option<(PackNumber, u32)> {
     let end = offset.checked_add(ENTRY_HEADER_BYTES as u32)?.checked_add(stored_length)?;
     Some((pack, end))
 }
@@ -162,7 +162,7 @@ pub fn decode_page(bytes: &[u8]) -> Result<ChunkPage, DecodeError> {
         let stored_length = decoder.varint32()?;
         let place = ChunkPlace::At { pack, offset, stored_length };
         page.push(Some(ChunkRow { place, plain_length: decoder.varint32()?, prefix: decoder.array()? }));
-        next = following(pack, offset, stored_length);
+        next = next_entry(pack, offset, stored_length);
     }
     decoder.finish()?;
     Ok(page)

@@ -51,7 +51,7 @@ pub fn key(number: CommitNumber) -> String {
 }
 
 /// Returns the number that a key names.
-pub fn number_of_key(key: &str) -> Option<CommitNumber> {
+pub fn parse_key(key: &str) -> Option<CommitNumber> {
     let digits = key.strip_prefix("commits/")?;
     if digits.len() != 16 {
         return None;
@@ -77,7 +77,7 @@ impl<'a> CommitFile<'a> {
     pub fn open(key: &'a str, file: &'a [u8]) -> Result<CommitFile<'a>, CatalogError> {
         let frame = unframe(MAGIC, key, file)?;
         let Frame { number, named, id, .. } = frame;
-        if number_of_key(key) != Some(number) {
+        if parse_key(key) != Some(number) {
             return Err(CatalogError::of_file(key, FileFault::Name));
         }
         Ok(CommitFile { key, previous: named, id, frame })

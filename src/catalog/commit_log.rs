@@ -45,7 +45,7 @@ fn decode_commit_row(number: CommitNumber, payload: &[u8]) -> Result<CommitId, C
 /// Fails when they cannot be listed.
 pub fn commit_files(backend: &dyn Backend) -> Result<BTreeSet<CommitNumber>, CatalogError> {
     let keys = backend.list("commits/")?.into_iter();
-    let named = keys.filter_map(|(key, _)| commit::number_of_key(&key).filter(|number| commit::key(*number) == key));
+    let named = keys.filter_map(|(key, _)| commit::parse_key(&key).filter(|number| commit::key(*number) == key));
     Ok(named.collect())
 }
 

@@ -138,7 +138,7 @@ fn day(seconds: i64) -> u64 {
 ///
 /// # Errors
 /// Fails when a row is damaged.
-pub fn read(catalog: &CatalogReader) -> Result<Vec<(u64, CondemnedRow)>, CatalogError> {
+pub fn read_all(catalog: &CatalogReader) -> Result<Vec<(u64, CondemnedRow)>, CatalogError> {
     let mut rows = Vec::new();
     catalog.database()?.scan(Table::Condemned, 0, |number, payload| {
         let row = CondemnedRow::decode(payload?)
@@ -152,9 +152,9 @@ pub fn read(catalog: &CatalogReader) -> Result<Vec<(u64, CondemnedRow)>, Catalog
 /// Returns the packs among the condemned objects, with their bytes.
 ///
 /// # Errors
-/// As [`read`].
-pub fn packs(catalog: &CatalogReader) -> Result<Vec<(PackId, u64)>, CatalogError> {
-    let packs = read(catalog)?.into_iter().filter_map(|(_, row)| match row.what {
+/// As [`read_all`].
+pub fn read_packs(catalog: &CatalogReader) -> Result<Vec<(PackId, u64)>, CatalogError> {
+    let packs = read_all(catalog)?.into_iter().filter_map(|(_, row)| match row.what {
         Condemned::Pack(id) => Some((id, row.bytes)),
         Condemned::OlderThan(_) => None,
     });

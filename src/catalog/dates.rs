@@ -85,7 +85,7 @@ impl Dates {
     /// # Errors
     /// Fails when the catalogue cannot be read.
     pub fn read(catalog: &CatalogReader, now: Timestamp) -> Result<Dates, CatalogError> {
-        let marks = marks::all(catalog)?;
+        let marks = marks::read_all(catalog)?;
         let accepted = marks.iter().filter(|(_, marks)| marks.accepted.is_some()).map(|(number, _)| *number).collect();
         Ok(Dates::of(&catalog.snapshots()?, &accepted, now))
     }

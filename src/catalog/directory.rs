@@ -157,13 +157,13 @@ impl Directory {
 }
 
 /// Returns whether a page may end behind the entry of this name. Depends on the name alone, so equal names fall into equal pages.
-pub fn ends_page(name: &[u8]) -> bool {
+pub fn is_page_end(name: &[u8]) -> bool {
     fnv(name).is_multiple_of(PAGE_AVERAGE)
 }
 
 /// Cuts the entries of a directory into pages.
 pub fn cut_pages(entries: &[Entry]) -> Vec<&[Entry]> {
-    let pages = cut(entries, ends_page);
+    let pages = cut(entries, is_page_end);
     let index_bytes = |pages: &[&[Entry]]| -> usize {
         let firsts = pages.iter().filter_map(|page| page.first());
         firsts.map(|first| first.name.len() + 16).sum()

@@ -94,9 +94,9 @@ fn roots_and_indexes_round_trip() {
 
 #[test]
 fn page_ends_are_pinned_and_spread() {
-    let ends = (0..48_000u32).filter(|number| ends_page(format!("name-{number}").as_bytes())).count();
+    let ends = (0..48_000u32).filter(|number| is_page_end(format!("name-{number}").as_bytes())).count();
     assert!((1600..2400).contains(&ends), "{ends} of an expected 2000");
-    let first: Vec<u32> = (0..2000).filter(|number| ends_page(format!("{number}.msg").as_bytes())).take(4).collect();
+    let first: Vec<u32> = (0..2000).filter(|number| is_page_end(format!("{number}.msg").as_bytes())).take(4).collect();
     assert_eq!(first, PINNED_ENDS);
 }
 
@@ -132,10 +132,10 @@ fn pages_end_by_bytes_and_large_attributes_are_not_inline() {
 fn names_that_all_end_pages_make_no_endless_index() {
     // As a hostile source would choose them: long, alike, and each with a hash that ends a page.
     let names = (0u64..).map(|number| format!("{}{number:012}", "x".repeat(243)));
-    let mut names: Vec<String> = names.filter(|name| ends_page(name.as_bytes())).take(1000).collect();
+    let mut names: Vec<String> = names.filter(|name| is_page_end(name.as_bytes())).take(1000).collect();
     names.sort();
     let entries: Vec<Entry> = names.iter().map(|name| entry(name, Node::Group(GroupId(1)))).collect();
-    assert_eq!(cut(&entries, ends_page).len(), 1000);
+    assert_eq!(cut(&entries, is_page_end).len(), 1000);
     assert_eq!(cut_pages(&entries).len(), 1000, "they are few");
     let many: Vec<Entry> = entries.iter().cycle().take(300_000).cloned().collect();
     let pages = cut_pages(&many);

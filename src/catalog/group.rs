@@ -82,7 +82,7 @@ impl Segment {
 }
 
 /// Returns how many bytes of a file some segments stand for; `None` when they are more than can be counted.
-pub fn length_of(segments: &[Segment]) -> Option<u64> {
+pub fn total_length(segments: &[Segment]) -> Option<u64> {
     segments.iter().try_fold(0u64, |sum, segment| sum.checked_add(segment.length()))
 }
 
@@ -135,7 +135,7 @@ impl LinkGroup {
     /// A snapshot's digest covers it, and so binds names to attributes and content.
     pub fn digest(&self) -> u64 {
         let mut out = Vec::with_capacity(64);
-        GroupEncoder::default().row(&mut out, self);
+        GroupEncoder::default().put_row(&mut out, self);
         let mut first = [0; 8];
         first.copy_from_slice(&blake3::hash(&out).as_bytes()[..8]);
         u64::from_le_bytes(first)
@@ -223,7 +223,7 @@ struct GroupEncoder {
 }
 
 impl GroupEncoder {
-    fn row(&mut self, out: &mut Vec<u8>, group: &LinkGroup) {
+    fn put_row(&mut self, out: &mut Vec<u8>, group: &LinkGroup) {
         let context = &mut self.context;
         let attributes = &group.attributes;
         let same = (context.mode, context.uid, context.gid) == (attributes.mode, attributes.uid, attributes.gid);
@@ -257,10 +257,10 @@ impl GroupEncoder {
                 context.xattrs = Arc::new(attributes.xattrs.clone());
             }
         }
-        self.content(out, &group.content, group.attributes.size);
+        self.put_content(out, &group.content, group.attributes.size);
     }
 
-    fn content(&mut self, out: &mut Vec<u8>, content: &Content, size: u64) {
+    fn put_content(&mut self, out: &mut Vec<u8>, content: &Content, size: u64) {
         let context = &mut self.context;
         match content {
             Content::Empty => out.push(0),
@@ -307,7 +307,7 @@ pub fn encode_page(rows: &[Option<LinkGroup>]) -> Vec<u8> {
     let mut encoder = GroupEncoder::default();
     for row in rows {
         match row {
-            Some(group) => encoder.row(&mut plain, group),
+            Some(group) => encoder.put_row(&mut plain, group),
             None => plain.push(0),
         }
     }
@@ -423,7 +423,7 @@ pub fn retain_rows(bytes: &[u8], keep: impl Fn(usize) -> bool) -> Result<Option<
     let mut length = 0;
     for_each_row(bytes, |at, row| {
         match row.filter(|_| keep(at)) {
-            Some(row) => encoder.row(&mut plain, &row),
+            Some(row) => encoder.put_row(&mut plain, &row),
             None => plain.push(0),
         }
         packer.write_all(&plain).map_err(failed)?;

@@ -29,7 +29,7 @@ pub struct Hold {
 ///
 /// # Errors
 /// Fails when the catalogue cannot be read.
-pub fn hold(catalog: &CatalogReader, now: jiff::Timestamp) -> Result<Option<Hold>, CatalogError> {
+pub fn hold_in_force(catalog: &CatalogReader, now: jiff::Timestamp) -> Result<Option<Hold>, CatalogError> {
     let hold = catalog.database()?.get(Table::Meta, HOLD, |payload| {
         serde_json::from_slice::<Hold>(payload).map_err(|error| CatalogError::of_row(RowKind::Meta.row(HOLD), error))
     })?;

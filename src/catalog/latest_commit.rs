@@ -77,7 +77,7 @@ impl Prefetch {
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
@@ -118,7 +118,7 @@ impl LatestCommitReader {
     }
 
     fn refresh(&self, state: &mut OpenCatalog) -> Result<Arc<DatabaseReader>, CatalogError> {
-        let file = identity(&self.path);
+        let file = device_and_inode(&self.path);
         let usable = state.database.take().filter(|_| file.is_some() && file == state.file);
         let (database, reader) = match usable.map(|database| (database.read(), database)) {
             Some((Ok(reader), database)) => (database, reader),

@@ -56,7 +56,7 @@ pub fn decode_page(bytes: &[u8]) -> Result<(u64, Vec<(GroupId, u32)>), DecodeErr
 }
 
 /// Splits counts, ascending by group number, into encoded pages.
-pub fn encode(counts: &[(GroupId, u32)]) -> Vec<Vec<u8>> {
+pub fn encode_pages(counts: &[(GroupId, u32)]) -> Vec<Vec<u8>> {
     counts
         .chunk_by(|left, right| left.0.0 / PAGE_GROUPS == right.0.0 / PAGE_GROUPS)
         .map(|page| encode_page(page[0].0.0 / PAGE_GROUPS, page))
@@ -73,7 +73,7 @@ mod tests {
             .filter(|number| number % 7 != 3)
             .map(|number| (GroupId(number), if number % 100 < 90 { 1 } else { 5 }))
             .collect();
-        let pages = encode(&counts);
+        let pages = encode_pages(&counts);
         assert_eq!(pages.len(), 3);
         let read: Vec<(GroupId, u32)> = pages.iter().flat_map(|page| decode_page(page).unwrap().1).collect();
         assert_eq!(read, counts);

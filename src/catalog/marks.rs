@@ -53,7 +53,7 @@ pub fn decode(number: SnapshotNumber, payload: &[u8]) -> Result<SnapshotMarks, C
 ///
 /// # Errors
 /// Fails when the catalogue cannot be read.
-pub fn all(catalog: &CatalogReader) -> Result<BTreeMap<SnapshotNumber, SnapshotMarks>, CatalogError> {
+pub fn read_all(catalog: &CatalogReader) -> Result<BTreeMap<SnapshotNumber, SnapshotMarks>, CatalogError> {
     let mut marks = BTreeMap::new();
     catalog.database()?.scan(Table::Marks, 0, |number, payload| {
         let number = SnapshotNumber(number);

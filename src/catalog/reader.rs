@@ -206,7 +206,7 @@ impl CatalogReader {
     ///
     /// # Errors
     /// [`CatalogDamage::Missing`](super::CatalogDamage::Missing) when the chunk or its pack is not in the catalogue.
-    pub fn address(&self, number: ChunkId) -> Result<ChunkAddress, CatalogError> {
+    pub fn chunk_address(&self, number: ChunkId) -> Result<ChunkAddress, CatalogError> {
         let row = self.chunk(number)?;
         let ChunkPlace::At { pack, offset, stored_length } = row.place else {
             return Err(CatalogError::of_row(RowKind::Chunk.row(number), RowFault::Lost));
@@ -391,7 +391,7 @@ impl CatalogReader {
             Content::Pages(pages) => {
                 for page in pages {
                     let segments = self.content_page(page.object)?;
-                    if group::length_of(&segments) != Some(page.length) {
+                    if group::total_length(&segments) != Some(page.length) {
                         return Err(E::from(CatalogError::of_row(
                             RowKind::ContentPage.row(page.object),
                             RowFault::Length,

@@ -27,13 +27,13 @@ impl CatalogWriter {
     }
 
     /// Removes an entry of an index.
-    pub fn forget_hash(&mut self, index: Index, hash: [u8; 32]) {
+    pub fn remove_from_index(&mut self, index: Index, hash: [u8; 32]) {
         self.pending_bytes += INDEX_CHANGE_BYTES;
         self.changes.push(Change::DeleteIndex(index, hash));
     }
 
     /// Lets an index name a number by a hash.
-    pub fn name_hash(&mut self, index: Index, hash: [u8; 32], number: u64) {
+    pub fn put_into_index(&mut self, index: Index, hash: [u8; 32], number: u64) {
         self.pending_bytes += INDEX_CHANGE_BYTES;
         self.changes.push(Change::PutIndex(index, hash, number));
     }

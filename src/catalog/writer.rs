@@ -199,7 +199,7 @@ impl CatalogWriter {
     pub fn condemn(&mut self, what: Condemned, bytes: u64, now: jiff::Timestamp) -> Result<(), CatalogError> {
         let number = match self.next_condemned {
             Some(number) => number,
-            None => condemned::read(&self.reader)?.last().map_or(0, |(number, _)| number + 1),
+            None => condemned::read_all(&self.reader)?.last().map_or(0, |(number, _)| number + 1),
         };
         self.next_condemned = Some(number + 1);
         self.set_condemned(number, &CondemnedRow::new(what, bytes, now));

@@ -162,7 +162,7 @@ impl Contents<'_> {
         };
         match self.checker.catalog.content_page(page.object) {
             Ok(segments) => {
-                if group::length_of(&segments) != Some(page.length) {
+                if group::total_length(&segments) != Some(page.length) {
                     damages.push(object("it has another length than its link groups say".to_owned()));
                 }
                 for segment in &segments {

@@ -69,7 +69,9 @@ pub(super) fn verify(checker: &Checker<'_>, rows: &Rows, report: &mut CheckRepor
             pack.damage("two rows of the catalogue name it; nothing is lost, and a repair removes one".to_owned());
         }
     }
-    for (id, bytes) in checker.guarded("The table of condemned objects", || Ok(condemned::packs(checker.catalog)?))? {
+    for (id, bytes) in
+        checker.guarded("The table of condemned objects", || Ok(condemned::read_packs(checker.catalog)?))?
+    {
         let key = id.key();
         if !named.insert(key.clone()) {
             // It would be deleted one day.
@@ -322,7 +324,7 @@ impl PackReader<'_> {
         let reader: ChunkReader = replica.chunks();
         let mut bad = Vec::new();
         for chunk in chunks {
-            let address = self.checker.catalog.address(chunk.number);
+            let address = self.checker.catalog.chunk_address(chunk.number);
             match address.map(|address| reader.read_chunk(&address.location, address.hash_prefix)) {
                 Ok(Ok(_)) => {}
                 Ok(Err(ChunkError::Io { source, .. })) if !source.is_bad_disk() => return Err(source.into()),

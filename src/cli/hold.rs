@@ -69,7 +69,7 @@ pub(crate) fn sentence(hold: &Hold) -> String {
 
 /// Refuses to go on while the store is held.
 pub(crate) fn refuse(replica: &Replica) -> Result<(), CliError> {
-    match guard::hold(&replica.catalog()?, Timestamp::now())? {
+    match guard::hold_in_force(&replica.catalog()?, Timestamp::now())? {
         Some(hold) => Err(CliError::Held(sentence(&hold))),
         None => Ok(()),
     }
@@ -91,7 +91,7 @@ pub(crate) fn hold(context: &Context, args: &HoldArgs) -> Result<Exit, CliError>
 
 pub(crate) fn release(context: &Context, _args: &ReleaseArgs) -> Result<Exit, CliError> {
     let replica = context.open_locked()?;
-    let was = guard::hold(&replica.catalog()?, Timestamp::now())?;
+    let was = guard::hold_in_force(&replica.catalog()?, Timestamp::now())?;
     if was.is_some() {
         let mut writer = replica.writer()?;
         writer.set_hold(None)?;

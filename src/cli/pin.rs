@@ -50,7 +50,7 @@ fn set(context: &Context, names: &[String], mark: Option<&Mark>) -> Result<Exit,
     let replica = context.open_locked()?;
     let catalog = replica.catalog()?;
     let snapshots = Snapshots::read(&catalog)?;
-    let all = marks::all(&catalog)?;
+    let all = marks::read_all(&catalog)?;
     // All are found before any is marked.
     let meant = names.iter().map(|name| snapshots.resolve(name)).collect::<Result<Vec<_>, _>>()?;
     let mut writer = replica.writer()?;

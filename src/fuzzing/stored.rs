@@ -55,7 +55,7 @@ pub(super) fn group_page(bytes: &[u8]) {
 /// Segments of a content object.
 pub(super) fn content(bytes: &[u8]) {
     if let Ok(segments) = group::decode_segments(bytes) {
-        let _ = group::length_of(&segments);
+        let _ = group::total_length(&segments);
         assert_eq!(group::decode_segments(&group::encode_segments(&segments)), Ok(segments));
     }
 }

@@ -92,8 +92,8 @@ pub(super) fn names(bytes: &[u8]) {
     assert!(snapshot.len() + path.map_or(0, <[u8]>::len) <= bytes.len());
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let _ = (parse_time(text), RemoteSpec::parse(text));
-    if let Some(number) = commit::number_of_key(text) {
-        assert_eq!(commit::number_of_key(&commit::key(number)), Some(number));
+    if let Some(number) = commit::parse_key(text) {
+        assert_eq!(commit::parse_key(&commit::key(number)), Some(number));
     }
     if let Some(id) = PackId::from_key(text) {
         assert_eq!(id.key(), text);

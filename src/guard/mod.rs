@@ -30,7 +30,7 @@ use crate::retention::Within;
 use crate::source::exclude::Excludes;
 use crate::view::{DirectoryNode, Node, Readers, SnapshotView, ViewError, ViewOptions, display_path};
 
-pub use crate::catalog::hold::{Hold, hold};
+pub use crate::catalog::hold::{Hold, hold_in_force};
 
 /// Chunks kept while `accounts.xml` is read, in bytes: it is read once, in order.
 const CACHE_BYTES: u64 = 4 << 20;
@@ -95,7 +95,7 @@ impl MarkedSnapshot {
 /// # Errors
 /// Fails when the catalogue cannot be read.
 pub fn marked_snapshots(catalog: &CatalogReader) -> Result<Vec<MarkedSnapshot>, CatalogError> {
-    let mut marks = marks::all(catalog)?;
+    let mut marks = marks::read_all(catalog)?;
     let marked = |(number, record)| MarkedSnapshot { number, record, marks: marks.remove(&number).unwrap_or_default() };
     Ok(catalog.snapshots()?.into_iter().map(marked).collect())
 }

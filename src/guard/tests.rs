@@ -90,6 +90,6 @@ fn taking_all_marks_away_removes_their_row() {
     assert_eq!(protections(writer.reader()).unwrap().len(), 0);
     writer.set_marks(number, &SnapshotMarks::default()).unwrap();
     writer.commit().unwrap();
-    assert_eq!(marks::all(writer.reader()).unwrap().len(), 0);
+    assert_eq!(marks::read_all(writer.reader()).unwrap().len(), 0);
     assert_eq!(protections(writer.reader()).unwrap().len(), 1);
 }

@@ -11,7 +11,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::condemned;
 use crate::catalog::dates::{ClockDoubt, Dates};
 use crate::catalog::reader::CatalogReader;
-use crate::guard::{Hold, MarkedSnapshot, hold, marked_snapshots};
+use crate::guard::{Hold, MarkedSnapshot, hold_in_force, marked_snapshots};
 use crate::lease::{self, LeaseInfo};
 use crate::replica::{Replica, lock_holder};
 use crate::zimbra::ledger::{self, Summary};
@@ -216,13 +216,13 @@ impl Status {
             snapshots: all.len() as u64,
             suspects: all.iter().filter(|snapshot| snapshot.is_suspect()).map(Brief::of).collect(),
             pinned: all.iter().filter(|snapshot| snapshot.marks.pinned.is_some()).count() as u64,
-            hold: hold(&catalog, now)?,
+            hold: hold_in_force(&catalog, now)?,
             // Who cannot tell who has mounted what is still told the rest.
             leases: lease::list(replica.path()).unwrap_or_default(),
             writer: lock_holder(replica.path()),
             last_night: LastNight::load(replica.path()),
             pack_bytes: pack_bytes(&catalog)?,
-            condemned_bytes: condemned::read(&catalog)?.iter().map(|(_, row)| row.bytes).sum(),
+            condemned_bytes: condemned::read_all(&catalog)?.iter().map(|(_, row)| row.bytes).sum(),
             commit_bytes: commits.iter().map(|(_, bytes)| bytes).sum(),
             catalog_bytes: std::fs::metadata(replica.database().path()).map_or(0, |metadata| metadata.len()),
         })

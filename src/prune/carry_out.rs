@@ -203,7 +203,7 @@ impl Work<'_> {
             if let Some(prefix) = prefix
                 && let Some(hash) = database.hash_of(Index::Objects, prefix, number.0)?
             {
-                writer.forget_hash(Index::Objects, hash);
+                writer.remove_from_index(Index::Objects, hash);
             }
             writer.remove(Table::Objects, number.0);
             self.commit_if_large(writer)?;
@@ -221,7 +221,7 @@ impl Work<'_> {
             if clear(&mut rows, page, used, |number, row| gone.push((number, row.prefix))) {
                 for (number, prefix) in gone {
                     if let Some(hash) = database.hash_of(Index::Chunks, prefix, number.0)? {
-                        writer.forget_hash(Index::Chunks, hash);
+                        writer.remove_from_index(Index::Chunks, hash);
                     }
                 }
                 writer.replace_chunks(page, &rows);
@@ -272,7 +272,8 @@ impl Work<'_> {
 
     /// Returns the packs that no row names, with their bytes: what crashes left. Their dictionaries may be in the catalogue.
     fn unnamed_packs(&self, writer: &CatalogWriter) -> Result<Vec<(PackId, u64)>, PruneError> {
-        let mut named: BTreeSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
+        let mut named: BTreeSet<PackId> =
+            condemned::read_packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
         named.extend(sweep::named_packs(writer.reader())?);
         let packs = self.replica.backend().list(PACK_PREFIX)?.into_iter();
         let packs = packs.filter_map(|(key, bytes)| Some((PackId::from_key(&key)?, bytes)));
@@ -367,7 +368,7 @@ impl Work<'_> {
             }
             let expected = RowHashes::read(backend, writer.last_commit().0)?;
             let written = checkpoint_writer::write(&*writer.reader().database()?, backend, Some(&expected))?;
-            let superseded = checkpoint_writer::superseded(backend, written.number)?;
+            let superseded = checkpoint_writer::list_superseded(backend, written.number)?;
             Ok(Some((written.number, superseded.iter().map(|(_, bytes)| bytes).sum())))
         };
         match fold() {

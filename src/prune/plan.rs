@@ -197,7 +197,7 @@ pub fn plan(
     };
     removed_chunks(&catalog, &marks, &mut figures)?;
     figures.unreferenced_bytes = figures.removed_chunk_bytes.saturating_sub(reached);
-    let condemned: Vec<(u64, CondemnedRow, Verdict)> = condemned::read(&catalog)?
+    let condemned: Vec<(u64, CondemnedRow, Verdict)> = condemned::read_all(&catalog)?
         .into_iter()
         .map(|(number, row)| (number, row, row.judge(options.now, options.grace)))
         .collect();

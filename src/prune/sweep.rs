@@ -51,7 +51,7 @@ pub(super) fn sweep(
     grace: Duration,
     progress: &PruneProgress,
 ) -> Result<Swept, PruneError> {
-    let rows = condemned::read(writer.reader())?;
+    let rows = condemned::read_all(writer.reader())?;
     progress.enter(Phase::Delete, rows.len() as u64);
     let mut swept = Swept::default();
     let mut gone = Vec::new();
@@ -73,15 +73,17 @@ pub(super) fn sweep(
             Verdict::Due => {}
         }
         match row.what {
-            Condemned::OlderThan(checkpoint) => match checkpoint_writer::tidy(backend.as_ref(), checkpoint) {
-                Ok(bytes) => swept.folded_bytes += bytes,
-                // What it took the place of may be needed still: it waits for a repair, or for the next checkpoint.
-                Err(error) if error.is_damage() => {
-                    swept.not_tidied = Some(error.to_string());
-                    continue;
+            Condemned::OlderThan(checkpoint) => {
+                match checkpoint_writer::delete_superseded(backend.as_ref(), checkpoint) {
+                    Ok(bytes) => swept.folded_bytes += bytes,
+                    // What it took the place of may be needed still: it waits for a repair, or for the next checkpoint.
+                    Err(error) if error.is_damage() => {
+                        swept.not_tidied = Some(error.to_string());
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
                 }
-                Err(error) => return Err(error.into()),
-            },
+            }
             Condemned::Pack(id) => match backend.delete(&id.key()) {
                 Ok(()) => {
                     swept.packs += 1;

@@ -264,11 +264,11 @@ pub(super) fn complete(
     let written = checkpoint_writer::write(&*writer.reader().database()?, backend, None)?;
     if matches!(&report.catalog, CatalogOutcome::PutTogether { lost_files, .. } if !lost_files.is_empty()) {
         // Somebody may still get more out of them than this repair did.
-        let bytes = checkpoint_writer::superseded(backend, written.number)?.iter().map(|(_, bytes)| bytes).sum();
+        let bytes = checkpoint_writer::list_superseded(backend, written.number)?.iter().map(|(_, bytes)| bytes).sum();
         writer.condemn(Condemned::OlderThan(written.number), bytes, jiff::Timestamp::now())?;
         writer.commit()?;
     } else {
-        checkpoint_writer::tidy(backend, written.number)?;
+        checkpoint_writer::delete_superseded(backend, written.number)?;
     }
     Ok(())
 }
@@ -330,14 +330,14 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
         if objects.get(hash) == Some(&number) {
             objects.remove(hash);
         } else if !objects.contains_key(hash) {
-            writer.forget_hash(Index::Objects, *hash);
+            writer.remove_from_index(Index::Objects, *hash);
         }
         Ok(())
     })?;
-    objects.into_iter().for_each(|(hash, number)| writer.name_hash(Index::Objects, hash, number));
+    objects.into_iter().for_each(|(hash, number)| writer.put_into_index(Index::Objects, hash, number));
     database.scan_index(Index::Chunks, |hash, number| {
         if !unless_damaged(catalog.chunk(ChunkId(number)))?.is_some_and(|row| hash.starts_with(&row.prefix)) {
-            writer.forget_hash(Index::Chunks, *hash);
+            writer.remove_from_index(Index::Chunks, *hash);
         }
         Ok(())
     })?;
@@ -360,7 +360,7 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
         };
         for (offset, number) in chunks {
             if let Ok(at) = entries.binary_search_by_key(&offset, |entry| entry.offset) {
-                writer.name_hash(Index::Chunks, entries[at].header.hash.0, number.0);
+                writer.put_into_index(Index::Chunks, entries[at].header.hash.0, number.0);
             }
         }
     }

@@ -130,7 +130,7 @@ fn single_rows(
 /// Takes packs out of the table of condemned objects that have a row: they are needed, and a prune would delete them.
 fn named_is_not_condemned(writer: &mut CatalogWriter, rows: &BTreeMap<PackNumber, PackRow>) -> Result<(), RepairError> {
     let named: BTreeSet<PackId> = rows.values().map(|row| row.id).collect();
-    for (number, row) in condemned::read(writer.reader())? {
+    for (number, row) in condemned::read_all(writer.reader())? {
         if matches!(row.what, Condemned::Pack(id) if named.contains(&id)) {
             writer.remove(Table::Condemned, number);
         }
@@ -139,7 +139,7 @@ fn named_is_not_condemned(writer: &mut CatalogWriter, rows: &BTreeMap<PackNumber
 }
 
 fn unnamed_packs(replica: &LockedReplica, rows: &BTreeMap<PackNumber, PackRow>) -> Result<u64, CatalogError> {
-    let condemned = condemned::packs(&replica.catalog()?)?.into_iter().map(|(id, _)| id);
+    let condemned = condemned::read_packs(&replica.catalog()?)?.into_iter().map(|(id, _)| id);
     let named: BTreeSet<String> = rows.values().map(|row| row.id).chain(condemned).map(|id| id.key()).collect();
     let all = replica.backend().list(PACK_PREFIX)?;
     Ok(all.iter().filter(|(key, _)| !named.contains(key)).count() as u64)
@@ -293,7 +293,8 @@ impl Salvage<'_> {
     ) -> Result<u64, RepairError> {
         let backend = self.replica.backend().as_ref();
         let named: BTreeSet<PackId> = rows.values().map(|row| row.id).collect();
-        let condemned: BTreeSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
+        let condemned: BTreeSet<PackId> =
+            condemned::read_packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
         let mut found = 0;
         for (key, bytes) in backend.list(PACK_PREFIX).map_err(CatalogError::from)? {
             let Some(id) = PackId::from_key(&key).filter(|id| !named.contains(id)) else { continue };
@@ -391,7 +392,7 @@ impl Salvage<'_> {
 fn name(writer: &mut CatalogWriter, number: ChunkId, entry: &PackEntry) -> Result<(), CatalogError> {
     let hash = entry.header.hash;
     if writer.reader().database()?.hash_of(Index::Chunks, hash.prefix(), number.0)?.is_none() {
-        writer.name_hash(Index::Chunks, hash.0, number.0);
+        writer.put_into_index(Index::Chunks, hash.0, number.0);
     }
     Ok(())
 }

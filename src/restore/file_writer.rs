@@ -274,7 +274,7 @@ fn load(environment: &Environment<'_>, mut numbers: Vec<ChunkId>) -> Chunks {
 fn load_from(environment: &Environment<'_>, numbers: Vec<ChunkId>, chunks: &mut Chunks) {
     let mut addresses: Vec<(ChunkAddress, ChunkId)> = Vec::with_capacity(numbers.len());
     for number in numbers {
-        match environment.view.catalog().address(number) {
+        match environment.view.catalog().chunk_address(number) {
             Ok(address) => addresses.push((address, number)),
             Err(error) => {
                 chunks.insert(number, Err((error.to_string(), error.is_damage())));

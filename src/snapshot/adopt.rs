@@ -20,7 +20,7 @@ use crate::store::{PackEntry, PackListing, list_pack, verify_pack};
 /// Gives numbers to the chunks of packs that the catalogue does not know, as far as they are new; returns how many it were.
 pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64, SnapshotError> {
     // A condemned pack is about to be deleted, also by whoever looked at the table before this run.
-    let mut known: HashSet<PackId> = condemned::packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
+    let mut known: HashSet<PackId> = condemned::read_packs(writer.reader())?.into_iter().map(|(id, _)| id).collect();
     writer.reader().for_each_pack(|_, row| {
         known.insert(row.id);
         Ok(())

@@ -1,7 +1,7 @@
 //! Gathering the segments of one file into its content.
 
 use crate::catalog::CatalogError;
-use crate::catalog::group::{Content, ContentPage, HOLE_MAX_BYTES, Segment, encode_segments, length_of};
+use crate::catalog::group::{Content, ContentPage, HOLE_MAX_BYTES, Segment, encode_segments, total_length};
 use crate::catalog::object::ObjectKind;
 use crate::catalog::writer::CatalogWriter;
 
@@ -83,7 +83,7 @@ impl ContentBuilder {
     fn spill(&mut self, writer: &mut CatalogWriter) -> Result<(), CatalogError> {
         let object = writer.intern_object(ObjectKind::Content, &encode_segments(&self.segments))?;
         // Not more than the file's length, which was counted.
-        let length = length_of(&self.segments).unwrap_or(self.length);
+        let length = total_length(&self.segments).unwrap_or(self.length);
         self.pages.push(ContentPage { object, length });
         self.segments.clear();
         self.literal_bytes = 0;

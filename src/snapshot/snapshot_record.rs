@@ -19,7 +19,7 @@ pub(super) fn describe(
     catalog: &mut CatalogWriter,
 ) -> Result<SnapshotRecord, SnapshotError> {
     let mut link_objects = Vec::new();
-    for page in link_counts::encode(&tree.link_counts) {
+    for page in link_counts::encode_pages(&tree.link_counts) {
         link_objects.push(catalog.intern_object(ObjectKind::Links, &page)?);
     }
     let problems = match findings.problems.encode() {

@@ -249,7 +249,7 @@ impl SnapshotView {
                     match self.contents.chunks.get(number) {
                         Some(plain) => target.copy_from_slice(part(group, *number, &plain, *length, 0, piece.count)?),
                         None => {
-                            let address = self.catalog.address(*number)?;
+                            let address = self.catalog.chunk_address(*number)?;
                             let found = address.location.plain_length;
                             if found != *length {
                                 return Err(wrong_length(group, *number, found as usize, *length));
@@ -273,7 +273,7 @@ impl SnapshotView {
     /// Returns a chunk's plain bytes and keeps them. Of several who want one that is not there, one reads it.
     fn chunk(&self, group: GroupId, number: ChunkId) -> Result<Arc<Vec<u8>>, ViewError> {
         self.contents.chunks.get_or_insert_with(&number, || {
-            let address = self.catalog.address(number)?;
+            let address = self.catalog.chunk_address(number)?;
             let plain = self
                 .chunks
                 .read_chunk(&address.location, address.hash_prefix)

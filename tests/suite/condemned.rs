@@ -82,7 +82,7 @@ impl Site {
     /// The packs that wait to be deleted.
     fn condemned(&self) -> BTreeSet<String> {
         let replica = Replica::open(&self.store()).unwrap();
-        let packs = condemned::packs(&replica.catalog().unwrap()).unwrap();
+        let packs = condemned::read_packs(&replica.catalog().unwrap()).unwrap();
         packs.into_iter().map(|(id, _)| id.to_string()).collect()
     }
 }
@@ -159,7 +159,7 @@ fn a_repair_copies_what_only_a_condemned_pack_still_has() {
     let report = repair(&site.store(), RepairOptions::default(), &PruneProgress::default()).unwrap();
     assert!(report.found_chunks > 0, "{report:?}");
     let replica = site.open();
-    for (_, row) in condemned::read(&replica.catalog().unwrap()).unwrap() {
+    for (_, row) in condemned::read_all(&replica.catalog().unwrap()).unwrap() {
         if let Condemned::Pack(id) = row.what {
             assert!(condemned.contains(&id.to_string()), "condemned it stays");
         }
@@ -267,7 +267,7 @@ fn a_damaged_checkpoint_is_made_good_by_the_commit_files_before_it() {
     let replica = site.open();
     let backend = replica.backend().as_ref();
     let written = checkpoint_writer::write(&replica.database().read().unwrap(), backend, None).unwrap();
-    assert!(checkpoint_writer::superseded(backend, written.number).unwrap().len() as u64 >= written.number.0);
+    assert!(checkpoint_writer::list_superseded(backend, written.number).unwrap().len() as u64 >= written.number.0);
     drop(replica);
     let expected = of_directory(&site.source());
     for damaged in ["part", "head"] {
@@ -300,7 +300,7 @@ fn what_a_damaged_checkpoint_took_the_place_of_is_not_deleted() {
         let replica = site.open();
         let backend = replica.backend().as_ref();
         let written = checkpoint_writer::write(&replica.database().read().unwrap(), backend, None).unwrap();
-        let superseded = checkpoint_writer::superseded(backend, written.number).unwrap();
+        let superseded = checkpoint_writer::list_superseded(backend, written.number).unwrap();
         assert!(!superseded.is_empty());
         let part = site.store().join(format!("checkpoints/{:016x}.00000000", written.number.0));
         let file = if damaged == "part" { part } else { part.with_extension("") };
@@ -309,10 +309,13 @@ fn what_a_damaged_checkpoint_took_the_place_of_is_not_deleted() {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&file, bytes).unwrap();
-        assert!(checkpoint_writer::tidy(backend, written.number).is_err_and(|error| error.is_damage()), "{damaged}");
-        assert_eq!(checkpoint_writer::superseded(backend, written.number).unwrap(), superseded, "{damaged}");
+        assert!(
+            checkpoint_writer::delete_superseded(backend, written.number).is_err_and(|error| error.is_damage()),
+            "{damaged}"
+        );
+        assert_eq!(checkpoint_writer::list_superseded(backend, written.number).unwrap(), superseded, "{damaged}");
         fs::write(&file, whole).unwrap();
-        assert!(checkpoint_writer::tidy(backend, written.number).unwrap() > 0);
-        assert!(checkpoint_writer::superseded(backend, written.number).unwrap().is_empty());
+        assert!(checkpoint_writer::delete_superseded(backend, written.number).unwrap() > 0);
+        assert!(checkpoint_writer::list_superseded(backend, written.number).unwrap().is_empty());
     }
 }

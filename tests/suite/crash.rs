@@ -253,7 +253,7 @@ fn count_groups(database: &CatalogDatabase, backend: &MemoryBackend) -> usize {
     for group in &groups {
         let Content::Segments(segments) = &group.content else { panic!("a content that was not written") };
         let [Segment::Chunk { number, .. }] = segments.as_slice() else { panic!("segments that were not written") };
-        let address = reader.address(*number).unwrap();
+        let address = reader.chunk_address(*number).unwrap();
         assert!(backend.size(&address.location.pack.key()).unwrap().is_some(), "a chunk without its pack");
     }
     let mut packs = 0;

@@ -113,7 +113,7 @@ fn rewrite_packs(store: &Path) -> usize {
     }
     let mut moved = Vec::new();
     for number in (0..writer.counters().chunk.0).rev().map(ChunkId) {
-        let address = reader.address(number).unwrap();
+        let address = reader.chunk_address(number).unwrap();
         let location = address.location;
         let length = ENTRY_HEADER_BYTES + location.stored_length as usize;
         let bytes = replica.backend().read_at(&location.pack.key(), location.offset.into(), length).unwrap();

@@ -311,7 +311,7 @@ fn a_fold_may_die_at_every_operation_of_the_backend() {
             let open = || open_over(store.path(), &backend);
             let fold = |replica: &LockedReplica| {
                 let written = checkpoint_writer::write(&replica.database().read().unwrap(), backend.as_ref(), None)?;
-                checkpoint_writer::tidy(backend.as_ref(), written.number)
+                checkpoint_writer::delete_superseded(backend.as_ref(), written.number)
             };
             let replica = open();
             backend.die_after(die_after);

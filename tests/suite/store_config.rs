@@ -180,7 +180,7 @@ fn lost_settings_are_damage_and_repair_says_what_it_did() {
             locked(&scene.store(), |replica| {
                 let database = replica.catalog().unwrap().database().unwrap();
                 let written = checkpoint_writer::write(&database, replica.backend().as_ref(), None).unwrap();
-                checkpoint_writer::tidy(replica.backend().as_ref(), written.number).unwrap();
+                checkpoint_writer::delete_superseded(replica.backend().as_ref(), written.number).unwrap();
             });
             assert_eq!(fs::read_dir(scene.store().join("commits")).unwrap().count(), 0);
         }

@@ -244,7 +244,7 @@ pub(super) fn read_subtree(
         let Ok(group) = group else { continue };
         let _ = catalog.for_each_segment(&group.content, |segment| {
             if let Segment::Chunk { number, .. } = segment {
-                let location = catalog.address(*number).ok().map(|address| address.location);
+                let location = catalog.chunk_address(*number).ok().map(|address| address.location);
                 note(Part::Chunk(*number, location));
             }
             Ok::<_, CatalogError>(())

@@ -56,7 +56,7 @@ fn after_a_flush_every_chunk_is_in_a_pack() {
         catalog.commit().unwrap();
         let reader = ChunkReader::new(Arc::clone(&backend), Arc::clone(&dictionaries));
         for (number, plain) in &stored {
-            let address = catalog.reader().address(*number).unwrap();
+            let address = catalog.reader().chunk_address(*number).unwrap();
             assert_eq!(reader.read_chunk(&address.location, address.hash_prefix).unwrap(), *plain);
         }
     }

@@ -8,7 +8,7 @@ use zmreplica::catalog::tables::Table;
 /// Gives each snapshot, in the order of commits, the date that `date` returns for its place and the date that it has.
 pub fn redate(store: &Path, date: impl Fn(usize, Timestamp) -> Timestamp) {
     let replica = super::locks::open(store);
-    let marks = zmreplica::catalog::marks::all(&replica.catalog().unwrap()).unwrap();
+    let marks = zmreplica::catalog::marks::read_all(&replica.catalog().unwrap()).unwrap();
     let mut writer = replica.writer().unwrap();
     for (at, (number, mut record)) in replica.catalog().unwrap().snapshots().unwrap().into_iter().enumerate() {
         let took = record.finished.duration_since(record.time);
