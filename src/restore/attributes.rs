@@ -173,10 +173,10 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
         Vec::new()
     });
     for stray in &listed {
-        if removable(environment, &stray.name) && !wanted.xattrs.iter().any(|xattr| xattr.name == stray.name) {
+        if is_removable(environment, &stray.name) && !wanted.xattrs.iter().any(|xattr| xattr.name == stray.name) {
             match inode.remove_xattr(&stray.name) {
                 Ok(()) | Err(Errno::NODATA) => {}
-                Err(errno) => environment.unfit(path, "Cannot remove an extended attribute", errno),
+                Err(errno) => environment.cannot_have(path, "Cannot remove an extended attribute", errno),
             }
         }
     }
@@ -186,7 +186,7 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
         && !same_mode
         && let Err(errno) = inode.chmod(mode)
     {
-        environment.unfit(path, "Cannot set the mode", errno);
+        environment.cannot_have(path, "Cannot set the mode", errno);
     }
     let mut unfit: Option<(String, Errno)> = None;
     let mut unfit_count = 0;
@@ -196,7 +196,7 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
         }
         match inode.set_xattr(xattr) {
             Ok(()) => {}
-            Err(Errno::PERM | Errno::ACCESS) if !environment.privileged && !ours(&xattr.name) => {
+            Err(Errno::PERM | Errno::ACCESS) if !environment.is_privileged && !is_owners_to_set(&xattr.name) => {
                 environment.owner_lost();
             }
             Err(errno) => {
@@ -209,7 +209,7 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
     // One problem, however many attributes there are.
     if let Some((name, errno)) = unfit {
         let rest = if unfit_count > 1 { format!(" and {} more", unfit_count - 1) } else { String::new() };
-        environment.unfit(path, &format!("Cannot set the extended attribute {name}{rest}"), errno);
+        environment.cannot_have(path, &format!("Cannot set the extended attribute {name}{rest}"), errno);
     }
     let same_time = found.is_some_and(|stat| mtime_of(stat) == wanted.mtime);
     // Changing anything above leaves the time of modification alone.
@@ -223,7 +223,7 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
                 }
                 _ => {}
             },
-            Err(errno) => environment.unfit(path, "Cannot set the time of modification", errno),
+            Err(errno) => environment.cannot_have(path, "Cannot set the time of modification", errno),
         }
     }
 }
@@ -237,27 +237,27 @@ fn set_owner(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], uid: 
     }
     match inode.chown(Uid::from_raw(uid), Gid::from_raw(gid)) {
         Ok(()) => true,
-        Err(Errno::PERM) if !environment.privileged => {
+        Err(Errno::PERM) if !environment.is_privileged => {
             environment.owner_lost();
             false
         }
         Err(errno) => {
-            environment.unfit(path, "Cannot set the owner", errno);
+            environment.cannot_have(path, "Cannot set the owner", errno);
             false
         }
     }
 }
 
 /// Returns whether any owner of a file may set attributes of this name.
-fn ours(name: &[u8]) -> bool {
+fn is_owners_to_set(name: &[u8]) -> bool {
     name.starts_with(b"user.") || name.starts_with(b"system.")
 }
 
 /// Returns whether an attribute that the snapshot does not have is to be removed: not the labels that the system itself gives.
-fn removable(environment: &Environment<'_>, name: &[u8]) -> bool {
+fn is_removable(environment: &Environment<'_>, name: &[u8]) -> bool {
     name.starts_with(b"user.")
         || name.starts_with(ACL_PREFIX)
-        || environment.privileged && (name.starts_with(b"trusted.") || name == b"security.capability")
+        || environment.is_privileged && (name.starts_with(b"trusted.") || name == b"security.capability")
 }
 
 /// Returns the time of modification that a `stat` call told.

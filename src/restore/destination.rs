@@ -26,7 +26,7 @@ pub(super) fn open_destination(
 ) -> io::Result<(Option<OwnedFd>, Option<Stat>)> {
     let options = environment.options;
     let destination = &plain(destination);
-    let fd = match open_directory(environment.privileged, destination) {
+    let fd = match open_directory(environment.is_privileged, destination) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if options.dry_run {
                 return Ok((None, None));
@@ -34,13 +34,13 @@ pub(super) fn open_destination(
             match make(environment, destination)? {
                 Some(fd) => return Ok((Some(fd), None)),
                 // Such as `there/..`, or a symbolic link that leads nowhere: the answer says so.
-                None => open_directory(environment.privileged, destination)?,
+                None => open_directory(environment.is_privileged, destination)?,
             }
         }
         answer => answer?,
     };
     if options.overwrite != Overwrite::Never && !options.dry_run {
-        directory::permit(&fd)?;
+        directory::let_owner_write(&fd)?;
     }
     let found = fstat(&fd)?;
     Ok((Some(fd), Some(found)))
@@ -72,11 +72,11 @@ fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     Some((parent, name))
 }
 
-/// Opens the directory that a [`plain`] path names. At its end root (`privileged`) follows no symbolic link that another user made, who may let it lead
+/// Opens the directory that a [`plain`] path names. At its end root (`is_privileged`) follows no symbolic link that another user made, who may let it lead
 /// anywhere.
-fn open_directory(privileged: bool, path: &Path) -> io::Result<OwnedFd> {
+fn open_directory(is_privileged: bool, path: &Path) -> io::Result<OwnedFd> {
     let follow = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    if !privileged {
+    if !is_privileged {
         return Ok(open(path, follow, Mode::empty())?);
     }
     let mut above: Option<OwnedFd> = None;
@@ -124,7 +124,7 @@ pub(super) fn dir_of_file(
     destination: &Path,
 ) -> io::Result<(Option<OwnedFd>, Box<[u8]>)> {
     let destination = plain(destination);
-    match open_directory(environment.privileged, &destination) {
+    match open_directory(environment.is_privileged, &destination) {
         Ok(fd) => {
             let name = subtree.split(|byte| *byte == b'/').rfind(|name| !matches!(*name, b"" | b"."));
             return Ok((Some(fd), name.ok_or(Errno::INVAL)?.into()));
@@ -133,7 +133,7 @@ pub(super) fn dir_of_file(
         Err(error) => return Err(error),
     }
     let (parent, name) = split(&destination).ok_or(Errno::INVAL)?;
-    let fd = match open_directory(environment.privileged, parent) {
+    let fd = match open_directory(environment.is_privileged, parent) {
         Err(error) if environment.options.dry_run && error.kind() == io::ErrorKind::NotFound => None,
         answer => Some(answer?),
     };

@@ -32,7 +32,7 @@ pub(super) struct Environment<'v> {
     pub(super) progress: &'v RestoreProgress,
     /// Device and inode numbers of directories that must not be touched.
     pub(super) protected: Vec<Identity>,
-    pub(super) privileged: bool,
+    pub(super) is_privileged: bool,
     owners: OwnerMap,
     report: Mutex<RestoreReport>,
     owners_lost: AtomicBool,
@@ -70,7 +70,7 @@ impl<'v> Environment<'v> {
             options,
             progress,
             protected,
-            privileged: rustix::process::geteuid().is_root(),
+            is_privileged: rustix::process::geteuid().is_root(),
             owners,
             report: Mutex::default(),
             owners_lost: AtomicBool::new(false),
@@ -152,7 +152,7 @@ impl<'v> Environment<'v> {
     }
 
     /// Reports what an inode cannot have. That nothing may be written at all ends the restore; want of room does not, for it may be of this one thing.
-    pub(super) fn unfit(&self, path: &[u8], action: &str, errno: Errno) {
+    pub(super) fn cannot_have(&self, path: &[u8], action: &str, errno: Errno) {
         if matches!(errno, Errno::NOSPC | Errno::DQUOT) {
             self.problem(path, format!("{action}: {}", io::Error::from(errno)), false);
         } else {
@@ -168,7 +168,7 @@ impl<'v> Environment<'v> {
     }
 
     /// Returns whether the restore was ended, from inside or outside.
-    pub(super) fn stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         if self.progress.interrupt.load(Ordering::Relaxed) && !self.stopped.load(Ordering::Relaxed) {
             self.stop(RestoreError::Interrupted);
         }
@@ -203,7 +203,7 @@ impl<'v> Environment<'v> {
     }
 
     /// Returns whether more directories are open, or links waiting, than should be.
-    pub(super) fn overloaded(&self, directories: usize, links: usize) -> bool {
+    pub(super) fn is_overloaded(&self, directories: usize, links: usize) -> bool {
         let load = lock(&self.load);
         load.directories > directories || load.waiting_links > links
     }

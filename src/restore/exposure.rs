@@ -24,7 +24,7 @@ const TRIED_MODES: [u32; 2] = [0o600, 0o601];
 
 /// Returns whether others than root may exchange the names of a directory in which root works, as far as root can guard against it.
 pub(super) fn is_exposed(environment: &Environment<'_>, directory: BorrowedFd<'_>, stat: &Stat) -> bool {
-    let looks_exposed = environment.privileged && (stat.st_uid != 0 || stat.st_mode & WRITABLE_BY_OTHERS != 0);
+    let looks_exposed = environment.is_privileged && (stat.st_uid != 0 || stat.st_mode & WRITABLE_BY_OTHERS != 0);
     // A dry run makes nothing, not even to try it.
     if !looks_exposed || environment.options.dry_run {
         return looks_exposed;

@@ -31,7 +31,7 @@ pub(super) struct FileJob<'e> {
     pub(super) group: GroupId,
     pub(super) row: Arc<LinkGroup>,
     /// Whether the link group has other names.
-    pub(super) several: bool,
+    pub(super) has_other_names: bool,
 }
 
 /// Why a file was not written.
@@ -109,7 +109,7 @@ impl<'e> Worker<'_, 'e> {
                 None
             }
         };
-        if !job.several {
+        if !job.has_other_names {
             return;
         }
         let Some(identity) = written else {
@@ -161,7 +161,7 @@ impl<'e> Worker<'_, 'e> {
                     name: other.name.clone(),
                     group: job.group,
                     row: Arc::clone(&job.row),
-                    several: true,
+                    has_other_names: true,
                 };
                 match self.write(&copy, &Chunks::new()) {
                     Ok(identity) => {
@@ -186,7 +186,7 @@ impl<'e> Worker<'_, 'e> {
         let directory = job.dir.fd().map_err(|errno| FileError::System("Cannot create it", errno))?;
         let Some(directory) = directory else { return Err(FileError::Stopped) };
         let directory = directory.as_fd();
-        if self.environment.stopped() {
+        if self.environment.is_stopped() {
             return Err(FileError::Stopped);
         }
         let temporary = self.environment.temporary_name();
@@ -224,9 +224,9 @@ impl<'e> Worker<'_, 'e> {
         if end < offset {
             ftruncate(&file, offset).map_err(|errno| FileError::System("Cannot set its size", errno))?;
         }
-        let present = Present::New { inherits: job.dir.inherits() };
+        let present = Present::New { inherits: job.dir.inherits_acl() };
         apply_open(environment, file.as_fd(), &job.dir.path_of(&job.name), attributes.into(), present);
-        if !job.several {
+        if !job.has_other_names {
             return Ok((0, 0));
         }
         let stat = fstat(&file).map_err(|errno| FileError::System("Cannot look at it", errno))?;
@@ -250,7 +250,7 @@ fn report(environment: &Environment<'_>, path: &[u8], error: FileError) {
 
 /// Reports a name whose link group could not be restored under its first name.
 pub(super) fn other_name_failed(environment: &Environment<'_>, dir: &TargetDir<'_>, name: &[u8]) {
-    if !environment.stopped() {
+    if !environment.is_stopped() {
         let message = "Not restored: it is another name of a file that could not be restored";
         environment.problem(&dir.path_of(name), message, false);
     }
@@ -324,7 +324,7 @@ impl Writer<'_> {
         if self.window.is_empty() {
             return Ok(());
         }
-        if self.environment.stopped() {
+        if self.environment.is_stopped() {
             return Err(FileError::Stopped);
         }
         let window = std::mem::take(&mut self.window);

@@ -15,6 +15,7 @@ use super::environment::Environment;
 use super::file_writer::{FileJob, other_name_failed};
 use super::hard_links::{GroupState, LinkGroups, Linker, PlacedName, WaitingName, copy_message, needs_copy};
 use super::inode::{Identity, LOOK, identity_of};
+use super::remove_tree::remove_tree;
 use super::target_dir::TargetDir;
 use crate::catalog::group::{Content, LinkGroup};
 use crate::ids::GroupId;
@@ -89,7 +90,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
                     Ok(None) => return,
                     Err(errno) => return environment.refused(&path, "Cannot replace the directory", errno),
                 };
-                if !directory::remove(environment, parent.as_fd(), name, &path) {
+                if !remove_tree(environment, parent.as_fd(), name, &path) {
                     return environment.problem(
                         &path,
                         "Not restored: a directory stands there and could not be removed",
@@ -100,8 +101,8 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
             }
         }
         // When the count cannot be had, the group is treated as one of several names, which is always right.
-        let several = environment.view.link_count(&Node::Group(group)).map_or(true, |count| count > 1);
-        if several && self.further_name(dir, name, group, &row, &found) {
+        let has_other_names = environment.view.link_count(&Node::Group(group)).map_or(true, |count| count > 1);
+        if has_other_names && self.further_name(dir, name, group, &row, &found) {
             return;
         }
         if let Some(stat) = &found
@@ -110,7 +111,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
             match self.keep(dir, name, group, &row, stat) {
                 Ok(false) => {}
                 Ok(true) => {
-                    if several {
+                    if has_other_names {
                         self.note_placed(group, dir, name, identity_of(stat));
                     }
                     return environment.count(|report| report.unchanged += 1);
@@ -118,7 +119,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
                 Err(errno) => return environment.refused(&path, "Cannot look at it", errno),
             }
         }
-        self.create(dir, name, group, &row, several, found.is_some());
+        self.create(dir, name, group, &row, has_other_names, found.is_some());
     }
 
     /// Counts what belongs in no tree of mail, and returns whether it is left out.
@@ -220,7 +221,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
             return Err(Errno::STALE);
         }
         let wanted = &row.attributes;
-        if dir.reached_by_exposed() && wanted.kind == Kind::File && self.is_foreign(inode.as_fd(), wanted, &stat) {
+        if dir.is_reached_by_exposed() && wanted.kind == Kind::File && self.is_foreign(inode.as_fd(), wanted, &stat) {
             return Ok(false);
         }
         if !self.matches(inode.as_fd(), group, row, &stat) {
@@ -283,7 +284,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
         name: &[u8],
         group: GroupId,
         row: &Arc<LinkGroup>,
-        several: bool,
+        has_other_names: bool,
         replace: bool,
     ) {
         let environment = self.environment;
@@ -292,7 +293,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
             return environment.view_problem(&dir.path_of(name), &error);
         }
         if environment.options.dry_run {
-            if several {
+            if has_other_names {
                 self.note_placed(group, dir, name, (0, 0));
             }
             return environment.count(|report| match row.attributes.kind {
@@ -301,12 +302,12 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
             });
         }
         if row.attributes.kind == Kind::File {
-            if several {
+            if has_other_names {
                 self.links.lock().insert(group, GroupState::Writing(Vec::new()));
             }
             let size = row.attributes.size;
             let (dir, row) = (Arc::clone(dir), Arc::clone(row));
-            let job = FileJob { dir, name: name.into(), group, row, several };
+            let job = FileJob { dir, name: name.into(), group, row, has_other_names };
             if size > BATCH_BYTES {
                 return self.send(vec![job]);
             }
@@ -320,7 +321,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
         match self.special(dir, name, group, row, replace) {
             Ok(identity) => {
                 environment.count(|report| report.others += 1);
-                if several {
+                if has_other_names {
                     self.note_placed(group, dir, name, identity);
                 }
             }
@@ -359,9 +360,9 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
             }
             let made = environment.handles.with_room(|| openat(from, first, LOOK, Mode::empty()));
             let named = made.and_then(|inode| {
-                let present = Present::New { inherits: dir.inherits() };
+                let present = Present::New { inherits: dir.inherits_acl() };
                 apply_path(environment, inode.as_fd(), &dir.path_of(name), attributes.into(), present);
-                let is_named = !dir.exposed() && first == name;
+                let is_named = !dir.is_exposed() && first == name;
                 if !is_named {
                     renameat(from, first, directory, name)?;
                 }
@@ -372,8 +373,8 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
             }
             named
         };
-        let identity = if dir.exposed() {
-            directory::apart(environment, directory, |apart| make_in(apart, name))?
+        let identity = if dir.is_exposed() {
+            directory::in_private_directory(environment, directory, |apart| make_in(apart, name))?
         } else if replace {
             make_in(directory, &environment.temporary_name())?
         } else {
@@ -402,7 +403,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
     /// Waits while too much is under way; `depth` directories are open for the walk itself.
     pub(super) fn throttle(&mut self, depth: usize) {
         let directories = BUSY_DIRECTORIES + depth;
-        if self.environment.overloaded(directories, WAITING_LINKS) {
+        if self.environment.is_overloaded(directories, WAITING_LINKS) {
             self.flush();
             self.environment.wait(directories, WAITING_LINKS);
         }

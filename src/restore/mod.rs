@@ -31,6 +31,7 @@ mod file_writer;
 mod group;
 mod hard_links;
 mod inode;
+mod remove_tree;
 mod target_dir;
 mod walk;
 

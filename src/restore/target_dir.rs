@@ -137,17 +137,17 @@ impl<'e> TargetDir<'e> {
     }
 
     /// Returns whether what is made in it gets a default ACL.
-    pub(super) fn inherits(&self) -> bool {
+    pub(super) fn inherits_acl(&self) -> bool {
         self.inherits
     }
 
     /// Returns whether others than root may exchange its names while root works in it.
-    pub(super) fn exposed(&self) -> bool {
+    pub(super) fn is_exposed(&self) -> bool {
         self.exposed
     }
 
     /// Returns whether others than root may have put there what is in it: inodes of anybody, under names of their choice.
-    pub(super) fn reached_by_exposed(&self) -> bool {
+    pub(super) fn is_reached_by_exposed(&self) -> bool {
         self.reached_by_exposed
     }
 

@@ -19,6 +19,7 @@ use super::file_writer;
 use super::group::GroupRestorer;
 use super::hard_links::LinkGroups;
 use super::inode::{Identity, identity_of};
+use super::remove_tree::remove_tree;
 use super::target_dir::TargetDir;
 use super::{Overwrite, RestoreError, RestoreOptions, RestoreProgress, RestoreReport};
 use crate::ids::GroupId;
@@ -55,7 +56,7 @@ pub(super) fn run(
         Node::Directory(directory) => {
             let (fd, found) = open_destination(&environment, destination).map_err(unusable)?;
             // What is made here is closed to others until the end; what was there is not.
-            environment.watches_links.store(environment.privileged && found.is_some(), Ordering::Relaxed);
+            environment.watches_links.store(environment.is_privileged && found.is_some(), Ordering::Relaxed);
             let finish = match (options.overwrite, &found) {
                 (Overwrite::Never, Some(_)) => None,
                 _ => Some((directory.attributes.clone(), found)),
@@ -123,7 +124,7 @@ struct Frame<'e> {
     listing: Listing,
     existing: Existing,
     /// Whether the snapshot may lack names that the source had: nothing is then removed.
-    incomplete: bool,
+    is_incomplete: bool,
 }
 
 /// Takes the directories of the snapshot, and hands the names of link groups on.
@@ -137,7 +138,7 @@ impl<'e> Walker<'_, 'e> {
         let environment = self.environment;
         let mut frames: Vec<Frame<'e>> = self.frame(dir, directory, existed).into_iter().collect();
         while let Some(frame) = frames.last_mut() {
-            if environment.stopped() {
+            if environment.is_stopped() {
                 return;
             }
             match frame.listing.next() {
@@ -146,7 +147,7 @@ impl<'e> Walker<'_, 'e> {
                     frames.pop();
                 }
                 Some(Err(error)) => {
-                    frame.incomplete = true;
+                    frame.is_incomplete = true;
                     environment.view_problem(&frame.dir.path(), &error);
                 }
                 Some(Ok(entry)) => {
@@ -199,7 +200,7 @@ impl<'e> Walker<'_, 'e> {
                 dir,
                 listing,
                 existing: Existing { names, at: 0 },
-                incomplete: attributes.unreadable.is_some() || attributes.is_mount_point,
+                is_incomplete: attributes.unreadable.is_some() || attributes.is_mount_point,
             }),
             Err(error) => {
                 environment.view_problem(&dir.path(), &error);
@@ -220,10 +221,10 @@ impl<'e> Walker<'_, 'e> {
                 Some(std::cmp::Ordering::Greater) => return false,
                 Some(std::cmp::Ordering::Less) | None => {}
             }
-            if self.environment.options.delete && !frame.incomplete {
+            if self.environment.options.delete && !frame.is_incomplete {
                 let path = frame.dir.path_of(stray);
                 match frame.dir.fd() {
-                    Ok(Some(fd)) => drop(directory::remove(self.environment, fd.as_fd(), stray, &path)),
+                    Ok(Some(fd)) => drop(remove_tree(self.environment, fd.as_fd(), stray, &path)),
                     Ok(None) => {}
                     Err(errno) => self.environment.refused(&path, "Cannot remove it", errno),
                 }
@@ -293,7 +294,7 @@ impl<'e> Walker<'_, 'e> {
         if options.dry_run {
             return begin(None, None, false);
         }
-        match directory::make(environment, parent, name, dir.exposed()) {
+        match directory::make(environment, parent, name, dir.is_exposed()) {
             Ok(fd) => begin(Some(fd), Some((directory.attributes.clone(), None)), false),
             Err(errno) => refused("Cannot make the directory", errno),
         }
