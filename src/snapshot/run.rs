@@ -9,7 +9,7 @@ use super::options::{RunRequest, RunStart, SnapshotOptions, SnapshotReport, core
 use super::progress::Progress;
 use super::source_name::source_name;
 use crate::replica::LockedReplica;
-use crate::source::tree::{LocalTree, SourceTree};
+use crate::source::tree::LocalTree;
 
 /// Takes a snapshot of a local tree and commits it.
 ///
@@ -37,7 +37,7 @@ pub fn run(
 #[cfg(any(test, feature = "testing"))]
 pub fn run_tree(
     replica: &LockedReplica,
-    tree: Box<dyn SourceTree + '_>,
+    tree: Box<dyn crate::source::tree::SourceTree + '_>,
     name: &str,
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
