@@ -36,7 +36,7 @@ fn night(scene: &Scene, code: i32) -> Value {
 
 const TEN_YEARS: i64 = 3650;
 
-/// docs/semantics.md: "A night with a wrong clock lets no other snapshot go"
+/// docs/semantics.md: "A night with a wrong clock removes no other snapshot"
 #[test]
 fn a_night_with_the_clock_years_ahead_removes_nothing() {
     let scene = six_nights();

@@ -98,7 +98,7 @@ fn readers_of_a_mount_see_no_prune() {
     scene.ok(&["check", "--read-data"]);
 }
 
-/// docs/semantics.md: "A restore that a prune runs beside restores the same."
+/// docs/semantics.md: "A restore that runs beside a prune restores the same."
 #[test]
 fn restores_beside_prunes_are_exact() {
     let scene = Scene::new();

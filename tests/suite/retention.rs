@@ -272,7 +272,7 @@ proptest! {
         }
     }
 
-    /// docs/semantics.md: "A night with a wrong clock lets no other snapshot go": whenever the night with the wrong clock was, whatever the clock showed, whether it was noticed, and whether
+    /// docs/semantics.md: "A night with a wrong clock removes no other snapshot": whenever the night with the wrong clock was, whatever the clock showed, whether it was noticed, and whether
     /// somebody said that it is in order.
     #[test]
     fn a_wrong_date_lets_no_other_snapshot_go(
