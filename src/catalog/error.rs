@@ -140,7 +140,7 @@ pub enum WriteError {
     Compress(#[source] io::Error),
     /// A commit failed before. What it left half done is undone, or finished, by whoever opens the store next.
     #[error(
-        "Nothing more is written to the catalogue, because a commit failed before. The store is whole; run the same command again"
+        "Nothing more is written to the catalogue, because a commit failed before. The store is intact; run the same command again"
     )]
     Poisoned,
 }

@@ -50,7 +50,7 @@ pub(super) fn verify(checker: &Checker<'_>, report: &mut CheckReport) -> Result<
     chain.forget_unless_intact();
     // The very first run may have died between its commit file and the catalogue, as any other may.
     if last.0 == 0 && end.0 > 1 {
-        let reason = format!("it holds no commit, and there are {} commit files", files.len());
+        let reason = format!("it has no commit, but there are {} commit files", files.len());
         checker.ledger.note(DamageKind::Catalog, Key::Step("commits"), "The catalogue".to_owned(), reason);
     }
     Ok(Committed { rows: chain.rows.map(RowHashesBuilder::finish) })

@@ -135,7 +135,7 @@ impl Ledger {
                 inner.drafts.push(Draft { kind: Some(kind), what: "More damage".to_owned(), ..Draft::default() });
                 inner.by_key.insert(Key::Rest, rest);
             }
-            inner.drafts[rest].reason = format!("{count} further damages are not listed by themselves");
+            inner.drafts[rest].reason = format!("{count} more cases of damage are not listed");
             return rest;
         }
         let number = inner.drafts.len();

@@ -148,7 +148,11 @@ impl PackCheck<'_> {
             self.damage(format!("it has {bytes} bytes and should have {}", self.row.bytes));
         }
         if self.chunks.len() as u64 > self.row.chunks {
-            self.damage(format!("{} chunks are said to lie in it, which has {}", self.chunks.len(), self.row.chunks));
+            self.damage(format!(
+                "the catalogue says that it has {} chunks; it has {}",
+                self.chunks.len(),
+                self.row.chunks
+            ));
         }
         let end = self.row.bytes.saturating_sub(PACK_TRAILER_BYTES as u64);
         let mut free = self.row.format.header_bytes() as u64;

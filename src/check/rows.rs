@@ -272,7 +272,7 @@ impl TableScan<'_, '_> {
         if fits(replica.config()) || StoreConfig::read(replica.path()).is_ok_and(|config| fits(&config)) {
             return Ok(());
         }
-        let reason = "it does not say what the catalogue says of it; a repair makes it again".to_owned();
+        let reason = "it does not match the catalogue; a repair restores it".to_owned();
         self.checker.ledger.note(DamageKind::Config, Key::Config, format!("The file {CONFIG}"), reason);
         Ok(())
     }

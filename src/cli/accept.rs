@@ -62,7 +62,7 @@ pub(crate) fn run(context: &Context, args: &AcceptArgs) -> Result<Exit, CliError
     }
     writer.commit()?;
     for snapshot in &accepted {
-        let later = dates.is_later_than_clock(snapshot.number).then_some("It is later than the clock");
+        let later = dates.is_later_than_clock(snapshot.number).then_some("It is ahead of the clock");
         let reasons = snapshot.record.suspect_reasons().iter().map(|reason| reason.text.as_str()).chain(later);
         if output.json() {
             output.event(&AcceptEvent { id: &snapshot.record.id, reasons: reasons.collect() })?;
@@ -78,7 +78,7 @@ pub(crate) fn run(context: &Context, args: &AcceptArgs) -> Result<Exit, CliError
         return Ok(Exit::Done);
     }
     if accepted.is_empty() {
-        output.note("Nothing was to be accepted: neither it nor an earlier snapshot of its source is suspect.");
+        output.note("There is nothing to accept: neither this snapshot nor an earlier one of its source is suspect.");
     }
     if !newer.is_empty() {
         let count = text::plural(newer.len() as u64, "newer snapshot is", "newer snapshots are");

@@ -147,17 +147,17 @@ fn tell(output: &Output, report: &CheckReport) -> Result<(), CliError> {
             text::plural(report.packs, "pack", "packs"),
             text::bytes(report.read_bytes),
         ))?,
-        None => output.line("The bytes of packs were not read; --read-data does that.")?,
+        None => output.line("The contents of packs were not read; use --read-data to read them.")?,
     }
     if report.removed_packs > 0 {
         output.line(&format!(
-            "A prune removed {} meanwhile; what it wrote in their place is left to the next check.",
+            "A prune removed {} meanwhile; what it wrote in their place will be checked next time.",
             text::plural(report.removed_packs, "pack", "packs"),
         ))?;
     }
     if report.orphan_packs > 0 {
         output.line(&format!(
-            "{} ({}) belong to no commit, left by an interrupted run; that is no damage.",
+            "{} ({}) belong to no commit; an interrupted run left them, and that is not damage.",
             text::plural(report.orphan_packs, "pack", "packs"),
             text::bytes(report.orphan_bytes),
         ))?;
@@ -180,7 +180,7 @@ fn tell(output: &Output, report: &CheckReport) -> Result<(), CliError> {
         output.note("The commit files are intact: `zmreplica repair` rebuilds the catalogue, which helps if the damage is there.");
     }
     output.note(
-        "`zmreplica repair --read-data` saves what damaged packs still have and gives up the rest, which the next snapshot stores again \
+        "`zmreplica repair --read-data` salvages damaged packs and gives up the rest, which the next snapshot stores again \
          if its source still has it.",
     );
     Ok(())

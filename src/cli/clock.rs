@@ -13,15 +13,15 @@ pub(crate) fn sentence(source: &str, doubt: &ClockDoubt) -> String {
     let short = |id: &str| id.get(..8).unwrap_or(id).to_owned();
     match doubt {
         ClockDoubt::Later { count, last, date } => format!(
-            "{} of {source} later than the clock of this host: it shows {}, and the latest is dated {}. Nothing of this source is removed. If the clock is wrong now, set it; if it is right, \
-             and was wrong when they were taken: `zmreplica accept {}`",
+            "{} of {source} ahead of the clock of this host, which shows {}; the latest is dated {}. Nothing of this source is removed. If the clock is wrong now, set it. If it is right, \
+             and was wrong when they were taken, run `zmreplica accept {}`",
             text::plural(*count, "snapshot is", "snapshots are"),
             text::local_time(Timestamp::now()),
             text::local_time(*date),
             short(last),
         ),
         ClockDoubt::Jump { last, date } => format!(
-            "Snapshot {0} of {source} is dated {1}, too long after what was taken before. Nothing of this source is removed until `zmreplica accept {0}` says that the clock was right",
+            "Snapshot {0} of {source} is dated {1}, too long after the snapshot before it. Nothing of this source is removed until `zmreplica accept {0}` confirms that the clock was right",
             short(last),
             text::local_time(*date),
         ),

@@ -159,7 +159,7 @@ impl Place {
             Err(error) => {
                 let path = text::escape(path.as_os_str().as_encoded_bytes());
                 Err(CliError::Failed(format!(
-                    "Cannot make the directory {path} to mount on: {error}; name one with --mountpoint"
+                    "Cannot create the directory {path} to mount on: {error}; name one with --mountpoint"
                 )))
             }
         }
@@ -202,7 +202,7 @@ fn choose<'a>(
             if chosen.len() == before {
                 let (name, id) = (text::escape(name.as_bytes()), snapshot.record.short_id());
                 return Err(CliError::Failed(format!(
-                    "No account {name} in the snapshot {id}; `zmreplica accounts {id}` lists those that it knows"
+                    "No account {name} in the snapshot {id}; `zmreplica accounts {id}` lists its accounts"
                 )));
             }
         }
@@ -220,10 +220,7 @@ fn choose<'a>(
         chosen.truncate(args.sample.unwrap_or(USUAL_SAMPLE));
     }
     if chosen.is_empty() {
-        return Err(CliError::Failed(format!(
-            "The snapshot {} knows no accounts to drill",
-            snapshot.record.short_id()
-        )));
+        return Err(CliError::Failed(format!("The snapshot {} has no accounts to drill", snapshot.record.short_id())));
     }
     Ok(chosen)
 }

@@ -64,7 +64,7 @@ pub(crate) enum CliError {
     #[error("{}", if *.during_check {
         "Damage: the check ended with an internal error, most likely because the catalogue's database is damaged"
     } else {
-        "Internal error: either this is a defect of zmreplica, or the catalogue's database is damaged"
+        "Internal error: this is a bug in zmreplica, or the catalogue's database is damaged"
     })]
     Panic {
         /// Whether it happened in `check`.
@@ -72,7 +72,7 @@ pub(crate) enum CliError {
     },
     /// A thread could not be started.
     #[error(
-        "A thread cannot be started: {0}. Nothing was changed; there may be too little memory, or a limit of processes (`ulimit -u`)"
+        "A thread cannot be started: {0}. Nothing was changed; memory may be short, or the limit of processes reached (`ulimit -u`)"
     )]
     Thread(#[source] io::Error),
     /// stdout cannot be written to.
@@ -212,8 +212,7 @@ impl CliError {
         // One may be that an earlier release made for root in the store of another user.
         if self.backend_error().is_some_and(BackendError::is_denial) {
             return Some(
-                "All files of a store should belong to its owner: as root, `chown -hR USER STORE` makes them so."
-                    .to_owned(),
+                "All files of a store should belong to its owner: as root, run `chown -hR USER STORE`.".to_owned(),
             );
         }
         if let Some(error) = self.catalog_error() {
@@ -223,7 +222,7 @@ impl CliError {
             CliError::NoStore => {
                 "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml."
             }
-            CliError::Held(_) => "`zmreplica release` ends the hold; `--ignore-hold` goes on in spite of it, once.",
+            CliError::Held(_) => "`zmreplica release` ends the hold; `--ignore-hold` overrides it once.",
             CliError::Panic { during_check: false } => {
                 "Run `zmreplica check`. If it finds nothing, please report this with the line above."
             }
@@ -231,31 +230,31 @@ impl CliError {
                 "`zmreplica repair` rebuilds the catalogue from the commit files."
             }
             CliError::Replica(ReplicaError::NotAStore { path }) => {
-                return Some(format!("Make one with `zmreplica --store {} init`.", quoted(path)));
+                return Some(format!("Create one with `zmreplica --store {} init`.", quoted(path)));
             }
-            CliError::Replica(ReplicaError::Config { .. }) => "`zmreplica repair` makes it again.",
+            CliError::Replica(ReplicaError::Config { .. }) => "`zmreplica repair` restores it.",
             CliError::Prune(PruneError::Backend(BackendError::NoSpace { .. })) => {
-                "The store is whole, and what was freed so far stays free. `prune --max-unused 100` copies nothing and needs the least space."
+                "The store is intact, and what was freed so far stays free. `prune --max-unused 100` copies nothing and needs the least space."
             }
             CliError::Prune(PruneError::Pack { .. }) => {
-                "`zmreplica check` tells what it affects; `zmreplica repair` saves what can be saved."
+                "`zmreplica check` reports what is affected; `zmreplica repair` salvages what it can."
             }
             CliError::Prune(PruneError::Chunk { .. }) => DAMAGED_CONTENT,
-            CliError::Resolve(ResolveError::Empty) => "Make one with `zmreplica snapshot SOURCE`.",
+            CliError::Resolve(ResolveError::Empty) => "Take one with `zmreplica snapshot SOURCE`.",
             CliError::Resolve(ResolveError::Unknown { .. } | ResolveError::Gone { .. }) => {
-                "`zmreplica snapshots` lists those that are there."
+                "`zmreplica snapshots` lists the snapshots."
             }
             CliError::Mount(MountError::Place { path, fault: PlaceFault::Mounted { .. } }) => {
-                return Some(format!("`zmreplica umount {}` takes it away.", quoted(path)));
+                return Some(format!("`zmreplica umount {}` removes it.", quoted(path)));
             }
             CliError::Mount(MountError::Busy { path }) => {
                 let path = quoted(path);
                 return Some(format!(
-                    "`fuser -vm {path}` names the processes; `umount --lazy` does not wait for them."
+                    "`fuser -vm {path}` lists the processes; `umount --lazy` does not wait for them."
                 ));
             }
             CliError::RemoteRestore(RemoteRestoreError::Connect(ConnectError::Refused { .. })) => {
-                "An agent restores if it is started with `zmreplica agent --writable`, with another key than the nightly one."
+                "To restore, start the agent with `zmreplica agent --writable`, using a different key from the nightly one."
             }
             _ if self.view_error().is_some_and(ViewError::is_damage) => DAMAGED_CONTENT,
             _ => return None,
@@ -270,7 +269,7 @@ impl CliError {
 }
 
 /// What to do about files whose bytes are damaged.
-pub(crate) const DAMAGED_CONTENT: &str = "`zmreplica check --read-data` tells what is damaged and what that affects; `zmreplica repair --read-data` saves what can be saved.";
+pub(crate) const DAMAGED_CONTENT: &str = "`zmreplica check --read-data` reports what is damaged and affected; `zmreplica repair --read-data` salvages what it can.";
 
 fn damage_if(damage: bool) -> Exit {
     if damage { Exit::Damage } else { Exit::Failed }
@@ -279,17 +278,17 @@ fn damage_if(damage: bool) -> Exit {
 fn catalog_hint(error: &CatalogError) -> Option<&'static str> {
     match error {
         error if error.is_full_disk() => {
-            Some("The store is whole, and can be read. Free some space on its disk, then run the same command again.")
+            Some("The store is intact and can be read. Free some space on its disk, then run the same command again.")
         }
         CatalogError::Open(OpenError::NeedsRepair { .. }) => {
             Some("Run any command that writes, such as `zmreplica snapshot`, once.")
         }
         CatalogError::Damage(CatalogDamage::Missing(_) | CatalogDamage::Row { .. } | CatalogDamage::Root { .. }) => {
             Some(
-                "`zmreplica check` tells what it affects; `zmreplica repair` makes the catalogue anew from the commit files.",
+                "`zmreplica check` reports what is affected; `zmreplica repair` rebuilds the catalogue from the commit files.",
             )
         }
-        error if error.is_damage() => Some("`zmreplica repair` makes the catalogue anew from the commit files."),
+        error if error.is_damage() => Some("`zmreplica repair` rebuilds the catalogue from the commit files."),
         _ => None,
     }
 }

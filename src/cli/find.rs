@@ -35,7 +35,7 @@ struct MatchEvent<'a> {
 
 pub(crate) fn run(context: &Context, args: &FindArgs) -> Result<Exit, CliError> {
     let matcher = Excludes::new(std::slice::from_ref(&args.pattern), false)
-        .map_err(|error| CliError::Usage(format!("The pattern {:?} is not valid: {}", error.pattern, error.reason)))?;
+        .map_err(|error| CliError::Usage(format!("The pattern `{}` is not valid: {}", error.pattern, error.reason)))?;
     let replica = context.open()?;
     let catalog = Arc::new(replica.catalog()?);
     let snapshots = Snapshots::read(&catalog)?;

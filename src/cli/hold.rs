@@ -52,12 +52,12 @@ fn parse_end(given: &str) -> Result<Timestamp, String> {
 
 /// Says that a store is held, since when and why.
 pub(crate) fn sentence(hold: &Hold) -> String {
-    let mut text = format!("The store is held since {}", text::local_time(hold.since));
+    let mut text = format!("The store has been on hold since {}", text::local_time(hold.since));
     if let Some(until) = hold.until {
         text.push_str(&format!(", until {}", text::local_time(until)));
         if until <= Timestamp::now() {
             text.push_str(
-                ", which is over by a clock that has jumped since anything was last taken; if the clock is right, `zmreplica release` ends it",
+                ", which would be over, but the clock has jumped since the last snapshot; if the clock is right, `zmreplica release` ends it",
             );
         }
     }
@@ -101,7 +101,7 @@ pub(crate) fn release(context: &Context, _args: &ReleaseArgs) -> Result<Exit, Cl
         context.output.event(&HoldEvent { held: false, hold: None })?;
     } else {
         context.output.note(match was {
-            Some(_) => "The hold is over: runs take and remove snapshots again.",
+            Some(_) => "The hold is released: runs take and remove snapshots again.",
             None => "The store was not held.",
         });
     }

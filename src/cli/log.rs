@@ -97,7 +97,7 @@ impl Log {
                     Level::Warning => logger.warning(text),
                     Level::Error => logger.err(text),
                 };
-                written.err().map(|error| format!("The system's log takes nothing: {error}"))
+                written.err().map(|error| format!("The system's log cannot be written: {error}"))
             }
             Sink::File(file, path) => {
                 let word = match level {

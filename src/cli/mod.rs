@@ -183,10 +183,10 @@ impl Context {
         match access::narrow(store) {
             Width::Private => {}
             Width::Narrowed(mode) => self.output.warn(&format!(
-                "Other users could get into the store {shown} (mode {mode:04o}); now only its owner can"
+                "Other users had access to the store {shown} (mode {mode:04o}); now only its owner has"
             )),
             Width::Wide(mode) => self.output.warn(&format!(
-                "Other users can get into the store {shown} (mode {mode:04o}), which holds mail, and that cannot be changed here: on a file system without modes, mount it with umask=077; else run `chmod -R go-rwx {}` as its owner",
+                "Other users have access to the store {shown} (mode {mode:04o}), which holds mail, and this command cannot change that. On a file system without modes, mount it with umask=077; otherwise run `chmod -R go-rwx {}` as its owner",
                 plain::quoted(&shown.to_string())
             )),
         }
@@ -201,10 +201,10 @@ impl Context {
         }
         match replica.recovered_commits() {
             0 => {}
-            1 => self
-                .output
-                .note("The last run ended between its commit file and the catalogue; its commit was completed."),
-            many => self.output.note(&format!("{many} commits were in commit files only; the catalogue has them now.")),
+            1 => self.output.note("The last run ended after it wrote its commit file; its commit has been completed."),
+            many => {
+                self.output.note(&format!("{many} commits were only in commit files; they are now in the catalogue."))
+            }
         }
         Ok(replica)
     }

@@ -96,7 +96,7 @@ fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| CliError::Failed(format!("{what}: {error}"));
     // What the caller has open, such as a lock file or the other end of a pipe, must not stay open as long as the mount.
     close_fds::set_fds_cloexec_threadsafe(FIRST_INHERITED, &[]);
-    let program = std::env::current_exe().map_err(|error| failed("This program cannot be found again", &error))?;
+    let program = std::env::current_exe().map_err(|error| failed("The path of this program is unknown", &error))?;
     let mut server = Command::new(program)
         .args(&context.arguments)
         .env(SERVER_VARIABLE, "1")
@@ -107,7 +107,7 @@ fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
         .map_err(|error| failed("The server cannot be started", &error))?;
     let mut said = Vec::new();
     if let Some(mut stdout) = server.stdout.take() {
-        stdout.read_to_end(&mut said).map_err(|error| failed("The server cannot be heard", &error))?;
+        stdout.read_to_end(&mut said).map_err(|error| failed("The output of the server cannot be read", &error))?;
     }
     // Nothing but READY comes from a server that goes on, and its end of the pipe is closed then.
     if let Some(rest) = said.strip_suffix(READY) {
@@ -120,7 +120,7 @@ fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     let status = server.wait().map_err(|error| failed("The server cannot be waited for", &error))?;
     match status.code().and_then(|code| Exit::from_repr(u8::try_from(code).ok()?)) {
         Some(exit) if exit != Exit::Done => Ok(exit),
-        _ => Err(CliError::Failed(format!("The server ended before the mount was there ({status})"))),
+        _ => Err(CliError::Failed(format!("The server ended before the mount was ready ({status})"))),
     }
 }
 
@@ -170,7 +170,10 @@ fn serve(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     let writable = writable.map_err(|error| CliError::Failed(format!("The directory for changes: {error}")))?;
     let mount_point = check_place(replica.path(), &args.mount_point, |text| context.output.note(text))?;
     if std::fs::read_dir(&mount_point).is_ok_and(|mut listing| listing.next().is_some()) {
-        context.output.note(&format!("{} is not empty; what is in it is hidden meanwhile.", mount_point.display()));
+        context.output.note(&format!(
+            "{} is not empty; its contents are hidden while the snapshot is mounted.",
+            mount_point.display()
+        ));
     }
     let stop = stop_on_signals(&log)?;
     let request = MountRequest {

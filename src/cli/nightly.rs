@@ -234,7 +234,7 @@ impl Night<'_> {
                 }
                 if let Some(error) = &found.store_error {
                     self.warn(&format!(
-                        "a part of the store could not be read: {}; `zmreplica check` tells more",
+                        "a part of the store could not be read: {}; run `zmreplica check` for details",
                         error.text
                     ));
                     exit = if error.is_damage { Exit::Damage } else { Exit::Attention };
@@ -243,7 +243,7 @@ impl Night<'_> {
                 exit
             }
             Err(error) => {
-                self.warn(&format!("What can be restored could not be found out: {error}"));
+                self.warn(&format!("What can be restored could not be determined: {error}"));
                 if error.exit() == Exit::Damage { Exit::Damage } else { Exit::Attention }
             }
         }
@@ -252,7 +252,7 @@ impl Night<'_> {
     /// Warns of a clock in doubt: then the prune removes nothing.
     fn doubt_clock(&mut self, replica: &Replica) -> Exit {
         let doubts = clock::doubts(replica)
-            .unwrap_or_else(|error| vec![format!("Whether the clock is plausible could not be found out: {error}")]);
+            .unwrap_or_else(|error| vec![format!("Whether the clock is plausible could not be determined: {error}")]);
         for doubt in &doubts {
             self.warn(doubt);
         }
@@ -321,7 +321,7 @@ impl Night<'_> {
         if quiesced.quiet {
             self.say(&format!("Waited {waited} until nothing in tmp/ had changed for {}", text::duration(quiet)));
         } else {
-            let text = format!("zmbackup was still writing to tmp/ after {waited}; the snapshot is taken all the same");
+            let text = format!("zmbackup was still writing to tmp/ after {waited}; the snapshot is taken anyway");
             self.warn(&text);
         }
         Ok(())
@@ -452,7 +452,7 @@ fn cut(problem: &RunProblem) -> RunProblem {
 fn run_hook(hook: &HookCommand, event: &NightEvent<'_>) -> Option<String> {
     let mut input = Vec::new();
     if let Err(error) = write_json(&mut input, event) {
-        return Some(format!("The hook cannot be told: {error}"));
+        return Some(format!("The hook's input cannot be prepared: {error}"));
     }
     let mut variables = vec![
         ("ZMREPLICA_OUTCOME", event.outcome.word().to_owned()),
@@ -474,7 +474,7 @@ fn ended(exit: Exit) -> &'static str {
     match exit {
         Exit::Done => "All went well",
         Exit::Incomplete => "The snapshot was taken, but some files could not be read",
-        Exit::Attention => "The snapshot was taken, and something was found that a person must look at",
+        Exit::Attention => "The snapshot was taken, and something needs attention",
         Exit::Damage => "Damage was found",
         Exit::Failed | Exit::Usage | Exit::Locked | Exit::Held => "The night failed",
     }

@@ -56,7 +56,7 @@ pub(crate) fn remote(place: &OsStr) -> Result<Option<RemoteSpec>, CliError> {
     // What is not UTF-8 is a local path.
     let Some(text) = place.to_str() else { return Ok(None) };
     RemoteSpec::parse(text)
-        .map_err(|error| CliError::Usage(format!("{error}; ./ before a local name that has a colon")))
+        .map_err(|error| CliError::Usage(format!("{error}; for a local name with a colon, put ./ in front")))
 }
 
 #[cfg(test)]

@@ -72,8 +72,8 @@ fn set(context: &Context, names: &[String], mark: Option<&Mark>) -> Result<Exit,
         let name = format!("Snapshot {} of {}", snapshot.record.short_id(), text::local_time(snapshot.record.time));
         context.output.note(&match (mark, changed) {
             (Some(_), true) => format!("{name} is pinned: nothing removes it until `zmreplica unpin`."),
-            (Some(_), false) => format!("{name} was pinned already; it stays so."),
-            (None, true) => format!("{name} is not pinned any more: the retention policy decides."),
+            (Some(_), false) => format!("{name} was already pinned."),
+            (None, true) => format!("{name} is no longer pinned: the retention policy applies."),
             (None, false) => format!("{name} was not pinned."),
         });
     }

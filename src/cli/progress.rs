@@ -122,7 +122,7 @@ impl Figures {
         out.push_str(&format!(", new {}, stored {}", text::bytes(self.new_bytes), text::bytes(self.stored_bytes)));
         if self.received_bytes > 0 {
             out.push_str(&format!(
-                "; came {}; the other host: {} names, {} files, {}",
+                "; received {}; remote host: {} names, {} files, {}",
                 text::bytes(self.received_bytes),
                 text::count(self.far_names),
                 text::count(self.far_files),
@@ -203,7 +203,8 @@ pub(crate) fn follow(output: &Output, progress: &Progress, interrupt: &AtomicBoo
         if interrupt.load(Ordering::Relaxed) && !told {
             told = true;
             progress.interrupt.store(true, Ordering::Relaxed);
-            let text = "Interrupted: the run ends at the next chance and keeps what it has stored. A second signal ends it at once.";
+            let text =
+                "Interrupted: the run will stop shortly and keep what it has stored. A second signal stops it at once.";
             bar.suspend(|| stderr_line(text));
         }
         tell_messages(output, progress, &bar);

@@ -257,7 +257,7 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
             }
             Err(PruneError::Leased { id }) if attempt < ATTEMPTS => {
                 attempt += 1;
-                output.note(&format!("Snapshot {id} was mounted just now and stays; a new plan is made."));
+                output.note(&format!("Snapshot {id} has just been mounted and stays; making a new plan."));
             }
             Err(error) => return Err(error.into()),
         }
@@ -356,13 +356,13 @@ fn tell_plan(
     }
     if policy.is_empty() {
         output.note(
-            "No rule says which snapshots may go, so none does; only space that nothing uses is freed. Give --keep-daily 30 and the like, \
-             or write a table [retention] in the configuration file.",
+            "No retention rules are set, so no snapshot is removed; only unused space is freed. Give rules such as --keep-daily 30, \
+             or a table [retention] in the configuration file.",
         );
     }
     if figures.lost_chunks > 0 {
         output.warn(&format!(
-            "{} of kept snapshots {} lost; `zmreplica check` tells which files that affects.",
+            "{} of kept snapshots {} lost; `zmreplica check` lists the affected files.",
             text::plural(figures.lost_chunks, "chunk", "chunks"),
             if figures.lost_chunks == 1 { "is" } else { "are" },
         ));
@@ -454,7 +454,7 @@ fn tell_report(output: &Output, report: &PruneReport) -> Result<(), CliError> {
         }
     }
     if let Some(reason) = &report.not_folded {
-        output.warn(&format!("The commit files were not folded: {reason}. `zmreplica check` tells more."));
+        output.warn(&format!("The commit files were not folded: {reason}. Run `zmreplica check` for details."));
     }
     Ok(())
 }

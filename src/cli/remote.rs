@@ -104,7 +104,7 @@ fn parse_rate(given: &str) -> Result<u64, String> {
         Err(_) => text::parse_bytes(given)?,
     };
     // Below that not even the signs of life would come in time.
-    if rate != 0 && rate < 1024 { Err("less than 1 KiB a second is no rate to work with".to_owned()) } else { Ok(rate) }
+    if rate != 0 && rate < 1024 { Err("the rate must be at least 1 KiB per second".to_owned()) } else { Ok(rate) }
 }
 
 /// Puts arguments and configuration together.

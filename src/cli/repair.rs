@@ -14,7 +14,7 @@ use super::{Context, signals, text};
 
 /// Said where there was a catalogue before.
 const OLD_IS_KEPT: &str =
-    " The old one is kept beside it as catalog.redb.damaged-*; delete it once `zmreplica check` finds no damage.";
+    " The old one is kept next to it as catalog.redb.damaged-*; delete it once `zmreplica check` finds no damage.";
 
 /// Arguments of `repair`.
 #[derive(Args)]
@@ -71,11 +71,11 @@ fn tell_of_config(output: &Output, config: &ConfigRepair) {
         ConfigSource::Objects => "what the store holds",
     };
     let kept =
-        config.kept_as.as_ref().map(|name| format!(" The old one is kept beside it as {name}.")).unwrap_or_default();
+        config.kept_as.as_ref().map(|name| format!(" The old one is kept next to it as {name}.")).unwrap_or_default();
     let reason = &config.reason;
-    output.note(&format!("config.json could not be used: {reason}. It was made again from {from}.{kept}"));
+    output.note(&format!("config.json could not be used: {reason}. It was restored from {from}.{kept}"));
     if config.new_id {
-        output.note("Nothing tells the store's identifier any more, so it has a new one. The snapshots keep theirs.");
+        output.note("The store's identifier is lost, so it has a new one. The snapshots keep theirs.");
     }
 }
 
@@ -94,12 +94,12 @@ fn tell(output: &Output, report: &RepairReport) -> Result<(), CliError> {
             output.note(&format!("The catalogue was rebuilt from {files} and holds {snapshots}.{old}"));
         }
         CatalogOutcome::Kept { reason } => output.note(&format!(
-            "{reason}. The catalogue is intact and stays, with {snapshots}; a checkpoint of it takes the place of the commit files.",
+            "{reason}. The catalogue is intact and stays, with {snapshots}; a checkpoint of it replaces the commit files.",
         )),
         CatalogOutcome::PutTogether { reason, lost_files, had_old } => {
             let (state, old) = if *had_old { ("damaged", OLD_IS_KEPT) } else { ("missing", "") };
             output.warn(&format!(
-                "{reason}, and the catalogue is {state}. A new one was put together from what can be read and holds {snapshots}.{old}",
+                "{reason}, and the catalogue is {state}. A new one was built from what can be read and holds {snapshots}.{old}",
             ));
             for file in lost_files {
                 output.warn(&format!("Cannot be read: {file}"));
@@ -124,26 +124,26 @@ fn tell(output: &Output, report: &RepairReport) -> Result<(), CliError> {
     }
     if report.found_chunks > 0 {
         output.line(&format!(
-            "Found {} in packs that nothing named.",
+            "Found {} in packs that nothing refers to.",
             text::plural(report.found_chunks, "chunk", "chunks")
         ))?;
     }
     if report.unnamed_packs > 0 {
         output.note(&format!(
-            "{} named by no commit. An interrupted run leaves such packs; but if the catalogue and the newest commit files were both lost, they belong to \
-             snapshots that nothing tells of any more. Look at `zmreplica snapshots` before the next prune, which deletes them.",
-            text::plural(report.unnamed_packs, "pack is", "packs are"),
+            "No commit refers to {}. An interrupted run leaves such packs; but if the catalogue and the newest commit files were both lost, they belong to \
+             snapshots of which no record is left. Check `zmreplica snapshots` before the next prune, which deletes them.",
+            text::plural(report.unnamed_packs, "pack", "packs"),
         ));
     }
     if report.lost_chunks > 0 {
         output.line(&format!(
-            "The bytes of {} are lost. `zmreplica check` tells which files need them; the next snapshot stores them again if its source still has \
-             them, and older snapshots are whole again then.",
+            "The data of {} is lost. `zmreplica check` lists the files that need it; the next snapshot stores it again if its source still has \
+             it, and then older snapshots are whole again.",
             text::plural(report.lost_chunks, "chunk", "chunks"),
         ))?;
     }
     if !report.read_data {
-        output.note("The bytes of packs were not read; --read-data does that.");
+        output.note("The contents of packs were not read; use --read-data to read them.");
     }
     Ok(())
 }

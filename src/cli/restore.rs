@@ -97,15 +97,15 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
     let remote = path::remote(&args.destination)?;
     if args.remote.asks_for_no_agent() {
         let message =
-            "A restore needs the agent on the other host: leave out --agentless, or restore to a local directory";
+            "A restore needs the agent on the remote host: leave out --agentless, or restore to a local directory";
         return Err(CliError::Usage(message.to_owned()));
     }
     let reaching = remote::options(&args.remote, &context.config.remote, None)?;
     let replica = context.open()?;
     let Opened { view, path: subtree, lease } = path::open_path(&replica, &args.place, Path::new(&args.destination))?;
     // Held to the end.
-    let _lease = lease
-        .inspect_err(|error| context.output.note(&format!("A prune is not kept from removing the snapshot: {error}")));
+    let _lease =
+        lease.inspect_err(|error| context.output.note(&format!("A prune may remove the snapshot meanwhile: {error}")));
     let options = RestoreOptions {
         overwrite: match args.overwrite {
             OverwriteArg::Never => Overwrite::Never,
@@ -213,7 +213,7 @@ fn tell(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(
     }
     if report.set_id_files + report.device_nodes > 0 {
         output.note(&format!(
-            "{} with a set-user-ID or set-group-ID bit or capabilities and {}, which belong in no backup of Zimbra{}",
+            "{} with a set-user-ID or set-group-ID bit or capabilities and {}, which do not belong in a Zimbra backup{}",
             text::plural(report.set_id_files, "file", "files"),
             text::plural(report.device_nodes, "device node", "device nodes"),
             if args.no_specials { ", left out." } else { "; --no-specials leaves them out." },
@@ -221,7 +221,7 @@ fn tell(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(
     }
     if report.unguarded {
         output.note(
-            "A file system of the destination chooses owners or modes itself: root does not guard there against others who exchange names meanwhile.",
+            "A file system of the destination chooses owners or modes itself, so root cannot guard against others who exchange names during the restore.",
         );
     }
     if report.damaged > 0 {

@@ -183,7 +183,7 @@ fn tell_sessions<'a>(
 ) -> Result<(), CliError> {
     let output = &context.output;
     if sessions.is_empty() {
-        output.note("The snapshot holds no session.");
+        output.note("The snapshot has no session.");
         return Ok(());
     }
     let names = ["SESSION", "STATE", "ACCOUNTS", "REDO LOGS", "ENDED", "SIZE", "NEW", "FIRST SEEN IN", "REMARK"];

@@ -130,7 +130,9 @@ pub(crate) fn source<'a>(context: &'a Context, args: &'a SnapshotArgs) -> Result
     })?;
     if let Some(tag) = args.tag.iter().find(|tag| tag.is_empty() || tag.contains(|c: char| c.is_control() || c == ','))
     {
-        return Err(CliError::Usage(format!("The tag {tag:?} is not valid: it must have letters and no comma")));
+        return Err(CliError::Usage(format!(
+            "The tag `{tag}` is not valid: it must not be empty, or contain commas or control characters"
+        )));
     }
     Ok(Path::new(source))
 }
@@ -161,7 +163,7 @@ fn refuse_if_held(context: &Context, args: &SnapshotArgs, replica: &Replica) -> 
     let result = hold::refuse(replica);
     match result {
         Err(CliError::Held(reason)) if args.ignore_hold => {
-            context.output.warn(&format!("{reason}; going on in spite of it"));
+            context.output.warn(&format!("{reason}; continuing anyway"));
             Ok(())
         }
         other => other,
@@ -222,10 +224,10 @@ fn tell_suspect(output: &Output, record: &SnapshotRecord) {
         let id = record.short_id();
         let before = record.guard.as_ref().and_then(|verdict| verdict.compared_with.as_deref());
         let compare = before.and_then(|id| id.get(..8)).map_or(String::new(), |before| {
-            format!("`zmreplica diff {before} {id}` tells what changed; `zmreplica restore {before}:PATH DEST` brings it back, as `zmreplica mount {before} DIR` shows it. ")
+            format!("`zmreplica diff {before} {id}` shows what changed; `zmreplica mount {before} DIR` shows it as it was, and `zmreplica restore {before}:PATH DEST` brings it back. ")
         });
         output.note(&format!(
-            "The snapshot is kept, and nothing since the last good one is removed. {compare}If all is as it should be: `zmreplica accept {id}`."
+            "The snapshot is kept, and nothing since the last good one is removed. {compare}If the change was intended: `zmreplica accept {id}`."
         ));
     }
 }
@@ -318,7 +320,7 @@ pub(crate) fn summary(output: &Output, report: &SnapshotReport) -> Vec<String> {
     ];
     if work.connections > 0 && output.verbosity() == Verbosity::Verbose {
         lines.push(format!(
-            "  travelled  {} here, {} there; {} waited for; {}",
+            "  transferred  {} received, {} sent; {} waited for; {}",
             text::bytes(work.received_bytes),
             text::bytes(work.sent_bytes),
             text::plural(work.round_trips, "round trip", "round trips"),

@@ -149,7 +149,7 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
     let all = marked_snapshots(&catalog)?;
     let dates = Dates::read(&catalog, jiff::Timestamp::now())?;
     let leases = lease::list(replica.path()).unwrap_or_else(|error| {
-        output.warn(&format!("Who has snapshots mounted cannot be told: {error}"));
+        output.warn(&format!("Which snapshots are mounted cannot be determined: {error}"));
         Vec::new()
     });
     if output.json() {
@@ -159,7 +159,7 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
         return Ok(Exit::Done);
     }
     if all.is_empty() {
-        output.note("The store holds no snapshot yet; `zmreplica snapshot SOURCE` takes one.");
+        output.note("The store has no snapshot yet; `zmreplica snapshot SOURCE` takes one.");
         return Ok(Exit::Done);
     }
     let mut names = vec!["ID", "TIME", "SOURCE", "NAMES", "SIZE", "NEW", "STORED", "TAGS", "STATE"];

@@ -55,7 +55,7 @@ pub(crate) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, CliError
     }
     let (style, head) = match verdict {
         "fine" => (GOOD, "The replica is fine."),
-        "held" => (WARNING, "The replica is fine, and held: nothing is taken or removed."),
+        "held" => (WARNING, "The replica is healthy, and on hold: nothing is stored or removed."),
         _ => (WARNING, "Look at this:"),
     };
     output.line(&output.styled(style, head))?;
@@ -70,7 +70,7 @@ pub(crate) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, CliError
 
 fn sentence(finding: &Finding, max_age: Duration) -> String {
     match finding {
-        Finding::NoSnapshot => "The store holds no snapshot yet; `zmreplica snapshot` takes one".to_owned(),
+        Finding::NoSnapshot => "The store has no snapshot yet; `zmreplica snapshot` takes one".to_owned(),
         Finding::Old { source, age_seconds } => format!(
             "The newest snapshot of {} is {} old; it should be {} at most",
             text::escape(source.as_bytes()),
@@ -79,7 +79,7 @@ fn sentence(finding: &Finding, max_age: Duration) -> String {
         ),
         Finding::Clock { source, doubt } => clock::sentence(source, doubt),
         Finding::Suspect { count } => format!(
-            "{} and not accepted; `zmreplica snapshots` tells why",
+            "{} and not accepted; `zmreplica snapshots` shows why",
             text::plural(*count, "snapshot is suspect", "snapshots are suspect")
         ),
         Finding::NightFailed { night } => format!(
@@ -89,7 +89,7 @@ fn sentence(finding: &Finding, max_age: Duration) -> String {
             text::escape(night.message.as_bytes()),
         ),
         Finding::LessRestorable { source, count } => format!(
-            "Of {} less can be restored from the newest snapshot of {} than in the night before; `zmreplica accounts --faulty` tells which",
+            "Of {} less can be restored from the newest snapshot of {} than the night before; `zmreplica accounts --faulty` lists them",
             text::plural(*count, "account", "accounts"),
             text::escape(source.as_bytes()),
         ),
@@ -160,7 +160,7 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
     }
     if status.condemned_bytes > 0 {
         let bytes = text::bytes(status.condemned_bytes);
-        lines.push(("Condemned", format!("{bytes} that nothing needs wait for a later prune to delete them")));
+        lines.push(("Condemned", format!("{bytes} that nothing needs will be deleted by a later prune")));
     }
     lines.push(("Held", status.hold.as_ref().map_or("no".to_owned(), hold::sentence)));
     let mounts: Vec<String> = status

@@ -14,7 +14,7 @@ const NAMED: usize = 8;
 pub(crate) fn raised(from_format: u32, format: u32, added_features: &[String]) -> String {
     if from_format < format {
         return format!(
-            "The store was of format {from_format} and is of format {format} now; versions of zmreplica that know format {from_format} only refuse it."
+            "The store was of format {from_format} and is of format {format} now; versions of zmreplica that know only format {from_format} refuse it."
         );
     }
     format!(
@@ -32,7 +32,7 @@ pub(crate) fn parse_bytes(given: &str) -> Result<u64, String> {
         "K" => 10,
         "M" => 20,
         "G" => 30,
-        _ => return Err("give a number of bytes, with K, M or G behind it if need be".to_owned()),
+        _ => return Err("give a number of bytes, with K, M or G if needed".to_owned()),
     };
     let number: u64 = digits.parse().map_err(|_| "give a number of bytes, such as 256M".to_owned())?;
     number.checked_mul(1 << shift).ok_or_else(|| "that is too much".to_owned())

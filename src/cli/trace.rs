@@ -71,12 +71,12 @@ fn parse(text: &str) -> Result<Option<Targets>, String> {
         };
         let level = level.parse().map_err(|_| {
             format!(
-                "{level:?} is not a level. Use off, error, warn, info, debug or trace, for one area as in prune=debug; separate several with commas"
+                "`{level}` is not a level. Use off, error, warn, info, debug or trace, for one area as in prune=debug; separate several with commas"
             )
         })?;
         let known = area.is_none_or(|area| areas::ALL.contains(&area));
         if !known {
-            let mut message = format!("there is no area {:?}. The areas are", area.unwrap_or_default());
+            let mut message = format!("there is no area `{}`. The areas are", area.unwrap_or_default());
             for (at, area) in areas::ALL.iter().enumerate() {
                 let _ = write!(message, "{} {area}", if at == 0 { "" } else { "," });
             }
@@ -141,9 +141,9 @@ mod tests {
         assert!(
             parse("prnue=debug")
                 .unwrap_err()
-                .contains("no area \"prnue\". The areas are run, remote, mount, prune, store")
+                .contains("no area `prnue`. The areas are run, remote, mount, prune, store")
         );
-        assert!(parse("run=loud").unwrap_err().contains("\"loud\" is not a level"));
-        assert!(parse("verbose").unwrap_err().contains("\"verbose\" is not a level"));
+        assert!(parse("run=loud").unwrap_err().contains("`loud` is not a level"));
+        assert!(parse("verbose").unwrap_err().contains("`verbose` is not a level"));
     }
 }

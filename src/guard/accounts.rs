@@ -39,12 +39,13 @@ pub(super) fn judge(
         Named::Labels(named) => named,
         Named::Missing if before == Named::Missing => return Ok(()),
         Named::Missing => {
-            let text = "accounts.xml is missing: no account can be restored by its name";
+            let text = "accounts.xml is missing: no account can be restored by name";
             found(ReasonKind::AccountsMissing, text.to_owned());
             return Ok(());
         }
         Named::Unreadable => {
-            let text = "accounts.xml could not be read at the source: from this snapshot no account can be restored by its name";
+            let text =
+                "accounts.xml could not be read at the source: no account can be restored by name from this snapshot";
             found(ReasonKind::AccountsMissing, text.to_owned());
             return Ok(());
         }
@@ -55,7 +56,7 @@ pub(super) fn judge(
     };
     if named.is_empty() && !before.is_empty() {
         let count = counted(before.len() as u64, "session", "sessions");
-        found(ReasonKind::AccountsMissing, format!("accounts.xml names no session any more; it named {count}"));
+        found(ReasonKind::AccountsMissing, format!("accounts.xml no longer names any session; it named {count}"));
     }
     let dangling = |side: &ZimbraSnapshot, named: BTreeSet<String>| -> Result<BTreeSet<String>, ViewError> {
         let mut missing = BTreeSet::new();

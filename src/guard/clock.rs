@@ -35,8 +35,8 @@ pub(super) fn judge(
     }
     let days = days(record.time.duration_since(known));
     let text = format!(
-        "The clock shows {}, which is {days} days after the last snapshot whose date is plausible ({}). If the clock is wrong, set it and take another snapshot. If it is right, because nothing was \
-         taken for so long, accept this one",
+        "The clock shows {}, which is {days} days after the last snapshot whose date is plausible ({}). If the clock is wrong, set it and take another snapshot. If it is right and there was \
+         no snapshot for that long, accept this one",
         record.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
         id.get(..8).unwrap_or(id),
     );

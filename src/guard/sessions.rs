@@ -44,11 +44,11 @@ pub(super) fn judge(
     let mut gone = |text: String| reasons.push(SuspectReason { kind: ReasonKind::SessionsGone, text });
     let held = counted(old.labels.len() as u64, "session", "sessions");
     let all = match &new.sessions {
-        None => Some(format!("sessions/ is gone; it held {held}")),
+        None => Some(format!("sessions/ is gone; it had {held}")),
         Some(directory) if directory.attributes.unreadable.is_some() => {
-            Some(format!("sessions/ could not be read at the source; it held {held}"))
+            Some(format!("sessions/ could not be read at the source; it had {held}"))
         }
-        Some(_) if new.labels.is_empty() => Some(format!("No session is left in sessions/; it held {held}")),
+        Some(_) if new.labels.is_empty() => Some(format!("No session is left in sessions/; it had {held}")),
         Some(_) => None,
     };
     if let Some(all) = all {

@@ -33,7 +33,7 @@ pub(super) fn judge(
         let names = counted(count, "name", "names");
         let rest = if count > first.len() as u64 { ", ..." } else { "" };
         let text = format!(
-            "{names} of device nodes, or of files with a set-user-ID or set-group-ID bit, which belong in no backup of Zimbra: {}{rest} \
+            "{names} of device nodes, or of files with a set-user-ID or set-group-ID bit, which do not belong in a Zimbra backup: {}{rest} \
              (restore --no-specials leaves them out)",
             first.join(", ")
         );

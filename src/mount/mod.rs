@@ -185,7 +185,7 @@ pub struct Serving {
 
 /// Says that a mount goes without a lease.
 fn no_lease(error: &io::Error) -> String {
-    format!("the store takes no lease ({error}): nothing keeps a prune elsewhere from removing what is mounted")
+    format!("no lease can be taken in the store ({error}): a prune on another host may remove what is mounted")
 }
 
 fn threads(wanted: usize) -> usize {
@@ -298,7 +298,7 @@ impl Serving {
     fn take_down(&mut self) {
         match self.unmount(UnmountMode::Refuse) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                (self.log)("still in use: taken from its place, and served until the last user lets go");
+                (self.log)("still in use: detached, and served until the last user is done");
                 if let Err(error) = self.unmount(UnmountMode::Detach) {
                     (self.log)(&format!("cannot be unmounted: {error}"));
                 }
@@ -389,7 +389,7 @@ impl Upper {
         let refuse =
             |reason: &str| MountError::Upper { path: directory.display().to_string(), reason: reason.to_owned() };
         let Some(snapshot) = snapshot else {
-            return Err(refuse("name a snapshot: the directory of all snapshots changes by itself"));
+            return Err(refuse("name a snapshot: a mount of all snapshots changes by itself"));
         };
         // What is changed in the mount is as private as the mail in the store.
         access::create_own_directory(directory).map_err(system("Cannot create", directory))?;

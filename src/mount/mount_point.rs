@@ -74,8 +74,8 @@ fn clear_stale(place: &Path, recovered: &impl Fn(&str)) -> Result<(), MountError
         if !ours || !is_dead(place) {
             return Ok(());
         }
-        unmount(place, UnmountMode::Detach).map_err(system("Cannot take away the dead mount at", place))?;
-        recovered(&format!("A mount whose server had died was taken away from {}.", place.display()));
+        unmount(place, UnmountMode::Detach).map_err(system("Cannot remove the dead mount at", place))?;
+        recovered(&format!("A mount whose server had died was removed from {}.", place.display()));
     }
 }
 

@@ -63,7 +63,7 @@ fn dress(directory: &OwnedFd, model: &OwnedFd, log: &Log) -> io::Result<()> {
             // Without its list, the mode lets in others than it should.
             Err(errno) if xattr.name.starts_with(ACL_PREFIX) => return Err(errno.into()),
             Err(errno) => log(&format!(
-                "the top directory goes without its extended attribute {}: {}",
+                "the top directory lacks its extended attribute {}: {}",
                 String::from_utf8_lossy(&xattr.name),
                 io::Error::from(errno)
             )),

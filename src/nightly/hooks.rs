@@ -29,10 +29,10 @@ pub enum HookCommand {
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
     /// There is no command.
-    #[error("The hook names no command")]
+    #[error("The hook is not a command")]
     Empty,
     /// It could not be started or waited for.
-    #[error("The hook {command:?} cannot be run: {source}")]
+    #[error("The hook `{command}` cannot be run: {source}")]
     Run {
         /// The command.
         command: String,
@@ -40,7 +40,7 @@ pub enum HookError {
         source: io::Error,
     },
     /// It failed.
-    #[error("The hook {command:?} failed: {status}")]
+    #[error("The hook `{command}` failed: {status}")]
     Failed {
         /// The command.
         command: String,
@@ -48,7 +48,7 @@ pub enum HookError {
         status: ExitStatus,
     },
     /// It took too long.
-    #[error("The hook {command:?} took longer than {} s and was ended", limit.as_secs())]
+    #[error("The hook `{command}` took longer than {} s and was killed", limit.as_secs())]
     TooLong {
         /// The command.
         command: String,

@@ -98,12 +98,12 @@ impl Phase {
     /// Returns the phase's name, for people.
     pub fn label(self) -> &'static str {
         match self {
-            Phase::Mark => "finding out what is in use",
+            Phase::Mark => "finding what is in use",
             Phase::Remove => "removing rows",
             Phase::Delete => "deleting packs",
             Phase::Repack => "repacking",
             Phase::Checkpoint => "writing a checkpoint",
-            Phase::Rebuild => "bringing the catalogue back",
+            Phase::Rebuild => "rebuilding the catalogue",
             Phase::Inspect => "packs, in bytes",
         }
     }
@@ -149,7 +149,7 @@ impl PruneProgress {
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
     /// The user interrupted it.
-    #[error("Interrupted. Nothing is half done; the same command goes on from here")]
+    #[error("Interrupted. The store is intact; run the same command again to continue")]
     Interrupted,
     /// The store changed after the plan was made.
     #[error("The store has changed since the plan was made; nothing was removed. Make a new plan")]
@@ -169,7 +169,7 @@ pub enum PruneError {
         reason: String,
     },
     /// A chunk that is to be moved cannot be read.
-    #[error("{source}. Its pack stays as it is, and so does all that is needed")]
+    #[error("{source}. Its pack was not changed, and nothing that is needed was removed")]
     Chunk {
         /// What the chunk reader found.
         source: ChunkError,

@@ -147,7 +147,7 @@ pub enum RepairError {
     Check(#[from] CheckError),
     /// Nothing is left to make a catalogue of.
     #[error(
-        "Neither the catalogue nor any commit file can be read, so nothing tells what the packs belong to: {0}. Nothing was changed"
+        "Neither the catalogue nor any commit file can be read, so it is unknown what the packs belong to: {0}. Nothing was changed"
     )]
     NothingLeft(#[source] CatalogError),
 }

@@ -21,7 +21,7 @@ pub enum ReplicaError {
         path: String,
     },
     /// The directory to make a store in holds something.
-    #[error("{path} is not empty; a store wants a directory of its own")]
+    #[error("{path} is not empty; a store needs a directory of its own")]
     NotEmpty {
         /// The directory.
         path: String,
@@ -65,7 +65,7 @@ pub enum ReplicaError {
     },
     /// The file system cannot hold a store.
     #[error(
-        "{path} is on a file system that cannot hold a store: {reason}. Make the store on another one; nothing was left there"
+        "{path} is on a file system that cannot hold a store: {reason}. Create the store on another one; nothing was left behind"
     )]
     Unfit {
         /// The directory.
@@ -158,7 +158,7 @@ fn not_allowed(store: &Path, denied: &Path) -> ReplicaError {
             "All files of a store should belong to its owner: run as root `chown -hR {user} {}`, then run the same command again",
             plain::quoted(&shown.to_string())
         ),
-        (Some(of_store), _) => format!("The store {shown} is {of_store}'s: run as {of_store}, or as root"),
+        (Some(of_store), _) => format!("The store {shown} belongs to {of_store}: run as {of_store}, or as root"),
         (None, _) => format!("Run as the owner of the store {shown}, or as root"),
     };
     let owner = owner.unwrap_or_else(|| "another user".to_owned());

@@ -5,24 +5,21 @@ use std::fmt;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::plain::is_plain;
+use crate::plain::escape_text;
 
-/// A text that shows as what it is: nothing in it is markup, and control characters are visible.
+/// A text that shows as what it is: nothing in it is markup, and control characters, and marks that turn the direction of writing, are visible.
 pub(super) struct Escaped<'a>(pub(super) &'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for letter in self.0.chars() {
+        for letter in escape_text(self.0).chars() {
             match letter {
                 '&' => f.write_str("&amp;")?,
                 '<' => f.write_str("&lt;")?,
                 '>' => f.write_str("&gt;")?,
                 '"' => f.write_str("&quot;")?,
                 '\'' => f.write_str("&#39;")?,
-                letter if is_plain(letter) => write!(f, "{letter}")?,
-                letter if letter.is_ascii() => write!(f, "\\x{:02x}", u32::from(letter))?,
-                // Marks that turn the direction of writing could make an address look like another.
-                letter => write!(f, "\\u{:04x}", u32::from(letter))?,
+                letter => write!(f, "{letter}")?,
             }
         }
         Ok(())
@@ -41,6 +38,6 @@ mod tests {
     #[test]
     fn nothing_becomes_markup() {
         let shown = Escaped("<b a='1'>\"&\u{7}\u{202e}é").to_string();
-        assert_eq!(shown, "&lt;b a=&#39;1&#39;&gt;&quot;&amp;\\x07\\u202eé");
+        assert_eq!(shown, "&lt;b a=&#39;1&#39;&gt;&quot;&amp;\\x07\\xe2\\x80\\xaeé");
     }
 }

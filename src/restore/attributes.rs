@@ -219,11 +219,11 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
             Ok(()) if USUAL_TIMES.contains(&wanted.mtime.seconds) => {}
             Ok(()) => match inode.mtime() {
                 Ok(mtime) if mtime.seconds != wanted.mtime.seconds => {
-                    environment.problem(path, "The file system cannot keep its time of modification", false);
+                    environment.problem(path, "The file system cannot store its modification time", false);
                 }
                 _ => {}
             },
-            Err(errno) => environment.cannot_have(path, "Cannot set the time of modification", errno),
+            Err(errno) => environment.cannot_have(path, "Cannot set the modification time", errno),
         }
     }
 }
@@ -232,7 +232,7 @@ fn apply(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], wanted: W
 fn set_owner(environment: &Environment<'_>, inode: Inode<'_>, path: &[u8], uid: u32, gid: u32) -> bool {
     // The two highest numbers mean "leave it" to the system and cannot be owners.
     if uid == u32::MAX || gid == u32::MAX {
-        environment.problem(path, "Its owner's number is none that the system takes", false);
+        environment.problem(path, "The system does not accept its owner's number", false);
         return false;
     }
     match inode.chown(Uid::from_raw(uid), Gid::from_raw(gid)) {

@@ -141,7 +141,7 @@ impl<'v> Environment<'v> {
         if errno == Errno::STALE {
             self.problem(
                 path,
-                format!("{action}: it was exchanged with something else meanwhile; restore it again"),
+                format!("{action}: it was replaced by something else meanwhile; restore it again"),
                 false,
             );
         } else if matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::ROFS) {

@@ -82,7 +82,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
             if Kind::from_raw_mode(stat.st_mode) == Some(Kind::Directory) {
                 if !options.delete {
                     let message =
-                        "Not restored: the target has a directory there, which is removed only on request (delete)";
+                        "Not restored: there is a directory in its place, which is removed only on request (delete)";
                     return environment.problem(&path, message, false);
                 }
                 let parent = match dir.fd() {
@@ -93,7 +93,7 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
                 if !remove_tree(environment, parent.as_fd(), name, &path) {
                     return environment.problem(
                         &path,
-                        "Not restored: a directory stands there and could not be removed",
+                        "Not restored: a directory in its place could not be removed",
                         false,
                     );
                 }

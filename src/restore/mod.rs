@@ -172,7 +172,7 @@ pub enum RestoreError {
         source: io::Error,
     },
     /// The destination lies in a directory that must not be touched.
-    #[error("{path} lies inside the store {store}; restore to another place")]
+    #[error("{path} is inside the store {store}; restore to another place")]
     InStore {
         /// The destination.
         path: String,
@@ -181,7 +181,7 @@ pub enum RestoreError {
     },
     /// The target takes nothing more.
     #[error(
-        "The restore ended at {path}: {source}. Make room or restore elsewhere, then run it again: what is there already is kept"
+        "The restore ended at {path}: {source}. Free some space or restore elsewhere, then run it again: what has been restored is kept"
     )]
     Full {
         /// The path that could not be written.
@@ -201,7 +201,7 @@ pub enum RestoreError {
     #[error("A thread cannot be started: {0}")]
     Thread(io::Error),
     /// The user interrupted the restore.
-    #[error("Interrupted. Files that were restored so far are complete; run the same command again to go on")]
+    #[error("Interrupted. Files that were restored so far are complete; run the same command again to continue")]
     Interrupted,
 }
 

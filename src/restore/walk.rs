@@ -281,7 +281,7 @@ impl<'e> Walker<'_, 'e> {
                 };
             }
             if options.overwrite == Overwrite::Never {
-                environment.problem(&path, "Not restored: the target has something else than a directory there", false);
+                environment.problem(&path, "Not restored: something in its place is not a directory", false);
                 return None;
             }
             if !options.dry_run

@@ -13,7 +13,7 @@ const MAX_YEARS: u32 = 1000;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The span of `keep-within` cannot be read.
-    #[error("{text:?} is no span of time: give a number and one of d, w, m, y, such as 90d, 12w, 3m or 1y")]
+    #[error("`{text}` is not a span of time: give a number and one of d, w, m, y, such as 90d, 12w, 3m or 1y")]
     Within {
         /// What was given.
         text: String,

@@ -149,19 +149,18 @@ impl<'a> Classifier<'a> {
         let (stat, content, changed) = match outcome.result {
             ReadResult::Vanished => {
                 self.findings.remove(&read.stat);
-                self.findings.problem(path, "Vanished during the run; the snapshot does not hold it");
+                self.findings.problem(path, "Vanished during the run; it is not in the snapshot");
                 self.lose(read);
                 return Ok(None);
             }
             ReadResult::Failed(errno) => {
                 let error = std::io::Error::from_raw_os_error(errno);
-                self.findings
-                    .problem(path, format!("Cannot be read ({error}); the snapshot holds its attributes only"));
+                self.findings.problem(path, format!("Cannot be read ({error}); the snapshot has only its attributes"));
                 (read.stat, Content::Unreadable(errno as u32), false)
             }
             ReadResult::Read => (outcome.stat, self.content(read, &outcome, &mut content, storage)?, false),
             ReadResult::Changed => {
-                let message = "Kept changing while it was read; the snapshot may hold it as it never was at one time";
+                let message = "Kept changing while it was read; its content in the snapshot may mix several states";
                 self.findings.problem(path, message);
                 (outcome.stat, self.content(read, &outcome, &mut content, storage)?, true)
             }

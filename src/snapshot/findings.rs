@@ -45,7 +45,7 @@ impl Findings {
     pub(super) fn leave_out_long_name(&mut self, path: &[u8], name: &[u8]) {
         let length = name.len();
         let message = format!(
-            "Its name has {length} bytes, more than {NAME_MAX_BYTES}; the snapshot does not hold it, nor what is below"
+            "Its name has {length} bytes, more than {NAME_MAX_BYTES}; neither it nor anything below it is in the snapshot"
         );
         self.problem(path, message);
     }
@@ -56,7 +56,7 @@ impl Findings {
         if !are_all {
             let most = max_bytes >> 10;
             let message = format!(
-                "Has more than {most} KiB of extended attributes; the snapshot holds it without those of users (user.*)"
+                "Has more than {most} KiB of extended attributes; the snapshot leaves out those of users (user.*)"
             );
             self.problem(path, message);
         }

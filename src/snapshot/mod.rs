@@ -55,7 +55,9 @@ pub enum SnapshotError {
     #[error(transparent)]
     Pattern(#[from] PatternError),
     /// The source is empty: most likely its volume is not mounted.
-    #[error("The source {path} is empty. If its volume is not mounted, mount it; a snapshot of nothing is not taken")]
+    #[error(
+        "The source {path} is empty. No snapshot is taken of an empty source; if its volume is not mounted, mount it"
+    )]
     EmptySource {
         /// The source.
         path: String,
@@ -71,7 +73,7 @@ pub enum SnapshotError {
         remedy: String,
     },
     /// The source's path is not UTF-8.
-    #[error("The path of the source, {path}, is not UTF-8; bind-mount it at a path that is")]
+    #[error("The path of the source, {path}, is not valid UTF-8; bind-mount it at a path that is")]
     SourceName {
         /// The source, as well as it can be shown.
         path: String,
@@ -92,23 +94,23 @@ pub enum SnapshotError {
     #[error("A thread cannot be started: {0}")]
     Thread(io::Error),
     /// The storing threads ended early.
-    #[error("The threads that store chunks ended early; this is a defect of zmreplica")]
+    #[error("The threads that store chunks ended early; this is a bug in zmreplica")]
     ChunkWriterGone,
     /// A chunk that came from the source's host is not what it was said to be.
     #[error(
-        "The source side sent a chunk that is not what it was said to be ({0}). Nothing of it was kept; check that host and its zmreplica"
+        "The remote host sent a chunk that does not match its description ({0}). The chunk was not stored; check that host and its zmreplica"
     )]
     WrongChunk(#[source] ChunkFault),
     /// The scan ended early.
-    #[error("The scan ended before the tree was complete; this is a defect of zmreplica")]
+    #[error("The scan ended before the tree was complete; this is a bug in zmreplica")]
     ScanIncomplete,
     /// The user interrupted the run.
-    #[error("Interrupted. What was stored so far is kept, and the next run goes on from there")]
+    #[error("Interrupted. What was stored so far is kept, and the next run resumes from there")]
     Interrupted,
     /// The run took as long as it may.
     #[error(
-        "The run was ended after {} s, as long as --max-duration or `max-duration` lets it take. \
-         What was stored so far is kept, and the next run goes on from there",
+        "The run was stopped after {} s, the limit set by --max-duration or `max-duration`. \
+         What was stored so far is kept, and the next run resumes from there",
         .span.as_secs()
     )]
     TooLong {

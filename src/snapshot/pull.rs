@@ -199,10 +199,10 @@ fn confined(host: &str, confinement: Confinement) -> String {
             format!("The agent on {host} is confined to reading (Landlock, seccomp).")
         }
         Confinement { landlock: true, seccomp: false } => {
-            format!("The agent on {host} is confined by Landlock alone: its kernel has no seccomp for it.")
+            format!("The agent on {host} is confined by Landlock only: the kernel has no seccomp filter for it.")
         }
         Confinement { landlock: false, seccomp: true } => {
-            format!("The agent on {host} is confined by seccomp alone: its kernel has no Landlock.")
+            format!("The agent on {host} is confined by seccomp only: the kernel has no Landlock.")
         }
         Confinement { landlock: false, seccomp: false } => {
             format!("The kernel of {host} does not confine the agent: it has neither Landlock nor seccomp.")
@@ -247,7 +247,7 @@ fn open(
     );
     progress.wire.connections.fetch_add(1, Ordering::Relaxed);
     if opened.uploaded {
-        progress.report(format!("The agent was uploaded to {}; further runs find it there.", opened.hello.host));
+        progress.report(format!("The agent was uploaded to {}; later runs will find it there.", opened.hello.host));
     }
     if let Some(confinement) = opened.confinement {
         progress.report_detail(confined(&opened.hello.host, confinement));
@@ -283,8 +283,8 @@ fn open_agentless(
     let earlier = progress.wire.connections.fetch_add(1, Ordering::Relaxed);
     if earlier == 0 {
         progress.report(format!(
-            "Without an agent on {}: find and tar read everything there that is new to this store, and it all travels as it is. \
-             The snapshot is the same; with an agent it is made faster.",
+            "Without an agent on {}: find and tar read all data there that is new to this store, and it is transferred uncompressed. \
+             The snapshot is the same; with an agent it is faster.",
             spec.host
         ));
     }
@@ -331,7 +331,7 @@ fn with_attempts<T>(
             return Err(error);
         }
         warn!(target: areas::REMOTE, %error, failed, pause_s = pause.as_secs(), "attempt failed");
-        progress.report(format!("{error}. Another attempt in {} s goes on from there.", pause.as_secs()));
+        progress.report(format!("{error}. Retrying in {} s; the run will resume.", pause.as_secs()));
         let until = Instant::now() + pause;
         while Instant::now() < until {
             progress.check_interrupt()?;

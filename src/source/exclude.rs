@@ -27,7 +27,7 @@ fn default_patterns() -> [String; 2] {
 
 /// A pattern that cannot be understood.
 #[derive(Debug, thiserror::Error)]
-#[error("Exclude pattern {pattern:?} is not valid: {reason}")]
+#[error("Exclude pattern `{pattern}` is not valid: {reason}")]
 pub struct PatternError {
     /// The pattern as it was given.
     pub pattern: String,

@@ -30,7 +30,7 @@ const BATCH_BYTES: u64 = 1 << 20;
 
 /// The reading threads are gone: one of them panicked.
 #[derive(Debug, thiserror::Error)]
-#[error("The threads that read the source ended early; this is a defect of zmreplica")]
+#[error("The threads that read the source ended early; this is a bug in zmreplica")]
 pub struct ReadersGone;
 
 struct Batch {

@@ -36,7 +36,9 @@ pub enum SourceError {
         reason: Cause,
     },
     /// The remote host does not keep to the protocol, or what it sent is not what it said.
-    #[error("The source side broke the protocol: {reason}. Nothing of it was kept; check that host and its zmreplica")]
+    #[error(
+        "The remote host broke the protocol: {reason}. Nothing of this was stored; check that host and its zmreplica"
+    )]
     Protocol {
         /// What does not fit.
         #[source]
@@ -50,7 +52,7 @@ pub enum SourceError {
     },
     /// What came could not be kept on this host for as long as it is needed.
     #[error(
-        "No temporary file can be written in {}: {source}. Pulling without an agent needs room there for the names of the tree and for the largest file",
+        "No temporary file can be written in {}: {source}. Pulling without an agent needs space there for the names of the tree and for the largest file",
         .directory.display()
     )]
     Spool {
@@ -60,7 +62,7 @@ pub enum SourceError {
         source: io::Error,
     },
     /// The receiver of chunks failed; it knows why.
-    #[error("The chunks of the source could not be taken")]
+    #[error("The chunks of the source could not be stored")]
     Intake,
 }
 

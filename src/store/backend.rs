@@ -30,7 +30,7 @@ pub enum BackendError {
         key: String,
     },
     /// The key is not made of safe characters.
-    #[error("{key:?} is not an object key: use 1 to 200 of A-Z a-z 0-9 . _ - between single slashes")]
+    #[error("`{key}` is not an object key: use 1 to 200 of A-Z a-z 0-9 . _ - between single slashes")]
     BadKey {
         /// The offending key.
         key: String,

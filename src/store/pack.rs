@@ -177,7 +177,7 @@ impl FromStr for PackId {
 #[derive(Debug, Error)]
 pub enum PackError {
     /// The text is not a pack id.
-    #[error("{text:?} is not a pack id, which has 32 hexadecimal digits in lower case")]
+    #[error("`{text}` is not a pack id, which has 32 hexadecimal digits in lower case")]
     BadId {
         /// The text.
         text: String,

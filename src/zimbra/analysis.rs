@@ -368,9 +368,7 @@ impl Judge<'_> {
                 kind: FaultKind::LatestAbsent,
                 severity: Severity::Loss,
                 session: Some(label.clone()),
-                text: format!(
-                    "accounts.xml names {label} as its newest full, which is not there or not valid{instead}"
-                ),
+                text: format!("accounts.xml names {label} as its newest full, which is missing or invalid{instead}"),
             });
         }
         if !draft.in_accounts && self.site.accounts.as_ref().is_some_and(|accounts| accounts.reading.complete) {
@@ -378,7 +376,7 @@ impl Judge<'_> {
                 kind: FaultKind::NotInAccounts,
                 severity: Severity::Notice,
                 session: None,
-                text: "accounts.xml does not know it: a restore must name the full session (-lb), or needs an earlier snapshot's accounts.xml"
+                text: "accounts.xml does not list it: a restore must name the full session (-lb), or needs an earlier snapshot's accounts.xml"
                     .to_owned(),
             });
         }
@@ -422,7 +420,7 @@ impl Judge<'_> {
             kind: FaultKind::NotBackedUp,
             severity: Severity::Notice,
             session: Some(session.label.clone()),
-            text: format!("{} does not hold it: {why}", session.label),
+            text: format!("{} does not have it: {why}", session.label),
         })
     }
 
@@ -438,7 +436,7 @@ impl Judge<'_> {
             None => fault(
                 FaultKind::DirectoryAbsent,
                 Severity::Block,
-                format!("{label} lists it and has no directory of it"),
+                format!("{label} lists it but has no directory for it"),
             ),
             Some(Err(reason)) => {
                 fault(
@@ -530,7 +528,7 @@ impl Judge<'_> {
             }
         }
         match names.as_slice() {
-            [] => "no session that is there names them".to_owned(),
+            [] => "no session in the snapshot has them".to_owned(),
             names => format!("{} should hold them", names.join(", ")),
         }
     }

@@ -287,7 +287,7 @@ pub(super) fn read_site(files: &mut Files, view: &SnapshotView, tree: &[u8]) -> 
         },
         _ => {
             remarks.push(
-                "There is no accounts.xml: a restore by name is impossible without it. Take one from another snapshot, or accounts.xml.old"
+                "There is no accounts.xml, and without it accounts cannot be restored by name. Take one from another snapshot, or use accounts.xml.old"
                     .to_owned(),
             );
             None
@@ -297,7 +297,7 @@ pub(super) fn read_site(files: &mut Files, view: &SnapshotView, tree: &[u8]) -> 
     if let Some(Node::Directory(finished)) = view.lookup(&root, SESSIONS.as_bytes())? {
         read_sessions_below(files, view, &finished, &join(tree, SESSIONS), false, &mut sessions)?;
     } else {
-        remarks.push("There is no directory sessions/: this is no backup tree, or an empty one".to_owned());
+        remarks.push("There is no directory sessions/: this is not a backup tree, or an empty one".to_owned());
     }
     for name in UNFINISHED {
         if let Some(Node::Directory(unfinished)) = view.lookup(&root, name.as_bytes())? {

@@ -208,7 +208,7 @@ fn a_store_that_is_open_to_others_is_closed_and_that_is_said() {
         bench.code(0, &["snapshot"]);
         widen(&bench.store());
         let said = bench.code(0, &[command]);
-        assert!(said.contains("Other users could get into the store") && said.contains("mode 0755"), "{said}");
+        assert!(said.contains("Other users had access to the store") && said.contains("mode 0755"), "{said}");
         assert_private(&bench.store(), USER);
         let said = bench.code(0, &[command]);
         assert!(!said.contains("Other users"), "{said}");

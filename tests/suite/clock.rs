@@ -123,7 +123,7 @@ fn a_night_with_the_clock_behind_removes_nothing_and_is_kept_as_its_neighbours_a
     let told = night(&scene, 4);
     assert_eq!((&told["snapshot"]["state"], &told["removed_snapshots"]), (&"complete".into(), &0.into()), "{told}");
     let output = scene.code(4, &["snapshot", "source"]);
-    assert!(err(&output).contains("later than the clock of this host"), "{}", err(&output));
+    assert!(err(&output).contains("ahead of the clock of this host"), "{}", err(&output));
     configured(&scene, 4, &["prune", "--keep-last", "1"]);
     assert_eq!(snapshots(&scene).len(), 8);
     assert!(

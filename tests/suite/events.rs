@@ -75,8 +75,8 @@ fn a_filter_goes_before_v() {
     assert!(has(&events(&steps, "INFO"), "run started"), "{}", err(&steps));
     assert_eq!(out(&steps), "");
     for (filter, reason) in [
-        ("prnue=debug", "there is no area \"prnue\". The areas are run, remote, mount, prune, store"),
-        ("loud", "\"loud\" is not a level"),
+        ("prnue=debug", "there is no area `prnue`. The areas are run, remote, mount, prune, store"),
+        ("loud", "`loud` is not a level"),
     ] {
         let mut command = scene.command();
         let refused = finished(command.arg("snapshots").env("ZMREPLICA_LOG", filter), 2);
@@ -106,7 +106,7 @@ fn a_prune_shows_its_steps() {
     }
     let pruned = scene.code(0, &["-v", "prune", "--keep-last", "1", "--grace", "0s"]);
     let shown = events(&pruned, "INFO");
-    for step in ["finding out what is in use", "removing rows", "deleting packs", "repacking"] {
+    for step in ["finding what is in use", "removing rows", "deleting packs", "repacking"] {
         assert!(has(&shown, step), "{step}: {shown:?}");
     }
     assert!(has(&shown, "prune finished removed_snapshots=1"), "{shown:?}");

@@ -239,8 +239,8 @@ fn a_host_that_is_restored_to_cannot_hold_memory_or_time() {
     let longer = "12";
     for (attack, timeout, said) in [
         ("unread-answers", "2", "has read nothing"),
-        ("mute", "2", "has said nothing of its work"),
-        ("mute", longer, "has said nothing of its work"),
+        ("mute", "2", "has not reported on its work"),
+        ("mute", longer, "has not reported on its work"),
     ] {
         let (peak, code, told) = bench.finish(restoring(&bench, attack, "latest", timeout));
         assert_eq!(code, 1, "{told}");

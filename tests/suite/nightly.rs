@@ -258,7 +258,7 @@ fn while_the_store_is_held_nothing_is_done_and_said_so() {
     let scene = scene();
     night(&scene, 0);
     let output = configured(&scene, 0, &["hold", "--reason", "disks are moved"]);
-    assert!(err(&output).contains("held since") && err(&output).contains("disks are moved"), "{}", err(&output));
+    assert!(err(&output).contains("on hold since") && err(&output).contains("disks are moved"), "{}", err(&output));
     for command in [&["nightly"][..], &["snapshot"]] {
         let output = configured(&scene, 6, command);
         assert!(err(&output).contains("disks are moved") && err(&output).contains("zmreplica release"));

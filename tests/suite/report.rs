@@ -132,5 +132,5 @@ fn stores_with_little_in_them_have_a_page_too() {
     scene.snapshot();
     scene.ok(&["report", "page.html"]);
     let page = fs::read_to_string(scene.path("page.html")).unwrap();
-    assert!(page.contains("this is no backup tree") && page.contains("No sessions."));
+    assert!(page.contains("this is not a backup tree") && page.contains("No sessions."));
 }

@@ -204,7 +204,7 @@ fn an_attribute_that_does_not_fit_is_a_problem_of_its_name() {
     shell(r#"fallocate -l 40M "$1/filler""#, &[&disk]);
     set_time(&at("more"), 7, 9);
     let report = scene.command().args(["restore", "latest", "disk/target"]).output().unwrap();
-    assert!(err(&report).contains("Make room"), "{}", err(&report));
+    assert!(err(&report).contains("Free some space"), "{}", err(&report));
     run(Command::new("umount").arg(&disk));
     run(Command::new("umount").arg(scene.source()));
 }

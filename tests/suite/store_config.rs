@@ -162,7 +162,7 @@ fn lost_settings_are_damage_and_repair_says_what_it_did() {
         for arguments in [&["snapshots"][..], &["snapshot", "source"], &["check"], &["restore", "latest", "out"]] {
             let told = err(&scene.code(7, arguments));
             assert!(
-                told.contains("config.json is damaged") && told.contains("`zmreplica repair` makes it again"),
+                told.contains("config.json is damaged") && told.contains("`zmreplica repair` restores it"),
                 "{told}"
             );
         }
@@ -211,7 +211,7 @@ fn settings_of_another_store_are_found_and_put_right() {
     assert!(scene.command_on(&other).args(["-q", "init"]).status().unwrap().success());
     fs::copy(other.join("config.json"), config_of(&scene)).unwrap();
     let told = out(&scene.code(7, &["check"]));
-    assert!(told.contains("config.json") && told.contains("does not say what the catalogue says of it"), "{told}");
+    assert!(told.contains("config.json") && told.contains("does not match the catalogue"), "{told}");
     scene.ok(&["repair"]);
     assert_eq!(fs::read(config_of(&scene)).unwrap(), good);
     scene.ok(&["check"]);

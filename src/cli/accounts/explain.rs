@@ -55,7 +55,7 @@ pub(super) fn run(
     if !all_well || !was_found {
         if !was_found && !context.output.json() {
             let (name, id) = (text::escape(name.as_bytes()), chosen.record.short_id());
-            context.output.note(&format!("The snapshot {id} does not know an account {name}."));
+            context.output.note(&format!("The snapshot {id} has no account {name}."));
         }
         was_found |= look_back(shared, name, &mut ids, at, &mountpoint)?;
     }
@@ -140,7 +140,7 @@ fn moved_earlier(shared: &mut AccountsContext<'_>, name: &str) -> Result<Option<
         if let Some(tree) = found.and_then(|account| account.tree) {
             let (name_word, tree_word) = (quoted(name), quoted(&tree));
             return Ok(Some(CliError::Failed(format!(
-                "No tree at the root of a snapshot knows an account {name}; {tree} in the snapshot {id} does: `zmreplica accounts {id} --tree={tree_word} --account={name_word}` tells of it"
+                "No tree at the root of a snapshot has an account {name}, but {tree} in the snapshot {id} does: run `zmreplica accounts {id} --tree={tree_word} --account={name_word}`"
             ))));
         }
     }
@@ -156,7 +156,7 @@ fn unknown(analysis: &Analysis, name: &str, record: &SnapshotRecord) -> CliError
     });
     let offered: Vec<String> = similar.take(OFFERED).map(|account| text::escape(account.email.as_bytes())).collect();
     let hint = if offered.is_empty() {
-        "`zmreplica accounts --history` lists all that snapshots know".to_owned()
+        "`zmreplica accounts --history` lists all accounts in snapshots".to_owned()
     } else {
         format!("did you mean {}?", offered.join(", "))
     };
@@ -243,11 +243,11 @@ fn tell_plan(context: &Context, analysis: &Analysis, plan: &RestorePlan, command
         output.line(&format!("  {}", text::escape(read_words(&analysis.sessions[read.session], read).as_bytes())))?;
     }
     if commands.is_empty() {
-        output.line("  # No command is offered: what the backup calls the account, or its session, is nothing that zmrestore takes for an address or a label.")?;
+        output.line("  # No command is shown, because the name of the account or of its session is not a valid address or label.")?;
     }
-    let beside = format!("# or beside it, as {}...:", zmreplica::zimbra::plan::RESTORED_PREFIX);
+    let beside = format!("# or next to it, as {}...:", zmreplica::zimbra::plan::RESTORED_PREFIX);
     let words = [
-        "# To restore it, show the snapshot as a backup tree,",
+        "# To restore it, mount the snapshot as a backup tree,",
         "# restore the account in place",
         &beside,
         "# and at the end:",
@@ -257,7 +257,7 @@ fn tell_plan(context: &Context, analysis: &Analysis, plan: &RestorePlan, command
         output.line(&format!("  {command}"))?;
     }
     if plan.is_time_needed {
-        output.note("zmrestore reads the time in the time zone of its server; above it is that of this host.");
+        output.note("zmrestore reads the time in the time zone of its server; the time above is in that of this host.");
     }
     Ok(())
 }

@@ -165,7 +165,7 @@ fn one(shared: &mut AccountsContext<'_>, name: &str) -> Result<Exit, CliError> {
     if !found {
         let name = text::escape(name.as_bytes());
         return Err(CliError::Failed(format!(
-            "No snapshot knows an account {name}; `zmreplica accounts --history` lists all"
+            "No snapshot has an account {name}; `zmreplica accounts --history` lists all accounts"
         )));
     }
     if !output.json() {

@@ -97,7 +97,7 @@ impl AccountsContext<'_> {
 pub(crate) fn run(context: &Context, args: &AccountsArgs) -> Result<Exit, CliError> {
     let at = match &args.at {
         Some(given) => Some(parse_time(given).ok_or_else(|| {
-            CliError::Usage(format!("--at {given:?} is no time: give 2026-11-22T03:00 or a day such as 2026-11-22"))
+            CliError::Usage(format!("--at `{given}` is not a time: give 2026-11-22T03:00 or a day such as 2026-11-22"))
         })?),
         None => None,
     };
@@ -140,7 +140,7 @@ fn answer(shared: &mut AccountsContext<'_>, chosen: &StoredSnapshot, at: Option<
 pub(super) fn unread(context: &Context, analysis: &Analysis) -> Option<Exit> {
     let error = analysis.store_error.as_ref()?;
     context.output.warn(&format!(
-        "A part of the store could not be read, so what is told may be too little: {}. `zmreplica check` tells more",
+        "A part of the store could not be read, so this report may be incomplete: {}. Run `zmreplica check` for details",
         error.text
     ));
     Some(if error.is_damage { Exit::Damage } else { Exit::Incomplete })
@@ -233,7 +233,7 @@ fn tell_moved(shared: &AccountsContext<'_>, view: &SnapshotView) -> Result<(), C
             shared
                 .context
                 .output
-                .note(&format!("An upgrade moved an older tree to {shown}; --tree {shown} tells of it."));
+                .note(&format!("An upgrade moved an older tree to {shown}; use --tree {shown} to see it."));
         }
     }
     Ok(())

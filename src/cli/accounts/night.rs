@@ -65,7 +65,7 @@ pub(crate) fn lost_something(found: &Summary) -> Option<String> {
     let told: Vec<String> = found.changes.lost_something().map(word).collect();
     (!told.is_empty()).then(|| {
         format!(
-            "less can be restored than in the night before of {}: {}. `zmreplica accounts --account ADDRESS` tells why, and how to restore one",
+            "less can be restored than the night before of {}: {}. `zmreplica accounts --account ADDRESS` explains why, and how to restore one",
             text::plural(told.len() as u64, "account", "accounts"),
             text::first_of(told.iter().map(String::as_str))
         )

@@ -73,7 +73,7 @@ pub(super) fn run(
     if let (Some(with), false) = (&compared.with, compared.no_longer_whole.is_empty()) {
         let with = with.get(..8).unwrap_or(with);
         output.warn(&format!(
-            "No longer whole since the snapshot before, {with}: {}. `zmreplica accounts --account ADDRESS` tells how to restore one",
+            "No longer whole since the previous snapshot, {with}: {}. `zmreplica accounts --account ADDRESS` explains how to restore one",
             text::first_of(compared.no_longer_whole.iter().map(|(_, email)| email.as_str()))
         ));
     }

@@ -40,9 +40,9 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
 
 const SETTINGS: [Setting; 41] = [
     setting("store", "none", "directory of the store"),
-    setting("source", "none", "what `snapshot` and `nightly` take"),
-    setting("exclude", "[]", "patterns of what is left out, besides lost+found and sessions under deletion"),
-    setting("compression-level", "3", "how hard zstd tries, 1 to 19"),
+    setting("source", "none", "the tree that `snapshot` and `nightly` replicate"),
+    setting("exclude", "[]", "patterns to exclude, besides lost+found and sessions that are being deleted"),
+    setting("compression-level", "3", "compression level of zstd, 1 to 19"),
     setting("dictionary", "true", "whether small messages are compressed with a trained dictionary"),
     setting(
         "remote.ssh-key",
@@ -51,8 +51,12 @@ const SETTINGS: [Setting; 41] = [
     ),
     setting("remote.known-hosts", "none", "file of known hosts; else ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts"),
     setting("remote.rsh", "none", "program to connect through, such as \"ssh -J gateway\""),
-    setting("remote.bwlimit", "none", "most bytes a second that the other host sends, such as \"10M\""),
-    setting("remote.agent-path", "none", "zmreplica on the other host; else it is found in the PATH or uploaded"),
+    setting("remote.bwlimit", "none", "limit in bytes per second for what the remote host sends, such as \"10M\""),
+    setting(
+        "remote.agent-path",
+        "none",
+        "path of zmreplica on the remote host; else it is found in the PATH or uploaded",
+    ),
     setting(
         "remote.agent-binary",
         "none",
@@ -60,42 +64,50 @@ const SETTINGS: [Setting; 41] = [
     ),
     setting("remote.upload", "true", "whether the agent may be uploaded"),
     setting("remote.compress-at", "\"source\"", "where chunks are compressed: \"source\" or \"replica\""),
-    setting("remote.timeout", "600", "seconds without an answer after which the connection counts as lost"),
-    setting("remote.retries", "5", "attempts in a row that may bring nothing before a run gives up"),
+    setting("remote.timeout", "600", "seconds without an answer after which the connection is given up"),
+    setting("remote.retries", "5", "attempts in a row without progress before a run gives up"),
     setting(
         "max-duration",
         "none",
-        "how long `snapshot` and `nightly` may take for a snapshot before they end and leave the rest to the next run",
+        "time after which `snapshot` and `nightly` stop a snapshot and leave the rest to the next run",
     ),
-    setting("settle", "\"0s\"", "how long `nightly` waits for a running zmbackup at most"),
-    setting("settle-quiet", "\"5min\"", "how long nothing in tmp/ must have changed for zmbackup to count as finished"),
+    setting("settle", "\"0s\"", "longest time that `nightly` waits for a running zmbackup"),
+    setting("settle-quiet", "\"5min\"", "time without a change in tmp/ after which zmbackup counts as finished"),
     setting("metrics", "none", "file that `nightly` writes metrics to, for Prometheus"),
     setting("log", "none", "where `nightly` logs to, besides stdout and stderr: \"journal\", \"syslog\" or a file"),
-    setting("metrics-mode", "\"0644\", or as it is", "who may read the metrics, in octal; they hold no address"),
-    setting("log-mode", "\"0640\", or as it is", "who may read a log file, in octal"),
-    setting("report-mode", "\"0640\", or as it is", "who may read the page that `report` writes, in octal"),
-    setting("max-age", "\"36h\"", "age of the newest snapshot from which on `status` complains"),
-    setting("retention.keep-last", "0", "keep the newest so many snapshots"),
-    setting("retention.keep-hourly", "0", "keep the newest of each of the last so many hours that have one"),
-    setting("retention.keep-daily", "0", "keep the newest of each of the last so many days that have one"),
-    setting("retention.keep-weekly", "0", "keep the newest of each of the last so many weeks that have one"),
-    setting("retention.keep-monthly", "0", "keep the newest of each of the last so many months that have one"),
-    setting("retention.keep-yearly", "0", "keep the newest of each of the last so many years that have one"),
-    setting("retention.keep-within", "none", "keep all that are at most so old: 8d, 2w, 3m (months), 1y"),
-    setting("retention.keep-accounts", "none", "keep the last with an account whole, so long after it vanished: 1y"),
-    setting("retention.keep-tags", "[]", "keep all that have one of these tags"),
+    setting("metrics-mode", "\"0644\", or as it is", "mode of the metrics file, in octal; it contains no addresses"),
+    setting("log-mode", "\"0640\", or as it is", "mode of a log file, in octal"),
+    setting("report-mode", "\"0640\", or as it is", "mode of the page that `report` writes, in octal"),
+    setting("max-age", "\"36h\"", "age of the newest snapshot beyond which `status` reports it"),
+    setting("retention.keep-last", "0", "number of newest snapshots to keep"),
+    setting("retention.keep-hourly", "0", "keep the newest of each of the last N hours that have one"),
+    setting("retention.keep-daily", "0", "keep the newest of each of the last N days that have one"),
+    setting("retention.keep-weekly", "0", "keep the newest of each of the last N weeks that have one"),
+    setting("retention.keep-monthly", "0", "keep the newest of each of the last N months that have one"),
+    setting("retention.keep-yearly", "0", "keep the newest of each of the last N years that have one"),
+    setting("retention.keep-within", "none", "keep every snapshot up to this age: 8d, 2w, 3m (months), 1y"),
+    setting(
+        "retention.keep-accounts",
+        "none",
+        "keep the last with an account whole, for this time after it vanished: 1y",
+    ),
+    setting("retention.keep-tags", "[]", "keep every snapshot with one of these tags"),
     setting("retention.max-unused", "10", "how much of the packs may be unused after a prune, in per cent"),
-    setting("guard.expect-retention", "learned", "age at which zmbackup -del removes sessions; earlier is suspect"),
+    setting(
+        "guard.expect-retention",
+        "learned",
+        "age at which zmbackup -del removes sessions; earlier removal is suspect",
+    ),
     setting(
         "guard.clock-jump",
         "learned",
-        "time after the last snapshot from which on a clock counts as wrong: 8d, 2w, 3m",
+        "time after the last snapshot beyond which the clock counts as wrong: 8d, 2w, 3m",
     ),
     setting("guard.changed-share", "0.2", "share of files that may change in place from one snapshot to the next"),
-    setting("guard.lost-share", "0.5", "share of names that may go, in a tree that is not Zimbra's"),
-    setting("hooks.on-success", "none", "command that is run after a night in which all went well"),
-    setting("hooks.on-warning", "none", "command that is run when there is something to look at"),
-    setting("hooks.on-failure", "none", "command that is run after a night that failed"),
+    setting("guard.lost-share", "0.5", "share of names that may disappear, in a tree that is not Zimbra's"),
+    setting("hooks.on-success", "none", "command to run after a successful night"),
+    setting("hooks.on-warning", "none", "command to run when something needs attention"),
+    setting("hooks.on-failure", "none", "command to run after a failed night"),
 ];
 
 #[derive(Serialize)]
@@ -126,7 +138,9 @@ pub(crate) fn run(output: &Output, global: &GlobalArgs, args: &ConfigArgs) -> Re
     let (file, must_exist) = super::file(global.config.as_deref());
     let shown = file.display().to_string();
     let Some(text) = super::read(&file, must_exist)? else {
-        return Err(CliError::Usage(format!("There is no configuration file {shown}; `--config` names another one")));
+        return Err(CliError::Usage(format!(
+            "There is no configuration file {shown}; name another one with `--config`"
+        )));
     };
     let mut mistakes = Vec::new();
     let given: toml::Table = text.parse().unwrap_or_else(|error: toml::de::Error| {
@@ -185,7 +199,7 @@ fn mistake_of(key: &str, value: &toml::Value) -> Option<String> {
         let near = SETTINGS.iter().map(|setting| (distance(setting.key, key), setting.key)).min();
         let hint =
             near.filter(|(distance, _)| *distance <= 3).map(|(_, near)| format!("; {near} is one")).unwrap_or_default();
-        return Some(format!("{key} is no setting{hint}"));
+        return Some(format!("{key} is not a setting{hint}"));
     }
     let mut alone = toml::Table::new();
     match key.split_once('.') {
@@ -255,7 +269,7 @@ fn of_this_host(config: &Config) -> Vec<String> {
             Some(HookCommand::Program(words)) => words.iter().map(String::as_str).collect(),
         };
         match words.first() {
-            None => wrong.push(format!("{key}: it names no command")),
+            None => wrong.push(format!("{key}: it is not a command")),
             // Other words of a line for the shell may be anything.
             Some(program) if program.starts_with('/') && !is_executable(Path::new(program)) => {
                 wrong.push(format!("{key}: {program} is not a program that can be run"));

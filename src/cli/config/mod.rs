@@ -176,9 +176,7 @@ pub(crate) fn load(given: Option<&Path>) -> Result<Config, CliError> {
     let Some(text) = read(&path, must_exist)? else { return Ok(Config::default()) };
     parse(&text).map_err(|reason| {
         let path = path.display();
-        CliError::Usage(format!(
-            "The configuration file {path} is not valid: {reason} (`zmreplica config check` tells more)"
-        ))
+        CliError::Usage(format!("The configuration file {path} is not valid: {reason} (see `zmreplica config check`)"))
     })
 }
 

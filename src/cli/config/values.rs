@@ -38,13 +38,13 @@ impl FromStr for Span {
             "d" => 86_400,
             _ => {
                 return Err(format!(
-                    "{given:?} is no span of time: give a number and s, min, h or d, such as 90s or 2h"
+                    "`{given}` is not a span of time: give a number and s, min, h or d, such as 90s or 2h"
                 ));
             }
         };
-        let number: u64 = digits.parse().map_err(|_| format!("{given:?} is no span of time: it has no number"))?;
+        let number: u64 = digits.parse().map_err(|_| format!("`{given}` is not a span of time: it has no number"))?;
         let seconds = number.checked_mul(seconds).filter(|seconds| *seconds <= 366 * 86_400);
-        seconds.map(|seconds| Span(Duration::from_secs(seconds))).ok_or_else(|| format!("{given:?} is too long"))
+        seconds.map(|seconds| Span(Duration::from_secs(seconds))).ok_or_else(|| format!("`{given}` is too long"))
     }
 }
 
@@ -85,7 +85,7 @@ impl FromStr for FileMode {
     fn from_str(given: &str) -> Result<FileMode, String> {
         let mode = u32::from_str_radix(given, 8).ok().filter(|mode| mode & 0o600 == 0o600 && *mode <= 0o777);
         mode.map(FileMode).ok_or_else(|| {
-            format!("{given:?} is no mode of a file: give it in octal, such as \"0640\"; its owner reads and writes it")
+            format!("`{given}` is not a file mode: give it in octal, such as \"0640\"; its owner reads and writes it")
         })
     }
 }
@@ -106,7 +106,9 @@ impl FromStr for LogTarget {
         match given {
             "syslog" | "journal" => Ok(LogTarget::System),
             path if path.starts_with('/') => Ok(LogTarget::File(path.into())),
-            other => Err(format!("{other:?} is no log: give \"journal\", \"syslog\" or the absolute path of a file")),
+            other => {
+                Err(format!("`{other}` is not a log: give \"journal\", \"syslog\" or the absolute path of a file"))
+            }
         }
     }
 }

@@ -79,7 +79,7 @@ pub enum AgentError {
     #[error("The connection failed: {0}")]
     Connection(#[from] io::Error),
     /// The other side does not keep to the protocol.
-    #[error("The other side broke the protocol: {0}")]
+    #[error("The run broke the protocol: {0}")]
     Protocol(#[source] Cause),
     /// The request was refused, and that was reported to the run.
     #[error("{0}")]
@@ -173,7 +173,7 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
                 let what = format!("The agent on {host} is confined to {}, which it cannot use", root.display());
                 let cause = Explained::new(
                     error,
-                    ". Make it there, or correct --root of the agent (command= in authorized_keys)",
+                    ". Create it there, or correct --root of the agent (command= in authorized_keys)",
                 );
                 AgentError::Refused(During::new(what, cause).into())
             }

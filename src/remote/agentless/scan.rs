@@ -208,7 +208,7 @@ impl Scan {
         // Without its beginning nobody knows which directories only look empty.
         if said.len() >= WORDS_MAX_BYTES {
             let message = format!(
-                "More of the source cannot be read than can be noted, at the end: {}. Pull as a user who may read it",
+                "Too much of the source cannot be read to report it all; the last was: {}. Pull as a user who may read the source",
                 shown(said)
             );
             return Err(SourceError::Refused { message });

@@ -183,7 +183,7 @@ impl Shell {
                 control.abort();
                 return Err(ConnectError::Refused {
                     message: format!(
-                        "The key for {host} is bound to an agent (command= in authorized_keys there), so that no shell is to be had. Leave out --agentless, or use another key"
+                        "The key for {host} is restricted to an agent (command= in authorized_keys there), so it gets no shell. Leave out --agentless, or use another key"
                     ),
                 });
             }
@@ -209,9 +209,7 @@ impl Shell {
         drop(deadline);
         input.get_mut().idle_timeout = options.idle_timeout;
         let tool = |name: &str| ConnectError::NoAgent {
-            message: format!(
-                "{host} has no GNU {name}, which --agentless needs. Install it there, or let the agent run"
-            ),
+            message: format!("{host} has no GNU {name}, which --agentless needs. Install it there, or use the agent"),
         };
         match answer.as_slice() {
             b"ok" => {}
@@ -230,7 +228,7 @@ impl Shell {
                 let words = control.exit_info();
                 return Err(ConnectError::NoAgent {
                     message: format!(
-                        "The tar on {host} cannot do what --agentless needs of it, extended attributes above all ({words}). Install another there, or let the agent run"
+                        "The tar on {host} lacks features that --agentless needs, such as extended attributes ({words}). Install another there, or use the agent"
                     ),
                 });
             }

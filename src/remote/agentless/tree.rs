@@ -49,7 +49,7 @@ impl AgentlessTree {
         counters: &Arc<WireCounters>,
     ) -> Result<AgentlessTree, ConnectError> {
         let spool = Spool::new(&options.spool)
-            .map_err(|error| ConnectError::Refused { message: format!("No temporary file can be made: {error}") })?;
+            .map_err(|error| ConnectError::Refused { message: format!("No temporary file can be created: {error}") })?;
         let shell = Shell::start(transport, options, counters)?;
         Ok(AgentlessTree {
             shell,

@@ -129,16 +129,14 @@ pub fn connect(
         Err(NotThis::Version(version)) => {
             format!("{first} on {host} speaks version {version} of the protocol, and this program version {VERSION}")
         }
-        Err(NotThis::Absent(words)) => format!("{first} on {host} is no agent ({words})"),
+        Err(NotThis::Absent(words)) => format!("{first} on {host} is not an agent ({words})"),
     };
     if choice.path.is_some() {
         return Err(ConnectError::NoAgent { message: format!("{why}. Correct --agent-path, or leave it out") });
     }
     if !choice.upload {
-        let message = format!(
-            "{why}, and none may be uploaded (--no-upload). Install zmreplica {} there",
-            env!("CARGO_PKG_VERSION")
-        );
+        let message =
+            format!("{why}, and --no-upload forbids an upload. Install zmreplica {} there", env!("CARGO_PKG_VERSION"));
         return Err(ConnectError::NoAgent { message });
     }
     let binary = binary_to_upload(choice.binary.as_deref())
@@ -169,9 +167,9 @@ pub fn connect(
         Ok((connection, hello, confinement)) if hello.binary == hash => {
             Ok(Opened { connection, hello, confinement, uploaded: true })
         }
-        Ok(_) => Err(ConnectError::NoAgent {
-            message: format!("{why}, and the one that was uploaded is not what runs there"),
-        }),
+        Ok(_) => {
+            Err(ConnectError::NoAgent { message: format!("{why}, and what runs there is not the uploaded program") })
+        }
         Err(NotThis::Error(error)) => Err(error),
         Err(NotThis::Version(version)) => {
             Err(ConnectError::NoAgent { message: format!("{why}; the uploaded one speaks version {version}") })
@@ -185,7 +183,7 @@ fn does_not_run(why: &str, words: &str, binary: &Binary) -> ConnectError {
         "Use --agentless, or install zmreplica there".to_owned()
     } else {
         format!(
-            "{} needs the libraries of this host; scripts/build-agent makes one that needs none. Or use --agentless",
+            "{} needs the libraries of this host; scripts/build-agent builds one that needs none. Or use --agentless",
             binary.path.display()
         )
     };
@@ -312,7 +310,7 @@ fn binary_to_upload(given: Option<&Path>) -> Result<Binary, String> {
     match given {
         Some(given) => Err(format!("{} cannot be read", given.display())),
         None => Err(format!(
-            "there is no static {BINARY_NAME} beside this program or in {LIBRARY_DIRECTORY}, and this program cannot be read; scripts/build-agent makes one"
+            "there is no static {BINARY_NAME} beside this program or in {LIBRARY_DIRECTORY}, and this program cannot be read; scripts/build-agent builds one"
         )),
     }
 }

@@ -196,7 +196,7 @@ impl Link {
         frame::put_compressed(&mut bytes, kind, payload);
         let held = bytes.capacity() + FRAME_BYTES;
         if self.shared.outgoing.fetch_add(held, Ordering::Relaxed) > OUTGOING_MAX_BYTES {
-            return self.shared.fail("the agent does not read what it is sent");
+            return self.shared.fail("the agent does not read its input");
         }
         if let Some(out) = &self.out {
             let _ = out.send(bytes);

@@ -49,7 +49,7 @@ pub enum RemoteRestoreError {
     Connect(#[from] ConnectError),
     /// The connection broke.
     #[error(
-        "The connection to {host} was lost: {reason}. Files that were restored so far are complete; run the same command again to go on"
+        "The connection to {host} was lost: {reason}. Files that were restored so far are complete; run the same command again to continue"
     )]
     Lost {
         /// The host.
@@ -70,7 +70,7 @@ pub enum RemoteRestoreError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     /// The user interrupted the restore.
-    #[error("Interrupted. Files that were restored so far are complete; run the same command again to go on")]
+    #[error("Interrupted. Files that were restored so far are complete; run the same command again to continue")]
     Interrupted,
 }
 
@@ -253,7 +253,7 @@ impl Desk<'_> {
             heard = heard.max(self.window.last_written());
             if heard.elapsed() > self.idle_timeout {
                 return Err(
-                    format!("the agent has said nothing of its work for {} s", heard.elapsed().as_secs()).into()
+                    format!("the agent has not reported on its work for {} s", heard.elapsed().as_secs()).into()
                 );
             }
         }
@@ -301,7 +301,7 @@ impl Desk<'_> {
             }
             let silent = began.max(self.window.last_written()).elapsed();
             if silent > self.idle_timeout {
-                return Err(format!("the agent has read nothing of what it asked for in {} s", silent.as_secs()).into());
+                return Err(format!("the agent has not read what it requested for {} s", silent.as_secs()).into());
             }
         }
         Ok(true)

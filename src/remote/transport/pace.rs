@@ -33,7 +33,7 @@ impl Pace {
         (self.waited, self.from) = (Duration::ZERO, bytes);
         (came as f64 / seconds < SLOWEST_BYTES_PER_SECOND as f64).then(|| {
             format!(
-                "only {came} bytes of what was waited for came in {seconds:.0} s, and less than {SLOWEST_BYTES_PER_SECOND} a second is no progress"
+                "only {came} bytes arrived in {seconds:.0} s; less than {SLOWEST_BYTES_PER_SECOND} per second is no progress"
             )
         })
     }

@@ -18,7 +18,7 @@ pub struct RemoteSpec {
 /// A place that cannot be meant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} does not name a place on another host: {reason}. Write [user@]host:path or ssh://[user@]host[:port]/path"
+    "`{text}` does not name a place on a remote host: {reason}. Write [user@]host:path or ssh://[user@]host[:port]/path"
 )]
 pub struct SpecError {
     /// What was given.

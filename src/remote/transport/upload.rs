@@ -69,7 +69,7 @@ pub fn upload(transport: &mut dyn Transport, directory: &str, name: &str, bytes:
 fn refused(transport: &dyn Transport, reason: &str) -> UploadError {
     let host = transport.host();
     let message = format!(
-        "The agent cannot be uploaded to {host}: {reason}. Mend that, install zmreplica there, or use --agentless"
+        "The agent cannot be uploaded to {host}: {reason}. Fix that, install zmreplica there, or use --agentless"
     );
     TransportError::Refused { message }.into()
 }

@@ -42,8 +42,8 @@ pub enum CutError {
     /// The file could not be read.
     #[error("Reading failed: {0}")]
     Read(#[from] io::Error),
-    /// The receiver of the segments went away.
-    #[error("The receiver of the segments went away")]
+    /// The receiver of the segments has ended.
+    #[error("The receiver of the segments has ended")]
     SinkClosed,
 }
 

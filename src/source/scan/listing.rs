@@ -59,7 +59,7 @@ pub enum Found {
 
 /// Something of the tree that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} {:?}: {message}", String::from_utf8_lossy(path))]
+#[error("{kind} {}: {message}", crate::plain::escape(path))]
 pub struct Problem {
     /// Path relative to the root.
     pub path: Vec<u8>,

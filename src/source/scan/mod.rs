@@ -42,7 +42,7 @@ use work::Engine;
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// The root is no directory, does not exist, or may not be read.
-    #[error("Cannot scan {path:?}: {source}. Check the path, and that this user may read it")]
+    #[error("Cannot scan {}: {source}. Check the path, and that this user may read it", path.display())]
     Root {
         /// The root as it was given.
         path: PathBuf,
@@ -50,7 +50,7 @@ pub enum ScanError {
         source: io::Error,
     },
     /// A scanning thread could not be started.
-    #[error("Cannot start a thread to scan {path:?}: {source}")]
+    #[error("Cannot start a thread to scan {}: {source}", path.display())]
     Thread {
         /// The root as it was given.
         path: PathBuf,

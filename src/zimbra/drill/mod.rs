@@ -317,7 +317,7 @@ impl<'a> Driller<'a> {
             None => drilled.fault(DrillFault {
                 kind: DrillFaultKind::Missing,
                 path: file.display().to_string(),
-                reason: "the shared message of a placeholder is in no file and no zip".to_owned(),
+                reason: "the shared message of a placeholder is missing".to_owned(),
             }),
         }
     }
@@ -405,6 +405,6 @@ fn zip_fault(path: &Path, error: &impl std::fmt::Display) -> DrillFault {
 }
 
 fn wrong_digest(path: &Path, found: &str) -> DrillFault {
-    let reason = format!("the message has the digest {found}, and not that of its name");
+    let reason = format!("the message has the digest {found}, which does not match its name");
     DrillFault { kind: DrillFaultKind::WrongDigest, path: path.display().to_string(), reason }
 }

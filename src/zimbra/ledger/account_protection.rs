@@ -92,7 +92,7 @@ pub fn protections<E>(
                 Err(error) => Some(error.to_string()),
             };
             if let Some(error) = unknown {
-                let reason = format!("which accounts it holds whole cannot be told: {error}");
+                let reason = format!("which accounts it has whole cannot be determined: {error}");
                 reasons.entry(record.id.clone()).or_default().push(reason);
             }
             step()?;

@@ -192,7 +192,7 @@ fn what_is_no_address_gets_no_command_to_paste() {
         shell(r#"find "$1" -name '*.xml' -exec sed -i "$2" {} +"#, &[&scene.source(), Path::new(&replaced)]);
         scene.snapshot();
         let text = told(name, &[]);
-        assert!(text.contains(": whole") && text.contains("No command is offered"), "{name}: {text}");
+        assert!(text.contains(": whole") && text.contains("No command is shown"), "{name}: {text}");
         assert!(!text.contains("zmrestore -"), "{name}: {text}");
         let event = &events(&told(name, &["--json"]))[0];
         assert_eq!(event["email"], name);

@@ -69,7 +69,7 @@ impl KnownKeys {
     /// Compares the host's key, once it has shown it. What forbids it in one file counts against what lets it in in another.
     pub(super) fn check(&self, session: &Session, host: &str, port: u16) -> Result<(), TransportError> {
         let (key, kind) =
-            session.host_key().ok_or_else(|| refused(format!("The host {host} shows no key; it is not trusted")))?;
+            session.host_key().ok_or_else(|| refused(format!("The host {host} shows no key, so it is not trusted")))?;
         let verdicts: Vec<(&Path, Verdict)> =
             self.files.iter().map(|(path, file)| (path.as_path(), file.verdict(host, port, key))).collect();
         let find = |wanted: fn(&Verdict) -> bool| verdicts.iter().find(|(_, verdict)| wanted(verdict)).copied();
@@ -79,13 +79,13 @@ impl KnownKeys {
         let scan = if bare { quoted(host) } else { format!("-p {port} {}", quoted(host)) };
         if let Some((file, Verdict::Revoked(line))) = find(|verdict| matches!(verdict, Verdict::Revoked(_))) {
             return Err(refused(format!(
-                "The key of the host {host} is REVOKED: it shows {print}, which line {line} of {} marks @revoked. Do not go on before its administrator has told why, and has set up a new one",
+                "The key of the host {host} is REVOKED: it shows {print}, which line {line} of {} marks @revoked. Do not continue until its administrator has explained why and set up a new one",
                 file.display()
             )));
         }
         if let Some((file, Verdict::Unclear(line))) = find(|verdict| matches!(verdict, Verdict::Unclear(_))) {
             return Err(refused(format!(
-                "Line {line} of {} may forbid the key of the host {host}, {print}, and is not understood. Correct or remove that line",
+                "Line {line} of {} might forbid the key of the host {host}, {print}, but cannot be parsed. Correct or remove that line",
                 file.display()
             )));
         }
@@ -95,8 +95,8 @@ impl KnownKeys {
         if let Some((file, Verdict::Changed(line))) = find(|verdict| matches!(verdict, Verdict::Changed(_))) {
             let (file, word) = (file.display(), quoted(&file.to_string_lossy()));
             return Err(refused(format!(
-                "The key of the host {host} has CHANGED: it shows {print}, and line {line} of {file} has another. Somebody may be listening, or the host was \
-                 set up anew. If its administrator confirms the new key: `ssh-keygen -f {word} -R {name}`, then `ssh-keyscan {scan} >> {word}`"
+                "The key of the host {host} has CHANGED: it shows {print}, and line {line} of {file} has another. Someone may be intercepting the connection, or the host was \
+                 reinstalled. If its administrator confirms the new key, run `ssh-keygen -f {word} -R {name}`, then `ssh-keyscan {scan} >> {word}`"
             )));
         }
         let authority = match find(|verdict| matches!(verdict, Verdict::Authority(_))) {
@@ -110,8 +110,8 @@ impl KnownKeys {
         };
         let word = self.files.first().map(|(file, _)| quoted(&file.to_string_lossy())).unwrap_or_default();
         Err(refused(format!(
-            "The key of the host {host} is not known{authority}: it shows {print}. Compare that with what the host's administrator tells \
-             (`ssh-keygen -lf` on its key file), then `ssh-keyscan {scan} >> {word}`"
+            "The key of the host {host} is not known{authority}: it shows {print}. Compare that with what the host's administrator reports \
+             (`ssh-keygen -lf` on its key file), then run `ssh-keyscan {scan} >> {word}`"
         )))
     }
 }

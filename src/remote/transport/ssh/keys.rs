@@ -105,7 +105,7 @@ fn by_file(session: &Session, user: &str, file: &Path, passphrase: &Passphrase) 
     let word = if is_encrypted(&text) {
         let ask = passphrase.0.as_ref();
         let word = ask.and_then(|ask| ask(file));
-        Some(word.ok_or("it is encrypted, and there is no passphrase: use ssh-agent, or ZMREPLICA_SSH_PASSPHRASE")?)
+        Some(word.ok_or("it is encrypted, and no passphrase is set: use ssh-agent, or ZMREPLICA_SSH_PASSPHRASE")?)
     } else {
         None
     };

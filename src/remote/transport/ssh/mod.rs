@@ -68,7 +68,7 @@ impl SshTransport {
         let failed = |reason: Cause| TransportError::Connect { host: host.clone(), reason };
         let stream = connect_tcp(host, port).map_err(|error| no_stream(host, port, error))?;
         if let Some(said) = other_greeting(&stream) {
-            let reason = format!("what listens on port {port} there is no sshd{said}").into();
+            let reason = format!("what listens on port {port} there is not sshd{said}").into();
             return Err(TransportError::Unreachable { host: host.clone(), reason });
         }
         let _ = stream.set_nodelay(true);
@@ -87,7 +87,7 @@ impl SshTransport {
             // Nothing that both know.
             ssh2::ErrorCode::Session(KEX_FAILURE | METHOD_NOT_SUPPORTED) => {
                 let message = format!(
-                    "Cannot talk to {host}: {error}. Its sshd offers no way that this program knows; use --rsh ssh"
+                    "Cannot talk to {host}: {error}. Its sshd offers no method that this program supports; use --rsh ssh"
                 );
                 TransportError::Refused { message }
             }
