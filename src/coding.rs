@@ -22,7 +22,7 @@ pub fn expansion_limit(packed_bytes: usize) -> u64 {
     EXPANSION_BASE_BYTES.saturating_add((packed_bytes as u64).saturating_mul(EXPANSION_FACTOR))
 }
 
-/// Tells that encoded bytes end too early or hold a value that no writer produces.
+/// Encoded bytes end too early or hold a value that no writer produces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Encoded bytes are damaged: {0}")]
 pub struct DecodeError(pub &'static str);

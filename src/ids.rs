@@ -57,7 +57,7 @@ macro_rules! numbers {
 numbers! {
     /// The number of a chunk, in order of first sight.
     ChunkId;
-    /// The number of a link group, in order of first sight. It identifies a file within its store for ever.
+    /// The number of a link group, in order of first sight. It identifies a file within its store forever.
     GroupId;
     /// The number of an object: a page of a directory, its names, an index, segments of a content, link counts, a list of problems.
     ObjectId;

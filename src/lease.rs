@@ -20,7 +20,7 @@ use crate::locks::{self, Hold};
 const DIRECTORY: &str = "leases";
 const GATE: &str = "gate";
 const SUFFIX: &str = ".lease";
-/// The gate is held for as long as a commit takes, or a look. Who finds it closed for longer says so instead of waiting for ever.
+/// The gate is held for as long as a commit takes, or a look. Who finds it closed for longer says so instead of waiting forever.
 const GATE_LIMIT: Duration = Duration::from_secs(60);
 /// Longer files are no leases.
 const MAX_BYTES: u64 = 1 << 20;

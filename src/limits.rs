@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What counts as no limit: the bound that the kernel itself has by default.
 const UNLIMITED: usize = 1 << 20;
-/// Open files assumed where the system does not tell: what a command has open when its work begins.
+/// Open files assumed where the system does not say: what a command has open when its work begins.
 const USUALLY_OPEN: usize = 24;
 
 /// Raises the soft limit of open files to the hard one, and returns what holds now.

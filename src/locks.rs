@@ -61,7 +61,7 @@ pub(crate) fn wait(file: &File, path: &Path, hold: Hold, limit: Duration) -> io:
     }
 }
 
-/// Returns the processes that hold a lock on a file, as far as this host's kernel tells; 0 for one that cannot be seen from here.
+/// Returns the processes that hold a lock on a file, as far as this host's kernel reports them; 0 for one that cannot be seen from here.
 pub(crate) fn holders(file: &File) -> Vec<u32> {
     let Ok(inode) = file.metadata().map(|metadata| metadata.ino().to_string()) else { return Vec::new() };
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();

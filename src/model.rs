@@ -82,7 +82,7 @@ pub struct Xattr {
 /// hundreds of megabytes of them.
 pub const XATTRS_MAX_BYTES: usize = 1 << 20;
 
-/// The same for the directory at the top of a source: its attributes stand in the snapshot's record, which is read often, and travels whole.
+/// The same for the directory at the top of a source: its attributes stand in the snapshot's record, which is read often, and is transferred whole.
 pub const ROOT_XATTRS_MAX_BYTES: usize = 128 << 10;
 
 /// Returns what extended attributes take in memory, roughly and in bytes.
@@ -143,7 +143,7 @@ pub struct Attributes {
     pub xattrs: Vec<Xattr>,
 }
 
-/// What one `statx` call told of an inode.
+/// What one `statx` call reported for an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
     /// The kind of the inode.
@@ -237,7 +237,7 @@ impl fmt::Debug for ChunkHash {
     }
 }
 
-/// Tells how a chunk's stored bytes are to be read.
+/// How a chunk's stored bytes are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Codec {
     /// The stored bytes are the plain bytes.

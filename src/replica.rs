@@ -211,7 +211,7 @@ fn names(text: &str, process: u32) -> bool {
     process == 0 || text.starts_with(&format!("process {process},"))
 }
 
-/// Tells which process writes to the store now, as its lock says; `None` when none does, as far as this host can see.
+/// Returns which process writes to the store now, as its lock says; `None` when none does, as far as this host can see.
 ///
 /// It asks the kernel's list of locks and does not try the lock, lest a run that begins right now finds it taken.
 pub fn lock_holder(path: &Path) -> Option<String> {
@@ -222,7 +222,7 @@ pub fn lock_holder(path: &Path) -> Option<String> {
     locks::holders(&file).into_iter().any(|process| names(&text, process)).then(|| text.trim().to_owned())
 }
 
-/// Returns the number of the last commit in a catalogue that may be damaged or missing; `None` when that cannot be told.
+/// Returns the number of the last commit in a catalogue that may be damaged or missing; `None` when that cannot be determined.
 fn last_known_commit(file: &Path) -> Option<CommitNumber> {
     let read = || Ok::<_, CatalogError>(last_commit(&CatalogDatabase::open_read_only(file)?.read()?)?.0);
     read().ok()

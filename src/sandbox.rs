@@ -3,7 +3,7 @@
 //! An agent that is asked for a pull takes orders from another host. Its code opens nothing outside of its root and writes nothing, and in case that code is wrong, two walls of
 //! the kernel stand behind it. *Landlock* lets the thread open files and directories below the root for reading, and the table of mounts; nothing else can be opened, made, run or
 //! connected to. *seccomp* refuses the calls that make sockets, run programs, change the system, or change files in ways that Landlock leaves alone (modes, owners, attributes,
-//! times). Both hold for the calling thread and all that it starts later, for ever.
+//! times). Both hold for the calling thread and all that it starts later, forever.
 //!
 //! The walls are there for paths that lead to the wrong place and for mistakes in this program's code. They do not hold code of a stranger that runs in the process: threads that
 //! started before share its memory and are not confined. Nor does the filter see what `openat2` opens, for its flags lie in memory: where there is no Landlock, it may open for

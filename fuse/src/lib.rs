@@ -46,13 +46,13 @@ impl Errno {
     pub const NOTDIR: Errno = Errno(20);
     /// Is a directory.
     pub const ISDIR: Errno = Errno(21);
-    /// The operation makes no sense for this kind of inode.
+    /// The operation is invalid for this kind of inode.
     pub const INVAL: Errno = Errno(22);
     /// No such extended attribute.
     pub const NODATA: Errno = Errno(61);
 }
 
-/// Tells why a tree could not answer: a number for the kernel and a cause for people.
+/// Why a tree could not answer: a number for the kernel and a cause for people.
 #[derive(Debug, thiserror::Error)]
 #[error("{source}")]
 pub struct TreeError {
@@ -88,7 +88,7 @@ pub enum FileKind {
     BlockDevice,
 }
 
-/// What `stat` tells of an inode.
+/// What `stat` reports for an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileAttributes {
     /// Inode number: the same for all names of one inode, and for no other inode of the tree.
@@ -124,7 +124,7 @@ pub struct ListedEntry<'a> {
     pub inode: u64,
     /// The kind of the inode, as far as it is known.
     pub kind: FileKind,
-    /// Its attributes; `None` when they cannot be had, which a look-up or [`attributes`](ImmutableTree::attributes) then tells.
+    /// Its attributes; `None` when they cannot be had, which a look-up or [`attributes`](ImmutableTree::attributes) then reports.
     pub attributes: Option<FileAttributes>,
     /// Where a listing that ends here goes on: the cookie to give to the next call.
     pub next_cookie: u64,

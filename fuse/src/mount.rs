@@ -30,7 +30,7 @@ pub struct MountOptions {
     pub threads: usize,
     /// How far the kernel reads ahead in a file, in KiB. Only root can set it.
     pub read_ahead_kib: u32,
-    /// Where failures are told.
+    /// Where failures are reported.
     pub log: Log,
 }
 
@@ -160,7 +160,7 @@ impl Mount {
             .is_some_and(|own| mount_table().is_ok_and(|table| table.iter().any(|entry| is_it(entry, own))))
     }
 
-    /// Ends the server's threads after [`wait`](Mount::wait) has told that there is nothing left to serve.
+    /// Ends the server's threads after [`wait`](Mount::wait) has reported that there is nothing left to serve.
     ///
     /// # Errors
     /// Fails when the server ended although it is still mounted. The mount is left as it is then, so that whoever uses it gets errors and never an

@@ -93,7 +93,7 @@ pub struct TreeServer<T> {
 struct Inner<T> {
     tree: Arc<T>,
     log: Log,
-    /// Inodes whose failure was told.
+    /// Inodes whose failure was reported.
     failures: Mutex<HashSet<u64>>,
 }
 
@@ -317,7 +317,7 @@ fn attr(attributes: &FileAttributes) -> FileAttr {
     }
 }
 
-/// What the kernel is told for a name that is not there, so that it remembers: inode number 0.
+/// What the kernel is sent for a name that is not there, so that it remembers: inode number 0.
 fn nothing() -> FileAttr {
     attr(&FileAttributes::unknown(0, FileKind::File))
 }

@@ -327,7 +327,7 @@ fn stop(kept: &mut Option<CheckError>, error: CheckError) -> CatalogError {
     }
 }
 
-/// Returns what is wrong, or the error if it tells of the system and not of what is stored.
+/// Returns what is wrong, or the error if it concerns the system and not what is stored.
 pub(super) fn damage_of(error: CatalogError) -> Result<String, CheckError> {
     if is_damage(&error) { Ok(reason_of(&error)) } else { Err(error.into()) }
 }

@@ -1,4 +1,4 @@
-//! `zmreplica agent`: the far end of a pull. Started on the source's host by the run on the replica's, through SSH; not by people.
+//! `zmreplica agent`: the remote end of a pull. Started on the source's host by the run on the replica's, through SSH; not by people.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ use super::output::stderr_line;
 
 /// The niceness that the agent takes on: the mail server comes first.
 const NICE: i32 = 10;
-/// An agent waits longer than a run before it takes the other side for lost: the run is the one to tell.
+/// An agent waits longer than a run before it takes the other side for lost: the run is the one to report it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2 * SILENCE.as_secs());
 
 /// How long the agent may take to end once its input has.

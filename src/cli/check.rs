@@ -13,7 +13,7 @@ use super::output::{GOOD, Output, Verbosity};
 use super::progress::{ONE_LINE, live_line, start_follower};
 use super::{Context, signals, text};
 
-/// Damages listed with all they affect unless everything is to be told.
+/// Damages listed with all they affect unless everything is to be reported.
 const DAMAGES_LISTED: usize = 20;
 /// How often the counters are looked at.
 const TICK: Duration = Duration::from_millis(120);

@@ -1,4 +1,4 @@
-//! `zmreplica diff`: tells what differs between two snapshots.
+//! `zmreplica diff`: shows the differences between two snapshots.
 
 use std::io::Write;
 use std::sync::Arc;

@@ -25,7 +25,7 @@ pub(crate) enum Exit {
     Done = 0,
     /// Failed.
     Failed = 1,
-    /// The command line or the configuration makes no sense.
+    /// The command line or the configuration is invalid.
     Usage = 2,
     /// Done, but some files could not be read or written.
     Incomplete = 3,
@@ -51,7 +51,7 @@ pub(crate) enum CliError {
     /// No store was named.
     #[error("No store is named")]
     NoStore,
-    /// The command line or the configuration makes no sense.
+    /// The command line or the configuration is invalid.
     #[error("{0}")]
     Usage(String),
     /// Something else that the user has to see.

@@ -192,7 +192,7 @@ impl Context {
         }
     }
 
-    /// Opens the store for writing, and tells when an earlier run left something to finish.
+    /// Opens the store for writing, and reports if an earlier run left something to finish.
     fn open_locked(&self) -> Result<LockedReplica, CliError> {
         let replica = LockedReplica::open(self.store()?)?;
         self.narrow(replica.path());
@@ -327,7 +327,7 @@ fn usage_answer(error: &clap::Error, json: bool) -> Exit {
     exit
 }
 
-/// Tells of an error and returns its exit code.
+/// Reports an error and returns its exit code.
 fn report(output: &Output, error: &CliError) -> Exit {
     if error.is_broken_pipe() {
         return Exit::Done;

@@ -1,7 +1,7 @@
 //! `zmreplica mount`: shows a snapshot, or all of them, as a normal tree.
 //!
 //! In the background a second process of the same program does the work: this one starts it, waits until the mount can be used or has failed,
-//! and ends as it does. The other one tells errors itself, for it still has the same stderr then.
+//! and ends as it does. The other one reports errors itself, for it still has the same stderr then.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;

@@ -1,6 +1,6 @@
 //! `zmreplica nightly`: all of a night in one command, for cron or a systemd timer.
 //!
-//! It waits for zmbackup, takes a snapshot, finds out what can be restored, prunes by the configured policy, and then tells whoever wants to know, whatever happened: the log, the metrics, and
+//! It waits for zmbackup, takes a snapshot, finds out what can be restored, prunes by the configured policy, and then reports the outcome, whatever happened: the log, the metrics, and
 //! the hook for the way it ended.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,11 +34,11 @@ use super::snapshot::SnapshotArgs;
 use super::snapshots::SnapshotEvent;
 use super::{Context, clock, hold, path, prune, remote, signals, snapshot, text};
 
-/// Nothing in `tmp/` must have changed for this long, unless told otherwise: the longest that zmbackup was seen to write nothing is a minute or so.
+/// Nothing in `tmp/` must have changed for this long, by default: the longest that zmbackup was seen to write nothing is a minute or so.
 const QUIET: Duration = Duration::from_secs(300);
-/// Problems that a hook and the log are told by name.
+/// Problems that a hook and the log receive by name.
 const PROBLEMS_TOLD: usize = 20;
-/// What a text that hooks are told is cut to, in bytes: much of it comes from the source, and a variable of an environment that is too long, or has a NUL in
+/// What a text for hooks is cut to, in bytes: much of it comes from the source, and a variable of an environment that is too long, or has a NUL in
 /// it, keeps a hook from being started at all.
 const TEXT_BYTES: usize = 4 << 10;
 
@@ -64,7 +64,7 @@ pub(crate) struct NightlyArgs {
     log: Option<LogTarget>,
 }
 
-/// How a night ended, as hooks are told.
+/// How a night ended, as hooks see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Outcome {
@@ -211,7 +211,7 @@ impl Night<'_> {
         Ok(worse(worse(exit?, found), pruned))
     }
 
-    /// Finds out what can be restored from the snapshot and tells it. That it cannot be found out is told too, and ends no night: the snapshot is there.
+    /// Finds out what can be restored from the snapshot and reports it. A failure to do so is reported too, but does not end the night: the snapshot is there.
     fn find_out(&mut self, replica: &Replica, report: &SnapshotReport) -> Exit {
         match restorable::find_out(replica, &report.record) {
             Ok(None) => Exit::Done,
@@ -350,7 +350,7 @@ impl Night<'_> {
         }
     }
 
-    /// Tells how the night ended: the log, the metrics, the hook, stdout.
+    /// Reports how the night ended: to the log, the metrics, the hook, stdout.
     fn tell(&mut self, started: Timestamp, result: &Result<Exit, CliError>) {
         let context = self.context;
         let (exit, message, hint) = match result {
@@ -376,7 +376,7 @@ impl Night<'_> {
             // Where a store is that this version knows, and only there; that it cannot be noted is no news on a full disk.
             LastNight { finished, exit_code: exit as u8, message: message.clone() }.save(store);
         }
-        // A store that cannot be opened is part of what is told, by what is missing.
+        // A store that cannot be opened is part of what is reported, by what is missing.
         let gather = || Status::gather(&context.open().ok()?, finished).ok();
         let status = gather();
         let judged = self.report.as_ref().map(|report| MarkedSnapshot::fresh(report.number, &report.record));

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter};
 use zmreplica::plain::{escape_text, is_plain};
 
-/// How much is told.
+/// How much is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verbosity {
     /// Problems and errors only.
@@ -139,7 +139,7 @@ impl Output {
         self.json
     }
 
-    /// Returns how much is told.
+    /// Returns how much is printed.
     pub(crate) fn verbosity(&self) -> Verbosity {
         self.verbosity
     }
@@ -219,7 +219,7 @@ impl Output {
 }
 
 fn anstream_line(style: Style, head: &str, text: &str) {
-    // Nobody is left to be told when stderr fails.
+    // There is nowhere left to report that stderr fails.
     let _ = writeln!(anstream::stderr().lock(), "{style}{head}{style:#}{}", plain_line(text));
 }
 

@@ -48,7 +48,7 @@ struct Figures {
     stored_bytes: u64,
     scanned: bool,
     committing: bool,
-    /// What travelled from the source's host, and what was done there; 0 for a source on this one.
+    /// What was transferred from the source's host, and what was done there; 0 for a source on this one.
     received_bytes: u64,
     sent_bytes: u64,
     far_names: u64,
@@ -136,7 +136,7 @@ impl Figures {
 /// How long a run may still take.
 #[derive(Debug, PartialEq, Eq)]
 enum Forecast {
-    /// Nobody can tell.
+    /// It cannot be determined.
     None,
     /// What is known to be left takes so long, and more may turn up.
     AtLeast(Duration),
@@ -191,7 +191,7 @@ pub(crate) fn live_line(output: &Output, template: &str) -> ProgressBar {
     bar
 }
 
-/// Follows a run until `stop` is closed: tells how it goes and hands it the wish to end.
+/// Follows a run until `stop` is closed: reports progress and passes on requests to stop.
 pub(crate) fn follow(output: &Output, progress: &Progress, interrupt: &AtomicBool, stop: &Receiver<()>) {
     let started = Instant::now();
     let bar = live_line(output, "{spinner} {elapsed_precise}  {wide_msg}\n  {prefix}");
@@ -230,7 +230,7 @@ pub(crate) fn follow(output: &Output, progress: &Progress, interrupt: &AtomicBoo
     bar.finish_and_clear();
 }
 
-/// Passes on what the run has to tell while it goes on.
+/// Passes on what the run reports while it is going on.
 fn tell_messages(output: &Output, progress: &Progress, bar: &ProgressBar) {
     let details = progress.take_details();
     if output.verbosity() == Verbosity::Verbose {

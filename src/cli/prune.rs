@@ -179,12 +179,12 @@ pub(crate) struct Pruned {
     exit: Exit,
 }
 
-/// How much of the plan is told.
+/// How much of the plan is shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Telling {
     /// All of it.
     Plan,
-    /// What goes, and what came of it if anything did: a night has other news, and `prune --dry-run` or -v tells the rest.
+    /// What goes, and what came of it if anything did: a night has other news, and `prune --dry-run` or -v shows the rest.
     Removals,
 }
 
@@ -220,7 +220,7 @@ impl<'a> PruneContext<'a> {
 }
 
 impl PruneContext<'_> {
-    /// Returns whether what stays is told, too.
+    /// Returns whether what stays is reported, too.
     fn tells_all(&self) -> bool {
         self.telling == Telling::Plan || self.output.json() || self.output.verbosity() == Verbosity::Verbose
     }
@@ -230,7 +230,7 @@ impl PruneContext<'_> {
     }
 }
 
-/// Prunes by rules, and tells what it does.
+/// Prunes by rules, and reports what it does.
 fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Pruned, CliError> {
     let PruneContext { output, interrupt, progress, .. } = shared;
     let mut attempt = 1;
@@ -289,7 +289,7 @@ fn account_protections(shared: &PruneContext<'_>, replica: &Replica) -> Result<P
     Ok(Protections { reasons: reasons? })
 }
 
-/// Does some work while a live line tells how far it is.
+/// Does some work while a live line shows its progress.
 pub(crate) fn followed<T>(
     output: &Output,
     progress: &PruneProgress,

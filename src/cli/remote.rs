@@ -17,46 +17,46 @@ use zmreplica::wall::{Share, limit_memory};
 use super::error::CliError;
 use super::text;
 
-/// Attempts in a row that may bring nothing, unless told otherwise.
+/// Attempts in a row that may bring nothing, by default.
 const RETRIES: u32 = 5;
 
 /// Arguments of a connection.
 #[derive(Args, Default)]
 pub(crate) struct RemoteArgs {
     /// Private key for the source's host [default: ssh-agent, then the usual files in ~/.ssh]
-    #[arg(long, value_name = "FILE", help_heading = "Another host")]
+    #[arg(long, value_name = "FILE", help_heading = "Remote host")]
     ssh_key: Option<PathBuf>,
     /// File of known hosts [default: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts]
-    #[arg(long, value_name = "FILE", help_heading = "Another host")]
+    #[arg(long, value_name = "FILE", help_heading = "Remote host")]
     known_hosts: Option<PathBuf>,
     /// Connect with this program, for example 'ssh -J gateway', like rsync's -e
-    #[arg(long, value_name = "CMD", help_heading = "Another host", conflicts_with_all = ["ssh_key", "known_hosts"])]
+    #[arg(long, value_name = "CMD", help_heading = "Remote host", conflicts_with_all = ["ssh_key", "known_hosts"])]
     rsh: Option<String>,
     /// Limit what the remote host sends, in bytes per second, for example 10M; a number without a unit is in KiB, as with rsync
-    #[arg(long, value_name = "RATE", help_heading = "Another host", value_parser = parse_rate)]
+    #[arg(long, value_name = "RATE", help_heading = "Remote host", value_parser = parse_rate)]
     bwlimit: Option<u64>,
     /// The agent's path on the remote host [default: zmreplica in the PATH there, else one that is uploaded]
-    #[arg(long, value_name = "PATH", help_heading = "Another host")]
+    #[arg(long, value_name = "PATH", help_heading = "Remote host")]
     agent_path: Option<String>,
     /// Never upload the agent
-    #[arg(long, help_heading = "Another host")]
+    #[arg(long, help_heading = "Remote host")]
     no_upload: bool,
     /// The static program to upload [default: zmreplica-agent next to this program or in /usr/local/lib/zmreplica, else this program]
-    #[arg(long, value_name = "FILE", help_heading = "Another host")]
+    #[arg(long, value_name = "FILE", help_heading = "Remote host")]
     agent_binary: Option<PathBuf>,
     /// Run no agent on the remote host, only its find and tar. Slower: all new data is transferred uncompressed
-    #[arg(long, help_heading = "Another host", conflicts_with_all = ["agent_path", "no_upload", "agent_binary"])]
+    #[arg(long, help_heading = "Remote host", conflicts_with_all = ["agent_path", "no_upload", "agent_binary"])]
     agentless: bool,
     /// Give up the connection if the remote host does not answer for this long, or sends next to nothing for six times as long [default: 600]
-    #[arg(long, value_name = "SECONDS", help_heading = "Another host", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", help_heading = "Remote host", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Give up after this many attempts in a row that bring nothing new [default: 5]
-    #[arg(long, value_name = "N", help_heading = "Another host")]
+    #[arg(long, value_name = "N", help_heading = "Remote host")]
     retries: Option<u32>,
 }
 
 impl RemoteArgs {
-    /// Returns whether the command line asks that no agent runs on the other host.
+    /// Returns whether the command line asks that no agent runs on the remote host.
     pub(crate) fn asks_for_no_agent(&self) -> bool {
         self.agentless
     }

@@ -1,4 +1,4 @@
-//! `zmreplica repair`: brings the catalogue back, saves what damaged packs still have, and tells what is lost.
+//! `zmreplica repair`: rebuilds the catalogue, salvages damaged packs, and reports what is lost.
 
 use clap::Args;
 use serde::Serialize;

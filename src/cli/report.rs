@@ -124,7 +124,7 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
     Ok((report, exit))
 }
 
-/// Tells of the snapshots that the guard found suspect and nobody has accepted.
+/// Reports the snapshots that the guard found suspect and nobody has accepted.
 fn suspects(readers: &Readers, records: &[&SnapshotRecord]) -> Result<Vec<(usize, Event)>, CliError> {
     let mut events = Vec::new();
     for one in marked_snapshots(readers.catalog())?.into_iter().filter(MarkedSnapshot::is_suspect) {
@@ -235,7 +235,7 @@ impl Follower {
     }
 }
 
-/// Names accounts of which something is to be told; `None` when there are none.
+/// Names accounts of which something is to be reported; `None` when there are none.
 fn told(what: &str, accounts: &[ChangedAccount]) -> Option<String> {
     let mut emails: Vec<&str> = accounts.iter().map(|account| account.email.as_str()).collect();
     emails.sort_unstable();

@@ -18,7 +18,7 @@ use super::progress::{ONE_LINE, live_line, start_follower};
 use super::remote::RemoteArgs;
 use super::{Context, path, remote, signals, text};
 
-/// Problems listed by name unless everything is to be told.
+/// Problems listed by name unless everything is to be reported.
 const PROBLEMS_LISTED: usize = 20;
 /// How often the counters are looked at.
 const TICK: Duration = Duration::from_millis(120);

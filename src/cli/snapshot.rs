@@ -25,7 +25,7 @@ use super::remote::{CompressAtArg, RemoteArgs};
 use super::snapshots::SnapshotEvent;
 use super::{Context, clock, hold, path, progress, remote, signals, text};
 
-/// Problems listed by name unless everything is to be told.
+/// Problems listed by name unless everything is to be reported.
 const PROBLEMS_LISTED: usize = 20;
 
 /// Arguments of `snapshot`.
@@ -64,7 +64,7 @@ pub(crate) struct SnapshotArgs {
     #[arg(long)]
     no_dictionary: bool,
     /// Where to compress chunks that come from another host [default: source]
-    #[arg(long, value_enum, value_name = "WHERE", help_heading = "Another host")]
+    #[arg(long, value_enum, value_name = "WHERE", help_heading = "Remote host")]
     compress_at: Option<CompressAtArg>,
     #[command(flatten)]
     pub(crate) remote: RemoteArgs,
@@ -120,7 +120,7 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
     }))
 }
 
-/// Returns the source that is meant, and refuses arguments that make no sense.
+/// Returns the source that is meant, and refuses arguments that are invalid.
 pub(crate) fn source<'a>(context: &'a Context, args: &'a SnapshotArgs) -> Result<&'a Path, CliError> {
     let configured = context.config.source.as_deref().map(OsStr::new);
     let source = args.source.as_deref().or(configured).filter(|source| !source.is_empty()).ok_or_else(|| {
@@ -191,7 +191,7 @@ fn limit(context: &Context, args: &SnapshotArgs) -> Option<Duration> {
     args.max_duration.or(context.config.max_duration.map(|span| span.0)).map(|span| span.0)
 }
 
-/// Does `work` while another thread tells how it goes and waits for signals.
+/// Does `work` while another thread reports progress and waits for signals.
 fn followed<T>(
     context: &Context,
     limit: Option<Duration>,
@@ -215,7 +215,7 @@ fn exit(problem_count: u64) -> Exit {
     if problem_count == 0 { Exit::Done } else { Exit::Incomplete }
 }
 
-/// Tells what the guard found, and what to do about it.
+/// Reports what the guard found, and what to do about it.
 fn tell_suspect(output: &Output, record: &SnapshotRecord) {
     for reason in record.suspect_reasons() {
         output.warn(&format!("suspect: {}", reason.text));
@@ -254,7 +254,7 @@ fn tell_problems(output: &Output, problems: &[RunProblem], problem_count: u64) -
     Ok(())
 }
 
-/// Tells of a snapshot and returns how the command ends.
+/// Reports a snapshot and returns how the command ends.
 pub(crate) fn tell(output: &Output, report: &SnapshotReport) -> Result<Exit, CliError> {
     let record = &report.record;
     let exit = if record.suspect_reasons().is_empty() { exit(record.problem_count) } else { Exit::Attention };

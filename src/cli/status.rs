@@ -1,4 +1,4 @@
-//! `zmreplica status`: tells in ten lines, and some for each further source, whether the replica is fine.
+//! `zmreplica status`: reports in ten lines, and some for each further source, whether the replica is healthy.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::error::{CliError, Exit};
 use super::output::{GOOD, WARNING};
 use super::{Context, clock, hold, text};
 
-/// Suspect snapshots that are told one by one.
+/// Suspect snapshots that are reported one by one.
 const TOLD: usize = 3;
 
 /// Arguments of `status`.

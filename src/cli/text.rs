@@ -10,7 +10,7 @@ pub(crate) use zmreplica::plain::escape;
 /// Accounts or sessions that a line names.
 const NAMED: usize = 8;
 
-/// Tells that a store was raised to the format and the features of this version when it was opened for writing.
+/// Says that a store was raised to the format and the features of this version when it was opened for writing.
 pub(crate) fn raised(from_format: u32, format: u32, added_features: &[String]) -> String {
     if from_format < format {
         return format!(

@@ -27,7 +27,7 @@ static LOG: OnceLock<Log> = OnceLock::new();
 /// Shows events from now on, as the environment says, or else the number of `-v`.
 ///
 /// # Errors
-/// Fails for a filter that makes no sense.
+/// Fails for a filter that is invalid.
 pub(crate) fn start(verbose: u8) -> Result<(), CliError> {
     let filter = match std::env::var_os(FILTER_VARIABLE).filter(|value| !value.is_empty()) {
         Some(text) => text.to_str().ok_or_else(|| "it is not UTF-8".to_owned()).and_then(parse),

@@ -30,7 +30,7 @@ pub(super) fn frames(bytes: &[u8]) {
 /// Blocks of a listing, as parts.
 pub(super) fn listing(bytes: &[u8]) {
     let Ok((listings, file_systems)) = read_blocks(&parts(bytes)) else { return };
-    // What a file system's number, or a size, may be is wider as it travels than in memory: the first round makes it narrow.
+    // What a file system's number, or a size, may be is wider on the wire than in memory: the first round makes it narrow.
     let once = read_blocks(&write_blocks(&listings, &file_systems)).expect("what was written is read");
     let twice = read_blocks(&write_blocks(&once.0, &once.1)).expect("what was written is read");
     assert_eq!(once, twice);

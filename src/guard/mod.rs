@@ -2,7 +2,7 @@
 //!
 //! A replica is there for the day on which something went wrong at the source, and that day is often noticed weeks later. So what looks like an
 //! accident makes the snapshot *suspect*: it is kept like any other, and nothing since the last good one is removed until somebody has accepted it.
-//! The rules are in `sessions.rs`, `accounts.rs`, `changes.rs` and `clock.rs`; `docs/semantics.md` tells them.
+//! The rules are in `sessions.rs`, `accounts.rs`, `changes.rs` and `clock.rs`; `docs/semantics.md` describes them.
 //!
 //! The guard never fails a run: what keeps it from its work is a reason to look, too.
 //!
@@ -100,7 +100,7 @@ pub fn marked_snapshots(catalog: &CatalogReader) -> Result<Vec<MarkedSnapshot>, 
     Ok(catalog.snapshots()?.into_iter().map(marked).collect())
 }
 
-/// Tells which snapshots must be kept, whatever the policy says, and why, by their identifiers: pinned ones, and for each source, as long as a suspect
+/// Returns which snapshots must be kept, whatever the policy says, and why, by their identifiers: pinned ones, and for each source, as long as a suspect
 /// snapshot was not accepted, the last good one before it and everything since.
 ///
 /// # Errors

@@ -172,7 +172,7 @@ impl Learned {
         Ok(Learned { full: gone(SessionKind::Full), incremental: gone(SessionKind::Incremental) })
     }
 
-    /// Tells why it is too early for a session to be gone; `None` when it is not.
+    /// Returns why it is too early for a session to be gone; `None` when it is not.
     fn too_early(&self, label: &Label, now: Timestamp, left: &BTreeSet<Label>) -> Option<String> {
         let age = now.as_second() - label.start.as_second();
         let usual = match label.kind {

@@ -168,7 +168,7 @@ pub struct MountRequest {
     pub threads: usize,
     /// Directory that takes the changes, for a writable mount.
     pub writable: Option<PathBuf>,
-    /// Where failures are told.
+    /// Where failures are reported.
     pub log: Log,
 }
 
@@ -326,7 +326,7 @@ fn has_overlay(mount_point: &Path) -> bool {
 const BUSY_RETRIES: u32 = 6;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Unmounts what this program mounted at a place, overlay and snapshot. Returns the store that was mounted, as far as the table of mounts told.
+/// Unmounts what this program mounted at a place, overlay and snapshot. Returns the store that was mounted, as far as the table of mounts shows.
 ///
 /// # Errors
 /// [`MountError::Busy`] when it is in use, [`MountError::NotMounted`] when it is nothing of ours.
@@ -384,7 +384,7 @@ struct Upper {
 }
 
 impl Upper {
-    /// Makes the directories, or finds those of an earlier mount of the same snapshot: over another one the changes would make no sense.
+    /// Makes the directories, or finds those of an earlier mount of the same snapshot: over another one the changes would be meaningless.
     fn prepare(directory: &Path, replica: &Replica, snapshot: Option<&StoredSnapshot>) -> Result<Upper, MountError> {
         let refuse =
             |reason: &str| MountError::Upper { path: directory.display().to_string(), reason: reason.to_owned() };

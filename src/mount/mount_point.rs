@@ -32,7 +32,7 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Confirms that a directory can be mounted on and returns its absolute path. A mount of ours that lies there dead, because its server was
-/// killed, is taken away first; `recovered` is told of it.
+/// killed, is taken away first; `recovered` is called for it.
 ///
 /// # Errors
 /// [`MountError::Place`] with the reason.

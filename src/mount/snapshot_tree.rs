@@ -98,7 +98,7 @@ impl SnapshotTree {
         self
     }
 
-    /// Gives files the generation 0 that all had in earlier versions. A directory of changes, which belongs to one snapshot for ever, has handles of them.
+    /// Gives files the generation 0 that all had in earlier versions. A directory of changes, which belongs to one snapshot forever, has handles of them.
     #[must_use]
     pub fn below_changes(self) -> SnapshotTree {
         SnapshotTree { generation: 0, ..self }

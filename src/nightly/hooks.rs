@@ -1,4 +1,4 @@
-//! Hooks: commands of the user that are told how a night ended, as JSON on stdin.
+//! Hooks: user commands that receive the outcome of a night, as JSON on stdin.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -99,12 +99,12 @@ impl HookCommand {
         let mut child = command.spawn().map_err(failed)?;
         let stdin = child.stdin.take();
         let status = std::thread::scope(|scope| {
-            // A hook need not read what it is told, nor read it soon.
+            // A hook need not read its input, nor read it soon.
             let write = move || stdin.map(|mut stdin| stdin.write_all(input));
             match std::thread::Builder::new().spawn_scoped(scope, write) {
                 Ok(_) => wait(&mut child, limit),
                 Err(error) => {
-                    // Ended at once: it would act on half of what it is told.
+                    // Ended at once: it would act on half of its input.
                     wait(&mut child, Duration::ZERO)?;
                     Err(error)
                 }

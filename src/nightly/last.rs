@@ -1,4 +1,4 @@
-//! How the last nightly run ended, kept with the store: a night that failed left nothing else there to tell of it.
+//! How the last nightly run ended, kept with the store: a failed night leaves no other trace there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ impl LastNight {
         }
     }
 
-    /// Returns whether it failed or found damage. That another run had the store, or somebody held it, is told by other signs.
+    /// Returns whether it failed or found damage. That another run had the store, or somebody held it, shows in other ways.
     pub fn has_failed(&self) -> bool {
         !matches!(self.exit_code, 0 | 3..=6)
     }

@@ -11,7 +11,7 @@ use crate::access::Replacement;
 use crate::plain::escape_text;
 use crate::zimbra::ledger::Summary;
 
-/// What is told of one run.
+/// What is reported of one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RunFigures {
     /// When it began.

@@ -1,7 +1,7 @@
 //! Waiting until a running zmbackup has finished.
 //!
 //! There is no lock to look at. A session is written below `tmp/` (in some releases `sessions_tmp/`) and renamed away when it is complete, and what a crash
-//! leaves there does not change any more. So zmbackup has finished when nothing below changed for some minutes. The ctime tells, for nobody can set it back, and
+//! leaves there does not change any more. So zmbackup has finished when nothing below changed for some minutes. The ctime shows that, because nobody can set it back, and
 //! that of a directory moves with every name that comes or goes.
 
 use std::io;
@@ -56,7 +56,7 @@ fn changed_at(metadata: &std::fs::Metadata) -> SystemTime {
     SystemTime::UNIX_EPOCH + seconds + nanos
 }
 
-/// Waits until `change_since` has told of no change for as long as `quiet`, at most `limit`, or until `interrupted`.
+/// Waits until `change_since` has reported no change for as long as `quiet`, at most `limit`, or until `interrupted`.
 ///
 /// # Errors
 /// Fails when the source cannot be looked at.

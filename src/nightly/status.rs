@@ -1,4 +1,4 @@
-//! The state of the replica in a few figures: what `status` says and metrics tell.
+//! The state of the replica in a few figures: what `status` and the metrics report.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::lease::{self, LeaseInfo};
 use crate::replica::{Replica, lock_holder};
 use crate::zimbra::ledger::{self, Summary};
 
-/// A newest snapshot that is older than this wants to be looked at, unless told otherwise: one night may be late, none may be missed.
+/// A newest snapshot that is older than this needs attention, by default: one night may be late, none may be missed.
 pub const MAX_AGE: Duration = Duration::from_secs(36 * 3600);
 
 /// One snapshot in short.
@@ -237,13 +237,13 @@ impl Status {
         let newest = self.sources.iter().map(SourceStatus::finished).max();
         if let Some(night) = self.last_night.as_ref().filter(|night| night.has_failed())
             && newest.is_none_or(|newest| newest < night.finished)
-            // A hold is told by itself.
+            // A hold is reported separately.
             && self.hold.is_none()
         {
             findings.push(Finding::NightFailed { night: night.clone() });
         }
         for (source, doubt) in &self.doubts {
-            // A jump makes snapshots suspect, which is told below.
+            // A jump makes snapshots suspect, which is reported below.
             if matches!(doubt, ClockDoubt::Later { .. }) {
                 findings.push(Finding::Clock { source: source.clone(), doubt: doubt.clone() });
             }

@@ -1,4 +1,4 @@
-//! Carrying out a plan. The order of the steps is told in the module above; each ends in a commit, and a crash anywhere leaves a whole store.
+//! Carrying out a plan. The module above describes the order of the steps; each ends in a commit, and a crash anywhere leaves a whole store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

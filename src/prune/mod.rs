@@ -50,10 +50,10 @@ pub use bitmap::Bitmap;
 pub use carry_out::{PruneReport, carry_out};
 pub use plan::{PruneFigures, PrunePlan, plan};
 
-/// How much of the packs may be unused unless told otherwise, in per cent.
+/// How much of the packs may be unused, by default, in per cent.
 pub const MAX_UNUSED_PERCENT: u8 = 10;
 
-/// How long what is condemned stays at least, unless told otherwise: a copy or a slow reader has a day to end.
+/// How long what is condemned stays at least, by default: a copy or a slow reader has a day to end.
 pub const GRACE: Duration = Duration::from_secs(86_400);
 
 /// How to prune.

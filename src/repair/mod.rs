@@ -8,7 +8,7 @@
 //!
 //! What is given up stays known by its hash: a chunk keeps its number and its row says that its bytes are lost. The inodes whose content needs
 //! it are forgotten, so the next snapshot reads them again, and if the source still has the same bytes they are stored under the old number: older
-//! snapshots are whole again too. `check` tells which files need lost chunks.
+//! snapshots are whole again too. `check` reports which files need lost chunks.
 //!
 //! What a later version wrote ends the repair, and nothing is changed: it is not damaged, and this version could not write it again.
 //!

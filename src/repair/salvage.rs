@@ -410,7 +410,7 @@ fn forget(replica: &LockedReplica, catalog: &CatalogReader, lost: &Bitmap<ChunkI
             }
             Ok::<(), CatalogError>(())
         });
-        // What cannot be told is read again.
+        // What cannot be determined is read again.
         needs || walked.is_err()
     };
     let mut count = 0;

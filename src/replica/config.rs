@@ -70,7 +70,7 @@ struct Sealed<'a> {
 /// Why bytes are no settings that this version can use.
 #[derive(Debug)]
 pub(crate) enum Unusable {
-    /// They make no sense.
+    /// They are invalid.
     Damaged(SettingsFault),
     /// They are of a later format.
     Format(u32),

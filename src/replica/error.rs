@@ -145,7 +145,7 @@ pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
     move |source| ReplicaError::Io { action, path, source }
 }
 
-/// As [`io_error`]; tells who may, where the system refused for want of permission.
+/// As [`io_error`]; says who may, where the system refused for want of permission.
 pub(super) fn refused(store: &Path, action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaError {
     move |error| if access::is_denial(&error) { not_allowed(store, path) } else { io_error(action, path)(error) }
 }

@@ -1,7 +1,7 @@
 //! Retention: which snapshots stay, by rules and by protection. Pure: nothing here reads a store or a clock.
 //!
 //! [`Policy`] holds the rules, [`Protections`] what other parts of the program ask to be kept, and [`plan`] makes of both a [`RetentionPlan`]: for
-//! each snapshot whether it stays, and why. When snapshots were taken it is told by [`Dates`](crate::catalog::dates::Dates).
+//! each snapshot whether it stays, and why. The times of snapshots come from [`Dates`](crate::catalog::dates::Dates).
 //!
 //! Architecture invariant: without a rule nothing goes, and the newest snapshot of a source, by plausible dates or by the order of commits, never does.
 //!

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The longest span that a rule may name, in years; the others follow from it.
 const MAX_YEARS: u32 = 1000;
 
-/// Tells why a rule makes no sense.
+/// Why a rule is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The span of `keep-within` cannot be read.
@@ -135,7 +135,7 @@ pub struct Policy {
     /// Keeps all that have one of these tags.
     pub keep_tags: Vec<String>,
     /// Keeps the last from which an account can be restored whole, for so long after the account vanished. It adds to the other rules: alone it lets nothing go. Which snapshots
-    /// those are, [`plan`](super::plan) has to be told by [`Protections`](super::Protections), for it takes a look into them.
+    /// those are, [`plan`](super::plan) has to learn from [`Protections`](super::Protections), for it takes a look into them.
     pub keep_accounts: Option<Within>,
 }
 

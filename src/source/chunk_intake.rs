@@ -27,7 +27,7 @@ pub struct ArrivedChunk {
     pub plain_length: u32,
     /// How `stored` is to be read.
     pub codec: Codec,
-    /// The bytes as they travelled. Nothing of them is verified yet.
+    /// The bytes as they were transferred. Nothing of them is verified yet.
     pub stored: Vec<u8>,
 }
 

@@ -27,7 +27,7 @@ const MOVED_TIME: Duration = Duration::from_millis(15);
 /// What an entry of the chunk cache takes beside its bytes.
 const ENTRY_BYTES: u64 = 64;
 
-/// Tells why a file could not be copied.
+/// Why a file could not be copied.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// The snapshot could not be read.

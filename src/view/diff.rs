@@ -80,7 +80,7 @@ enum Event<'a> {
     Regrouped { path: &'a [u8], old: GroupId, new: GroupId },
 }
 
-/// Tells how a name differs whose link group was `before` and is `after`, as `names` names do.
+/// Returns how a name differs whose link group was `before` and is `after`, as `names` names do.
 fn regrouped(
     old: &SnapshotView,
     new: &SnapshotView,

@@ -21,7 +21,7 @@ use crate::ids::SnapshotNumber;
 /// Most snapshots that a message about an ambiguous name lists.
 const NAMED_CANDIDATES: usize = 8;
 
-/// Tells why a name stands for no snapshot.
+/// Why a name selects no snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// The store has no snapshot.

@@ -206,7 +206,7 @@ impl Account {
         self.faults.iter().max_by_key(|fault| fault.severity)
     }
 
-    /// Tells how the account is restored to a time; without one, to the newest there is.
+    /// Returns how the account is restored to a time; without one, to the newest there is.
     pub fn answer(&self, time: Option<Timestamp>) -> Answer {
         let Some(time) = time else {
             // What reaches farthest; of equals the newest, which has the least to replay.

@@ -107,7 +107,7 @@ impl Analyser {
         self.directories_read
     }
 
-    /// Tells what the tree at a path of a snapshot holds; the path is empty for the root. What is wrong with the tree is part of the answer.
+    /// Returns what the tree at a path of a snapshot holds; the path is empty for the root. What is wrong with the tree is part of the answer.
     ///
     /// # Errors
     /// Fails when the store cannot be read above the sessions' own directories.
@@ -424,7 +424,7 @@ impl Judge<'_> {
         })
     }
 
-    /// Tells of one full session what it is worth to an account, and the redo sequence number that it goes on from.
+    /// Returns what one full session is worth to an account, and the redo sequence number that it goes on from.
     fn full(&self, full: &FullSession, id: u32, faults: &mut Vec<Fault>) -> (FullOfAccount, Option<u64>) {
         let session = &self.site.sessions[full.place];
         let label = &session.label;
@@ -488,7 +488,7 @@ impl Judge<'_> {
         (one, sequence)
     }
 
-    /// Follows the redo logs behind each full, and tells what is missing where it matters.
+    /// Follows the redo logs behind each full, and reports what is missing where it matters.
     fn chains(&mut self, fulls: &mut [FullOfAccount], sequences: &[Option<u64>], faults: &mut Vec<Fault>) {
         let mut gaps: Vec<(SequenceRange, usize)> = Vec::new();
         for at in 0..fulls.len() {
@@ -519,7 +519,7 @@ impl Judge<'_> {
         }
     }
 
-    /// Tells which session should hold logs that are missing.
+    /// Returns which session should hold logs that are missing.
     fn where_named(&self, gap: SequenceRange) -> String {
         let mut names: Vec<&str> = Vec::new();
         for session in &self.site.sessions {
@@ -539,7 +539,7 @@ impl Judge<'_> {
     }
 }
 
-/// Tells what is missing in a directory that was finished.
+/// Returns what is missing in a directory that was finished.
 fn losses(facts: &Facts, label: &str, fault: &mut impl FnMut(FaultKind, Severity, String)) {
     let loss = Severity::Loss;
     if !facts.has_database {

@@ -29,7 +29,7 @@ pub(super) struct FactsKey(pub(super) [u8; 16]);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct SharedKey(pub(super) [u8; 16]);
 
-/// What meta.xml tells.
+/// What meta.xml says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Meta {
     /// There is none: the account's backup was not finished.

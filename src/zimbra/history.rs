@@ -98,7 +98,7 @@ pub fn session_lives(snapshots: &[SessionNames]) -> Vec<SessionLife> {
     lives.into_values().collect()
 }
 
-/// Tells why a session of this age should still be among these; `None` when a retention that removes the oldest explains it.
+/// Returns why a session of this age should still be among these; `None` when a retention that removes the oldest explains it.
 fn unexpected(start: Timestamp, now: &SessionNames) -> Option<String> {
     let age = now.time.duration_since(start);
     let older = now.labels.iter().filter(|(_, other)| *other < start).count();

@@ -80,7 +80,7 @@ pub struct Chain {
     pub gaps: Vec<SequenceRange>,
 }
 
-/// Most gaps that are told of one chain.
+/// Most gaps that are reported of one chain.
 const GAPS_TOLD: usize = 16;
 
 impl RedoLogs {
@@ -105,7 +105,7 @@ impl RedoLogs {
     /// Follows the logs from `first` on.
     ///
     /// Only logs closed at or after `since` count, the start of the full session: sequence numbers may begin anew when a server is set up again.
-    /// Gaps are told up to `until`, the number from which a newer full goes on; what is missing behind it matters to that one.
+    /// Gaps are reported up to `until`, the number from which a newer full goes on; what is missing behind it matters to that one.
     pub fn chain(&self, first: u64, since: Timestamp, until: Option<u64>) -> Chain {
         let from = self.logs.partition_point(|log| log.sequence < first);
         let later = || self.logs[from..].iter().filter(|log| log.closed >= since);

@@ -93,7 +93,7 @@ pub struct Session {
     pub accounts: u64,
     /// Accounts among them that were not backed up.
     pub failed: u64,
-    /// Errors that it tells: address and message.
+    /// Errors that it reports: address and message.
     pub errors: Vec<(String, String)>,
     /// The redo logs that it holds, as runs of sequence numbers.
     pub redo: Vec<SequenceRange>,

@@ -1,4 +1,4 @@
-//! Pulling without an agent: the same snapshots with nothing but a shell, find and tar on the far side.
+//! Pulling without an agent: the same snapshots with nothing but a shell, find and tar on the remote host.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -29,7 +29,7 @@ impl Bench {
         bench
     }
 
-    /// Where programs lie that the far side finds before its own.
+    /// Where programs lie that the remote host finds before its own.
     fn bin(&self) -> PathBuf {
         self.scene.path("bin")
     }
@@ -43,7 +43,7 @@ impl Bench {
         self.script(&self.scene.path("rsh"), &format!("shift\n{text}"));
     }
 
-    /// Puts a program before the far side's own one.
+    /// Puts a program before the remote host's own one.
     fn fake(&self, name: &str, text: &str) {
         self.script(&self.bin().join(name), text);
     }
@@ -438,7 +438,7 @@ fn a_host_that_cannot_do_it_is_told() {
     bench.pulled();
 }
 
-/// A far side that lies ends the run with an error, and leaves the store as it was.
+/// A remote host that lies ends the run with an error, and leaves the store as it was.
 #[test]
 fn a_hostile_far_side_harms_nothing() {
     let bench = Bench::new();

@@ -222,7 +222,7 @@ fn a_pack_cut_anywhere_is_found_and_never_read() {
         let bytes = fs::read(&path).unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         let replica = Replica::open(store.path()).unwrap();
-        // From the end on, so that the file need not be written anew.
+        // From the end on, so that the file need not be rewritten.
         for length in (0..bytes.len() as u64).rev() {
             file.set_len(length).unwrap();
             let what = format!("{} cut to {length}", pack.display());

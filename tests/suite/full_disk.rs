@@ -152,7 +152,7 @@ fn prunes_on_a_full_disk_keep_what_stays() {
     for number in 0..4 {
         night(&source, number);
         if number > 0 {
-            // Half of the night before goes, so that packs are written anew.
+            // Half of the night before goes, so that packs are repacked.
             for file in (0..12).step_by(2) {
                 fs::remove_file(source.join(format!("night-{}/large-{file}", number - 1))).unwrap();
             }

@@ -1,4 +1,4 @@
-//! Other hosts that mean harm: agents that make a run take memory, or hold it for ever, and runs that do so to an agent. Over real pipes, with the real programs, whose peak of memory is read
+//! Hostile remote hosts: agents that make a run take memory, or hold it forever, and runs that do so to an agent. Over real pipes, with the real programs, whose peak of memory is read
 //! from the kernel.
 //!
 //! A hostile agent is this very test program: a run starts it as its `--rsh`, with the name of an attack in the environment, and it plays its part in the test `hostile_peer`.
@@ -62,7 +62,7 @@ fn watched(mut child: Child) -> (u64, ExitStatus) {
     (peak, ended.unwrap())
 }
 
-/// A scene whose other host is hostile.
+/// A scene whose remote host is hostile.
 struct Bench {
     scene: Scene,
 }

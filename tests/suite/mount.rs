@@ -10,7 +10,7 @@ use crate::support::mounted::{self, Scene, assert_rsync_finds_nothing, run, shel
 use crate::support::odd::{noise, odd_tree, partition, paths, set_time, times};
 use zmreplica_treegen::{BlobMode, Config, Generator, Preset};
 
-/// Everything that `stat` tells of a tree but the times of access and change, and what differs between file systems.
+/// Everything that `stat` reports for a tree but the times of access and change, and what differs between file systems.
 fn attributes(tree: &Path) -> BTreeMap<std::path::PathBuf, [u64; 8]> {
     let mut all = BTreeMap::new();
     for path in paths(tree) {

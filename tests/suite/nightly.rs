@@ -13,7 +13,7 @@ use crate::support::zimbra::configured;
 use crate::support::zimbra::{self, event, night, protected, snapshots};
 use serde_json::Value;
 
-/// A plain source and a configuration that lets each outcome write what it is told to a file of its name.
+/// A plain source and a configuration that lets each outcome write what it receives to a file of its name.
 fn scene() -> Scene {
     let scene = Scene::new();
     fs::write(scene.source().join("file"), "text").unwrap();
@@ -441,7 +441,7 @@ fn config_check_tells_what_is_wrong_all_at_once() {
     // Any other command says so too, and where to look.
     assert!(err(&configured(&scene, 2, &["nightly"])).contains("config check"));
 
-    // What does not fit the host is told once the rest is understood.
+    // What does not fit the host is reported once the rest is understood.
     let wrong = settings.replacen("metrics = '", "exclude = ['[']\nmetrics = '/no/such/", 1).replacen(
         "'cat",
         "'/no/such/cat",

@@ -1,4 +1,4 @@
-//! Stores are for ever: what every format ever landed wrote is opened, checked, restored, mounted, carried on with, pruned and repaired by this
+//! Stores are forever: what every format ever landed wrote is opened, checked, restored, mounted, carried on with, pruned and repaired by this
 //! version, and compared with manifests that were made from the sources of that time.
 //!
 //! `tests/old_stores/make` made the archives, each with the program of its time. They are never made anew.

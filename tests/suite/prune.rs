@@ -365,7 +365,7 @@ fn what_is_missing_stops_it_before_anything_is_removed() {
     }
     assert!(refused >= 2 && refused < 2 * packs.len(), "{refused} of {}", packs.len());
 
-    // A flipped byte shows when its pack is written anew: what is needed stays where it is.
+    // A flipped byte shows when its pack is repacked: what is needed stays where it is.
     let (store, backend) = base.copy();
     let mut replica = open_over(store.path(), &backend);
     for pack in &packs {

@@ -1,4 +1,4 @@
-//! Connections that break, agents that die, runs that are killed, and far sides that lie.
+//! Connections that break, agents that die, runs that are killed, and remote hosts that lie.
 
 use std::fs;
 use std::io::{self, Read, Write};

@@ -176,7 +176,7 @@ fn a_lost_pack_is_given_up_and_found_again() {
         assert!(found.is_whole() && scene.check().is_clean());
         assert_eq!(scene.exact(), 3);
     }
-    // Without the bytes at the source, they stay lost and are told until no snapshot needs them.
+    // Without the bytes at the source, they stay lost and are reported until no snapshot needs them.
     let pack = scene.files("packs").pop().unwrap();
     fs::remove_file(pack).unwrap();
     let lost = scene.repair(false).unwrap().lost_chunks;

@@ -112,7 +112,7 @@ fn an_odd_tree_comes_back_whole() {
         (0, 0, 0, 0, 0, 0)
     );
     scene.assert_equal();
-    // And so it does when everything is written anew over what is there.
+    // And so it does when everything is rewritten over what is there.
     let report =
         scene.restore(&RestoreOptions { numeric_ids: true, overwrite: Overwrite::Always, ..Default::default() });
     assert_eq!((report.problems, report.files > 300), (Vec::new(), true));

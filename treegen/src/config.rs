@@ -76,7 +76,7 @@ fn usual_weekly_new() -> f64 {
 }
 
 impl Config {
-    /// Tells the parameters of a preset.
+    /// Returns the parameters of a preset.
     pub fn preset(preset: Preset) -> Self {
         let sample = Self {
             seed: 1,
@@ -119,7 +119,7 @@ impl Config {
         }
     }
 
-    /// Refuses parameters that make no sense.
+    /// Refuses parameters that are invalid.
     pub fn validate(&self) -> Result<()> {
         let usage = |text: &str| Err(Error::Usage(text.to_owned()));
         if self.accounts == 0 || self.fulls == 0 {
@@ -195,17 +195,17 @@ pub struct Step {
 }
 
 impl Step {
-    /// Tells whether the session holds an account.
+    /// Returns whether the session holds an account.
     pub fn holds(&self, account: u32, groups: u32) -> bool {
         self.group.is_none_or(|group| account % groups.max(1) == group)
     }
 
-    /// Tells whether the session archives redo logs.
+    /// Returns whether the session archives redo logs.
     pub fn has_logs(&self) -> bool {
         self.kind == Kind::Incremental || self.group.is_some()
     }
 
-    /// Tells the label, `full-yyyyMMdd.HHmmss.SSS` or `incr-...`.
+    /// Returns the label, `full-yyyyMMdd.HHmmss.SSS` or `incr-...`.
     pub fn label(&self) -> String {
         let kind = match self.kind {
             Kind::Full => "full",
@@ -231,7 +231,7 @@ impl State {
         Self { version: STATE_VERSION, config, steps }
     }
 
-    /// Tells where the state of a tree is kept.
+    /// Returns where the state of a tree is kept.
     pub fn path(root: &Path) -> PathBuf {
         let mut name = root.as_os_str().to_owned();
         name.push(".treegen.json");

@@ -41,12 +41,12 @@ impl Digest {
         Some(digest)
     }
 
-    /// Tells the text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.text[..usize::from(self.len)]).unwrap_or_default()
     }
 
-    /// Tells the directory of a shared message below `shared_blobs`.
+    /// Returns the directory of a shared message below `shared_blobs`.
     pub fn shared_dir(&self) -> String {
         let lower = self.as_str().to_lowercase();
         let levels: Vec<&str> = (0..5).map(|n| &lower[2 * n..2 * n + 2]).collect();
@@ -77,7 +77,7 @@ impl Known {
         self.private[account as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the digest of a message, if known.
+    /// Returns the digest of a message, if known.
     pub fn get(&self, mail: Mail) -> Option<Digest> {
         match mail {
             Mail::Private(account, ordinal) => self.account(account).get(ordinal as usize).copied().flatten(),

@@ -30,7 +30,7 @@ pub enum Error {
     /// No session has this label, or none is left.
     #[error("No session {0} in this tree")]
     NoSession(String),
-    /// An argument makes no sense.
+    /// An argument is invalid.
     #[error("{0}")]
     Usage(String),
 }

@@ -169,7 +169,7 @@ impl Site {
         (before..before + self.arrivals(account, step)).map(|ordinal| self.item(account, ordinal, step).0).collect()
     }
 
-    /// Tells the key that a message's content follows from.
+    /// Returns the key that a message's content follows from.
     pub fn mail_key(&self, mail: Mail) -> u64 {
         let seed = self.config.seed;
         match mail {
@@ -178,7 +178,7 @@ impl Site {
         }
     }
 
-    /// Tells when a message was delivered, given the step that it arrived before.
+    /// Returns when a message was delivered, given the step that it arrived before.
     pub fn delivered_ms(&self, mail: Mail, born: u32) -> i64 {
         let mut rng = Rng::new(&[self.mail_key(mail), domain::TIME]);
         let step = &self.steps[born as usize];
@@ -188,7 +188,7 @@ impl Site {
         step.start_ms - 60_000 - (back * days * DAY_MS as f64) as i64
     }
 
-    /// Tells how many links a shared message has in the mail store (at least two; the number behind `.msg`).
+    /// Returns how many links a shared message has in the mail store (at least two; the number behind `.msg`).
     pub fn links(&self, mail: Mail) -> u32 {
         match mail {
             Mail::Private(..) => 1,

@@ -67,7 +67,7 @@ impl<'a> Composer<'a> {
         Plan { size: size as usize, attachment }
     }
 
-    /// Tells the planned size of a message, which its real size is close to.
+    /// Returns the planned size of a message, which its real size is close to.
     pub fn planned_size(&self, mail: Mail) -> usize {
         self.plan(&mut Rng::new(&[self.site.mail_key(mail)])).size
     }
@@ -422,7 +422,7 @@ fn paragraphs(language: &Language, rng: &mut Rng, size: usize, before: &[u8], af
     }
 }
 
-/// Tells the value that a standard normal number exceeds with probability `share` (Abramowitz and Stegun 26.2.23).
+/// Returns the value that a standard normal number exceeds with probability `share` (Abramowitz and Stegun 26.2.23).
 fn upper_quantile(share: f64) -> f64 {
     let tail = share.clamp(1e-9, 1.0 - 1e-9);
     let (p, sign) = if tail <= 0.5 { (tail, 1.0) } else { (1.0 - tail, -1.0) };

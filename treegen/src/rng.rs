@@ -64,7 +64,7 @@ impl Rng {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Tells true in `percent` of all draws.
+    /// Returns true in `percent` of all draws.
     pub fn chance(&mut self, percent: f64) -> bool {
         self.unit() * 100.0 < percent
     }

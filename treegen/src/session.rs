@@ -91,7 +91,7 @@ impl<'a> Session<'a> {
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
-    /// Tells when the session ends.
+    /// Returns when the session ends.
     pub fn end_ms(&self) -> i64 {
         let step = &self.site.steps[self.number as usize];
         let mut rng = Rng::new(&[self.site.config.seed, domain::SESSION, self.number.into()]);
@@ -99,26 +99,26 @@ impl<'a> Session<'a> {
         step.start_ms + rng.range(minutes.0 * 60_000, minutes.1 * 60_000) as i64
     }
 
-    /// Tells the moment, in nanoseconds, when a fraction of the session is done; `salt` gives each file its own nanoseconds.
+    /// Returns the moment, in nanoseconds, when a fraction of the session is done; `salt` gives each file its own nanoseconds.
     pub fn moment_ns(&self, fraction: f64, salt: u64) -> i64 {
         let start_ms = self.site.steps[self.number as usize].start_ms;
         let at_ms = start_ms + ((self.end_ms() - start_ms) as f64 * fraction) as i64;
         at_ms * 1_000_000 + (crate::rng::key(&[self.number.into(), salt]) % 1_000_000) as i64
     }
 
-    /// Tells which part of the session's time an account takes.
+    /// Returns which part of the session's time an account takes.
     pub(crate) fn window(&self, account: u32) -> (f64, f64) {
         let share = 0.9 / self.site.accounts.len() as f64;
         (0.02 + share * f64::from(account), 0.02 + share * f64::from(account + 1))
     }
 
-    /// Tells the directory of an account below a session directory.
+    /// Returns the directory of an account below a session directory.
     pub fn account_dir(&self, session: &Path, account: u32) -> PathBuf {
         let uuid = &self.site.accounts[account as usize].uuid;
         session.join("accounts").join(&uuid[..3]).join(&uuid[3..6]).join(uuid)
     }
 
-    /// Tells the directory of the newest finished full of the same accounts before this session, and its step.
+    /// Returns the directory of the newest finished full of the same accounts before this session, and its step.
     pub fn previous_full(&self) -> Option<(u32, PathBuf)> {
         let group = self.site.steps[self.number as usize].group;
         let before = |(number, step): &(usize, &Step)| *number < self.number as usize && step.group == group;

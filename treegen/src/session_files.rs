@@ -76,7 +76,7 @@ impl Session<'_> {
         accounts
     }
 
-    /// Tells whether the session holds an account.
+    /// Returns whether the session holds an account.
     fn holds(&self, account: u32) -> bool {
         self.site.steps[self.number as usize].holds(account, self.site.config.groups)
     }

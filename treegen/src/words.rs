@@ -114,7 +114,7 @@ impl Language {
     }
 }
 
-/// Tells the relative frequency of a word by its rank (Zipf and Mandelbrot).
+/// Returns the relative frequency of a word by its rank (Zipf and Mandelbrot).
 fn weight(rank: usize) -> f64 {
     (rank as f64 + 2.7).powf(-1.15)
 }

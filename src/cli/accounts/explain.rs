@@ -89,7 +89,7 @@ fn moved(
     Ok(None)
 }
 
-/// Finds the newest earlier snapshot in which the account is whole, or the time can be restored, and tells how to restore it from there.
+/// Finds the newest earlier snapshot in which the account is whole, or the time can be restored, and reports how to restore it from there.
 fn look_back(
     shared: &mut AccountsContext<'_>,
     name: &str,

@@ -85,7 +85,7 @@ impl AccountsContext<'_> {
         }
     }
 
-    /// Tells in short of the accounts of the tree that the arguments name in a snapshot, without one of all; `None` when the snapshot does not have it.
+    /// Summarizes the accounts of the tree that the arguments name in a snapshot, without one of all; `None` when the snapshot does not have it.
     fn entries(&mut self, record: &SnapshotRecord) -> Result<Option<Vec<AccountEntry>>, CliError> {
         if self.args.tree.as_deref().is_none_or(str::is_empty) {
             return Ok(Some(self.ledger.page(record)?.accounts));
@@ -177,7 +177,7 @@ struct Before {
 fn before(shared: &mut AccountsContext<'_>) -> Result<Option<Before>, CliError> {
     let Some([before, _]) = shared.snapshots.last_chunk::<2>().copied() else { return Ok(None) };
     let accounts = shared.entries(&before.record)?.unwrap_or_default();
-    // Of trees that were moved aside it is told on request.
+    // Trees that were moved aside are reported on request.
     let whole = accounts
         .into_iter()
         .filter(|account| account.is_whole() && account.tree.is_none())
@@ -185,7 +185,7 @@ fn before(shared: &mut AccountsContext<'_>) -> Result<Option<Before>, CliError> 
     Ok(Some(Before { snapshot: before.record.id.clone(), whole: whole.collect() }))
 }
 
-/// What the snapshot before tells.
+/// What the previous snapshot shows.
 struct Compared {
     /// Identifier of that snapshot.
     with: Option<String>,
@@ -210,7 +210,7 @@ fn exit(compared: &Compared) -> Exit {
     if compared.no_longer_whole.is_empty() { Exit::Done } else { Exit::Attention }
 }
 
-/// Tells what is odd about a tree as a whole.
+/// Reports what is odd about a tree as a whole.
 fn tell_remarks(context: &Context, analysis: &Analysis) {
     for remark in &analysis.remarks {
         context.output.warn(&text::escape(remark.as_bytes()));
@@ -225,7 +225,7 @@ fn tell_remarks(context: &Context, analysis: &Analysis) {
     }
 }
 
-/// Tells of trees that an upgrade moved aside.
+/// Reports trees that an upgrade moved aside.
 fn tell_moved(shared: &AccountsContext<'_>, view: &SnapshotView) -> Result<(), CliError> {
     if shared.args.tree.is_none() && !shared.context.output.json() {
         for tree in moved_trees(view)? {

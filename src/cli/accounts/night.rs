@@ -1,4 +1,4 @@
-//! What can be restored after a night: found out once, and told in a few lines by `nightly` and `status`.
+//! What can be restored after a night: determined once, and reported in a few lines by `nightly` and `status`.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(crate) fn find_out(replica: &Replica, record: &SnapshotRecord) -> Result<Opt
     Ok(summary)
 }
 
-/// Tells how many accounts are in which state, and what became of them.
+/// Reports how many accounts are in which state, and what became of them.
 pub(crate) fn accounts_line(found: &Summary) -> String {
     let changes = &found.changes;
     let mut parts = vec![format_counts(&found.counts)];
@@ -38,7 +38,7 @@ pub(crate) fn accounts_line(found: &Summary) -> String {
     parts.join("; ")
 }
 
-/// Tells how many sessions are in which state, and which came and went.
+/// Reports how many sessions are in which state, and which came and went.
 pub(crate) fn sessions_line(found: &Summary) -> String {
     let all: u64 = found.sessions.values().sum();
     let states: Vec<String> =

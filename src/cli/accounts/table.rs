@@ -142,7 +142,7 @@ fn counts(analysis: &Analysis) -> StateCounts {
     StateCounts::of(analysis.accounts.iter().map(|account| account.state))
 }
 
-/// Tells how many accounts there are, and how many in which state.
+/// Reports how many accounts there are, and how many in which state.
 pub(super) fn format_counts(counts: &StateCounts) -> String {
     let told = counts.by_state().into_iter().filter(|(_, count)| *count > 0);
     let told: Vec<String> = told.map(|(state, count)| format!("{} {}", text::count(count), state.word())).collect();
@@ -159,7 +159,7 @@ pub(super) fn colour(state: AccountState) -> Color {
     }
 }
 
-/// Tells the gravest fault of an account, and how many more there are.
+/// Returns the gravest fault of an account, and how many more there are.
 pub(super) fn faults_in_short(gravest: Option<&Fault>, count: u64) -> String {
     let Some(worst) = gravest else { return String::new() };
     let more = count.saturating_sub(1);

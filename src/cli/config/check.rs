@@ -1,4 +1,4 @@
-//! `zmreplica config check`: tells what each setting means, and everything that is wrong at once.
+//! `zmreplica config check`: explains each setting, and reports everything that is wrong at once.
 
 use std::path::Path;
 
@@ -132,7 +132,7 @@ struct SummaryEvent<'a> {
     mistakes: usize,
 }
 
-/// Checks the configuration. It reads the file itself: one that is not valid must still be told about.
+/// Checks the configuration. It reads the file itself: one that is not valid must still be reported.
 pub(crate) fn run(output: &Output, global: &GlobalArgs, args: &ConfigArgs) -> Result<Exit, CliError> {
     let ConfigCommand::Check = args.command;
     let (file, must_exist) = super::file(global.config.as_deref());

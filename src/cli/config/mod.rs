@@ -24,7 +24,7 @@ const LINE_BYTES: usize = 200;
 /// Environment variable that names the configuration file.
 const CONFIG_VARIABLE: &str = "ZMREPLICA_CONFIG";
 
-/// What a configuration file may say. Options of the command line win over it; its excludes are added to theirs. `check.rs` tells what each key means.
+/// What a configuration file may say. Options of the command line win over it; its excludes are added to theirs. `check.rs` explains each key.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Config {

@@ -1,4 +1,4 @@
-//! The three files that tell what a tree holds: accounts.xml, session.xml, meta.xml.
+//! The three files that say what a tree holds: accounts.xml, session.xml, meta.xml.
 //!
 //! Elements are known by their own names, wherever they stand, and attributes by theirs; others are passed over. So a file of a later release is
 //! read as far as it says the same things in the same words.
@@ -93,7 +93,7 @@ pub struct SessionAccount {
     pub status: AccountStatus,
 }
 
-/// An error that a session tells.
+/// An error that a session reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionError {
     /// Address of the account.

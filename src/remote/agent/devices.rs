@@ -6,7 +6,7 @@ use super::super::protocol::fields::NO_FILE_SYSTEM;
 use crate::model::Stat;
 use crate::source::scan::{Found, Listing};
 
-/// What the scan told of file systems so far. The scan's thread adds, the reading ones ask.
+/// What the scan reported for file systems so far. The scan's thread adds, the reading ones ask.
 #[derive(Default)]
 pub(super) struct Devices {
     by_number: Mutex<Vec<Option<u64>>>,

@@ -264,7 +264,7 @@ impl Session {
         std::thread::scope(|scope| {
             let (devices, outbox, counters, dictionary) = (&devices, &outbox, &counters, &dictionary);
             let waiting = &waiting;
-            // What ends early is told to the other side, unless that is what went away.
+            // What ends early is reported to the other side, unless that is what went away.
             let end = move |part: &str, ended: Result<(), outbox::Closed>| {
                 if ended.is_err() {
                     outbox.fail(&format!("The agent's {part} ended early"));

@@ -10,7 +10,7 @@ use super::super::protocol::frame::{self, Kind};
 
 /// Bytes that may wait to be written; whoever has more to send waits.
 const WAITING_MAX_BYTES: usize = 1 << 20;
-/// How often figures are sent while there is something to tell.
+/// How often figures are sent while there is something to report.
 const FIGURES_EVERY: Duration = Duration::from_secs(1);
 /// With a limit, at most so much of a second's bytes is written at a time.
 const THROTTLE_STEPS: u64 = 20;
@@ -123,7 +123,7 @@ impl Outbox {
         }
     }
 
-    /// Writes frames until the queue ends: the life of a thread. `figures` is asked for what to tell every second.
+    /// Writes frames until the queue ends: the life of a thread. `figures` provides what to report every second.
     pub(super) fn write_all(
         &self,
         output: &mut dyn Write,

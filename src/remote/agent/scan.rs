@@ -14,7 +14,7 @@ use crate::remote::protocol::frame::Kind;
 use crate::remote::protocol::listing::BlockWriter;
 use crate::source::scan::Scan;
 
-/// zstd level of blocks: they travel once, and are kept as they came.
+/// zstd level of blocks: they are transferred once, and are kept as they came.
 const LEVEL: i32 = 3;
 
 /// Sends the whole scan: the life of a thread. `wanted` brings the answers to offers.

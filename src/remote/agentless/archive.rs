@@ -40,7 +40,7 @@ pub(super) struct Member {
     pub(super) regions: Option<Vec<(u64, u64)>>,
 }
 
-/// What an extended header tells.
+/// What an extended header says.
 #[derive(Default)]
 struct Extended {
     path: Option<Vec<u8>>,

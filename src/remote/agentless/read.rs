@@ -61,7 +61,7 @@ pub(super) fn headers<'p>(
     Ok(found)
 }
 
-/// What `find` tells of a name now.
+/// What `find` reports for a name now.
 #[derive(Clone, Copy)]
 struct Now {
     stat: Stat,
@@ -376,7 +376,7 @@ impl Reader {
         })
     }
 
-    /// Puts together what tar and `find` told of one request.
+    /// Puts together what tar and `find` reported for one request.
     fn judge(
         &mut self,
         request: &ReadRequest,

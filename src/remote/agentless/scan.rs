@@ -107,7 +107,7 @@ impl Scan {
         self.mounted_at.clone()
     }
 
-    /// Returns what is left to tell: names that could not be looked at.
+    /// Returns what is left to report: names that could not be looked at.
     pub(super) fn take_end(&mut self) -> ScanEnd {
         let mut left: Vec<_> = self.complaints.drain().collect();
         left.sort_unstable();

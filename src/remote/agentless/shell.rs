@@ -236,7 +236,7 @@ impl Shell {
             b"find" => return Err(tool("find")),
             _ => return Err(broken("its shell gave no sensible answer".into())),
         }
-        // A thread of its own: while the remote host answers it need not read, and waiting for it here would be waiting for ever.
+        // A thread of its own: while the remote host answers it need not read, and waiting for it here would be waiting forever.
         let (out, outgoing) = unbounded::<Vec<u8>>();
         let sent = Arc::clone(counters);
         std::thread::Builder::new()

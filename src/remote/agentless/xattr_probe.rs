@@ -1,4 +1,4 @@
-//! Tells which names have extended attributes without reading content: what `tar -cvv -f /dev/null` prints.
+//! Finds which names have extended attributes without reading content: what `tar -cvv -f /dev/null` prints.
 //!
 //! For `/dev/null` GNU tar opens files and asks for their attributes, but reads nothing. With `-vv` a line begins with the permissions as `ls -l` shows them, then one
 //! character: `*` for extended attributes (ACLs among them), else a space. Then owner, size, date, time, and the name with the escapes of C.

@@ -1,4 +1,4 @@
-//! Finding an agent on the other host, or bringing one there, and the handshake with it.
+//! Finding an agent on the remote host, or bringing one there, and the handshake with it.
 //!
 //! 1. `zmreplica` from the user's PATH there, or the path that was named. A key may be bound to an agent by `command=` in `authorized_keys`; then the
 //!    host starts that one whatever is asked for.
@@ -35,7 +35,7 @@ const BINARY_MAX_BYTES: u64 = 256 << 20;
 /// Which agent is used.
 #[derive(Clone, Debug)]
 pub struct AgentChoice {
-    /// The program on the other host; `None` looks in the PATH, and uploads one if there is none.
+    /// The program on the remote host; `None` looks in the PATH, and uploads one if there is none.
     pub path: Option<String>,
     /// Whether one may be uploaded.
     pub upload: bool,
@@ -105,7 +105,7 @@ enum NotThis {
     Absent(String),
     /// It speaks another version.
     Version(u32),
-    /// Something else is to be told.
+    /// Another error.
     Error(ConnectError),
 }
 
@@ -315,7 +315,7 @@ fn binary_to_upload(given: Option<&Path>) -> Result<Binary, String> {
     }
 }
 
-/// Tells whether a program is a 64-bit ELF file that asks for no dynamic linker: no program header of type `PT_INTERP`.
+/// Returns whether a program is a 64-bit ELF file that asks for no dynamic linker: no program header of type `PT_INTERP`.
 fn is_static(bytes: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
     let number = |at: usize, length: usize| {

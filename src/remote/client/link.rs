@@ -25,7 +25,7 @@ use crate::source::tree::SourceError;
 
 /// Bytes of frames that an agent which keeps to the windows can have under way; above that it is cut off.
 pub(super) const UNDER_WAY_MAX_BYTES: usize = 2 * (OFFERED_AHEAD_BYTES + EVENTS_AHEAD_BYTES) + (32 << 20);
-/// How long a call waits, unless told otherwise, while the agent says nothing but that it is alive: a scan of a directory on a sick disk may take minutes.
+/// How long a call waits, by default, while the agent says nothing but that it is alive: a scan of a directory on a sick disk may take minutes.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Over so many times that long of waiting, however many answers it is for, something must have come.
 const IDLE_TIMEOUTS: u32 = 6;
@@ -40,7 +40,7 @@ const WRITE_BYTES: usize = 1 << 20;
 /// How often a waiting call looks whether to go on.
 const TICK: Duration = Duration::from_millis(200);
 
-/// What travels, and what the remote host has done: counters that any thread may read.
+/// What is transferred, and what the remote host has done: counters that any thread may read.
 #[derive(Debug, Default)]
 pub struct WireCounters {
     /// Bytes that came, frames and all, before the transport's own.
@@ -104,7 +104,7 @@ impl Shared {
     }
 }
 
-/// Tells whether the run is to end.
+/// Returns whether the run is to end.
 pub type Stop = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Returns the bytes that a frame takes in a queue.

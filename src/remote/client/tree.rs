@@ -44,7 +44,7 @@ const REQUESTS_GATHERED: usize = 128;
 const REQUEST_BYTES: usize = 256 << 10;
 /// Tell the agent what was taken when it is so much.
 const TAKEN_STEP_BYTES: u64 = EVENTS_AHEAD_BYTES as u64 / 8;
-/// Most inodes of one tree. A run keeps 48 bytes for each, and a hostile agent could go on for ever.
+/// Most inodes of one tree. A run keeps 48 bytes for each, and a hostile agent could go on forever.
 const INODES_MAX: u64 = 250_000_000;
 
 fn broken(error: DecodeError) -> SourceError {

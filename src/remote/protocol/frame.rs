@@ -1,6 +1,6 @@
 //! Frames: the kind (1 byte), the length of the payload (4 bytes, little endian), the payload.
 //!
-//! Bit 7 of the kind says that the payload is one zstd frame with its content size. A payload is at most [`PAYLOAD_MAX`] bytes, as it travels and
+//! Bit 7 of the kind says that the payload is one zstd frame with its content size. A payload is at most [`PAYLOAD_MAX`] bytes, as it is transferred and
 //! decompressed: a larger length is refused before any memory is taken.
 
 use std::io::{self, Read, Write};
@@ -58,7 +58,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// Appends a frame as it travels.
+/// Appends a frame as it is transferred.
 pub fn put(out: &mut Vec<u8>, kind: Kind, payload: &[u8]) {
     debug_assert!(payload.len() <= PAYLOAD_MAX, "a payload of {} bytes", payload.len());
     out.push(kind as u8);

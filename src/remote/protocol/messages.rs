@@ -62,7 +62,7 @@ pub fn decode_requests(payload: &[u8]) -> Result<Vec<ReadRequest>, DecodeError> 
     Ok(requests)
 }
 
-/// One event of an answer, as it travels.
+/// One event of an answer, as it is transferred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A segment that is kept as it is.
@@ -88,7 +88,7 @@ pub enum Event {
     },
 }
 
-/// How reading an inode ended, as it travels.
+/// How reading an inode ended, as it is transferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndResult {
     /// See [`ReadResult::Read`].
@@ -208,7 +208,7 @@ pub fn event(decoder: &mut Decoder<'_>, coder: &mut StatCoder) -> Result<Event, 
 pub struct ChunkFrame<'a> {
     /// Its place among all offers of the connection.
     pub offer: u64,
-    /// How the bytes are to be read. It travels as in packs: its number, and that of the dictionary or 0.
+    /// How the bytes are to be read. It is transferred as in packs: its number, and that of the dictionary or 0.
     pub codec: Codec,
     /// The bytes.
     pub stored: &'a [u8],

@@ -25,7 +25,7 @@
 //! | agent | Figures | how far the scan and the reads are |
 //! | both | Alive | empty, at least every [`ALIVE_SECONDS`] |
 //!
-//! A restore on the other host has frames of its own: see [`restore`].
+//! A restore on the remote host has frames of its own: see [`restore`].
 //!
 //! Blocks and chunks are never sent before the other side asked for them, and only so many are offered and not answered ([`BLOCKS_AHEAD`], [`OFFERED_AHEAD_BYTES`]): this bounds the
 //! memory of both sides, and neither ever stops reading its stream, so they cannot wait for each other.

@@ -38,7 +38,7 @@ pub struct RestoreRequest {
     pub delete: bool,
     /// Whether owners are set by number.
     pub numeric_ids: bool,
-    /// Whether to only tell what would be done.
+    /// Whether to only report what would be done.
     pub dry_run: bool,
     /// Whether files with a set-ID bit and device nodes are left out.
     #[serde(default)]

@@ -16,7 +16,7 @@ use crate::cause::{Cause, During, NoThread};
 
 /// How long a program may take to end after its stdout has.
 const END_TIME: Duration = Duration::from_secs(5);
-/// How long its stderr may stay open after the program ended: one that it left behind, as a shared connection of `ssh`, may hold it for ever.
+/// How long its stderr may stay open after the program ended: one that it left behind, as a shared connection of `ssh`, may hold it forever.
 const STDERR_TIME: Duration = Duration::from_secs(1);
 
 /// Runs commands on a host through a program of the user's choice.

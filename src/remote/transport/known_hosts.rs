@@ -76,7 +76,7 @@ pub enum Verdict {
     Authority(usize),
 }
 
-/// Reads a file. Never fails: a line that makes no sense lets nobody in.
+/// Reads a file. Never fails: a line that is invalid lets nobody in.
 pub fn parse(bytes: &[u8]) -> KnownHosts {
     let lines = bytes.split(|byte| *byte == b'\n').enumerate();
     KnownHosts { lines: lines.filter_map(|(at, line)| parse_line(line, at + 1)).collect() }

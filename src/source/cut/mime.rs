@@ -40,7 +40,7 @@ struct Headers<'a> {
     message: bool,
 }
 
-/// Tells from the first bytes of a file whether it is a message that may have bodies to cut out.
+/// Returns, by the first bytes of a file, whether it is a message that may have bodies to cut out.
 pub(super) fn is_worth_parsing(start: &[u8]) -> bool {
     if !begins_with_field(start) {
         return false;

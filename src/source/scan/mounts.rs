@@ -46,7 +46,7 @@ impl FileSystems {
     }
 }
 
-/// Tells by the type of a file system whether entry numbers can be trusted, and whether device numbers nest.
+/// Returns, by the type of a file system, whether entry numbers can be trusted, and whether device numbers nest.
 ///
 /// Network and stacked file systems make numbers up, so every name is stat'ed there.
 fn qualities(inode: BorrowedFd<'_>) -> (bool, bool) {

@@ -169,7 +169,7 @@ impl Engine {
     }
 }
 
-/// Completes a node even if reading it panics: the caller would wait for it for ever.
+/// Completes a node even if reading it panics: the caller would wait for it forever.
 struct Completion<'a> {
     engine: &'a Engine,
     node: &'a Arc<Node>,

@@ -48,9 +48,9 @@ struct KeepReason {
     is_part: bool,
 }
 
-/// Tells which snapshots must stay because they are the last from which an account can be restored whole, or if it never was whole as well as from any, and why, by their
+/// Returns which snapshots must stay because they are the last from which an account can be restored whole, or if it never was whole as well as from any, and why, by their
 /// identifiers. That of an account that is there and in a worse state stays until it is as well again; that of one that vanished for `within`, counted from the first snapshot without it to the newest
-/// of its source. A snapshot whose accounts cannot be told stays, too.
+/// of its source. A snapshot whose accounts cannot be determined stays, too.
 ///
 /// Pages that are not there are made. `step` is called after each snapshot, and may end it.
 ///
@@ -137,7 +137,7 @@ fn add_page(histories: &mut HashMap<String, AccountHistory>, at: usize, page: Pa
     }
 }
 
-/// Tells by place which snapshots of a source stay, given when they were taken.
+/// Returns by position which snapshots of a source stay, given when they were taken.
 fn keep_reasons(
     own: &[Timestamp],
     histories: HashMap<String, AccountHistory>,

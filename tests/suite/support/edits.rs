@@ -220,7 +220,7 @@ impl Source {
             }
             Edit::SetMtime { any, back } => {
                 if let Some(path) = self.pick(*any, |metadata| metadata.is_file() || metadata.is_dir()) {
-                    // No time is set twice: a rewritten file of the same size with its old time cannot be told from one that did not change.
+                    // No time is set twice: a rewritten file of the same size with its old time cannot be distinguished from one that did not change.
                     self.clock += 1;
                     let time = SystemTime::UNIX_EPOCH + Duration::new(u64::from(*back), self.clock);
                     fs::File::open(path).unwrap().set_modified(time).unwrap();

@@ -197,7 +197,7 @@ fn memory(peer: &mut Peer, attack: &str) {
                 writer.finish();
                 writer.take().iter().for_each(|block| peer.block(block));
             }
-            // The run goes on; in the end it is told that this tree has no root.
+            // The run goes on; in the end it is reported that this tree has no root.
             peer.end_scan();
         }
         "file-systems" => {

@@ -60,7 +60,7 @@ pub fn snapshots(scene: &Scene) -> Vec<Value> {
     events(&scene.code(0, &["--json", "snapshots"]))
 }
 
-/// What must be kept, as prune is told: the numbers of the snapshots.
+/// What must be kept, as prune receives it: the numbers of the snapshots.
 pub fn protected(scene: &Scene) -> Vec<u64> {
     let replica = Replica::open(&scene.store()).unwrap();
     let catalog = Arc::new(replica.catalog().unwrap());

@@ -60,7 +60,7 @@ fn a_changed_message_a_missing_log_and_a_compressed_blob() {
     let message = |id: &String| {
         files(&accounts[id].join("blobs")).into_iter().find(|path| fs::metadata(path).unwrap().len() > 0).unwrap()
     };
-    // The same length: nothing but the digest shows it. The blob is written anew, for it is linked with other sessions'.
+    // The same length: nothing but the digest shows it. The blob is rewritten, for it is linked with other sessions'.
     let path = message(changed);
     let mut bytes = fs::read(&path).unwrap();
     bytes[10] ^= 1;
@@ -119,7 +119,7 @@ fn through_a_mount_by_the_command() {
     );
     assert!(summary["messages"].as_u64().unwrap() > 7 && summary["bytes"].as_u64().unwrap() > 0);
     assert_eq!(crate::support::mounted::mounts_below(&scene.path("")), Vec::<String>::new());
-    // A sample is drawn by lot, and the same for the same snapshot.
+    // A sample is random, and the same for the same snapshot.
     let sample = |number: &str| {
         let told = events(&scene.ok(&["--json", "drill", "--sample", number]));
         told.iter()

@@ -78,7 +78,7 @@ pub(super) fn authenticate(
     Err(TransportError::Refused { message })
 }
 
-/// Tries the keys that ssh-agent holds; returns what there is to tell when none did.
+/// Tries the keys that ssh-agent holds; returns what to report when none did.
 fn by_agent(session: &Session, user: &str) -> Option<String> {
     std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty())?;
     let attempt = || -> Result<usize, ssh2::Error> {
@@ -116,7 +116,7 @@ fn by_file(session: &Session, user: &str, file: &Path, passphrase: &Passphrase) 
     })
 }
 
-/// Tells whether a private key is encrypted. In OpenSSH's format the name of the cipher stands first, behind a magic of 15 bytes, so that its base64 is always the same.
+/// Returns whether a private key is encrypted. In OpenSSH's format the name of the cipher stands first, behind a magic of 15 bytes, so that its base64 is always the same.
 fn is_encrypted(text: &[u8]) -> bool {
     const PLAIN: &str = "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU";
     let text = String::from_utf8_lossy(text);

@@ -137,7 +137,7 @@ fn other_greeting(stream: &TcpStream) -> Option<String> {
     other.then(|| printed(&seen[..count]))
 }
 
-/// Tells a port where nobody listens, or a name that nobody has, from what may pass.
+/// Distinguishes a port where nobody listens, or a name that nobody has, from failures that may pass.
 fn no_stream(host: &str, port: u16, error: std::io::Error) -> TransportError {
     let (host, said) = (host.to_owned(), error.to_string());
     // The resolver's errors have no kind of their own.

@@ -23,7 +23,7 @@ const WRITES_AHEAD_BYTES: usize = 1 << 20;
 /// The longest sleep: keep-alives are due every 15 seconds.
 const NAP: Duration = Duration::from_secs(5);
 const KEEPALIVE_SECONDS: u32 = 15;
-/// How long the remote host may take to tell how its command ended.
+/// How long the remote host may take to report how its command ended.
 const END_TIME: Duration = Duration::from_secs(5);
 
 #[derive(Default)]

@@ -1,6 +1,6 @@
-//! Builds noise, messages and zips that are the same everywhere and for ever.
+//! Builds noise, messages and zips that are the same everywhere and forever.
 
-/// Pseudo-random bytes (xorshift64*), the same everywhere and for ever.
+/// Pseudo-random bytes (xorshift64*), the same everywhere and forever.
 pub(super) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
