@@ -410,7 +410,7 @@ fn a_connection_that_breaks_is_made_again_and_goes_on() {
     // What the second had brought did not travel again, but for the batch that was cut off.
     let received = pulled["work"]["received_bytes"].as_u64().unwrap();
     assert!(received < 36_000_000 + 40_000_000, "{received}");
-    assert!(err(&output).contains("Another attempt"), "{}", err(&output));
+    assert!(err(&output).contains("Retrying in"), "{}", err(&output));
     bench.scene.ok(&["check", "--read-data"]);
     // Without attempts it is an error, and the next run goes on.
     bench.rsh("sh -c \"$1\" | stdbuf -o0 head -c 3000; exit 255");

@@ -170,7 +170,7 @@ fn what_is_not_understood_is_not_believed() {
     // A tar that warns before it has done anything is none to work with.
     bench.fake("tar", "echo 'tar: XATTR support is not available' >&2; exec $real \"$@\"");
     let said = bench.pull(1, &[]);
-    assert!(said.contains("The tar on far cannot") && said.contains("XATTR support"), "{said}");
+    assert!(said.contains("The tar on far lacks") && said.contains("XATTR support"), "{said}");
     // Others' words are passed over.
     bench.fake("tar", "echo 'ERROR: ld.so: object cannot be preloaded: ignored.' >&2; exec $real \"$@\"");
     bench.pull(0, &["--rescan"]);

@@ -469,7 +469,11 @@ fn a_prune_says_what_goes_and_why_and_does_it() {
     }
     // Without a rule nothing goes, and that is said.
     let output = bench.code(0, &["prune"]);
-    assert!(err(&output).contains("No rule says") && out(&output).contains("4 snapshots kept"), "{}", err(&output));
+    assert!(
+        err(&output).contains("No retention rules are set") && out(&output).contains("4 snapshots kept"),
+        "{}",
+        err(&output)
+    );
     // The plan is the same with and without --dry-run.
     let keep = ["--json", "prune", "--keep-last", "1", "--keep-tag", "before-upgrade"];
     let arguments = [&keep[..], &["--max-unused", "0", "--grace", "0s"]].concat();

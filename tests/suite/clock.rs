@@ -66,7 +66,7 @@ fn a_night_with_the_clock_years_ahead_removes_nothing() {
     let status = scene.code(4, &["status"]);
     assert!(out(&status).contains("2 snapshots are suspect"), "{}", out(&status));
     assert!(
-        out(&status).contains("2 snapshots are of") || out(&status).contains("later than the clock"),
+        out(&status).contains("2 snapshots are of") || out(&status).contains("ahead of the clock"),
         "{}",
         out(&status)
     );

@@ -62,7 +62,7 @@ fn a_deleted_sessions_directory_is_suspect_night_after_night_until_it_is_undone(
     fs::remove_dir_all(scene.source().join("sessions")).unwrap();
     let told = night(&scene, 4);
     assert_eq!((&told["outcome"], &told["snapshot"]["state"]), (&"warning".into(), &"suspect".into()));
-    assert!(reasons(&told["snapshot"]).contains("sessions/ is gone; it held 15 sessions"), "{told}");
+    assert!(reasons(&told["snapshot"]).contains("sessions/ is gone; it had 15 sessions"), "{told}");
     assert_eq!(told["snapshot"]["suspect"][0]["kind"], "sessions-gone");
     // Compared with the last good one, not with the one before, which has no sessions either.
     let again = night(&scene, 4);
@@ -275,7 +275,7 @@ fn accounts_xml_that_names_a_session_that_is_not_there_is_suspect_once() {
     night(&scene, 0);
     assert_eq!(snapshots(&scene)[1]["accepted"]["reason"], "an account that is gone");
     replace(&path, "<none/>");
-    assert!(reasons(&night(&scene, 4)["snapshot"]).contains("accounts.xml names no session any more"));
+    assert!(reasons(&night(&scene, 4)["snapshot"]).contains("accounts.xml no longer names any session"));
 }
 
 #[test]

@@ -238,7 +238,7 @@ fn a_host_that_is_restored_to_cannot_hold_memory_or_time() {
     // More than the ten seconds after which the run gives a sign of life itself: that is none of the agent's.
     let longer = "12";
     for (attack, timeout, said) in [
-        ("unread-answers", "2", "has read nothing"),
+        ("unread-answers", "2", "has not read what it requested"),
         ("mute", "2", "has not reported on its work"),
         ("mute", longer, "has not reported on its work"),
     ] {

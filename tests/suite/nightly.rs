@@ -152,7 +152,7 @@ fn a_hook_that_fails_is_told_and_changes_nothing_else() {
     let (head, _) = settings.split_once("[hooks]").unwrap();
     fs::write(scene.path("config.toml"), format!("{head}[hooks]\non-success = ['/bin/false']\n")).unwrap();
     let output = configured(&scene, 0, &["nightly"]);
-    assert!(err(&output).contains("\"/bin/false\" failed"), "{}", err(&output));
+    assert!(err(&output).contains("`/bin/false` failed"), "{}", err(&output));
     assert_eq!(metrics(&scene)["zmreplica_hook_failed"], 1.0);
     assert_eq!(snapshots(&scene).len(), 1);
 }
@@ -435,7 +435,7 @@ fn config_check_tells_what_is_wrong_all_at_once() {
         wrong.replacen("[hooks]", "[guard]\nchanged-share = '200%'\n[retention]\nkeep-within = '3 months'\n[hooks]", 1);
     fs::write(scene.path("config.toml"), &wrong).unwrap();
     let output = configured(&scene, 2, &["config", "check"]);
-    for part in ["stroe is no setting; store is one", "guard.changed-share", "retention.keep-within: \"3 months\""] {
+    for part in ["stroe is not a setting; store is one", "guard.changed-share", "retention.keep-within: `3 months`"] {
         assert!(out(&output).contains(part), "{part}: {}", out(&output));
     }
     // Any other command says so too, and where to look.

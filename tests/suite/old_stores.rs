@@ -95,7 +95,7 @@ fn first_night(old: &Old, settings: &[u8]) -> String {
     let before: Value = serde_json::from_slice(settings).unwrap();
     let first = old.scene.code(0, &["snapshot", "source"]);
     let said =
-        "The store was of format 1 and is of format 2 now; versions of zmreplica that know format 1 only refuse it.";
+        "The store was of format 1 and is of format 2 now; versions of zmreplica that know only format 1 refuse it.";
     assert_eq!(err(&first).contains(said), before["format"] == 1, "{}", err(&first));
     let after: Value = serde_json::from_slice(&fs::read(old.scene.store().join("config.json")).unwrap()).unwrap();
     assert_eq!((&after["id"], &after["created"]), (&before["id"], &before["created"]));

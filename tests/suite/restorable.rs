@@ -140,10 +140,10 @@ fn a_damaged_store_ends_no_night() {
     assert_eq!(snapshots(&scene).len(), 2);
     assert!(!night["snapshot"].is_null() && night["restorable"]["store_error"]["is_damage"] == true, "{night}");
     assert!(err(&output).contains("zmreplica check"), "{}", err(&output));
-    assert!(err(&scene.code(7, &["accounts"])).contains("may be too little"));
+    assert!(err(&scene.code(7, &["accounts"])).contains("may be incomplete"));
     assert_eq!(status(&scene, 4), Value::Null, "what could not be read is not kept as if there were nothing");
     let plan = scene.code(0, &["--json", "prune", "--dry-run", "--keep-last", "1", "--keep-accounts", "1y"]);
-    assert!(decisions(&plan)[0].1.contains("cannot be told"), "{}", out(&plan));
+    assert!(decisions(&plan)[0].1.contains("cannot be determined"), "{}", out(&plan));
 }
 
 /// The email of an account, and the session that alone holds it.

@@ -179,7 +179,7 @@ fn an_attribute_that_does_not_fit_is_a_problem_of_its_name() {
     assert_eq!(found.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["big", "c", "directory"]);
     for (path, message) in &found {
         if path == "c" {
-            assert!(message.contains("time of modification"), "{message}");
+            assert!(message.contains("modification time"), "{message}");
             continue;
         }
         assert!(

@@ -167,7 +167,7 @@ fn lost_settings_are_damage_and_repair_says_what_it_did() {
             );
         }
         let told = err(&scene.code(0, &["repair"]));
-        assert!(told.contains("It was made again from the catalogue"), "{told}");
+        assert!(told.contains("It was restored from the catalogue"), "{told}");
         assert_eq!(fs::read(config_of(&scene)).unwrap(), good);
         let kept = bytes.is_some_and(|bytes| !bytes.is_empty());
         assert_eq!(told.contains("config.json.damaged-"), kept, "{told}");

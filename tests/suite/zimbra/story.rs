@@ -131,7 +131,7 @@ fn a_moment_is_answered_for_every_account() {
     // Only the sessions up to that moment are read.
     assert!(!explained.contains(&format!("  {}: the account", fulls[2])), "{explained}");
     let said = scene.code(2, &["accounts", "--at", "yesterday"]);
-    assert!(err(&said).contains("no time"));
+    assert!(err(&said).contains("is not a time"));
     let unknown = scene.code(1, &["accounts", "--account", &email[..4]]);
     assert!(err(&unknown).contains("did you mean") && err(&unknown).contains(email), "{}", err(&unknown));
 }
