@@ -145,6 +145,7 @@ impl<'a> BackupRun<'a> {
             }
         }
         self.request.progress.scanned.store(true, Ordering::Relaxed);
+        info!(target: areas::RUN, names = self.request.progress.names.load(Ordering::Relaxed), "scan finished");
         self.source.flush()?;
         while let Some(listing) = self.in_flight.pop() {
             self.request.progress.check_interrupt()?;
@@ -230,6 +231,7 @@ impl<'a> BackupRun<'a> {
     fn commit_progress(&mut self) -> Result<(), SnapshotError> {
         self.storage.commit_progress(&mut *self.source)?;
         save_known(&self.request, self.source_id, &self.storage.catalog, &self.classifier.known_so_far());
+        info!(target: areas::RUN, "progress committed");
         Ok(())
     }
 
@@ -263,6 +265,7 @@ impl<'a> BackupRun<'a> {
         record.id = record.compute_id(&replica.config().id);
         // The guard reads the tree, so the tree is committed first, as progress is, and the record behind it.
         storage.catalog.commit()?;
+        info!(target: areas::RUN, "tree committed; the guard examines it");
         record.guard = Some(guard::examine(replica, storage.catalog.reader(), &record, &options.guard));
         let number = storage.catalog.add_snapshot(&record)?;
         storage.catalog.commit()?;

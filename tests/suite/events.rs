@@ -47,6 +47,7 @@ fn a_run_shows_its_steps_to_those_who_ask() {
     let steps = snapshot(&scene, &["-v"], None);
     let shown = events(&steps, "INFO");
     assert!(has(&shown, "snapshot: run: run started") && has(&shown, "snapshot: run: snapshot committed"), "{shown:?}");
+    assert!(has(&shown, "run: scan finished names=10") && has(&shown, "the guard examines it"), "{shown:?}");
     assert!(events(&steps, "DEBUG").is_empty());
     // Each begins with the time, and is one line.
     let time = |line: &str| line.split(' ').next().unwrap().parse::<jiff::Timestamp>();

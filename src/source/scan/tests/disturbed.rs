@@ -36,7 +36,7 @@ fn goes_on_after_a_directory_that_may_not_be_read() {
     let closed = &result.listings[3];
     let problem = closed.unreadable.as_ref().unwrap();
     assert_eq!((problem.kind, &problem.path[..]), (ProblemKind::Unreadable, &b"b-closed"[..]));
-    assert_eq!(problem.to_string(), "Cannot read \"b-closed\": Permission denied (os error 13)");
+    assert_eq!(problem.to_string(), "Cannot read b-closed: Permission denied (os error 13)");
     assert_eq!(closed.stat.ino, std::fs::metadata(root.path().join("b-closed")).unwrap().ino());
     let listable = &result.listings[4];
     assert_eq!(listable.path, b"c-listable");
