@@ -510,7 +510,7 @@ fn a_prune_says_what_goes_and_why_and_does_it() {
     let message = err(&bench.code(7, &["prune", "--keep-last", "1"]));
     assert!(message.contains("Nothing was removed") && message.contains("zmreplica repair"), "{message}");
     let output = bench.code(7, &["repair"]);
-    assert!(out(&output).contains("damaged pack") && out(&output).contains("are lost"), "{}", out(&output));
+    assert!(out(&output).contains("damaged pack") && out(&output).contains("is lost"), "{}", out(&output));
     // The source still has all of it.
     bench.ok(&["snapshot", "source"]);
     bench.ok(&["check", "--read-data"]);

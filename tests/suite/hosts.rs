@@ -148,7 +148,7 @@ fn what_lasts_is_reported_at_once_with_its_cause() {
     let said = err(&finished(&mut bench.by_ssh(&known, port), 1));
     greeter.join().unwrap();
     at_once(&said);
-    assert!(said.contains("is no sshd; it printed: 220 mail ESMTP"), "{said}");
+    assert!(said.contains("is not sshd; it printed: 220 mail ESMTP"), "{said}");
     let by_ssh = |options: &str, port: u16| {
         let mut command = bench.scene.command();
         command.args(["snapshot", "--rsh"]).arg(format!("ssh -F /dev/null -o BatchMode=yes {options}"));
