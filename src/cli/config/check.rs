@@ -303,11 +303,11 @@ mod tests {
         let mistakes: Vec<String> = flatten(&table).iter().filter_map(|(key, value)| mistake_of(key, value)).collect();
         let has = |part: &str| assert!(mistakes.iter().any(|mistake| mistake.contains(part)), "{part}: {mistakes:#?}");
         assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
-        has("stroe is no setting; store is one");
+        has("stroe is not a setting; store is one");
         has("settle: invalid type");
         has("guard.changed-share: give a number from 0 to 1");
-        has("retention.keep-dayly is no setting; retention.keep-daily is one");
-        has("other.x is no setting");
+        has("retention.keep-dayly is not a setting; retention.keep-daily is one");
+        has("other.x is not a setting");
     }
 
     #[test]
