@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(config.hooks.on_failure.unwrap().shown(), "mail root");
         assert!(parse("[retention]\nmax-unused = 5").unwrap().retention.policy().is_empty());
         for (wrong, told) in [
-            ("settle = '30y'", "no span of time"),
+            ("settle = '30y'", "is not a span of time"),
             ("[guard]\nchanged-share = 20", "0 to 1"),
             ("[guard]\nexpect-retention = '3 months'", "3 months"),
             ("[retention]\nkeep-dayly = 1", "keep-dayly"),
