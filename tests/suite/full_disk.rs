@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out, run};
+use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out, run, unmount};
 
 const KIB: u64 = 1024;
 /// Enough for everything.
@@ -39,7 +39,7 @@ impl Bench {
     }
 
     fn umount(&self) {
-        run(Command::new("umount").arg(self.disk()));
+        unmount(&self.disk());
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -70,7 +70,7 @@ impl Bench {
         run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&restored));
         self.ok(&["restore", "latest", "restored"]);
         assert_rsync_finds_nothing(tree, &restored);
-        run(Command::new("umount").arg(&restored));
+        unmount(&restored);
         fs::remove_dir(restored).unwrap();
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, run, shell};
+use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, run, shell, unmount};
 use crate::support::zimbra::{self, event, night, protected, reasons, replace, snapshots, tree};
 use serde_json::Value;
 
@@ -136,7 +136,7 @@ fn an_unmounted_source_is_an_error_and_commits_nothing() {
     run(std::process::Command::new("mount").arg("--bind").args([scene.path("volume"), scene.source()]));
     tree(&scene, 24);
     night(&scene, 0);
-    run(std::process::Command::new("umount").arg(scene.source()));
+    unmount(&scene.source());
     assert_eq!(fs::read_dir(scene.source()).unwrap().count(), 0);
 
     let told = night(&scene, 1);

@@ -151,7 +151,7 @@ fn a_run_does_not_wait_for_an_agent_that_brings_nothing() {
     command.arg("far:/tree");
     let (_, code, told) = bench.finish(command);
     assert_eq!(code, 1, "{told}");
-    assert!(told.contains("ended after 3 s") && told.contains("--max-duration"), "{told}");
+    assert!(told.contains("stopped after 3 s") && told.contains("--max-duration"), "{told}");
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_run_without_an_agent_does_not_wait_for_ever_either() {
     let mut command = bench.command("none", &["snapshot", "--agentless", "--max-duration", "2s", "--timeout", "600"]);
     command.arg("far:/tree");
     let (_, code, told) = bench.finish(command);
-    assert_eq!((code, told.contains("ended after 2 s")), (1, true), "{told}");
+    assert_eq!((code, told.contains("stopped after 2 s")), (1, true), "{told}");
 }
 
 #[test]
@@ -195,13 +195,13 @@ fn a_run_that_is_ended_by_its_limit_is_gone_on_with() {
     };
     let (_, code, told) = pull(&["--bwlimit", "1M", "--max-duration", "3s"]);
     assert_eq!(code, 1, "{told}");
-    assert!(told.contains("ended after 3 s"), "{told}");
+    assert!(told.contains("stopped after 3 s"), "{told}");
     // Also by the configuration, and where nothing is far away.
     fs::write(bench.scene.path("limit.toml"), "max-duration = '0s'\n").unwrap();
     let mut command = bench.scene.command();
     command.env("ZMREPLICA_CONFIG", bench.scene.path("limit.toml")).arg("snapshot").arg(bench.scene.source());
     let (_, code, told) = bench.finish(command);
-    assert_eq!((code, told.contains("ended after 0 s")), (1, true), "{told}");
+    assert_eq!((code, told.contains("stopped after 0 s")), (1, true), "{told}");
     let (_, code, told) = pull(&[]);
     assert_eq!(code, 0, "{told}");
     let summary: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();

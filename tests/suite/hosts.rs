@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out, run};
+use crate::support::mounted::{Scene, assert_rsync_finds_nothing, err, out, run, unmount};
 use crate::support::programs::{copy_program, write_program};
 use crate::support::pulling::{finished, summary};
 use crate::support::sshd::{Sshd, public_half};
@@ -314,7 +314,7 @@ fn the_first_pull_brings_this_very_program() {
     at_once(&said);
     assert!(said.contains("cannot be uploaded to far") && said.contains("No space left"), "{said}");
     assert_eq!(bench.uploaded(), Vec::<PathBuf>::new());
-    run(Command::new("umount").arg(bench.scene.path("home")));
+    unmount(&bench.scene.path("home"));
     // A home where nothing can be written.
     fs::remove_dir_all(bench.scene.path("home")).unwrap();
     fs::write(bench.scene.path("home"), "").unwrap();

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::mounted::{
-    Scene, assert_rsync_finds_nothing, err, eventually, is_alive, mounts_below, run, signal,
+    Scene, assert_rsync_finds_nothing, err, eventually, is_alive, mounts_below, signal, unmount,
 };
 use crate::support::odd::{noise, odd_tree, partition, paths, set_time};
 use rustix::process::Signal;
@@ -349,7 +349,7 @@ fn a_writable_mount_keeps_links_in_step_and_the_store_as_it_is() {
     assert!(mnt.join("renamed/er/a3").exists() && !mnt.join("deep").exists() && !mnt.join("large").exists());
     let pid = scene.leases()[0].1 as u32;
     // By the system's own command, which takes the upper one only.
-    run(Command::new("umount").arg(&mnt));
+    unmount(&mnt);
     eventually("the server ends", || !is_alive(pid));
     assert_eq!(mounts_below(&mnt), Vec::<String>::new());
     fs::write(scene.source().join("more"), "").unwrap();

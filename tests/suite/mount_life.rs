@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::mounted::{Killed, SOURCE_TIME, Scene, err, eventually, is_alive, mounts_below, out, run, signal};
+use crate::support::mounted::{
+    Killed, SOURCE_TIME, Scene, err, eventually, is_alive, mounts_below, out, run, signal, unmount,
+};
 use crate::support::odd::acl;
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use rustix::process::Signal;
@@ -173,7 +175,7 @@ fn a_hundred_mounts_leave_nothing_behind() {
             scene.umount();
         } else {
             // By the system's own command, which knows nothing of servers.
-            run(Command::new("umount").arg(scene.mnt()));
+            unmount(&scene.mnt());
         }
         // Its lease is the last thing that `umount` waits for; the process needs a moment more.
         eventually("the server ends", || !is_alive(pid));

@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::support::locks;
-use crate::support::mounted::{Scene, err, out};
+use crate::support::mounted::{Scene, err, out, unmount};
 use crate::support::odd::files;
 
 /// Everything under `tests/old_stores`.
@@ -191,7 +191,7 @@ fn a_store_that_cannot_be_raised_is_not_written_to() {
     assert!(Command::new("mount").arg("--bind").args([&file, &file]).status().unwrap().success());
     let refused = old.scene.command().args(["snapshot", "source"]).output().unwrap();
     let read = old.scene.command().arg("snapshots").output().unwrap();
-    assert!(Command::new("umount").arg(&file).status().unwrap().success());
+    unmount(&file);
     assert_eq!(refused.status.code(), Some(1), "{}", err(&refused));
     assert!(err(&refused).contains("Cannot write") && err(&refused).contains("config.json"), "{}", err(&refused));
     assert!(read.status.success(), "{}", err(&read));

@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::support::mounted::{Killed, Scene, assert_rsync_finds_nothing, err, eventually, out, run, shell, signal};
+use crate::support::mounted::{
+    Killed, Scene, assert_rsync_finds_nothing, err, eventually, out, run, shell, signal, unmount,
+};
 use crate::support::odd::{files, set_mode, set_time};
 use crate::support::programs::{copy_program, write_program};
 use crate::support::pulling::summary;
@@ -205,8 +207,8 @@ fn an_attribute_that_does_not_fit_is_a_problem_of_its_name() {
     set_time(&at("more"), 7, 9);
     let report = scene.command().args(["restore", "latest", "disk/target"]).output().unwrap();
     assert!(err(&report).contains("Free some space"), "{}", err(&report));
-    run(Command::new("umount").arg(&disk));
-    run(Command::new("umount").arg(scene.source()));
+    unmount(&disk);
+    unmount(&scene.source());
 }
 
 const USER: u32 = 4242;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::support::mounted::{Scene, assert_rsync_finds_nothing, run, shell};
+use crate::support::mounted::{Scene, assert_rsync_finds_nothing, run, shell, unmount};
 use crate::support::odd::set_time;
 use crate::support::programs::write_program;
 use crate::support::pulling::summary;
@@ -108,5 +108,5 @@ fn root_restores_through_sshfs_as_a_user() {
         // Nothing is left beside what was restored, and owners, links and times are there.
         assert_rsync_finds_nothing(&scene.source(), &far.join("target"));
     }
-    run(Command::new("umount").arg(&place));
+    unmount(&place);
 }

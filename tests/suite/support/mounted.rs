@@ -166,6 +166,18 @@ pub fn run(command: &mut Command) -> String {
     out(&output)
 }
 
+/// Unmounts with the system's own command. A program that another test is just starting may have a file in there open for a moment.
+pub fn unmount(place: &Path) {
+    let mut said = String::new();
+    let unmounted = || {
+        let output = Command::new("umount").arg(place).output().unwrap();
+        said = err(&output);
+        output.status.success() || !said.contains("busy")
+    };
+    eventually("the unmount", unmounted);
+    assert_eq!(said, "", "{}", place.display());
+}
+
 /// Runs a line of shell, with `$1`, `$2`, ... and expects success.
 pub fn shell(line: &str, arguments: &[&Path]) -> String {
     run(Command::new("bash").args(["-euo", "pipefail", "-c", line, "bash"]).args(arguments))
