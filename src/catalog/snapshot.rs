@@ -290,9 +290,6 @@ impl TreeDigest {
 mod tests {
     use super::*;
 
-    #[test]
-    fn hexadecimal_round_trips() {}
-
     /// A record as version 0.1.0 wrote it before there was a guard.
     const EARLY: &str = r#"{"id":"00","time":"2026-08-01T03:00:00Z","finished":"2026-08-01T03:00:01Z","source":"/a","host":"h","root":"00",
         "links":[],"totals":{"names":0,"directories":0,"inodes":0,"files":0,"symlinks":0,"specials":0,"bytes":0},"work":{"excluded_names":0,"stats":0,

@@ -17,7 +17,7 @@ use super::{Context, text};
 Accepts SNAP, every earlier suspect snapshot of its source, and those whose time is ahead of the clock. The next snapshot is compared with the newest accepted or good one, \
 and the retention policy applies again.")]
 pub(crate) struct AcceptArgs {
-    /// The newest snapshot to accept
+    /// The newest snapshot to accept; suspect ones before it are accepted, too
     #[arg(value_name = "SNAP")]
     snapshot: String,
     /// The reason, shown to others

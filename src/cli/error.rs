@@ -215,6 +215,10 @@ impl CliError {
                 "All files of a store should belong to its owner: as root, run `chown -hR USER STORE`.".to_owned(),
             );
         }
+        if let CliError::Repair(RepairError::NothingLeft(_)) = self {
+            // The catalogue cannot be repaired: that was tried.
+            return None;
+        }
         if let Some(error) = self.catalog_error() {
             return catalog_hint(error).map(str::to_owned);
         }
@@ -253,7 +257,10 @@ impl CliError {
                     "`fuser -vm {path}` lists the processes; `umount --lazy` does not wait for them."
                 ));
             }
-            CliError::RemoteRestore(RemoteRestoreError::Connect(ConnectError::Refused { .. })) => {
+            // An agent gives its reason in words alone.
+            CliError::RemoteRestore(RemoteRestoreError::Connect(ConnectError::Refused { message }))
+                if message.contains("only reads") =>
+            {
                 "To restore, start the agent with `zmreplica agent --writable`, using a different key from the nightly one."
             }
             _ if self.view_error().is_some_and(ViewError::is_damage) => DAMAGED_CONTENT,

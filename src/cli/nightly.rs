@@ -203,7 +203,7 @@ impl Night<'_> {
         let pruned = pruned.map(|pruned| self.log_pruned(pruned)).unwrap_or_else(|error| {
             // The snapshot is there, and what was found in it counts too.
             let text = format!("Nothing more was pruned: {error}");
-            self.warn(&text);
+            self.warn(&format!("Nothing more was pruned: {}", error.in_one_line()));
             let exit = if error.exit() == Exit::Held { Exit::Attention } else { error.exit() };
             self.prune_failure = Some((text, error.hint()));
             exit
@@ -243,7 +243,7 @@ impl Night<'_> {
                 exit
             }
             Err(error) => {
-                self.warn(&format!("What can be restored could not be determined: {error}"));
+                self.warn(&format!("What can be restored could not be determined: {}", error.in_one_line()));
                 if error.exit() == Exit::Damage { Exit::Damage } else { Exit::Attention }
             }
         }
@@ -251,8 +251,9 @@ impl Night<'_> {
 
     /// Warns of a clock in doubt: then the prune removes nothing.
     fn doubt_clock(&mut self, replica: &Replica) -> Exit {
-        let doubts = clock::doubts(replica)
-            .unwrap_or_else(|error| vec![format!("Whether the clock is plausible could not be determined: {error}")]);
+        let doubts = clock::doubts(replica).unwrap_or_else(|error| {
+            vec![format!("Whether the clock is plausible could not be determined: {}", error.in_one_line())]
+        });
         for doubt in &doubts {
             self.warn(doubt);
         }

@@ -29,7 +29,7 @@ pub(crate) struct RestoreArgs {
     /// What to do with files that already exist
     #[arg(long, value_enum, value_name = "WHICH", default_value = "changed")]
     overwrite: OverwriteArg,
-    /// Delete files that are not in the snapshot
+    /// Delete files and directories that are not in the snapshot
     #[arg(long)]
     delete: bool,
     /// Restore owners by number, even if this host has users of the same names

@@ -330,7 +330,8 @@ fn with_attempts<T>(
         if failed > retries {
             return Err(error);
         }
-        warn!(target: areas::REMOTE, %error, failed, pause_s = pause.as_secs(), "attempt failed");
+        // Why is reported below; it may have the line of `--rsh`, which is for no log.
+        warn!(target: areas::REMOTE, failed, pause_s = pause.as_secs(), "attempt failed");
         progress.report(format!("{error}. Retrying in {} s; the run will resume.", pause.as_secs()));
         let until = Instant::now() + pause;
         while Instant::now() < until {

@@ -528,7 +528,7 @@ impl Judge<'_> {
             }
         }
         match names.as_slice() {
-            [] => "no session in the snapshot has them".to_owned(),
+            [] => "no session in the snapshot names them".to_owned(),
             names => format!("{} should hold them", names.join(", ")),
         }
     }

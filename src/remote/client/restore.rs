@@ -161,11 +161,17 @@ pub fn restore_to(
         let walk = move || read_subtree(ahead, view, subtree, || ended.is_closed(), |_| {});
         // Rows come later without it, when they are asked for.
         let _ = thread::Builder::new().spawn_scoped(scope, walk);
-        let mut desk = Desk { replica, served: &served, out, window: &window, progress, idle_timeout };
+        let mut desk =
+            Desk { replica, served: &served, out, window: &window, progress, idle_timeout, has_met_damage: false };
         let ended = loop {
             match desk.next(&incoming) {
                 Ok(None) => {}
-                Ok(Some(Ended::Report(report))) => break Ok(*report),
+                Ok(Some(Ended::Report(mut report))) => {
+                    if desk.has_met_damage {
+                        report.damaged = report.damaged.max(1);
+                    }
+                    break Ok(*report);
+                }
                 Ok(Some(Ended::Failed(message))) => {
                     break Err(RemoteRestoreError::Failed { host: host.clone(), message });
                 }
@@ -231,6 +237,8 @@ struct Desk<'a> {
     window: &'a SendWindow,
     progress: &'a RestoreProgress,
     idle_timeout: Duration,
+    /// Whether a row that the agent asked for is damaged. It learns that in words only, and cannot count it.
+    has_met_damage: bool,
 }
 
 impl Desk<'_> {
@@ -307,7 +315,7 @@ impl Desk<'_> {
         Ok(true)
     }
 
-    fn answer(&self, query: Query) -> Reply {
+    fn answer(&mut self, query: Query) -> Reply {
         match query {
             Query::Row(table, key) => match readable(table) {
                 None => Reply::Failed("that table is not for agents".to_owned()),
@@ -315,7 +323,10 @@ impl Desk<'_> {
                     Ok(Some(bytes)) if bytes.len() <= ANSWER_MAX_BYTES => Reply::Bytes(bytes),
                     Ok(Some(_)) => Reply::Failed("the row is too long to travel".to_owned()),
                     Ok(None) => Reply::None,
-                    Err(error) => Reply::Failed(error.to_string()),
+                    Err(error) => {
+                        self.has_met_damage |= matches!(&error, Refused::Catalog(error) if error.is_damage());
+                        Reply::Failed(error.to_string())
+                    }
                 },
             },
             Query::Pack(pack, offset, length) => {
