@@ -1,6 +1,6 @@
 //! The numbers of rows, each kind a type of its own, so that one cannot be taken for another.
 //!
-//! On disk and in messages they are varints, in JSON plain numbers. [`NUMBER_LIMIT`] bounds every number that is decoded; the key of a row is taken as it is, for the row's
+//! On disk and in messages they are varints, in JSON plain numbers. [`NUMBER_LIMIT`](crate::coding::NUMBER_LIMIT) bounds every number that is decoded; the key of a row is taken as it is, for the row's
 //! check value covers it.
 
 use std::fmt;
@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
-use crate::coding::{DecodeError, NUMBER_LIMIT};
+use crate::coding::{DecodeError, Decoder};
 
 macro_rules! numbers {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
@@ -21,13 +21,11 @@ macro_rules! numbers {
             /// Returns what a decoded number names.
             ///
             /// # Errors
-            /// When no store can have it: it is [`NUMBER_LIMIT`] or above.
+            /// When no store can have it: it is [`NUMBER_LIMIT`](crate::coding::NUMBER_LIMIT) or above.
             pub fn decoded(number: u64) -> Result<$name, DecodeError> {
-                if number < NUMBER_LIMIT { Ok($name(number)) } else { Err(DecodeError("a number is out of range")) }
+                Decoder::number(number).map($name)
             }
-        }
 
-        impl $name {
             /// Returns the number after this one.
             pub fn next(self) -> $name {
                 $name(self.0.saturating_add(1))

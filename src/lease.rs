@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::access;
-use crate::locks::{self, Hold};
+use crate::flock::{self, Hold};
 
 const DIRECTORY: &str = "leases";
 const GATE: &str = "gate";
@@ -80,7 +80,7 @@ pub fn take(store: &Path, info: &LeaseInfo) -> io::Result<Lease> {
     if flock(&gate, FlockOperation::NonBlockingLockExclusive).is_ok() {
         sweep(&directory)?;
     }
-    locks::wait(&gate, &directory.join(GATE), Hold::Shared, GATE_LIMIT)?;
+    flock::wait(&gate, &directory.join(GATE), Hold::Shared, GATE_LIMIT)?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let stamp = info.since.as_nanosecond();
     let path = directory.join(format!("{}-{stamp}-{number}{SUFFIX}", info.pid));
@@ -108,7 +108,7 @@ pub fn close_gate(store: &Path) -> io::Result<ClosedGate> {
 fn close_gate_within(store: &Path, limit: Duration) -> io::Result<ClosedGate> {
     let directory = store.join(DIRECTORY);
     let file = open_gate(&directory)?;
-    locks::wait(&file, &directory.join(GATE), Hold::Alone, limit)?;
+    flock::wait(&file, &directory.join(GATE), Hold::Alone, limit)?;
     Ok(ClosedGate { _file: file })
 }
 

@@ -11,6 +11,7 @@ pub mod cause;
 pub mod check;
 pub mod coding;
 pub mod figures;
+mod flock;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -19,9 +20,9 @@ pub mod ids;
 pub mod layout;
 pub mod lease;
 pub mod limits;
-mod locks;
 pub mod model;
 pub mod mount;
+mod mutex;
 pub mod nightly;
 mod paged;
 pub mod passwd;

@@ -8,7 +8,9 @@ use zmreplica::fuzzing::{TARGETS, Target};
 static TARGET: LazyLock<&Target> = LazyLock::new(|| {
     let name = std::env::var("ZMREPLICA_FUZZ_TARGET").unwrap_or_default();
     let target = TARGETS.iter().find(|target| target.name == name);
-    target.unwrap_or_else(|| panic!("There is no target {name:?}: set ZMREPLICA_FUZZ_TARGET to one of src/fuzzing.rs"))
+    target.unwrap_or_else(|| {
+        panic!("There is no target {name:?}: set ZMREPLICA_FUZZ_TARGET to one of src/fuzzing/mod.rs")
+    })
 });
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (TARGET.run)(bytes));

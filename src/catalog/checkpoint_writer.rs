@@ -78,9 +78,10 @@ pub fn write(
     let (number, commit) = last_commit(database)?;
     match read_head(backend, number) {
         Ok(found) if found.commit == commit => return Ok(found),
-        // It is whole, and this version could not write it again.
-        Err(error @ CatalogError::Unsupported(_)) => return Err(error),
-        _ => {}
+        Ok(_) => {}
+        Err(error) if error.is_damage() => {}
+        // It may be whole: a later version wrote it, or it cannot be read now.
+        Err(error) => return Err(error),
     }
     // What an interrupted fold left under the same names.
     for (key, _) in backend.list(&key(number))? {

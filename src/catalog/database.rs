@@ -201,7 +201,9 @@ impl CatalogDatabase {
     ) -> Result<(), CatalogError> {
         let database = self.writer()?;
         let transaction = redb_call::writing(|| Ok(database.begin_write()?))?;
-        match feed(&mut |changes| redb_call::writing(|| apply_in(&transaction, &changes))) {
+        // A decoder that panics means damage, and the transaction must not be dropped while unwinding.
+        let fed = redb_call::catching(|| feed(&mut |changes| redb_call::writing(|| apply_in(&transaction, &changes))));
+        match fed.unwrap_or_else(|damage| Err(damage.into())) {
             Ok(()) => redb_call::writing(|| Ok(transaction.commit()?)),
             Err(error) => {
                 redb_call::dropping(transaction);

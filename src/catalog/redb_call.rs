@@ -43,7 +43,8 @@ pub(super) fn dropping<T>(what: T) {
     let _ = catching(|| drop(what));
 }
 
-fn catching<T>(call: impl FnOnce() -> T) -> Result<T, CatalogDamage> {
+/// Calls something that may panic on damaged bytes.
+pub(super) fn catching<T>(call: impl FnOnce() -> T) -> Result<T, CatalogDamage> {
     let outer = IS_CATCHING.replace(true);
     // What a panic leaves half done belongs to redb, which checks its own locks.
     let result = catch_unwind(AssertUnwindSafe(call));

@@ -117,7 +117,7 @@ pub(crate) fn run(context: &Context, args: &DrillArgs) -> Result<Exit, CliError>
     let stop = Arc::new(AtomicBool::new(false));
     let server = {
         let stop = Arc::clone(&stop);
-        // Without the thread the mount is taken away when what would have served it is dropped.
+        // If the thread cannot be started, the server is dropped, and that unmounts.
         std::thread::Builder::new().spawn(move || serving.run(&stop)).map_err(CliError::Thread)?
     };
     let root = mount_point.join(analysis.tree.trim_matches('/'));

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::guard::MarkedSnapshot;
 use zmreplica::layout::UNFINISHED;
-use zmreplica::nightly::hooks::{HOOK_LIMIT, HookCommand};
+use zmreplica::nightly::hooks::{self, HOOK_LIMIT, HookCommand};
 use zmreplica::nightly::last::LastNight;
 use zmreplica::nightly::metrics::{self, RunFigures};
 use zmreplica::nightly::quiesce::{Quiesced, change_since, wait};
@@ -455,13 +455,7 @@ fn run_hook(hook: &HookCommand, event: &NightEvent<'_>) -> Option<String> {
     if let Err(error) = write_json(&mut input, event) {
         return Some(format!("The hook's input cannot be prepared: {error}"));
     }
-    let mut variables = vec![
-        ("ZMREPLICA_OUTCOME", event.outcome.word().to_owned()),
-        ("ZMREPLICA_EXIT_CODE", event.exit_code.to_string()),
-        ("ZMREPLICA_MESSAGE", event.message.to_owned()),
-    ];
-    // So that a hook may simply call `zmreplica status`.
-    variables.extend(event.store.as_ref().map(|store| ("ZMREPLICA_STORE", store.clone())));
+    let variables = hooks::variables(event.outcome.word(), event.exit_code, event.message, event.store.as_deref());
     hook.run(&input, &variables, HOOK_LIMIT).err().map(|error| error.to_string())
 }
 

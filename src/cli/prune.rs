@@ -188,7 +188,7 @@ enum Telling {
     Removals,
 }
 
-/// What a prune goes by.
+/// The rules and options of a prune, and where it reports.
 struct PruneContext<'a> {
     output: &'a Output,
     policy: &'a Policy,
@@ -237,7 +237,7 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
     loop {
         let plan = shared.plan(replica)?;
         shared.tell_plan(&plan, false)?;
-        // A night tells of all doubts itself.
+        // A night reports all doubts itself.
         let exit = if shared.telling == Telling::Plan { tell_doubts(output, &plan) } else { Exit::Done };
         output.flush()?;
         match followed(output, progress, interrupt, || carry_out(replica, &plan, progress))? {

@@ -320,7 +320,7 @@ pub(crate) fn summary(output: &Output, report: &SnapshotReport) -> Vec<String> {
     ];
     if work.connections > 0 && output.verbosity() == Verbosity::Verbose {
         lines.push(format!(
-            "  transferred  {} received, {} sent; {} waited for; {}",
+            "  network    {} received, {} sent; {} waited for; {}",
             text::bytes(work.received_bytes),
             text::bytes(work.sent_bytes),
             text::plural(work.round_trips, "round trip", "round trips"),

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use zmreplica_fuse::{
@@ -23,6 +23,7 @@ use crate::replica::Replica;
 use crate::view::{Readers, SnapshotView};
 
 use super::{Owners, SnapshotTree};
+use crate::mutex::lock;
 
 /// Bits of an inode number that belong to the snapshot's own tree.
 const TREE_BITS: u32 = 40;
@@ -65,10 +66,6 @@ struct Slot {
     /// Milliseconds after the start of the mount.
     used: AtomicU64,
     lease: Mutex<Option<Lease>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns the directory name of a snapshot: its time in UTC, without white space or colons.

@@ -118,6 +118,18 @@ impl HookCommand {
     }
 }
 
+/// Returns what a hook finds in its environment about a night; `outcome` is a word.
+pub fn variables(outcome: &str, exit_code: u8, message: &str, store: Option<&str>) -> Vec<(&'static str, String)> {
+    let mut variables = vec![
+        ("ZMREPLICA_OUTCOME", outcome.to_owned()),
+        ("ZMREPLICA_EXIT_CODE", exit_code.to_string()),
+        ("ZMREPLICA_MESSAGE", message.to_owned()),
+    ];
+    // So that a hook may simply call `zmreplica status`.
+    variables.extend(store.map(|store| ("ZMREPLICA_STORE", store.to_owned())));
+    variables
+}
+
 /// Waits for a child; ends it and returns `None` when it takes too long.
 fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
     let started = Instant::now();

@@ -3,6 +3,9 @@
 /// Name of the file with what a store says of itself.
 pub(crate) const CONFIG: &str = "config.json";
 
+/// Name of the file that a run locks.
+pub(crate) const LOCK: &str = "lock";
+
 /// Name of the catalogue's database.
 pub(crate) const CATALOG: &str = "catalog.redb";
 

@@ -8,12 +8,13 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::inode::Identity;
+use crate::mutex::lock;
 
 /// Most directories held open, however many may be: enough to find each again where it is, save in trees that are very deep.
 const MOST_DIRECTORIES: usize = 512;
@@ -60,10 +61,6 @@ impl Drop for DirHandle {
             self.open.fetch_sub(1, Ordering::Relaxed);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many threads a restore may have with so many files that it may open.

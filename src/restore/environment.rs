@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::dir_handles::DirHandles;
 use super::inode::Identity;
 use super::{RestoreError, RestoreOptions, RestoreProblem, RestoreProgress, RestoreReport};
+use crate::mutex::lock;
 use crate::view::{OwnerMap, SnapshotView, ViewError, display_path};
 
 /// Problems, and names of deletions, kept for the report.
@@ -48,10 +49,6 @@ pub(super) struct Environment<'v> {
     temporaries: AtomicU64,
     load: Mutex<Load>,
     load_fell: Condvar,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'v> Environment<'v> {

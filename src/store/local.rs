@@ -16,7 +16,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use quick_cache::unsync::Cache;
@@ -30,6 +30,7 @@ use crate::access;
 use crate::areas;
 use crate::cause::{Cause, During};
 use crate::limits;
+use crate::mutex::lock;
 
 /// Beginning of the name of a file that is written only to see whether that is possible.
 pub(crate) const PROBE: &str = "probe-";
@@ -424,9 +425,4 @@ fn is_out_of_files(error: &io::Error) -> bool {
 
 fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// Locks a mutex whose data is valid after any panic: every critical section here is a single update.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

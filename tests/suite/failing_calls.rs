@@ -2,11 +2,12 @@
 //! was being read or written; the store is whole, and the same command goes on. And a writer whose commit failed writes nothing more.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use tempfile::TempDir;
 use zmreplica::catalog::marks::{Mark, SnapshotMarks};
 use zmreplica::catalog::{CatalogError, WriteError, commit_log};
 use zmreplica::replica::{LockedReplica, Replica, init};
@@ -19,6 +20,17 @@ use crate::support::pruning::{assert_clean, make_source, take};
 const EIO: i32 = 5;
 const EACCES: i32 = 13;
 const ENOSPC: i32 = 28;
+
+/// Makes a store with a snapshot in a directory of its own; returns the directory, the store and the source.
+fn store_with_a_snapshot() -> (TempDir, PathBuf, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    let (store, source) = (place.path().join("store"), place.path().join("source"));
+    init(&store).unwrap();
+    make_source(&source);
+    take(&open(&store), &source);
+    wait_until_free(&store);
+    (place, store, source)
+}
 
 fn shell(store: &Path, line: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new("bash");
@@ -39,12 +51,7 @@ fn has_failed(what: &str, output: &Output) -> bool {
 
 #[test]
 fn a_call_that_fails_is_no_damage_of_the_catalogue() {
-    let place = tempfile::tempdir().unwrap();
-    let (store, source) = (place.path().join("store"), place.path().join("source"));
-    init(&store).unwrap();
-    make_source(&source);
-    take(&open(&store), &source);
-    wait_until_free(&store);
+    let (_place, store, source) = store_with_a_snapshot();
     let catalog = store.join("catalog.redb");
     let commands: [&[&str]; 5] =
         [&["snapshots"], &["ls", "latest:"], &["stats"], &["pin", "latest"], &["snapshot", source.to_str().unwrap()]];
@@ -148,12 +155,7 @@ fn a_writer_whose_commit_failed_writes_nothing_more() {
     };
     for errno in [EIO, EACCES, ENOSPC] {
         for at in 0..2 {
-            let place = tempfile::tempdir().unwrap();
-            let (store, source) = (place.path().join("store"), place.path().join("source"));
-            init(&store).unwrap();
-            make_source(&source);
-            take(&open(&store), &source);
-            wait_until_free(&store);
+            let (_place, store, _) = store_with_a_snapshot();
             let backend =
                 Arc::new(Armed { backend: LocalBackend::open(&store).unwrap(), left: AtomicI64::new(-1), errno });
             let replica = LockedReplica::open_over(&store, Arc::clone(&backend) as Arc<dyn Backend>).unwrap();

@@ -63,7 +63,7 @@ pub(crate) struct Config {
     /// What `prune` keeps.
     #[serde(default)]
     pub(crate) retention: Retention,
-    /// What the guard goes by.
+    /// Settings of the guard.
     #[serde(default)]
     guard: Guard,
     /// What is run after a night.
@@ -140,7 +140,7 @@ impl Config {
         self.report_mode.map(|mode| mode.0.0)
     }
 
-    /// Returns what the guard goes by.
+    /// Returns the settings of the guard.
     pub(crate) fn guard(&self) -> GuardOptions {
         let default = GuardOptions::default();
         let share = |share: Option<Share>, default: f64| share.map_or(default, |share| share.0);

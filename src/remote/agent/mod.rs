@@ -21,6 +21,7 @@ mod read;
 mod restore;
 
 mod scan;
+mod throttle;
 mod waiting;
 
 use std::io::{self, Read, Write};

@@ -1,19 +1,18 @@
 //! What the agent sends: a queue of frames, bounded in bytes, and the thread that writes it out.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::super::protocol::ALIVE_SECONDS;
 use super::super::protocol::frame::{self, Kind};
+use super::throttle::Throttle;
 
 /// Bytes that may wait to be written; whoever has more to send waits.
 const WAITING_MAX_BYTES: usize = 1 << 20;
 /// How often figures are sent while there is something to report.
 const FIGURES_EVERY: Duration = Duration::from_secs(1);
-/// With a limit, at most so much of a second's bytes is written at a time.
-const THROTTLE_STEPS: u64 = 20;
 
 /// The connection is gone; whoever hears of it ends.
 #[derive(Clone, Copy, Debug)]
@@ -151,42 +150,5 @@ impl Outbox {
             }
             last_write = Instant::now();
         }
-    }
-}
-
-/// Keeps writing below a rate: a second's bytes may go at once, and no more.
-struct Throttle {
-    bytes_per_second: u64,
-    allowed: f64,
-    since: Instant,
-}
-
-impl Throttle {
-    fn new(bytes_per_second: u64) -> Throttle {
-        Throttle { bytes_per_second, allowed: 0.0, since: Instant::now() }
-    }
-
-    fn write(&mut self, output: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
-        if self.bytes_per_second == 0 {
-            output.write_all(bytes)?;
-            return output.flush();
-        }
-        let step = (self.bytes_per_second / THROTTLE_STEPS).max(1);
-        for piece in bytes.chunks(usize::try_from(step).unwrap_or(usize::MAX)) {
-            let rate = self.bytes_per_second as f64;
-            loop {
-                let now = Instant::now();
-                self.allowed = (self.allowed + rate * (now - self.since).as_secs_f64()).min(rate);
-                self.since = now;
-                if self.allowed >= piece.len() as f64 {
-                    break;
-                }
-                std::thread::sleep(Duration::from_secs_f64((piece.len() as f64 - self.allowed) / rate));
-            }
-            self.allowed -= piece.len() as f64;
-            output.write_all(piece)?;
-            output.flush()?;
-        }
-        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Sender, bounded};
 use data_encoding::HEXLOWER;
@@ -20,6 +20,7 @@ use crate::catalog::{CatalogError, ReadError};
 use crate::cause::{Cause, During};
 use crate::coding::{Decoder, put_varint};
 use crate::ids::DictionaryId;
+use crate::mutex::lock;
 use crate::remote::protocol::frame::{self, Frame, Kind};
 use crate::remote::protocol::restore::{ANSWER_MAX_BYTES, Query, ROWS_AHEAD_BYTES, Reply, RestoreRequest};
 use crate::restore::{RestoreOptions, RestoreProgress, RestoreReport, restore};
@@ -38,10 +39,6 @@ const PREFETCHED_MAX_BYTES: usize = 6 * ROWS_AHEAD_BYTES;
 const ROW_BYTES: usize = 128;
 /// Most bytes of dictionaries. A store has one of 112 KiB, as a rule.
 const DICTIONARIES_MAX_BYTES: usize = 64 << 20;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What waits for the other side's answers.
 struct Exchange {

@@ -12,7 +12,7 @@ use crate::cause::{Cause, Explained, NoThread};
 use crate::remote::client::{ConnectError, HANDSHAKE, Stop, WireCounters};
 use crate::remote::protocol::MAGIC;
 use crate::remote::transport::deadline::Deadline;
-use crate::remote::transport::pace::Pace;
+use crate::remote::transport::least_rate::LeastRate;
 use crate::remote::transport::{Connection, Control, Transport, printed, quoted, read_to_mark};
 use crate::source::tree::SourceError;
 
@@ -78,7 +78,7 @@ struct Metered {
     bytes_per_second: u64,
     /// How long the remote host may be waited for while nothing comes.
     idle_timeout: Duration,
-    pace: Pace,
+    least_rate: LeastRate,
     /// Bytes that came on this connection.
     came: u64,
     interrupted: Stop,
@@ -113,7 +113,7 @@ impl Read for Metered {
             }
         };
         self.came += count as u64;
-        if let Some(reason) = self.pace.add(asked.elapsed(), self.came) {
+        if let Some(reason) = self.least_rate.add(asked.elapsed(), self.came) {
             return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
         }
         self.counters.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
@@ -164,7 +164,7 @@ impl Shell {
             bytes_per_second: options.bytes_per_second,
             // Until the shell has greeted, its deadline counts.
             idle_timeout: Duration::MAX,
-            pace: Pace::new(options.idle_timeout),
+            least_rate: LeastRate::new(options.idle_timeout),
             came: 0,
             interrupted: Arc::clone(&options.interrupted),
             due: Instant::now(),

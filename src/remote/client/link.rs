@@ -4,7 +4,7 @@
 //! as it lies in memory, is bounded by the protocol's windows. An agent that exceeds these is cut off, and so is one that reads nothing of what it is sent.
 //!
 //! Time: an agent that says nothing but that it is alive for as long as the user's timeout is given up, and so is one that brings next to nothing over [`IDLE_TIMEOUTS`] times as
-//! long (see [`crate::remote::transport::pace`]). What it says of its own progress counts for the first, and not for the second.
+//! long (see [`crate::remote::transport::least_rate`]). What it says of its own progress counts for the first, and not for the second.
 
 use std::error::Error;
 use std::io::{self, Read, Write};
@@ -19,7 +19,7 @@ use crate::cause::{Cause, Explained};
 use crate::remote::protocol::frame::{self, Frame, HEADER_BYTES, Kind};
 use crate::remote::protocol::messages::Figures;
 use crate::remote::protocol::{ALIVE_SECONDS, EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
-use crate::remote::transport::pace::Pace;
+use crate::remote::transport::least_rate::LeastRate;
 use crate::remote::transport::{Connection, Control};
 use crate::source::tree::SourceError;
 
@@ -126,7 +126,7 @@ pub(super) enum Queue {
 /// The connection.
 pub(super) struct Link {
     idle_timeout: Duration,
-    pace: Mutex<Pace>,
+    least_rate: Mutex<LeastRate>,
     stop: Stop,
     shared: Arc<Shared>,
     out: Option<Sender<Vec<u8>>>,
@@ -168,10 +168,11 @@ impl Link {
         let (out, outgoing) = unbounded();
         let senders =
             Senders { offers: to_offers, blocks: to_blocks, reads: to_reads, apart: to_apart, answers: to_answers };
-        let pace = Mutex::new(Pace::new(idle_timeout * IDLE_TIMEOUTS));
+        let least_rate = Mutex::new(LeastRate::new(idle_timeout * IDLE_TIMEOUTS));
         let stop: Stop = Arc::new(|| false);
         let (out, threads) = (Some(out), Vec::new());
-        let mut link = Link { idle_timeout, pace, stop, shared, out, offers, blocks, reads, apart, answers, threads };
+        let mut link =
+            Link { idle_timeout, least_rate, stop, shared, out, offers, blocks, reads, apart, answers, threads };
         let (reader, writer) = (Arc::clone(&link.shared), Arc::clone(&link.shared));
         let spawn =
             |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(work);
@@ -238,11 +239,11 @@ impl Link {
             let asked = Instant::now();
             let answer = receiver.recv_timeout(TICK);
             let useful = self.shared.useful();
-            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(reason) = pace.add(asked.elapsed(), useful) {
+            let mut least_rate = self.least_rate.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(reason) = least_rate.add(asked.elapsed(), useful) {
                 self.shared.fail(reason);
             }
-            drop(pace);
+            drop(least_rate);
             match answer {
                 Ok(frame) => {
                     self.taken(&frame);

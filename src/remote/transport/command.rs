@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
@@ -13,6 +13,7 @@ use super::spec::RemoteSpec;
 use super::ssh::PASSPHRASE_VARIABLE;
 use super::{Connection, Control, ExitInfo, SILENCE, Silence, Transport, TransportError, keep_end};
 use crate::cause::{Cause, During, NoThread};
+use crate::mutex::lock;
 
 /// How long a program may take to end after its stdout has.
 const END_TIME: Duration = Duration::from_secs(5);
@@ -91,10 +92,6 @@ struct ChildControl {
     /// Disconnected once all of stderr has been read.
     stderr_ended: Receiver<()>,
     program: String,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ChildControl {

@@ -6,7 +6,7 @@
 pub mod command;
 pub(crate) mod deadline;
 pub mod known_hosts;
-pub(crate) mod pace;
+pub(crate) mod least_rate;
 pub mod spec;
 pub mod ssh;
 pub mod upload;

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Mutex;
 
-use super::lock::lock;
 use crate::model::Stat;
+use crate::mutex::lock;
 
 /// Bits of an inode number that select the bit within its page.
 const PAGE_BITS: u32 = 9;

@@ -14,7 +14,6 @@
 mod context;
 mod inodes;
 mod listing;
-mod lock;
 mod mounts;
 mod node;
 mod queue;

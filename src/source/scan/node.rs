@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::listing::{Listing, Problem, join};
-use super::lock::lock;
+use crate::mutex::lock;
 
 /// Bytes of a listing's path that count as one entry in the look-ahead: paths of very deep trees weigh more than
 /// what they lead to.

@@ -7,10 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::context::{ScanContext, ScanOptions};
 use super::listing::{Problem, ProblemKind};
-use super::lock::lock;
 use super::node::{Node, Outcome, Task, dismantle};
 use super::queue::WorkList;
 use super::read::{self, Reader};
+use crate::mutex::lock;
 
 /// Who reads which directory, and what waits for delivery.
 pub(super) struct Engine {

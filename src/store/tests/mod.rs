@@ -167,6 +167,11 @@ fn golden_pack() {
     assert_eq!(pack.id.key(), format!("packs/{}/{}", &pack.id.to_string()[..2], pack.id));
     assert_eq!(PackId::from_key(&pack.id.key()), Some(pack.id));
     assert_eq!(PackId::from_key("packs/00/11"), None);
+    // Digits of another case would be a second key of the same pack, and a sign is no digit.
+    assert!("ab".repeat(16).parse::<PackId>().is_ok());
+    for digits in ["AB".repeat(16), "+f".repeat(16), "ab".repeat(15), format!("{}a", "ab".repeat(16))] {
+        assert!(digits.parse::<PackId>().is_err(), "{digits}");
+    }
     assert!("0".repeat(31).parse::<PackId>().is_err() && "A".repeat(32).parse::<PackId>().is_err());
 }
 

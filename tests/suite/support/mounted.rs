@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 /// How long anything may take that is bound to happen; none of the tests waits for it to pass.
 pub const SOON: Duration = Duration::from_secs(300);
+/// How long a program that is just being started may keep a file of a mount open.
+const UNMOUNTED: Duration = Duration::from_secs(10);
 
 /// Whom the top of a source belongs to: nobody whom a default would name.
 pub const SOURCE_OWNER: u32 = 54321;
@@ -174,7 +176,7 @@ pub fn unmount(place: &Path) {
         said = err(&output);
         output.status.success() || !said.contains("busy")
     };
-    eventually("the unmount", unmounted);
+    within(UNMOUNTED, "the unmount", unmounted);
     assert_eq!(said, "", "{}", place.display());
 }
 
@@ -201,10 +203,14 @@ pub fn mounts_below(directory: &Path) -> Vec<String> {
 }
 
 /// Waits for what is bound to come true.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    within(SOON, what, holds);
+}
+
+fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < SOON, "{what} did not come true");
+        assert!(started.elapsed() < limit, "{what} did not come true");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

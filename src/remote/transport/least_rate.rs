@@ -10,17 +10,17 @@ use std::time::Duration;
 pub(crate) const SLOWEST_BYTES_PER_SECOND: u64 = 16;
 
 /// Counts waits and what they brought.
-pub(crate) struct Pace {
+pub(crate) struct LeastRate {
     window: Duration,
     waited: Duration,
     /// Bytes that had come when the window began.
     from: u64,
 }
 
-impl Pace {
+impl LeastRate {
     /// Judges each `window` of waiting.
-    pub(crate) fn new(window: Duration) -> Pace {
-        Pace { window, waited: Duration::ZERO, from: 0 }
+    pub(crate) fn new(window: Duration) -> LeastRate {
+        LeastRate { window, waited: Duration::ZERO, from: 0 }
     }
 
     /// Counts a wait, after which `bytes` had come altogether; returns what is wrong if that is too little.
@@ -46,20 +46,20 @@ mod tests {
     #[test]
     fn what_trickles_is_stuck_and_what_is_slow_is_not() {
         let second = Duration::from_secs(1);
-        let mut pace = Pace::new(10 * second);
+        let mut least_rate = LeastRate::new(10 * second);
         let mut bytes = 0;
         for _ in 0..100 {
             bytes += 16;
-            assert_eq!(pace.add(second, bytes), None);
+            assert_eq!(least_rate.add(second, bytes), None);
         }
         // Much at once does not pay for what follows.
         bytes += 100_000;
         for _ in 0..10 {
-            assert_eq!(pace.add(second, bytes), None);
+            assert_eq!(least_rate.add(second, bytes), None);
         }
         let stuck = (0..10).find_map(|_| {
             bytes += 15;
-            pace.add(second, bytes)
+            least_rate.add(second, bytes)
         });
         assert!(stuck.unwrap().starts_with("only 150 bytes"));
     }
