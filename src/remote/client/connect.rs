@@ -29,7 +29,7 @@ const BINARY_NAME: &str = "zmreplica-agent";
 const LIBRARY_DIRECTORY: &str = "/usr/local/lib/zmreplica";
 /// A handshake takes no longer: the agent reads its own program once, and its root.
 pub const HANDSHAKE: Duration = Duration::from_secs(120);
-/// Larger files are no agents.
+/// The largest program that is uploaded: it is held in memory, and a release takes a tenth of that.
 const BINARY_MAX_BYTES: u64 = 256 << 20;
 
 /// Which agent is used.
@@ -295,24 +295,40 @@ fn binary_to_upload(given: Option<&Path>) -> Result<Binary, String> {
         Some(given) => vec![given.to_owned()],
         None => beside.into_iter().chain([library]).chain(own.clone()).collect(),
     };
+    let mut reason = String::new();
     for candidate in &candidates {
-        let fits = std::fs::metadata(candidate).is_ok_and(|file| file.is_file() && file.len() <= BINARY_MAX_BYTES);
-        if fits && let Ok(bytes) = std::fs::read(candidate) {
-            let is_static = is_static(&bytes);
-            if is_static || (given.is_none() && Some(candidate) == own.as_ref()) {
-                return Ok(Binary { path: candidate.clone(), bytes, is_static });
+        match read_program(candidate) {
+            Ok(bytes) => {
+                let is_static = is_static(&bytes);
+                if is_static || (given.is_none() && Some(candidate) == own.as_ref()) {
+                    return Ok(Binary { path: candidate.clone(), bytes, is_static });
+                }
+                reason = format!("{} is not a static program", candidate.display());
             }
-            if given.is_some() {
-                return Err(format!("{} is not a static program", candidate.display()));
-            }
+            Err(error) => reason = error,
         }
     }
-    match given {
-        Some(given) => Err(format!("{} cannot be read", given.display())),
-        None => Err(format!(
-            "there is no static {BINARY_NAME} beside this program or in {LIBRARY_DIRECTORY}, and this program cannot be read; scripts/build-agent builds one"
-        )),
+    Err(match given {
+        Some(_) => reason,
+        // The last candidate is this program.
+        None => format!(
+            "there is no static {BINARY_NAME} beside this program or in {LIBRARY_DIRECTORY}, and {reason}; scripts/build-agent builds one"
+        ),
+    })
+}
+
+/// Reads a program to upload, or says why it is none.
+fn read_program(path: &Path) -> Result<Vec<u8>, String> {
+    let failed = |error: io::Error| format!("{} cannot be read: {error}", path.display());
+    let file = std::fs::metadata(path).map_err(failed)?;
+    if !file.is_file() {
+        return Err(format!("{} is not a file", path.display()));
     }
+    if file.len() > BINARY_MAX_BYTES {
+        let most = BINARY_MAX_BYTES >> 20;
+        return Err(format!("{} is larger than {most} MiB: build it without debug information", path.display()));
+    }
+    std::fs::read(path).map_err(failed)
 }
 
 /// Returns whether a program is a 64-bit ELF file that asks for no dynamic linker: no program header of type `PT_INTERP`.
@@ -356,5 +372,18 @@ mod tests {
         // This test is linked dynamically, unless all of the build is static.
         let own = std::fs::read("/proc/self/exe").unwrap();
         assert_eq!(is_static(&own), cfg!(target_feature = "crt-static"));
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_uploaded_is_refused_with_the_reason() {
+        let place = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| binary_to_upload(Some(path)).err().unwrap();
+        assert!(refused(&place.path().join("none")).contains("No such file"));
+        assert!(refused(place.path()).contains("is not a file"));
+        let path = place.path().join("program");
+        std::fs::write(&path, "text").unwrap();
+        assert!(refused(&path).contains("is not a static program"));
+        std::fs::File::create(&path).unwrap().set_len(BINARY_MAX_BYTES + 1).unwrap();
+        assert!(refused(&path).contains("larger than 256 MiB"));
     }
 }
