@@ -23,6 +23,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -51,7 +52,7 @@ pub(crate) use error::refuse_denied;
 use format::LOCK;
 pub(crate) use format::{CATALOG, CONFIG};
 pub use format::{FEATURES, FORMAT_VERSION};
-pub use lock::lock_holder;
+pub use lock::{LockWait, lock_holder, wait_until_unlocked};
 pub(crate) use lock::{share_lock, take_lock};
 
 /// A catalogue up to this size is small: to compact it takes some hundredths of a second. redb grows its file by doubling, which a small store would notice;
@@ -341,6 +342,8 @@ struct Raised {
     config: StoreConfig,
     /// What they were, if they were different.
     before: Option<StoreConfig>,
+    /// How long another run was waited for.
+    waited: Duration,
 }
 
 /// An open store that this process alone may write to, until it is dropped.
@@ -349,6 +352,7 @@ pub struct LockedReplica {
     _lock: File,
     recovered_commits: u64,
     before: Option<StoreConfig>,
+    waited: Duration,
 }
 
 impl LockedReplica {
@@ -358,9 +362,17 @@ impl LockedReplica {
     /// # Errors
     /// [`ReplicaError::Locked`] when another process writes.
     pub fn open(path: &Path) -> Result<LockedReplica, ReplicaError> {
+        LockWait::none(|wait| LockedReplica::open_after(path, wait))
+    }
+
+    /// Opens a store for writing as [`open`](LockedReplica::open) does, as soon as no other process writes.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Locked`] when another process writes all the time, [`ReplicaError::WaitInterrupted`].
+    pub fn open_after(path: &Path, wait: LockWait<'_>) -> Result<LockedReplica, ReplicaError> {
         StoreConfig::read(path)?;
         refuse_denied(path, access::Depth::FirstObjects)?;
-        let raised = LockedReplica::lock_and_raise(path)?;
+        let raised = LockedReplica::lock_and_raise(path, wait)?;
         set_cache_aside_if_denied(path);
         let local = LocalBackend::open(path)?;
         local.clean_leftovers()?;
@@ -372,30 +384,28 @@ impl LockedReplica {
     /// # Errors
     /// As [`open`](LockedReplica::open).
     pub fn open_over(path: &Path, backend: Arc<dyn Backend>) -> Result<LockedReplica, ReplicaError> {
-        let raised = LockedReplica::lock_and_raise(path)?;
+        let raised = LockWait::none(|wait| LockedReplica::lock_and_raise(path, wait))?;
         LockedReplica::assemble(path, raised, backend)
     }
 
     /// Takes the lock and brings the settings to this version, before anything else is written.
-    fn lock_and_raise(path: &Path) -> Result<Raised, ReplicaError> {
-        // Where there is no store, no lock is made.
-        StoreConfig::read(path)?;
-        let lock = take_lock(path)?;
+    fn lock_and_raise(path: &Path, wait: LockWait<'_>) -> Result<Raised, ReplicaError> {
+        let (lock, waited) = wait.take_lock(path)?;
         let found = StoreConfig::read(path)?;
         let config = found.raised();
         if config == found {
-            return Ok(Raised { lock, config, before: None });
+            return Ok(Raised { lock, config, before: None, waited });
         }
         config.write(path)?;
-        Ok(Raised { lock, config, before: Some(found) })
+        Ok(Raised { lock, config, before: Some(found), waited })
     }
 
     fn assemble(path: &Path, raised: Raised, backend: Arc<dyn Backend>) -> Result<LockedReplica, ReplicaError> {
-        let Raised { lock, config, before } = raised;
+        let Raised { lock, config, before, waited } = raised;
         let database = CatalogDatabase::open(&path.join(CATALOG))?;
         let recovered_commits = roll_forward(&database, backend.as_ref())?;
         let replica = Replica::assemble(path, config, backend, database)?;
-        Ok(LockedReplica { replica, _lock: lock, recovered_commits, before })
+        Ok(LockedReplica { replica, _lock: lock, recovered_commits, before, waited })
     }
 
     /// Rebuilds the catalogue from the newest checkpoint and the commit files after it, which the backend holds, beside the old one, which is kept as
@@ -444,6 +454,11 @@ impl LockedReplica {
     /// Returns how many commits were found complete but not applied, and were applied at opening.
     pub fn recovered_commits(&self) -> u64 {
         self.recovered_commits
+    }
+
+    /// Returns how long another run was waited for before the lock could be had.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Returns the format that the store had, when it was of an earlier one, or had fewer features, and was raised at opening. Versions that do not know what it

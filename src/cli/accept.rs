@@ -42,10 +42,11 @@ struct SummaryEvent {
 
 pub(crate) fn run(context: &Context, args: &AcceptArgs) -> Result<Exit, CliError> {
     let output = &context.output;
+    let named = context.ids([&args.snapshot])?.concat();
     let replica = context.open_locked()?;
     let catalog = replica.catalog()?;
     let snapshots = Snapshots::read(&catalog)?;
-    let meant = snapshots.resolve(&args.snapshot)?;
+    let meant = snapshots.resolve(&named)?;
     let all = marked_snapshots(&catalog)?;
     let dates = Dates::read(&catalog, Timestamp::now())?;
     let of_source = |snapshot: &&MarkedSnapshot| {

@@ -76,8 +76,7 @@ struct Counts<'a> {
 pub(crate) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, CliError> {
     let replica = context.open()?;
     let options = CheckOptions { read_data_percent: args.read_data, ..CheckOptions::default() };
-    let interrupt = signals::interrupt_flag()
-        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let interrupt = signals::interrupt_flag()?;
     let progress = CheckProgress::default();
     let report = std::thread::scope(|scope| {
         // Closed when this closure ends, a panic of the check included.

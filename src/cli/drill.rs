@@ -111,8 +111,7 @@ pub(crate) fn run(context: &Context, args: &DrillArgs) -> Result<Exit, CliError>
         // What goes wrong comes back as an error of the read.
         log: Arc::new(|_: &str| {}),
     };
-    let interrupt = super::signals::interrupt_flag()
-        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let interrupt = super::signals::interrupt_flag()?;
     let serving = start(replica, request)?;
     let stop = Arc::new(AtomicBool::new(false));
     let server = {

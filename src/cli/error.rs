@@ -237,6 +237,7 @@ impl CliError {
                 return Some(format!("Create one with `zmreplica --store {} init`.", quoted(path)));
             }
             CliError::Replica(ReplicaError::Config { .. }) => "`zmreplica repair` restores it.",
+            CliError::Replica(ReplicaError::Locked { .. }) => "`--wait-lock DURATION` waits until it has ended.",
             CliError::Prune(PruneError::Backend(BackendError::NoSpace { .. })) => {
                 "The store is intact, and what was freed so far stays free. `prune --max-unused 100` copies nothing and needs the least space."
             }

@@ -45,15 +45,21 @@ use std::ffi::{OsStr, OsString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use zmreplica::access::{self, Width};
 use zmreplica::plain;
-use zmreplica::replica::{LockedReplica, Replica};
+use zmreplica::replica::{LockWait, LockedReplica, Replica, ReplicaError};
+use zmreplica::view::Snapshots;
 
-use config::Config;
+use config::{Config, Span};
 use error::{CliError, Exit};
 use output::{ErrorEvent, Output, Verbosity};
+
+/// How long `nightly` waits for another run by default: two that a timer starts at the same time do their work one after the other.
+const NIGHTLY_WAIT: Duration = Duration::from_secs(3600);
 
 /// Environment variable that names the store.
 const STORE_VARIABLE: &str = "ZMREPLICA_STORE";
@@ -87,6 +93,9 @@ struct GlobalArgs {
     /// Write JSON to stdout, one object per line
     #[arg(long, global = true)]
     json: bool,
+    /// Wait at most this long for another run to release the store (90s, 1h) [default: `wait-lock` in the configuration file, else 1h for `nightly`, 0 for others]
+    #[arg(long, global = true, value_name = "DURATION")]
+    wait_lock: Option<Span>,
     /// Print problems and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
@@ -160,6 +169,8 @@ struct Context {
     output: Output,
     config: Config,
     store: Option<PathBuf>,
+    /// How long to wait for another run to release the store.
+    wait_lock: Duration,
     /// What the program was called with, without its own name.
     arguments: Vec<OsString>,
 }
@@ -194,7 +205,38 @@ impl Context {
 
     /// Opens the store for writing, and reports if an earlier run left something to finish.
     fn open_locked(&self) -> Result<LockedReplica, CliError> {
-        let replica = LockedReplica::open(self.store()?)?;
+        self.open_locked_saying(&mut |text| self.output.note(text))
+    }
+
+    /// Returns the identifiers of the snapshots that names stand for now. To be called before the lock is taken: `latest` is what was there when the command was
+    /// given, and not what the run took that was waited for.
+    fn ids<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Result<Vec<String>, CliError> {
+        let snapshots = Snapshots::read(&self.open()?.catalog()?)?;
+        names.into_iter().map(|name| Ok(snapshots.resolve(name)?.record.id.clone())).collect()
+    }
+
+    /// Lets `work` wait for another run to end, as long as that is wanted; `say` reports it.
+    fn waiting<T>(
+        &self,
+        say: &mut dyn FnMut(&str),
+        work: impl FnOnce(LockWait<'_>) -> Result<T, ReplicaError>,
+    ) -> Result<T, CliError> {
+        let limit = self.wait_lock;
+        // Where nothing is waited for, signals keep their usual effect.
+        let interrupt = if limit.is_zero() { Arc::default() } else { signals::interrupt_flag()? };
+        let mut begins = |locked: &ReplicaError| {
+            if let ReplicaError::Locked { path, holder } = locked {
+                let limit = text::duration(limit);
+                say(&format!("Another run holds the store {path}{holder}. Waiting for it to end, at most {limit}."));
+            }
+        };
+        Ok(work(LockWait { limit, interrupt: &interrupt, begins: &mut begins })?)
+    }
+
+    /// Opens the store for writing, as [`open_locked`](Context::open_locked) does; `say` reports that another run is waited for.
+    fn open_locked_saying(&self, say: &mut dyn FnMut(&str)) -> Result<LockedReplica, CliError> {
+        let store = self.store()?;
+        let replica = self.waiting(say, |wait| LockedReplica::open_after(store, wait))?;
         self.narrow(replica.path());
         if let Some(from) = replica.raised_from() {
             self.output.warn(&text::raised(from, replica.config().format, &replica.added_features()));
@@ -243,8 +285,14 @@ pub(crate) fn main() -> ExitCode {
         let flushed = |exit| output.flush().map(|()| exit).map_err(CliError::Output);
         return result.and_then(flushed).unwrap_or_else(|error| report(&output, &error)).into();
     }
+    let usual_wait = if matches!(cli.command, Command::Nightly(_)) { NIGHTLY_WAIT } else { Duration::ZERO };
+    let given_wait = cli.global.wait_lock;
     let context = match configure(cli.global) {
-        Ok((config, store)) => Context { output, config, store, arguments },
+        Ok((config, store)) => {
+            let wait = given_wait.or(config.wait_lock.map(|span| span.0));
+            let wait_lock = wait.map_or(usual_wait, |span| span.0);
+            Context { output, config, store, wait_lock, arguments }
+        }
         Err(error) => return report(&output, &error).into(),
     };
     // Nothing of the context is used after a panic but its output, whose lock survives one.

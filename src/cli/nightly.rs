@@ -19,7 +19,7 @@ use zmreplica::nightly::metrics::{self, RunFigures};
 use zmreplica::nightly::quiesce::{Quiesced, change_since, wait};
 use zmreplica::nightly::status::Status;
 use zmreplica::plain;
-use zmreplica::replica::{Replica, StoreConfig};
+use zmreplica::replica::{LockedReplica, Replica, StoreConfig};
 use zmreplica::snapshot::options::SnapshotReport;
 use zmreplica::snapshot::problems::RunProblem;
 use zmreplica::snapshot::pull;
@@ -46,7 +46,8 @@ const TEXT_BYTES: usize = 4 << 10;
 #[derive(Args)]
 #[command(after_help = "\
 Follows the configuration file. Run it from cron or a systemd timer. Without a retention policy nothing is removed. \
-The exit code is the worst of its parts, in the order 7, 1, 4, 3, 0; it is 6 while the store is on hold.")]
+While another run holds the store, it waits (`--wait-lock`, one hour by default). \
+The exit code is the worst of its parts, in the order 7, 1, 4, 3, 0; it is 6 while the store is on hold, and 5 if the other run did not end.")]
 pub(crate) struct NightlyArgs {
     #[command(flatten)]
     snapshot: SnapshotArgs,
@@ -113,6 +114,8 @@ struct NightEvent<'a> {
     started: Timestamp,
     finished: Timestamp,
     settle: Option<SettleEvent>,
+    /// How long another run was waited for.
+    lock_wait_ms: u64,
     snapshot: Option<SnapshotEvent<'a>>,
     /// The first 20 problems of the snapshot; `snapshot.problem_count` has their number.
     problems: &'a [RunProblem],
@@ -131,6 +134,8 @@ struct Night<'a> {
     args: &'a NightlyArgs,
     log: Log,
     quiesced: Option<Quiesced>,
+    /// How long another run was waited for.
+    lock_time: Duration,
     report: Option<SnapshotReport>,
     /// What can be restored from the snapshot.
     restorable: Option<Summary>,
@@ -160,6 +165,7 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
         args,
         log,
         quiesced: None,
+        lock_time: nothing,
         report: None,
         restorable: None,
         snapshot_time: nothing,
@@ -186,8 +192,14 @@ impl Night<'_> {
         self.log(Level::Info, &format!("Nightly run of {} into {}", source.display(), context.store()?.display()));
         self.wait_for_zmbackup(source)?;
         let clock = Instant::now();
-        let taken = snapshot::take(context, &args.snapshot);
-        self.snapshot_time = clock.elapsed();
+        let mut opening_time = Duration::ZERO;
+        let taken = snapshot::take(context, &args.snapshot, || {
+            let clock = Instant::now();
+            let opened = self.open_locked(source);
+            opening_time = clock.elapsed();
+            opened
+        });
+        self.snapshot_time = clock.elapsed().saturating_sub(opening_time);
         // Locked to the end, so that no prune removes what is looked at here.
         let (mut replica, report) = taken?;
         let exit = snapshot::tell(&context.output, &report);
@@ -287,16 +299,63 @@ impl Night<'_> {
         self.log(Level::Warning, text);
     }
 
+    /// Opens the store when no other run holds it. zmbackup may have started while another run was waited for: then it is waited for too, without the lock.
+    fn open_locked(&mut self, source: &Path) -> Result<LockedReplica, CliError> {
+        let context = self.context;
+        loop {
+            let clock = Instant::now();
+            let opened = context.open_locked_saying(&mut |text| self.say(text));
+            let waited = opened.as_ref().map_or_else(|_| clock.elapsed(), LockedReplica::waited);
+            self.lock_time += waited;
+            let replica = opened?;
+            if waited.is_zero() {
+                return Ok(replica);
+            }
+            self.say(&format!("Waited {} for the other run", text::duration(waited)));
+            if self.settle_left().is_zero() || self.quiesce(source, Duration::ZERO)?.quiet {
+                return Ok(replica);
+            }
+            drop(replica);
+            self.wait_for_zmbackup(source)?;
+        }
+    }
+
+    /// How long zmbackup may still be waited for.
+    fn settle_left(&self) -> Duration {
+        let limit = self.args.settle.or(self.context.config.settle.map(|span| span.0));
+        let waited = self.quiesced.map_or(Duration::ZERO, |quiesced| quiesced.waited);
+        limit.map_or(Duration::ZERO, |span| span.0.saturating_sub(waited))
+    }
+
+    /// How long nothing must have changed in tmp/.
+    fn settle_quiet(&self) -> Duration {
+        self.args.settle_quiet.or(self.context.config.settle_quiet.map(|span| span.0)).map_or(QUIET, |span| span.0)
+    }
+
     /// Waits for a running zmbackup, if that is wanted.
     fn wait_for_zmbackup(&mut self, source: &Path) -> Result<(), CliError> {
-        let config = &self.context.config;
-        let limit = self.args.settle.or(config.settle.map(|span| span.0)).map_or(Duration::ZERO, |span| span.0);
+        let limit = self.settle_left();
         if limit.is_zero() {
             return Ok(());
         }
-        let quiet = self.args.settle_quiet.or(config.settle_quiet.map(|span| span.0)).map_or(QUIET, |span| span.0);
-        let interrupt = signals::interrupt_flag()
-            .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+        let mut quiesced = self.quiesce(source, limit)?;
+        let waited = text::duration(quiesced.waited);
+        quiesced.waited += self.quiesced.map_or(Duration::ZERO, |before| before.waited);
+        self.quiesced = Some(quiesced);
+        if quiesced.quiet {
+            let quiet = text::duration(self.settle_quiet());
+            self.say(&format!("Waited {waited} until nothing in tmp/ had changed for {quiet}"));
+        } else {
+            let text = format!("zmbackup was still writing to tmp/ after {waited}; the snapshot is taken anyway");
+            self.warn(&text);
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing in tmp/ has changed for long enough, at most `limit`.
+    fn quiesce(&self, source: &Path, limit: Duration) -> Result<Quiesced, CliError> {
+        let config = &self.context.config;
+        let interrupt = signals::interrupt_flag()?;
         let interrupted = || interrupt.load(Ordering::Relaxed);
         let remote = path::remote(source.as_os_str())?;
         let far = remote::options(&self.args.snapshot.remote, &config.remote, None)?;
@@ -312,20 +371,12 @@ impl Night<'_> {
                 Ok(None)
             }
         };
-        let quiesced = wait(change, quiet, limit, interrupted)
+        let quiesced = wait(change, self.settle_quiet(), limit, interrupted)
             .map_err(|error| CliError::Failed(format!("The source {} cannot be read: {error}", source.display())))?;
         if interrupted() {
             return Err(CliError::Failed("Interrupted while waiting for zmbackup. Nothing was done".to_owned()));
         }
-        self.quiesced = Some(quiesced);
-        let waited = text::duration(quiesced.waited);
-        if quiesced.quiet {
-            self.say(&format!("Waited {waited} until nothing in tmp/ had changed for {}", text::duration(quiet)));
-        } else {
-            let text = format!("zmbackup was still writing to tmp/ after {waited}; the snapshot is taken anyway");
-            self.warn(&text);
-        }
-        Ok(())
+        Ok(quiesced)
     }
 
     fn say(&mut self, text: &str) {
@@ -401,6 +452,7 @@ impl Night<'_> {
                 waited_ms: u64::try_from(quiesced.waited.as_millis()).unwrap_or(u64::MAX),
                 quiet: quiesced.quiet,
             }),
+            lock_wait_ms: u64::try_from(self.lock_time.as_millis()).unwrap_or(u64::MAX),
             snapshot: judged.as_ref().map(|judged| SnapshotEvent::new("snapshot", judged)),
             problems: &problems,
             restorable: self.restorable.as_ref(),
@@ -424,6 +476,7 @@ impl Night<'_> {
             finished,
             exit_code: exit as u8,
             settle_seconds: self.quiesced.map_or(0.0, |quiesced| quiesced.waited.as_secs_f64()),
+            lock_seconds: self.lock_time.as_secs_f64(),
             snapshot_seconds: self.snapshot_time.as_secs_f64(),
             accounts_seconds: self.accounts_time.as_secs_f64(),
             prune_seconds: self.prune_time.as_secs_f64(),

@@ -47,12 +47,13 @@ pub(crate) fn unpin(context: &Context, args: &UnpinArgs) -> Result<Exit, CliErro
 }
 
 fn set(context: &Context, names: &[String], mark: Option<&Mark>) -> Result<Exit, CliError> {
+    // All are found before any is marked.
+    let named = context.ids(names)?;
     let replica = context.open_locked()?;
     let catalog = replica.catalog()?;
     let snapshots = Snapshots::read(&catalog)?;
     let all = marks::read_all(&catalog)?;
-    // All are found before any is marked.
-    let meant = names.iter().map(|name| snapshots.resolve(name)).collect::<Result<Vec<_>, _>>()?;
+    let meant = named.iter().map(|name| snapshots.resolve(name)).collect::<Result<Vec<_>, _>>()?;
     let mut writer = replica.writer()?;
     for snapshot in &meant {
         let mut marks = all.get(&snapshot.number).cloned().unwrap_or_default();

@@ -206,8 +206,7 @@ impl<'a> PruneContext<'a> {
         options: &'a PruneOptions,
         telling: Telling,
     ) -> Result<PruneContext<'a>, CliError> {
-        let interrupt = signals::interrupt_flag()
-            .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+        let interrupt = signals::interrupt_flag()?;
         let (zone, progress) = (TimeZone::system(), PruneProgress::default());
         Ok(PruneContext { output, policy, options, telling, zone, interrupt, progress })
     }

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use zmreplica::prune::PruneProgress;
 use zmreplica::repair::{CatalogOutcome, ConfigRepair, ConfigSource, RepairOptions, RepairReport, repair};
-use zmreplica::replica::{FORMAT_VERSION, ReplicaError, StoreConfig};
+use zmreplica::replica::{FORMAT_VERSION, ReplicaError, StoreConfig, wait_until_unlocked};
 use zmreplica::zimbra::ledger;
 
 use super::error::{CliError, Exit};
@@ -40,9 +40,9 @@ pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError
     let options = RepairOptions { read_data: args.read_data };
     let store = context.store()?;
     context.narrow(store);
-    let interrupt = signals::interrupt_flag()
-        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let interrupt = signals::interrupt_flag()?;
     let progress = PruneProgress::default();
+    context.waiting(&mut |text| output.note(text), |wait| wait_until_unlocked(store, wait))?;
     // Nothing of a store of a later version is touched.
     if let Some(error) = StoreConfig::read(store).err().filter(ReplicaError::is_newer) {
         return Err(error.into());

@@ -119,8 +119,7 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
         protect: vec![replica.path().to_owned()],
         ..RestoreOptions::default()
     };
-    let interrupt = signals::interrupt_flag()
-        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let interrupt = signals::interrupt_flag()?;
     let progress = RestoreProgress::default();
     let report = std::thread::scope(|scope| {
         // Closed when this closure ends, a panic of the restore included.

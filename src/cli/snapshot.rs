@@ -110,7 +110,7 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
         })?;
         return tell_dry_run(&context.output, &report, started.elapsed());
     }
-    let (replica, report) = take(context, args)?;
+    let (replica, report) = take(context, args, || context.open_locked())?;
     let later = clock::later(&replica, &report.record.source)?;
     drop(replica);
     let exit = tell(&context.output, &report)?;
@@ -137,13 +137,17 @@ pub(crate) fn source<'a>(context: &'a Context, args: &'a SnapshotArgs) -> Result
     Ok(Path::new(source))
 }
 
-/// Takes a snapshot and commits it. The store stays locked as long as what is returned lives.
-pub(crate) fn take(context: &Context, args: &SnapshotArgs) -> Result<(LockedReplica, SnapshotReport), CliError> {
+/// Takes a snapshot and commits it. The store, which `open` opens when the arguments are valid, stays locked as long as what is returned lives.
+pub(crate) fn take(
+    context: &Context,
+    args: &SnapshotArgs,
+    open: impl FnOnce() -> Result<LockedReplica, CliError>,
+) -> Result<(LockedReplica, SnapshotReport), CliError> {
     let source = source(context, args)?;
     let options = options(context, args);
     let remote = path::remote(source.as_os_str())?;
     let pulling = remote::options(&args.remote, &context.config.remote, args.compress_at)?;
-    let mut replica = context.open_locked()?;
+    let mut replica = open()?;
     refuse_if_held(context, args, &replica)?;
     if remote.is_some() {
         remote::limit();
@@ -197,8 +201,7 @@ fn followed<T>(
     limit: Option<Duration>,
     work: impl FnOnce(&Arc<Progress>) -> Result<T, SnapshotError>,
 ) -> Result<T, CliError> {
-    let interrupt = signals::interrupt_flag()
-        .map_err(|error| CliError::Failed(format!("Signal handlers cannot be installed: {error}")))?;
+    let interrupt = signals::interrupt_flag()?;
     let progress = Arc::new(Progress::default());
     limit.into_iter().for_each(|span| progress.end_after(span));
     std::thread::scope(|scope| {

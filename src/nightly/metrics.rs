@@ -22,6 +22,8 @@ pub struct RunFigures {
     pub exit_code: u8,
     /// Seconds of waiting for zmbackup.
     pub settle_seconds: f64,
+    /// Seconds of waiting for another run.
+    pub lock_seconds: f64,
     /// Seconds of the snapshot.
     pub snapshot_seconds: f64,
     /// Seconds of finding out what can be restored.
@@ -79,6 +81,7 @@ pub fn render(run: &RunFigures, status: Option<&Status>) -> String {
     for (phase, value) in [
         ("all", whole),
         ("settle", run.settle_seconds),
+        ("lock", run.lock_seconds),
         ("snapshot", run.snapshot_seconds),
         ("accounts", run.accounts_seconds),
         ("prune", run.prune_seconds),

@@ -63,6 +63,12 @@ pub enum ReplicaError {
         /// Who holds it, as far as is known.
         holder: String,
     },
+    /// The user did not want to wait for another process any longer.
+    #[error("Interrupted while waiting for another run to release the store {path}. Nothing was changed")]
+    WaitInterrupted {
+        /// The directory.
+        path: String,
+    },
     /// The file system cannot hold a store.
     #[error(
         "{path} is on a file system that cannot hold a store: {reason}. Create the store on another one; nothing was left behind"

@@ -48,6 +48,7 @@ mod shown;
 mod store_config;
 mod support;
 mod unreadable;
+mod wait_lock;
 mod zimbra;
 
 /// A file that no module names would not be compiled, and its tests would not run.

@@ -134,7 +134,7 @@ fn a_store_that_another_run_holds_is_a_warning() {
     configured(&scene, 0, &["nightly"]);
     told(&scene);
     let held = locks::open(&scene.store());
-    configured(&scene, 5, &["nightly"]);
+    configured(&scene, 5, &["nightly", "--wait-lock", "0"]);
     let message = told(&scene)["warning"]["message"].as_str().unwrap().to_owned();
     let process = format!("process {}", std::process::id());
     assert!(message.contains(&process), "{message}");

@@ -38,7 +38,7 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
     Setting { key, meaning, default }
 }
 
-const SETTINGS: [Setting; 41] = [
+const SETTINGS: [Setting; 42] = [
     setting("store", "none", "directory of the store"),
     setting("source", "none", "the tree that `snapshot` and `nightly` replicate"),
     setting("exclude", "[]", "patterns to exclude, besides lost+found and sessions that are being deleted"),
@@ -70,6 +70,11 @@ const SETTINGS: [Setting; 41] = [
         "max-duration",
         "none",
         "time after which `snapshot` and `nightly` stop a snapshot and leave the rest to the next run",
+    ),
+    setting(
+        "wait-lock",
+        "\"1h\" for nightly, else \"0s\"",
+        "longest time that a command waits for another run to release the store",
     ),
     setting("settle", "\"0s\"", "longest time that `nightly` waits for a running zmbackup"),
     setting("settle-quiet", "\"5min\"", "time without a change in tmp/ after which zmbackup counts as finished"),

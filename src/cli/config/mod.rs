@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) settle: Option<Text<Span>>,
     /// How long nothing must have changed for zmbackup to count as finished.
     pub(crate) settle_quiet: Option<Text<Span>>,
+    /// How long another run is waited for.
+    pub(crate) wait_lock: Option<Text<Span>>,
     /// How long a run may take.
     pub(crate) max_duration: Option<Text<Span>>,
     /// File that `nightly` writes metrics to.
