@@ -130,10 +130,7 @@ impl Lister<'_> {
             }
             _ => attributes.size.to_string(),
         };
-        let time = match jiff::Timestamp::from_second(attributes.mtime.seconds) {
-            Ok(time) => text::local_time(time),
-            Err(_) => format!("@{}", attributes.mtime.seconds),
-        };
+        let time = text::local_file_time(attributes.mtime);
         Ok(format!(
             "{} {:>4} {:<8} {:<8} {size:>12} {time} ",
             mode_letters(attributes),
@@ -174,7 +171,6 @@ impl Lister<'_> {
 
     fn event(&self, name: &[u8], node: &Node, attributes: &Attributes, target: Option<&[u8]>) -> Result<(), CliError> {
         let record = self.view.record();
-        let mtime = attributes.mtime;
         Ok(self.output.event(&EntryEvent {
             event: "entry",
             path: text::JsonPath::new(name),
@@ -186,10 +182,7 @@ impl Lister<'_> {
             user: record.users.get(&attributes.uid).map(String::as_str),
             group: record.groups.get(&attributes.gid).map(String::as_str),
             size: attributes.size,
-            mtime: match jiff::Timestamp::new(mtime.seconds, i32::try_from(mtime.nanos).unwrap_or(0)) {
-                Ok(time) => time.to_string(),
-                Err(_) => format!("@{}.{:09}", mtime.seconds, mtime.nanos),
-            },
+            mtime: text::exact_time(attributes.mtime),
             link_group: match node {
                 Node::Group(number) => Some(*number),
                 Node::Directory(_) => None,

@@ -14,6 +14,7 @@ mod diff;
 mod drill;
 mod error;
 mod find;
+mod history;
 mod hold;
 mod init;
 mod leased;
@@ -118,6 +119,8 @@ enum Command {
     Cat(cat::CatArgs),
     /// Find paths that match a pattern, in one snapshot or in all
     Find(find::FindArgs),
+    /// Show every version of a path over all snapshots
+    History(history::HistoryArgs),
     /// Show the differences between two snapshots
     Diff(diff::DiffArgs),
     /// Restore a directory or a file from a snapshot
@@ -334,6 +337,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Ls(args) => ls::run(context, &args),
         Command::Cat(args) => cat::run(context, &args),
         Command::Find(args) => find::run(context, &args),
+        Command::History(args) => history::run(context, &args),
         Command::Diff(args) => diff::run(context, &args),
         Command::Restore(args) => restore::run(context, &args),
         Command::Mount(args) => mount::run(context, &args),

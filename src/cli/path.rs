@@ -45,7 +45,8 @@ pub(crate) fn open_view(
     Ok(SnapshotView::open(Arc::clone(catalog), Arc::new(replica.chunks()), record, ViewOptions::default())?)
 }
 
-fn trim_slashes(path: &[u8]) -> &[u8] {
+/// Returns a path without the slashes at its ends, which say nothing.
+pub(crate) fn trim_slashes(path: &[u8]) -> &[u8] {
     let start = path.iter().position(|&byte| byte != b'/').unwrap_or(path.len());
     let end = path.iter().rposition(|&byte| byte != b'/').map_or(start, |last| last + 1);
     &path[start..end]

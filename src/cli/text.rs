@@ -5,6 +5,7 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use serde::Serialize;
 pub(crate) use zmreplica::figures::{bytes, count};
+use zmreplica::model;
 pub(crate) use zmreplica::plain::escape;
 
 /// Accounts or sessions that a line names.
@@ -61,6 +62,19 @@ pub(crate) fn ratio(whole: u64, part: u64) -> String {
 /// Returns a time in the local zone, to the second.
 pub(crate) fn local_time(time: jiff::Timestamp) -> String {
     time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// Returns the time of a file in UTC, to the nanosecond.
+pub(crate) fn exact_time(time: model::Timestamp) -> String {
+    match jiff::Timestamp::new(time.seconds, i32::try_from(time.nanos).unwrap_or(0)) {
+        Ok(time) => time.to_string(),
+        Err(_) => format!("@{}.{:09}", time.seconds, time.nanos),
+    }
+}
+
+/// Returns the time of a file in the local zone, to the second.
+pub(crate) fn local_file_time(time: model::Timestamp) -> String {
+    jiff::Timestamp::from_second(time.seconds).map_or_else(|_| format!("@{}", time.seconds), local_time)
 }
 
 /// A path in JSON: `path` as text, and `path_bytes` in hexadecimal when the path is not UTF-8 and `path` only shows it.

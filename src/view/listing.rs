@@ -112,6 +112,21 @@ impl SnapshotView {
         Ok(listing)
     }
 
+    /// Returns how many entries a directory has. Reads no more of a large one than its index.
+    ///
+    /// # Errors
+    /// Fails when the directory's index, or its only page, is missing or damaged.
+    pub fn entry_count(&self, directory: &DirectoryNode) -> Result<u64, ViewError> {
+        Ok(match &directory.body {
+            Body::Inline(entries) => entries.len() as u64,
+            Body::Page(number) => self.catalog.directory_page(*number)?.len() as u64,
+            Body::Index(number) => {
+                let index = index_of(&self.catalog, &self.indexes, *number)?;
+                index.pages.iter().fold(0, |sum, page| page.entries.saturating_add(sum))
+            }
+        })
+    }
+
     /// Walks a tree depth first, the start included, the entries of each directory in order of names. `path` is the path of the start; the paths
     /// of what is below begin with it.
     pub fn walk(&self, node: Node, path: Vec<u8>) -> Walk<'_> {

@@ -7,6 +7,7 @@
 
 mod content;
 pub mod diff;
+pub mod history;
 mod input;
 mod links;
 mod listing;

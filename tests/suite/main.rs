@@ -18,6 +18,7 @@ mod full_disk;
 mod golden;
 mod guard;
 mod handles;
+mod history;
 mod hostile;
 mod hosts;
 mod layers;
