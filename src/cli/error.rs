@@ -60,6 +60,9 @@ pub(crate) enum CliError {
     /// The store is held.
     #[error("{0}. Nothing was done")]
     Held(String),
+    /// Snapshots that were to go must stay.
+    #[error("{0}. Nothing was removed")]
+    Protected(String),
     /// The library met an impossible state.
     #[error("{}", if *.during_check {
         "Damage: the check ended with an internal error, most likely because the catalogue's database is damaged"
@@ -227,6 +230,9 @@ impl CliError {
                 "Give --store DIR, set ZMREPLICA_STORE, or write `store = \"DIR\"` in /etc/zmreplica.toml."
             }
             CliError::Held(_) => "`zmreplica release` ends the hold; `--ignore-hold` overrides it once.",
+            CliError::Protected(_) => {
+                "`zmreplica unpin` removes a pin, and `zmreplica umount` a mount; `--force` overrides the other reasons."
+            }
             CliError::Panic { during_check: false } => {
                 "Run `zmreplica check`. If it finds nothing, please report this with the line above."
             }

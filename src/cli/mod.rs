@@ -14,6 +14,7 @@ mod diff;
 mod drill;
 mod error;
 mod find;
+mod forget;
 mod history;
 mod hold;
 mod init;
@@ -145,6 +146,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Remove snapshots that no rule keeps, and the data that only they need
     Prune(prune::PruneArgs),
+    /// Remove certain snapshots, and the data that only they need
+    Forget(forget::ForgetArgs),
     /// Report what can be restored for each account
     Accounts(accounts::AccountsArgs),
     /// List the backup sessions in a snapshot, and those that have vanished
@@ -352,6 +355,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         // Done before the configuration is loaded.
         Command::Config(_) => Ok(Exit::Done),
         Command::Prune(args) => prune::run(context, &args),
+        Command::Forget(args) => forget::run(context, &args),
         Command::Accounts(args) => accounts::run(context, &args),
         Command::Sessions(args) => sessions::run(context, &args),
         Command::Drill(args) => drill::run(context, &args),

@@ -1,5 +1,6 @@
 //! `zmreplica prune`: removes the snapshots that no rule keeps, and what only they need.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -10,13 +11,14 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use zmreplica::catalog::dates::Dates;
+use zmreplica::guard::{last_good, marked_snapshots};
 use zmreplica::prune::{
     GRACE, MAX_UNUSED_PERCENT, PruneError, PruneFigures, PruneOptions, PrunePlan, PruneProgress, PruneReport,
     carry_out, plan,
 };
 use zmreplica::replica::{LockedReplica, Replica};
-use zmreplica::retention::{Decision, Policy, Protections, Within};
-use zmreplica::view::{Readers, Snapshots, ViewOptions};
+use zmreplica::retention::{Decision, NamedSnapshots, Policy, Protections, Selection, Within};
+use zmreplica::view::{Readers, ResolveError, Snapshots, ViewOptions};
 use zmreplica::zimbra::ledger::{self, Ledger};
 
 use super::config::{Retention, Span};
@@ -84,6 +86,13 @@ impl PolicyArgs {
 pub(crate) struct PruneArgs {
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    space: SpaceArgs,
+}
+
+/// How space is freed, as options of whatever removes snapshots.
+#[derive(Args)]
+pub(crate) struct SpaceArgs {
     /// Allow this much of the packs to be unused, in per cent; above it, the packs with the most unused space are repacked
     /// [default: `max-unused` under `[retention]` in the configuration file, else 10]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -114,7 +123,8 @@ struct DecisionEvent<'a> {
 struct PlanEvent<'a> {
     event: &'static str,
     dry_run: bool,
-    policy: &'a Policy,
+    /// None where snapshots were named.
+    policy: Option<&'a Policy>,
     #[serde(flatten)]
     figures: &'a PruneFigures,
 }
@@ -127,13 +137,23 @@ struct SummaryEvent<'a> {
 }
 
 pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError> {
-    let retention = &context.config.retention;
-    let options = options(retention, args.max_unused, args.grace);
-    let policy = args.policy.policy(&retention.policy());
-    let shared = PruneContext::new(&context.output, &policy, &options, Telling::Plan)?;
+    remove(context, &args.space, &args.policy.policy(&context.config.retention.policy()), None)
+}
+
+/// Removes the snapshots that no rule keeps, or else those that are named, and what only they need.
+pub(crate) fn remove(
+    context: &Context,
+    args: &SpaceArgs,
+    policy: &Policy,
+    named: Option<&NamedSnapshots>,
+) -> Result<Exit, CliError> {
+    let options = options(&context.config.retention, args.max_unused, args.grace);
+    let telling = if named.is_some() { Telling::Named } else { Telling::Plan };
+    let shared = PruneContext { named, ..PruneContext::new(&context.output, policy, &options, telling)? };
     if args.dry_run {
-        let plan = shared.plan(&context.open()?)?;
-        shared.tell_plan(&plan, true)?;
+        let replica = context.open()?;
+        let plan = shared.plan(&replica)?;
+        shared.tell_plan(&replica, &plan, true)?;
         return Ok(tell_doubts(&context.output, &plan));
     }
     let mut replica = context.open_locked()?;
@@ -184,6 +204,8 @@ pub(crate) struct Pruned {
 enum Telling {
     /// All of it.
     Plan,
+    /// What goes, and the figures: that all others stay goes without saying.
+    Named,
     /// What goes, and what came of it if anything did: a night has other news, and `prune --dry-run` or -v shows the rest.
     Removals,
 }
@@ -192,6 +214,8 @@ enum Telling {
 struct PruneContext<'a> {
     output: &'a Output,
     policy: &'a Policy,
+    /// The snapshots that are to go, if they were named; the rules are then asked for the accounts that they keep snapshots for.
+    named: Option<&'a NamedSnapshots>,
     options: &'a PruneOptions,
     telling: Telling,
     zone: TimeZone,
@@ -208,24 +232,98 @@ impl<'a> PruneContext<'a> {
     ) -> Result<PruneContext<'a>, CliError> {
         let interrupt = signals::interrupt_flag()?;
         let (zone, progress) = (TimeZone::system(), PruneProgress::default());
-        Ok(PruneContext { output, policy, options, telling, zone, interrupt, progress })
+        Ok(PruneContext { output, policy, named: None, options, telling, zone, interrupt, progress })
     }
 
     fn plan(&self, replica: &Replica) -> Result<PrunePlan, CliError> {
         let protections = account_protections(self, replica)?;
-        let PruneContext { output, policy, options, zone, interrupt, progress, .. } = self;
-        Ok(followed(output, progress, interrupt, || plan(replica, policy, protections, zone, options, progress))??)
+        let PruneContext { output, policy, named, options, zone, interrupt, progress, .. } = self;
+        let selection = named.map_or(Selection::Rules(policy), Selection::Named);
+        let plan =
+            followed(output, progress, interrupt, || plan(replica, selection, protections, zone, options, progress))??;
+        self.refuse_protected(&plan)?;
+        Ok(plan)
     }
 }
 
 impl PruneContext<'_> {
-    /// Returns whether what stays is reported, too.
+    /// Refuses a plan in which not all goes that was named.
+    fn refuse_protected(&self, plan: &PrunePlan) -> Result<(), CliError> {
+        let Some(named) = self.named else { return Ok(()) };
+        let decisions = &plan.retention.decisions;
+        if let Some(id) = named.ids.iter().find(|id| decisions.iter().all(|decision| decision.id != **id)) {
+            return Err(ResolveError::Gone { id: id.clone() }.into());
+        }
+        let stays = plan.retention.kept().filter(|decision| named.ids.contains(&decision.id)).map(|decision| {
+            let id = decision.id.get(..8).unwrap_or(&decision.id);
+            let reasons = text::escape(decision.reasons.join(", ").as_bytes());
+            format!("Snapshot {id} of {} must stay ({reasons})", text::local_time(decision.time))
+        });
+        let stays: Vec<String> = stays.collect();
+        if stays.is_empty() { Ok(()) } else { Err(CliError::Protected(stays.join(". "))) }
+    }
+
+    /// Returns whether everything is reported.
     fn tells_all(&self) -> bool {
         self.telling == Telling::Plan || self.output.json() || self.output.verbosity() == Verbosity::Verbose
     }
 
-    fn tell_plan(&self, plan: &PrunePlan, dry_run: bool) -> Result<(), CliError> {
-        tell_plan(self.output, self.policy, plan, dry_run, self.tells_all())
+    fn tell_plan(&self, replica: &Replica, plan: &PrunePlan, dry_run: bool) -> Result<(), CliError> {
+        let PruneContext { output, policy, .. } = self;
+        let figures = &plan.figures;
+        if output.json() {
+            for decision in &plan.retention.decisions {
+                let freed_bytes = plan.freed.get(&decision.number).copied();
+                output.event(&DecisionEvent { event: "decision", decision, freed_bytes })?;
+            }
+            let policy = self.named.is_none().then_some(*policy);
+            output.event(&PlanEvent { event: "plan", dry_run, policy, figures })?;
+        } else if output.verbosity() > Verbosity::Quiet {
+            for decision in plan.retention.decisions.iter().filter(|decision| !decision.keep || self.tells_all()) {
+                output.line(&decision_line(output, decision, plan))?;
+            }
+            if self.telling != Telling::Removals || self.tells_all() {
+                for line in figure_lines(figures, plan.grace(), dry_run) {
+                    output.line(&line)?;
+                }
+            }
+        }
+        if policy.is_empty() && self.named.is_none() {
+            output.note(
+                "No retention rules are set, so no snapshot is removed; only unused space is freed. Give rules such as --keep-daily 30, \
+                 or a table [retention] in the configuration file.",
+            );
+        }
+        if figures.lost_chunks > 0 {
+            output.warn(&format!(
+                "{} of kept snapshots {} lost; `zmreplica check` lists the affected files.",
+                text::plural(figures.lost_chunks, "chunk", "chunks"),
+                if figures.lost_chunks == 1 { "is" } else { "are" },
+            ));
+        }
+        if self.named.is_some() { self.tell_baselines(replica, plan) } else { Ok(()) }
+    }
+
+    /// Says what the next snapshot of a source is compared with when the last good one goes.
+    fn tell_baselines(&self, replica: &Replica, plan: &PrunePlan) -> Result<(), CliError> {
+        let all = marked_snapshots(&replica.catalog()?)?;
+        let going: BTreeSet<&str> = plan.retention.removed().map(|decision| decision.id.as_str()).collect();
+        let left = last_good(all.iter().filter(|snapshot| !going.contains(snapshot.record.id.as_str())));
+        let gone = last_good(&all).into_iter().filter(|(_, good)| going.contains(good.record.id.as_str()));
+        for (source, _) in gone {
+            let shown = text::escape(source.as_bytes());
+            self.output.warn(&match left.get(source) {
+                Some(good) => format!(
+                    "The last good snapshot of {shown} goes: the next one is compared with {} of {}",
+                    good.record.short_id(),
+                    text::local_time(good.record.time)
+                ),
+                None => format!(
+                    "No good snapshot of {shown} is left: the next one is compared with none, so nobody notices what it lacks"
+                ),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -235,9 +333,9 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
     let mut attempt = 1;
     loop {
         let plan = shared.plan(replica)?;
-        shared.tell_plan(&plan, false)?;
+        shared.tell_plan(replica, &plan, false)?;
         // A night reports all doubts itself.
-        let exit = if shared.telling == Telling::Plan { tell_doubts(output, &plan) } else { Exit::Done };
+        let exit = if shared.telling != Telling::Removals { tell_doubts(output, &plan) } else { Exit::Done };
         output.flush()?;
         match followed(output, progress, interrupt, || carry_out(replica, &plan, progress))? {
             Ok(report) => {
@@ -245,7 +343,7 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
                 if let Ok(snapshots) = replica.catalog().and_then(|catalog| Snapshots::read(&catalog)) {
                     ledger::tidy(replica.path(), &snapshots);
                 }
-                if shared.tells_all() || !plan.is_empty() {
+                if shared.telling != Telling::Removals || shared.tells_all() || !plan.is_empty() {
                     tell_report(output, &report)?;
                 }
                 let removed = plan.retention.removed().map(|one| {
@@ -265,8 +363,9 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
 
 /// Finds the snapshots that `keep-accounts` asks for. Snapshots whose accounts nobody has looked at yet are looked at.
 fn account_protections(shared: &PruneContext<'_>, replica: &Replica) -> Result<Protections, CliError> {
-    // Where nothing goes there is nothing to protect.
-    let Some(within) = shared.policy.keep_accounts.filter(|_| !shared.policy.is_empty()) else {
+    // Where nothing goes, or all that was named, there is nothing to protect.
+    let is_needed = shared.named.map_or(!shared.policy.is_empty(), |named| !named.is_forced);
+    let Some(within) = shared.policy.keep_accounts.filter(|_| is_needed) else {
         return Ok(Protections::default());
     };
     // A dry run has no lock, and chunks may move beside it.
@@ -324,49 +423,6 @@ fn tell_doubts(output: &Output, plan: &PrunePlan) -> Exit {
         output.warn(&clock::sentence(source, doubt));
     }
     if plan.doubts.is_empty() { Exit::Done } else { Exit::Attention }
-}
-
-fn tell_plan(
-    output: &Output,
-    policy: &Policy,
-    plan: &PrunePlan,
-    dry_run: bool,
-    tells_all: bool,
-) -> Result<(), CliError> {
-    let figures = &plan.figures;
-    if output.json() {
-        for decision in &plan.retention.decisions {
-            let freed_bytes = plan.freed.get(&decision.number).copied();
-            output.event(&DecisionEvent { event: "decision", decision, freed_bytes })?;
-        }
-        output.event(&PlanEvent { event: "plan", dry_run, policy, figures })?;
-    } else {
-        for decision in &plan.retention.decisions {
-            if output.verbosity() == Verbosity::Quiet || decision.keep && !tells_all {
-                continue;
-            }
-            output.line(&decision_line(output, decision, plan))?;
-        }
-        if output.verbosity() > Verbosity::Quiet && tells_all {
-            for line in figure_lines(figures, plan.grace(), dry_run) {
-                output.line(&line)?;
-            }
-        }
-    }
-    if policy.is_empty() {
-        output.note(
-            "No retention rules are set, so no snapshot is removed; only unused space is freed. Give rules such as --keep-daily 30, \
-             or a table [retention] in the configuration file.",
-        );
-    }
-    if figures.lost_chunks > 0 {
-        output.warn(&format!(
-            "{} of kept snapshots {} lost; `zmreplica check` lists the affected files.",
-            text::plural(figures.lost_chunks, "chunk", "chunks"),
-            if figures.lost_chunks == 1 { "is" } else { "are" },
-        ));
-    }
-    Ok(())
 }
 
 fn decision_line(output: &Output, decision: &Decision, plan: &PrunePlan) -> String {

@@ -100,22 +100,29 @@ pub fn marked_snapshots(catalog: &CatalogReader) -> Result<Vec<MarkedSnapshot>, 
     Ok(catalog.snapshots()?.into_iter().map(marked).collect())
 }
 
+/// Returns the last good snapshot of each source, by source: the one that the next of the source is compared with. The snapshots come in order of commits.
+pub fn last_good<'a>(snapshots: impl IntoIterator<Item = &'a MarkedSnapshot>) -> BTreeMap<&'a str, &'a MarkedSnapshot> {
+    let good = snapshots.into_iter().filter(|snapshot| !snapshot.is_suspect());
+    good.map(|snapshot| (snapshot.record.source.as_str(), snapshot)).collect()
+}
+
+/// Returns which snapshots are pinned, and why, by their identifiers.
+pub fn pins(all: &[MarkedSnapshot]) -> BTreeMap<String, Vec<String>> {
+    let pin = |snapshot: &MarkedSnapshot| {
+        let pin = snapshot.marks.pinned.as_ref()?;
+        let reason = pin.reason.as_ref().map_or("pinned".to_owned(), |reason| format!("pinned: {reason}"));
+        Some((snapshot.record.id.clone(), vec![reason]))
+    };
+    all.iter().filter_map(pin).collect()
+}
+
 /// Returns which snapshots must be kept, whatever the policy says, and why, by their identifiers: pinned ones, and for each source, as long as a suspect
 /// snapshot was not accepted, the last good one before it and everything since.
-///
-/// # Errors
-/// Fails when the catalogue cannot be read.
-pub fn protections(catalog: &CatalogReader) -> Result<BTreeMap<String, Vec<String>>, CatalogError> {
-    let all = marked_snapshots(catalog)?;
-    let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
+pub fn protections(all: &[MarkedSnapshot]) -> BTreeMap<String, Vec<String>> {
+    let mut kept = pins(all);
     let mut keep = |snapshot: &MarkedSnapshot, reason: String| {
         kept.entry(snapshot.record.id.clone()).or_default().push(reason);
     };
-    for snapshot in &all {
-        if let Some(pin) = &snapshot.marks.pinned {
-            keep(snapshot, pin.reason.as_ref().map_or("pinned".to_owned(), |reason| format!("pinned: {reason}")));
-        }
-    }
     let sources: BTreeSet<&str> = all.iter().map(|snapshot| snapshot.record.source.as_str()).collect();
     for source in sources {
         let own: Vec<&MarkedSnapshot> = all.iter().filter(|snapshot| snapshot.record.source == source).collect();
@@ -133,7 +140,7 @@ pub fn protections(catalog: &CatalogReader) -> Result<BTreeMap<String, Vec<Strin
             keep(snapshot, reason);
         }
     }
-    Ok(kept)
+    kept
 }
 
 /// Examines a snapshot that is about to be committed. Its tree is in the catalogue, its record need not be.
@@ -165,7 +172,7 @@ fn try_examine(
     // First, and without the trees: it must be found whatever else fails.
     verdict.reasons.extend(clock::judge(&earlier, record, options));
     earlier.retain(|snapshot| snapshot.record.source == record.source);
-    let baseline = earlier.iter().rev().find(|snapshot| !snapshot.is_suspect());
+    let baseline = last_good(&earlier).remove(record.source.as_str());
     verdict.compared_with = baseline.map(|snapshot| snapshot.record.id.clone());
     let readers =
         Readers::new(Arc::clone(catalog), Arc::new(replica.chunks()), ViewOptions { cache_bytes: CACHE_BYTES });

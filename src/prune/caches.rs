@@ -1,7 +1,8 @@
 //! The files of known inodes: what they name must stay as long as they count.
 //!
 //! After a complete run they name nothing that the newest snapshot does not; after one that was interrupted they name what it had committed, and
-//! the next run goes on from there. A file is bound to a commit of the catalogue and written without a sync, so before anything is removed those that
+//! the next run goes on from there. What they name of a newest snapshot that somebody had removed does not stay: a run passes over inodes whose link
+//! group is gone. A file is bound to a commit of the catalogue and written without a sync, so before anything is removed those that
 //! count are made durable, and those that do not are deleted: neither may change places with an older one in a crash.
 
 use std::fs::{self, File};

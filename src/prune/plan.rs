@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::caches;
 use super::mark::Marks;
-use super::{Phase, PruneError, PruneOptions, PruneProgress};
+use super::{Bitmap, Phase, PruneError, PruneOptions, PruneProgress};
 use crate::catalog::chunk::{ChunkPlace, PackRow};
 use crate::catalog::commit::CommitId;
 use crate::catalog::commit_log::last_commit;
@@ -20,10 +20,10 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogError, RowKind};
 use crate::guard;
-use crate::ids::{CommitNumber, ObjectId, PackNumber, SnapshotNumber};
+use crate::ids::{CommitNumber, GroupId, ObjectId, PackNumber, SnapshotNumber};
 use crate::lease;
 use crate::replica::Replica;
-use crate::retention::{self, Policy, Protections, RetentionPlan};
+use crate::retention::{self, Protections, RetentionPlan, Selection};
 use crate::store::pack::{PACK_PREFIX, PackFormat};
 
 /// Bytes of a new pack that belong to no entry.
@@ -133,13 +133,13 @@ impl PrunePlan {
     }
 }
 
-/// Makes the plan of a prune: what `policy` and `protections` do not keep goes, and whatever is not needed then. Leases, pins and the guard protect too.
+/// Makes the plan of a prune: what is selected goes unless `protections` keep it, and whatever is not needed then. Leases, pins and the guard protect too.
 ///
 /// # Errors
 /// Fails when anything is damaged or missing that the snapshots that stay need.
 pub fn plan(
     replica: &Replica,
-    policy: &Policy,
+    selection: Selection<'_>,
     mut protections: Protections,
     zone: &TimeZone,
     options: &PruneOptions,
@@ -155,30 +155,40 @@ pub fn plan(
             protections.add(id, format!("in use at {} (process {})", lease.mount_point, lease.pid));
         }
     }
-    for (id, reasons) in guard::protections(&catalog)? {
-        reasons.into_iter().for_each(|reason| protections.add(&id, reason));
-    }
+    guard_protections(&catalog, selection, &mut protections)?;
     let records = catalog.snapshots()?;
-    let dates = Dates::read(&catalog, options.now)?;
-    let doubts = dates.doubts();
-    for (_, record) in &records {
-        if doubts.iter().any(|(source, _)| *source == record.source) {
-            protections.add(&record.id, "a clock is in doubt");
+    let mut doubts = Vec::new();
+    let retention = match selection {
+        Selection::Named(named) => retention::plan_named(&records, &named.ids, &protections),
+        Selection::Rules(policy) => {
+            let dates = Dates::read(&catalog, options.now)?;
+            doubts = dates.doubts();
+            for (_, record) in &records {
+                if doubts.iter().any(|(source, _)| *source == record.source) {
+                    protections.add(&record.id, "a clock is in doubt");
+                }
+            }
+            retention::plan(&records, &dates, policy, &protections, zone)
         }
-    }
-    let retention = retention::plan(&records, &dates, policy, &protections, zone);
+    };
     let going: BTreeSet<SnapshotNumber> = retention.removed().map(|decision| decision.number).collect();
 
     let mut marks = Marks::new(&counters);
     for (_, record) in records.iter().filter(|(number, _)| !going.contains(number)) {
         marks.snapshot(&catalog, record, progress)?;
     }
-    mark_known(replica, &catalog, &mut marks, progress)?;
-    all_objects_are_there(&catalog, &marks)?;
-
+    let newest: BTreeMap<&str, SnapshotNumber> =
+        records.iter().map(|(number, record)| (record.source.as_str(), *number)).collect();
+    let newest_goes = newest.into_values().any(|number| going.contains(&number));
     let going: Vec<&(SnapshotNumber, SnapshotRecord)> =
         records.iter().filter(|(number, _)| going.contains(number)).collect();
-    let (freed, reached) = freed_by_each(&catalog, &marks, &going, progress)?;
+    // What is known beside the newest snapshot of a source is what an interrupted run has committed, and stays.
+    let lost = if newest_goes { freed_by_each(&catalog, &marks, &going, progress)?.groups } else { Bitmap::default() };
+    mark_known(replica, &catalog, &mut marks, &lost, progress)?;
+    drop(lost);
+    all_objects_are_there(&catalog, &marks)?;
+
+    let FreedByEach { freed, reached_bytes, .. } = freed_by_each(&catalog, &marks, &going, progress)?;
     let mut packs = packs(&catalog, &marks)?;
     let sizes: HashMap<String, u64> = replica.backend().list(PACK_PREFIX)?.into_iter().collect();
     all_packs_are_there(&packs, &sizes)?;
@@ -196,7 +206,7 @@ pub fn plan(
         ..PruneFigures::default()
     };
     removed_chunks(&catalog, &marks, &mut figures)?;
-    figures.unreferenced_bytes = figures.removed_chunk_bytes.saturating_sub(reached);
+    figures.unreferenced_bytes = figures.removed_chunk_bytes.saturating_sub(reached_bytes);
     let condemned: Vec<(u64, CondemnedRow, Verdict)> = condemned::read_all(&catalog)?
         .into_iter()
         .map(|(number, row)| (number, row, row.judge(options.now, options.grace)))
@@ -224,17 +234,42 @@ fn lease_error(replica: &Replica, source: std::io::Error) -> PruneError {
     PruneError::Io { action: "read the leases of", path: replica.path().display().to_string(), source }
 }
 
-/// Marks what the files of known inodes name.
+/// Adds what the guard keeps. Of named snapshots that includes the last good ones, for the next are compared with these; if it is forced, nothing but pins.
+fn guard_protections(
+    catalog: &CatalogReader,
+    selection: Selection<'_>,
+    protections: &mut Protections,
+) -> Result<(), CatalogError> {
+    let all = guard::marked_snapshots(catalog)?;
+    let kept = match selection {
+        Selection::Named(named) if named.is_forced => guard::pins(&all),
+        _ => guard::protections(&all),
+    };
+    for (id, reasons) in kept {
+        reasons.into_iter().for_each(|reason| protections.add(&id, reason));
+    }
+    if let Selection::Named(named) = selection
+        && !named.is_forced
+    {
+        for good in guard::last_good(&all).into_values() {
+            protections.add(&good.record.id, "the last good one of its source, with which the next is compared");
+        }
+    }
+    Ok(())
+}
+
+/// Marks what the files of known inodes name, but for the link groups in `lost`: the next run finds that these are gone, and reads their inodes again.
 fn mark_known(
     replica: &Replica,
     catalog: &CatalogReader,
     marks: &mut Marks,
+    lost: &Bitmap<GroupId>,
     progress: &PruneProgress,
 ) -> Result<(), PruneError> {
     for path in caches::paths(replica.path())? {
         let is_marked = |group| marks.groups.has(group);
         let Some(cache) = caches::load_present(replica, &path, is_marked)? else { continue };
-        for inode in cache.known.inodes() {
+        for inode in cache.known.inodes().iter().filter(|inode| !lost.has(inode.group)) {
             marks.group(inode.group)?;
         }
     }
@@ -262,13 +297,23 @@ fn all_objects_are_there(catalog: &CatalogReader, marks: &Marks) -> Result<(), C
     Ok(())
 }
 
-/// Returns what each snapshot frees that goes, by number, and the sum. Damage of what goes is no reason to keep it.
+/// What going snapshots need beside what stays.
+struct FreedByEach {
+    /// Bytes in packs, for each snapshot by number.
+    freed: BTreeMap<SnapshotNumber, u64>,
+    /// Their sum.
+    reached_bytes: u64,
+    /// Link groups, those of what stays included.
+    groups: Bitmap<GroupId>,
+}
+
+/// Returns what each snapshot frees that goes. Damage of what goes is no reason to keep it.
 fn freed_by_each(
     catalog: &CatalogReader,
     kept: &Marks,
     going: &[&(SnapshotNumber, SnapshotRecord)],
     progress: &PruneProgress,
-) -> Result<(BTreeMap<SnapshotNumber, u64>, u64), PruneError> {
+) -> Result<FreedByEach, PruneError> {
     let mut all = kept.clone();
     let mut freed = BTreeMap::new();
     for (number, record) in going {
@@ -280,7 +325,7 @@ fn freed_by_each(
         }
         freed.insert(*number, all.chunk_bytes - before);
     }
-    Ok((freed, all.chunk_bytes - kept.chunk_bytes))
+    Ok(FreedByEach { freed, reached_bytes: all.chunk_bytes - kept.chunk_bytes, groups: all.groups })
 }
 
 /// Counts what is needed of each pack.

@@ -25,6 +25,24 @@ impl Protections {
     }
 }
 
+/// Snapshots that somebody has named to be removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamedSnapshots {
+    /// Their whole identifiers.
+    pub ids: BTreeSet<String>,
+    /// Whether those go too that only the guard keeps, such as the last good one of a source. Pinned ones and those in use stay all the same.
+    pub is_forced: bool,
+}
+
+/// What is to go.
+#[derive(Clone, Copy, Debug)]
+pub enum Selection<'a> {
+    /// What no rule keeps.
+    Rules(&'a Policy),
+    /// Certain snapshots.
+    Named(&'a NamedSnapshots),
+}
+
 /// What becomes of one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
@@ -143,6 +161,25 @@ pub fn plan(
         if !keep {
             reasons.push("no rule keeps it".to_owned());
         }
+        let (id, source) = (record.id.clone(), record.source.clone());
+        Decision { number: *number, id, time: record.time, source, keep, reasons }
+    });
+    RetentionPlan { decisions: decisions.collect() }
+}
+
+/// Decides what becomes of each snapshot when those with certain identifiers are to go: of these, the ones that a protection keeps stay, and so do all others.
+pub fn plan_named(
+    records: &[(SnapshotNumber, SnapshotRecord)],
+    ids: &BTreeSet<String>,
+    protections: &Protections,
+) -> RetentionPlan {
+    let decisions = records.iter().map(|(number, record)| {
+        let protected = protections.reasons.get(&record.id).filter(|_| ids.contains(&record.id));
+        let (keep, reasons) = match (ids.contains(&record.id), protected) {
+            (false, _) => (true, vec!["not named".to_owned()]),
+            (true, None) => (false, vec!["named".to_owned()]),
+            (true, Some(reasons)) => (true, reasons.clone()),
+        };
         let (id, source) = (record.id.clone(), record.source.clone());
         Decision { number: *number, id, time: record.time, source, keep, reasons }
     });

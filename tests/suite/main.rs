@@ -14,6 +14,7 @@ mod damage;
 mod events;
 mod exchanged;
 mod failing_calls;
+mod forget;
 mod full_disk;
 mod golden;
 mod guard;

@@ -64,9 +64,9 @@ pub fn snapshots(scene: &Scene) -> Vec<Value> {
 pub fn protected(scene: &Scene) -> Vec<u64> {
     let replica = Replica::open(&scene.store()).unwrap();
     let catalog = Arc::new(replica.catalog().unwrap());
-    let kept = guard::protections(&catalog).unwrap();
-    assert!(kept.values().all(|reasons| !reasons.is_empty() && reasons.iter().all(|reason| !reason.is_empty())));
     let all = guard::marked_snapshots(&catalog).unwrap();
+    let kept = guard::protections(&all);
+    assert!(kept.values().all(|reasons| !reasons.is_empty() && reasons.iter().all(|reason| !reason.is_empty())));
     all.iter().filter(|snapshot| kept.contains_key(&snapshot.record.id)).map(|snapshot| snapshot.number.0).collect()
 }
 
