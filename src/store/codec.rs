@@ -37,20 +37,7 @@ const PROBE_LEVEL: i32 = 1;
 /// Compression has to save at least one byte in so many, or the chunk is stored plain and read without work.
 const GAIN_DIVISOR: usize = 50;
 
-/// Training looks at no more than so many bytes of samples; time grows with them, the gain hardly.
-pub const TRAINING_BYTES: usize = 4 << 20;
-/// Fewer samples than this don't make a dictionary.
-const TRAINING_MIN_SAMPLES: usize = 64;
-/// Samples have to hold so many times the bytes of the dictionary, or it is made smaller.
-const TRAINING_RATIO: usize = 8;
-/// A dictionary smaller than this, in bytes, is not worth keeping.
-const DICTIONARY_MIN_BYTES: usize = 4 << 10;
-/// One sample in so many is held out of the training to judge it.
-const HELD_OUT: usize = 10;
-/// A dictionary has to make the held-out samples smaller by one byte in so many.
-const TRAINING_GAIN_DIVISOR: usize = 33;
-
-/// Tells why bytes could not be compressed or decompressed.
+/// Why bytes could not be compressed or decompressed.
 #[derive(Debug, Error)]
 pub enum CodecError {
     /// The chunk is longer than any chunk may be.
@@ -207,10 +194,10 @@ impl Compressor {
         if is_gain(plain.len(), self.output.len()) { Ok(Stored { codec, bytes: &self.output }) } else { Ok(as_is) }
     }
 
-    /// Tells whether pieces of a long chunk can be compressed.
+    /// Returns whether pieces of a long chunk can be compressed.
     fn probe(&mut self, plain: &[u8]) -> Result<bool, CodecError> {
         self.pieces.clear();
-        // The middles of equal parts: the beginning of a file tells least about the rest.
+        // The middles of equal parts: the beginning of a file says least about the rest.
         for part in plain.chunks(plain.len().div_ceil(PROBE_PIECES)) {
             let start = part.len().saturating_sub(PROBE_PIECE_BYTES) / 2;
             self.pieces.extend_from_slice(&part[start..][..PROBE_PIECE_BYTES.min(part.len())]);
@@ -347,50 +334,4 @@ impl Decompressor {
             None => Err(io::Error::other("a prepared dictionary is gone")),
         }
     }
-}
-
-/// Trains a dictionary of at most `max_bytes` from samples, which should be chunks of up to
-/// [`DICTIONARY_CHUNK_MAX_BYTES`] from all over the data. Longer samples are left out.
-///
-/// Returns `None` if there are too few samples, or if the dictionary does not make samples held out of the training at
-/// least three per cent smaller at zstd level `level`. Uses up to [`TRAINING_BYTES`] of the samples, evenly chosen.
-pub fn train(samples: &[Vec<u8>], max_bytes: usize, level: i32) -> Option<Vec<u8>> {
-    let fitting = |sample: &&Vec<u8>| !sample.is_empty() && sample.len() <= DICTIONARY_CHUNK_MAX_BYTES;
-    let fitting: Vec<&Vec<u8>> = samples.iter().filter(fitting).collect();
-    let total: usize = fitting.iter().map(|sample| sample.len()).sum();
-    // Every so-many-th sample, so that what is taken comes from all over.
-    let step = total.div_ceil(TRAINING_BYTES).max(1);
-    let chosen: Vec<&Vec<u8>> = fitting.into_iter().step_by(step).collect();
-    if chosen.len() < TRAINING_MIN_SAMPLES {
-        return None;
-    }
-    let (mut joined, mut lengths, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, sample) in chosen.into_iter().enumerate() {
-        if number % HELD_OUT == HELD_OUT / 2 {
-            held_out.push(sample.as_slice());
-        } else {
-            joined.extend_from_slice(sample);
-            lengths.push(sample.len());
-        }
-    }
-    let size = max_bytes.min(joined.len() / TRAINING_RATIO);
-    if size < DICTIONARY_MIN_BYTES {
-        return None;
-    }
-    // The library refuses samples it can make nothing of, such as ones without any repetition: no dictionary then.
-    let bytes = zstd::dict::from_continuous(&joined, &lengths, size).ok()?;
-    let without = stored_bytes(&mut frame_compressor(level, &[]).ok()?, &held_out)?;
-    let with = stored_bytes(&mut frame_compressor(level, &bytes).ok()?, &held_out)?;
-    (with + without / TRAINING_GAIN_DIVISOR < without).then_some(bytes)
-}
-
-/// Returns what samples take when stored.
-fn stored_bytes(compressor: &mut bulk::Compressor<'_>, samples: &[&[u8]]) -> Option<usize> {
-    let mut output = Vec::new();
-    let mut total = 0;
-    for sample in samples {
-        compress_into(compressor, sample, &mut output).ok()?;
-        total += if is_gain(sample.len(), output.len()) { output.len() } else { sample.len() };
-    }
-    Some(total)
 }

@@ -4,9 +4,10 @@
 //! goes into packs and to the backend (`pack_uploader`). Memory: the batches under way (at most `BATCHES_AHEAD` waiting for each thread, some 1.5 MB each)
 //! and three packs.
 //!
-//! Small chunks wait until there are enough of them to train a dictionary, if the store has none yet.
+//! If the store has no dictionary yet, small chunks wait until there are enough of them to train one (`dictionary_training`).
 
 mod compress;
+mod dictionary_training;
 mod pack_uploader;
 #[cfg(test)]
 mod tests;
@@ -20,22 +21,20 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::SnapshotError;
 use crate::catalog::chunk::PackRow;
 use crate::catalog::writer::CatalogWriter;
-use crate::ids::{ChunkId, DictionaryId};
+use crate::ids::ChunkId;
 use crate::model::{ChunkHash, Codec};
 use crate::source::chunk_intake::ArrivedChunk;
 use crate::store::backend::Backend;
-use crate::store::codec::{DICTIONARY_CHUNK_MAX_BYTES, Decompressor, Dictionary, DictionarySet, TRAINING_BYTES, train};
+use crate::store::codec::{DICTIONARY_CHUNK_MAX_BYTES, Decompressor, Dictionary, DictionarySet};
 use crate::store::pack::PackFormat;
 use compress::{NewChunk, Work, Worker, verified};
+use dictionary_training::TRAINING_BYTES;
 use pack_uploader::{PackUploader, Packer, Report, ToPacker};
 
 /// A batch is handed over when it holds this many plain bytes ...
 const BATCH_BYTES: usize = 512 << 10;
 /// ... or this many chunks.
 const BATCH_CHUNKS: usize = 256;
-/// Size of a trained dictionary. Measured on generated mail up to 32 KiB: 30.1% of the plain size with 32 KiB, 28.9% with 64, 28.0% with 112, and
-/// 40.4% without any.
-const DICTIONARY_MAX_BYTES: usize = 112 << 10;
 /// Batches that may wait for the compressing threads, for each thread.
 const BATCHES_AHEAD: usize = 4;
 
@@ -169,8 +168,10 @@ impl ChunkWriter {
         let chunk = NewChunk { number, hash, plain };
         if self.is_small(bytes) {
             self.small.push(chunk, bytes);
-            if self.dictionary.is_none() && self.small.bytes >= TRAINING_BYTES {
-                self.train(catalog)?;
+            if self.dictionary.is_none() && self.small.bytes >= TRAINING_BYTES && !self.train(catalog)? {
+                // Nothing to gain: no further attempt is made in this run.
+                self.options.dictionary = false;
+                self.send_small()?;
             }
             if self.dictionary.is_some() && self.small.is_batch() {
                 self.send_small()?;
@@ -219,7 +220,8 @@ impl ChunkWriter {
     /// Fails when storing failed; nothing may be committed then.
     pub fn flush(&mut self, catalog: &mut CatalogWriter) -> Result<(), SnapshotError> {
         if self.dictionary.is_none() && self.options.dictionary && !self.small.chunks.is_empty() {
-            self.train_at_end(catalog)?;
+            // A small store gets a dictionary too if its few samples gain by it. If not, later chunks of this run may still train one.
+            self.train(catalog)?;
         }
         self.send_small()?;
         self.send_large()?;
@@ -242,29 +244,17 @@ impl ChunkWriter {
         self.counters.new_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Trains a dictionary from the small chunks that wait; if there is nothing to gain, no further attempt is made in this run.
-    fn train(&mut self, catalog: &mut CatalogWriter) -> Result<(), SnapshotError> {
-        let samples: Vec<Vec<u8>> = self.small.chunks.iter().map(|chunk| chunk.plain.clone()).collect();
-        let next = self.dictionaries.all().last().map_or(Some(DictionaryId::FIRST), |last| last.id().next());
-        let trained = next.zip(train(&samples, DICTIONARY_MAX_BYTES, self.options.level));
-        let Some((id, bytes)) = trained else {
-            self.options.dictionary = false;
-            return self.send_small();
+    /// Trains a dictionary from the small chunks that wait. Returns whether there is one now.
+    fn train(&mut self, catalog: &mut CatalogWriter) -> Result<bool, SnapshotError> {
+        let samples: Vec<&[u8]> = self.small.chunks.iter().map(|chunk| chunk.plain.as_slice()).collect();
+        let Some(dictionary) = dictionary_training::train(&samples, &self.dictionaries, self.options.level) else {
+            return Ok(false);
         };
-        let dictionary = Arc::new(Dictionary::new(id, bytes));
         self.dictionaries.insert(Arc::clone(&dictionary))?;
-        catalog.add_dictionary(id, dictionary.bytes());
+        catalog.add_dictionary(dictionary.id(), dictionary.bytes());
         self.to_packer(ToPacker::Dictionary(Arc::clone(&dictionary)))?;
         self.dictionary = Some(dictionary);
-        Ok(())
-    }
-
-    /// A small store gets a dictionary too if its few samples gain by it; a later run may still train one otherwise.
-    fn train_at_end(&mut self, catalog: &mut CatalogWriter) -> Result<(), SnapshotError> {
-        let wanted = self.options.dictionary;
-        self.train(catalog)?;
-        self.options.dictionary = wanted;
-        Ok(())
+        Ok(true)
     }
 
     fn send_small(&mut self) -> Result<(), SnapshotError> {

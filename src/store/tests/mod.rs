@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::codec::train;
 use super::pack::ENTRY_HEADER_BYTES;
 use super::*;
 use crate::ids::DictionaryId;
@@ -392,7 +391,7 @@ fn a_run_of_neighbours_is_one_read() {
     // In any order, each is right all the same.
     let reversed: Vec<ChunkAddress> = addresses.into_iter().rev().collect();
     sample.reader().read_run(&reversed, |index, plain| assert_eq!(plain.unwrap(), sample.chunks[49 - index].1));
-    sample.reader().read_run(&[], |_, _| panic!("nothing was asked for"));
+    sample.reader().read_run(&[], |_, _| panic!("nothing was requested"));
 }
 
 #[test]
@@ -495,17 +494,6 @@ fn a_compression_bomb_takes_no_memory() {
     assert!(matches!(plain, Err(CodecError::Zstd(_))));
     let plain = decompressor.decompress(Codec::Zstd, &DictionarySet::new(), &stored, u32::MAX);
     assert!(matches!(plain, Err(CodecError::TooLong { .. })));
-}
-
-#[test]
-fn training_needs_enough_samples_and_a_gain() {
-    let mails: Vec<Vec<u8>> = (0..600).map(|seed| mail(seed, 1500)).collect();
-    let dictionary = train(&mails, 32 << 10, 3).expect("mails have much in common");
-    assert!(dictionary.len() <= 32 << 10);
-    assert!(train(&mails[..50], 32 << 10, 3).is_none());
-    let noises: Vec<Vec<u8>> = (0..600).map(|seed| noise(seed, 1500)).collect();
-    assert!(train(&noises, 32 << 10, 3).is_none());
-    assert!(train(&[], 32 << 10, 3).is_none());
 }
 
 proptest! {
