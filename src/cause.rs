@@ -28,13 +28,13 @@ impl During {
     }
 }
 
-/// An error, and what else tells of it.
+/// An error, and what is known about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{source}{words}")]
 pub struct Explained {
     /// The error.
     pub source: Cause,
-    /// What else tells of it, with what separates the two.
+    /// What is known about it, with what separates the two.
     pub words: String,
 }
 

@@ -3,7 +3,7 @@
 //! Unsigned integers are little-endian groups of seven bits, the high bit set on all but the last byte. Signed ones are
 //! zigzag-mapped first (0, -1, 1, -2 become 0, 1, 2, 3), so small differences of either sign take one byte.
 //!
-//! What is decoded may have been made up by anybody who can write to a store. So no length or count asks for memory before the bytes are there
+//! What is decoded may have been made up by anybody who can write to a store. So memory is never allocated for a length or count before its bytes are there
 //! ([`Decoder::count`], [`StreamDecoder`]), no number is larger than any store can have ([`NUMBER_LIMIT`]), and what was compressed may unfold only so far
 //! ([`expansion_limit`]).
 
@@ -65,7 +65,7 @@ pub trait Source {
     /// At the end.
     fn byte(&mut self) -> Result<u8, DecodeError>;
 
-    /// Takes the next `length` bytes. Memory is asked for as they come.
+    /// Takes the next `length` bytes. Memory is allocated as they arrive.
     ///
     /// # Errors
     /// When there are not so many.
@@ -110,7 +110,7 @@ pub trait Source {
         Ok(unzigzag(self.varint()?))
     }
 
-    /// Reads a count of items that each take at least one byte, so that a damaged count can't ask for more memory
+    /// Reads a count of items that each take at least one byte, so that a damaged count cannot take more memory
     /// than the input has bytes.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ impl<'a> Decoder<'a> {
         Source::varint32(self)
     }
 
-    /// Reads a count of items that each take at least one byte, so that a damaged count can't ask for more memory
+    /// Reads a count of items that each take at least one byte, so that a damaged count cannot take more memory
     /// than the input has bytes.
     pub fn count(&mut self) -> Result<usize, DecodeError> {
         self.count_up_to(usize::MAX)
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(stream.signed(), Ok(-9));
         assert!(stream.is_empty() && stream.byte().is_err());
         assert_eq!(stream.finish(), Ok(()));
-        // A length that is not there asks for no memory.
+        // A length whose bytes are missing takes no memory.
         let mut out = Vec::new();
         put_varint(&mut out, 1 << 50);
         let mut stream = StreamDecoder::new(out.as_slice(), u64::MAX);

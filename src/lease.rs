@@ -1,4 +1,4 @@
-//! Leases: what a process that reads for long asks not to be removed under it.
+//! Leases: which snapshots a process still reads, so that no prune removes them.
 //!
 //! A lease is a file in `leases/` of the store that its holder keeps locked (`flock`) as long as it lives. The lock ends with the process, however
 //! that ends, and the lease with it; the file that is left means nothing and is swept away. Whoever removes snapshots holds `leases/gate` alone

@@ -1,7 +1,7 @@
 //! Limits that the system sets a process.
 //!
 //! Open files: a shell, cron and systemd usually allow 1,024 and let a process have more by itself (the soft and the hard limit). Every command takes
-//! what it may have when it starts. Work that can use many asks how many there are, takes a share, and is slower with few; it does not fail.
+//! what it may have when it starts. Work that can use many takes a share of what there is, and is slower with few; it does not fail.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -1,8 +1,11 @@
-//! A last wall against a peer that makes this program take memory: a limit that the process sets itself.
+//! A limit that the process sets for its own memory: the last defence against a peer that makes it allocate too much.
 //!
-//! What the other side of a connection can make this one hold is bounded where it is held (see `remote`). Should one of these bounds fail, the process ends itself, as an allocation fails,
-//! before the host has to choose what to end. The limit is `RLIMIT_DATA`: private mappings that may be written, also what was never touched of them, and not, as `RLIMIT_AS`, address space
-//! that is only set aside, of which the allocator and threads take much. So it has to leave room for stacks, and for tables that grow: for a moment these are there twice. It is the soft limit: hooks and programs that are started may raise it again.
+//! What the other side of a connection can make this process hold is bounded where it is held (see `remote`). If one of these bounds fails, an allocation fails
+//! and the process ends, before the kernel has to choose a process to kill.
+//!
+//! The limit is `RLIMIT_DATA`. It counts private writable mappings, whether they were touched or not. Unlike `RLIMIT_AS` it does not count reserved address
+//! space, of which the allocator and threads take much. It must leave room for stacks, and for tables that grow and exist twice for a moment. Only the soft
+//! limit is set: hooks and child processes may raise it again.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::sysinfo;

@@ -1,6 +1,6 @@
 //! Names and numbers of this host's users and groups.
 //!
-//! The system is asked through its C library, which may know them from a directory service. A statically linked program cannot ask it (the library would load the host's plug-ins, of
+//! Names are looked up through the C library, which may know them from a directory service. A statically linked program cannot use it (the library would load the host's plug-ins, of
 //! whatever version they are), and reads `/etc/passwd` and `/etc/group` itself.
 
 /// Returns the name of a user.

@@ -5,10 +5,10 @@ use std::num::NonZeroU64;
 
 use rustix::fs::{Advice, fadvise};
 
-/// Bytes asked for at a time. Of a larger piece the kernel fetches only what its read-ahead allows, by default just this.
+/// Bytes requested at a time. Of a larger piece the kernel fetches only what its read-ahead allows, by default just this.
 const STEP_BYTES: u64 = 128 << 10;
 
-/// Asks the kernel to fetch a range of a file into its cache, and does not wait for it. Where it cannot be asked, a read is slower and as right.
+/// Asks the kernel to fetch a range of a file into its cache, and does not wait for it. Where that is not possible, a read is slower but just as correct.
 pub(crate) fn prefetch(file: &File, offset: u64, bytes: u64) {
     for step in 0..bytes.div_ceil(STEP_BYTES) {
         let start = step * STEP_BYTES;
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_range_of_any_file_may_be_asked_for() {
+    fn any_range_of_any_file_may_be_requested() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
         for (offset, bytes) in [(0, 0), (0, 1 << 20), (5, STEP_BYTES + 1), (1 << 20, 7), (1 << 40, 1 << 20)] {

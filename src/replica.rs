@@ -239,7 +239,7 @@ impl Replica {
             Err(error) if error.needs_repair() => {
                 match take_lock(path) {
                     Ok(_lock) => {
-                        // A full disk shows when it is closed, which tells nobody.
+                        // A full disk shows when it is closed, and closing reports no error.
                         let repaired = CatalogDatabase::open(&file).map(drop);
                         if let Ok(database) = repaired.and_then(|()| CatalogDatabase::open_read_only(&file)) {
                             return Ok(database);

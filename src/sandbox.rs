@@ -1,6 +1,6 @@
 //! A thread that reads one tree and does nothing else: the kernel sees to it.
 //!
-//! An agent that is asked for a pull takes orders from another host. Its code opens nothing outside of its root and writes nothing, and in case that code is wrong, two walls of
+//! The agent of a pull takes requests from another host. Its code opens nothing outside of its root and writes nothing, and in case that code is wrong, two walls of
 //! the kernel stand behind it. *Landlock* lets the thread open files and directories below the root for reading, and the table of mounts; nothing else can be opened, made, run or
 //! connected to. *seccomp* refuses the calls that make sockets, run programs, change the system, or change files in ways that Landlock leaves alone (modes, owners, attributes,
 //! times). Both hold for the calling thread and all that it starts later, forever.
@@ -23,7 +23,7 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
-/// The newest rules of Landlock that are asked for; an older kernel enforces those that it knows.
+/// The newest rules of Landlock that are requested; an older kernel enforces those that it knows.
 const LANDLOCK: ABI = ABI::V6;
 /// What a scan reads besides the tree: which of its directories are mount points.
 const MOUNTS: &str = "/proc/self/mountinfo";

@@ -1,27 +1,27 @@
-//! Something small for each number of a row, without memory for the numbers between that have none.
+//! A vector of small values, indexed by row numbers, that takes no memory for large gaps.
 //!
-//! Numbers come from decoded rows and caches, which may have been made up; a plain vector up to the highest of them could be asked for more memory than there is. Here
-//! a number takes its page of [`PAGE`] values, and 8 bytes for each page below it: up to [`NUMBER_LIMIT`](crate::coding::NUMBER_LIMIT), which every decoder keeps to, 128 MiB.
+//! Numbers come from decoded rows and caches, which may be forged. A plain vector up to the highest of them could need more memory than there is. Here a number
+//! takes one page of [`PAGE`] values, and 8 bytes for each page below it: 128 MiB up to [`NUMBER_LIMIT`](crate::coding::NUMBER_LIMIT), which every decoder enforces.
 
-/// Values to a page.
+/// Values in a page.
 const PAGE: u64 = 4096;
 
-/// Values by number, all of them the default at first.
+/// Values by number. Each has the default until it is set.
 #[derive(Clone, Debug)]
-pub struct Paged<T> {
+pub struct SparseVec<T> {
     pages: Vec<Option<Box<[T]>>>,
 }
 
-impl<T> Default for Paged<T> {
-    fn default() -> Paged<T> {
-        Paged { pages: Vec::new() }
+impl<T> Default for SparseVec<T> {
+    fn default() -> SparseVec<T> {
+        SparseVec { pages: Vec::new() }
     }
 }
 
-impl<T: Copy + Default> Paged<T> {
-    /// Makes one that holds nothing.
-    pub fn new() -> Paged<T> {
-        Paged::default()
+impl<T: Copy + Default> SparseVec<T> {
+    /// Creates one in which every number has the default.
+    pub fn new() -> SparseVec<T> {
+        SparseVec::default()
     }
 
     /// Returns the value of a number.
@@ -30,7 +30,7 @@ impl<T: Copy + Default> Paged<T> {
         page.map_or_else(T::default, |page| page[(number % PAGE) as usize])
     }
 
-    /// Returns the value of a number, to be changed.
+    /// Returns the value of a number for changing it.
     pub fn entry(&mut self, number: u64) -> &mut T {
         let page = (number / PAGE) as usize;
         if self.pages.len() <= page {
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn wild_numbers_take_little_memory() {
-        let mut values: Paged<u32> = Paged::new();
+        let mut values: SparseVec<u32> = SparseVec::new();
         for number in [0, 7, PAGE, NUMBER_LIMIT - 1] {
             *values.entry(number) += 3;
         }

@@ -20,7 +20,7 @@ const READ_BYTES: u32 = 65_521;
 /// Walks the whole tree and confirms that its answers agree with each other. Returns the number of names.
 ///
 /// Checked are: one inode number and one set of attributes for all names of an inode, link counts as counted, listings that can be resumed at any cookie,
-/// look-ups that agree with listings, reads that add up to the size whatever their lengths, errors where the rules ask for them.
+/// look-ups that agree with listings, reads that add up to the size whatever their lengths, errors where the rules require them.
 ///
 /// # Errors
 /// The first rule that is broken.
@@ -78,7 +78,7 @@ fn listing(tree: &impl ImmutableTree, directory: u64) -> Result<Vec<(Vec<u8>, u6
     let mut disagreeing = None;
     tree.list(directory, 0, &mut |entry| {
         whole.push((entry.name.to_vec(), entry.inode, entry.kind));
-        if entry.attributes.is_none_or(|listed| tree.attributes(entry.inode).is_ok_and(|asked| asked != listed)) {
+        if entry.attributes.is_none_or(|listed| tree.attributes(entry.inode).is_ok_and(|found| found != listed)) {
             disagreeing = Some(entry.inode);
         }
         cookies.push(entry.next_cookie);

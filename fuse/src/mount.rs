@@ -136,7 +136,7 @@ impl Drop for Mount {
 }
 
 impl Mount {
-    /// Lets the kernel ask for large pieces. A mount that may not is slower and as right.
+    /// Lets the kernel request large pieces. A mount that may not is slower and as right.
     fn raise_read_ahead(&self, kib: u32) {
         if let Ok(root) = fs::metadata(&self.mount_point) {
             let (major, minor) = (rustix::fs::major(root.dev()), rustix::fs::minor(root.dev()));

@@ -113,7 +113,7 @@ impl<T: ImmutableTree + 'static> TreeServer<T> {
         TreeServer { token: Some(token), ..self }
     }
 
-    /// Looks a name up. `.` and `..` are answered too: the kernel asks for them when it finds an inode by its number.
+    /// Looks a name up. `.` and `..` are answered too: the kernel looks them up when it finds an inode by its number.
     ///
     /// # Errors
     /// As [`ImmutableTree::lookup`], but for names that are not there and never will be.
@@ -134,7 +134,7 @@ impl<T: ImmutableTree + 'static> TreeServer<T> {
     /// # Errors
     /// As [`ImmutableTree::extended_attribute`].
     pub fn extended(&self, inode: u64, name: Option<&[u8]>) -> Result<Vec<u8>, Errno> {
-        self.inner.ask("xattr", inode, |tree| match name {
+        self.inner.query("xattr", inode, |tree| match name {
             Some(name) => Ok(tree.extended_attribute(inode, name)?.into_vec()),
             None => {
                 let mut names = Vec::new();
@@ -151,7 +151,7 @@ impl<T: ImmutableTree + 'static> TreeServer<T> {
 impl<T: ImmutableTree> Inner<T> {
     /// Asks the tree. The one place where errors become error numbers; those that mean damage are logged, each once for an inode. A panic is
     /// an error of this one question.
-    fn ask<R>(
+    fn query<R>(
         &self,
         request: &'static str,
         inode: u64,
@@ -172,12 +172,12 @@ impl<T: ImmutableTree> Inner<T> {
             warn!(target: TRACE_TARGET, inode, errno = error.errno.0, %error, "{request} failed");
         }
         if error.errno == Errno::IO {
-            self.tell(inode, &error.to_string());
+            self.log_failure(inode, &error.to_string());
         }
         Err(error.errno)
     }
 
-    fn tell(&self, inode: u64, message: &str) {
+    fn log_failure(&self, inode: u64, message: &str) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() >= MOST_FAILURES || !failures.insert(inode) {
             return;
@@ -186,16 +186,16 @@ impl<T: ImmutableTree> Inner<T> {
         drop(failures);
         (self.log)(&format!("inode {inode} cannot be read (`find -inum {inode}` there names it): {message}"));
         if is_last {
-            (self.log)("so many inodes cannot be read that no more of them are told");
+            (self.log)("so many inodes cannot be read that no more of them are reported");
         }
     }
 
     fn read<'a>(&self, inode: u64, offset: u64, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno> {
-        let count = self.ask("read", inode, |tree| tree.read(inode, offset, buffer))?;
+        let count = self.query("read", inode, |tree| tree.read(inode, offset, buffer))?;
         buffer.get(..count).ok_or(Errno::IO)
     }
 
-    /// Returns what tells the handles of an inode from those of the same number in another tree. The kernel made the root, and knows it by 0.
+    /// Returns what distinguishes the handles of an inode from those of the same number in another tree. The kernel made the root, and knows it by 0.
     fn generation(&self, inode: u64) -> Generation {
         Generation(if matches!(inode, 0 | ROOT) { 0 } else { self.tree.generation(inode).into() })
     }
@@ -206,7 +206,7 @@ impl<T: ImmutableTree> Inner<T> {
 
     fn find(&self, parent: u64, name: &[u8]) -> Result<Found, Errno> {
         let name_ttl = self.ttl(parent);
-        let found = self.ask("lookup", parent, |tree| match name {
+        let found = self.query("lookup", parent, |tree| match name {
             b"." => tree.attributes(parent),
             b".." => tree.attributes(tree.parent(parent)?),
             name => tree.lookup(parent, name),
@@ -228,7 +228,7 @@ impl<T: ImmutableTree> Inner<T> {
             if offset > at {
                 continue;
             }
-            let attributes = self.ask("list", directory, |tree| {
+            let attributes = self.query("list", directory, |tree| {
                 tree.attributes(if at == 0 { directory } else { tree.parent(directory)? })
             })?;
             if !add(PageEntry { name, attributes, ttl: self.ttl(directory), next_offset: at + 1 }) {
@@ -236,13 +236,13 @@ impl<T: ImmutableTree> Inner<T> {
             }
         }
         let names_ttl = self.ttl(directory);
-        self.ask("list", directory, |tree| {
+        self.query("list", directory, |tree| {
             tree.list(directory, offset.saturating_sub(2), &mut |entry| {
                 let next_offset = entry.next_cookie + 2;
                 let ttl = names_ttl.min(self.ttl(entry.inode));
                 match entry.attributes {
                     Some(attributes) => add(PageEntry { name: entry.name, attributes, ttl, next_offset }),
-                    // Listed, for it is there; whoever looks closer asks again, and gets the error.
+                    // Listed, for it is there; a look-up of the name gets the error.
                     None => {
                         let attributes = FileAttributes::unknown(entry.inode, entry.kind);
                         add(PageEntry { name: entry.name, attributes, ttl: Duration::ZERO, next_offset })
@@ -373,20 +373,20 @@ impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.inner.ask("getattr", inode.0, |tree| tree.attributes(inode.0)) {
+        match self.inner.query("getattr", inode.0, |tree| tree.attributes(inode.0)) {
             Ok(attributes) => reply.attr(&self.inner.ttl(inode.0), &attr(&attributes)),
             Err(errno) => reply.error(errno.into()),
         }
     }
 
     fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
-        match self.inner.ask("readlink", inode.0, |tree| tree.readlink(inode.0)) {
+        match self.inner.query("readlink", inode.0, |tree| tree.readlink(inode.0)) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno.into()),
         }
     }
 
-    // ENOSYS, once, tells the kernel never to ask again before it reads.
+    // After one ENOSYS the kernel never requests this again before it reads.
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         reply.error(fuser::Errno::ENOSYS);
     }
@@ -439,7 +439,7 @@ impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
     }
 
     fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
-        match self.inner.ask("statfs", inode.0, |tree| Ok(tree.totals())) {
+        match self.inner.query("statfs", inode.0, |tree| Ok(tree.totals())) {
             // Full to the last block, as a medium that cannot be written to is.
             Ok(totals) => {
                 let blocks = totals.bytes.div_ceil(BLOCK_BYTES.into());
@@ -458,7 +458,7 @@ impl<T: ImmutableTree + 'static> Filesystem for TreeServer<T> {
     }
 }
 
-/// Answers with the bytes, or with their count when that is asked for (a size of 0).
+/// Answers with the bytes, or with their count if that is requested (a size of 0).
 fn give_extended(reply: ReplyXattr, answer: Result<Vec<u8>, Errno>, size: u32) {
     match answer {
         Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),

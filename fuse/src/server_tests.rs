@@ -75,7 +75,7 @@ fn what_may_change_is_kept_for_a_moment() {
 }
 
 #[test]
-fn damage_is_told_once_an_inode() {
+fn damage_is_reported_once_an_inode() {
     let (server, lines) = server(Fault::Damage);
     let mut buffer = [0; 10];
     for _ in 0..3 {
@@ -100,7 +100,7 @@ fn a_panic_is_an_error_of_one_question() {
 }
 
 #[test]
-fn extended_attributes_are_told_as_the_kernel_wants_them() {
+fn extended_attributes_are_reported_as_the_kernel_wants_them() {
     let (server, _) = server(Fault::None);
     assert_eq!(server.extended(2, None).unwrap(), b"user.a\0user.b\0");
     assert_eq!(server.extended(2, Some(b"user.b")).unwrap(), b"v");
@@ -121,7 +121,7 @@ fn times_before_1970_and_large_device_numbers_are_carried() {
 }
 
 #[test]
-fn a_lent_buffer_has_the_length_asked_for() {
+fn a_lent_buffer_has_the_requested_length() {
     for length in [0, 10, READ_BYTES as usize + 1, 3, READ_BYTES as usize] {
         assert_eq!(with_buffer(length, |buffer| buffer.len()), length);
         assert!(BUFFER.with_borrow(Vec::len) <= READ_BYTES as usize);
@@ -139,7 +139,7 @@ fn requests_that_are_slow_or_fail_are_events() {
         server.find(ROOT, b"a").unwrap();
         server.find(ROOT, b"nothing").unwrap();
         assert!(server.inner.read(2, 0, &mut [0; 10]).is_err());
-        let slow = server.inner.ask("read", 3, |_| {
+        let slow = server.inner.query("read", 3, |_| {
             std::thread::sleep(SLOW);
             Ok(())
         });

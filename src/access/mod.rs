@@ -366,7 +366,7 @@ fn narrow_entries(directory: &OwnedFd) {
 /// How much of a store [`denied`] tries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Depth {
-    /// One object of each kind: enough to tell whose store it is.
+    /// One object of each kind: enough to know whose store it is.
     FirstObjects,
     /// Every object.
     AllObjects,

@@ -1,6 +1,6 @@
 //! Damage: what was written to the catalogue, or to its commit files, and cannot be read as it was written.
 //!
-//! Nothing here tells of the system: what cannot be read now is a [`ReadError`](super::ReadError).
+//! Nothing here is an error of the system: what cannot be read now is a [`ReadError`](super::ReadError).
 
 use std::io;
 

@@ -1,6 +1,6 @@
 //! The redb database: opened, repaired, changed in transactions.
 //!
-//! Every call of redb, here and in `database_reader`, goes through `redb_call`, which tells the kinds of errors apart and makes one of a panic.
+//! Every call of redb, here and in `database_reader`, goes through `redb_call`, which distinguishes the kinds of errors and turns a panic into one.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

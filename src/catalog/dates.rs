@@ -21,7 +21,7 @@ use super::reader::CatalogReader;
 use super::snapshot::{ReasonKind, SnapshotRecord};
 use crate::ids::SnapshotNumber;
 
-/// So far may clocks disagree without anybody having to look: hosts that write to one store, a clock that is set back a little, local time taken for UTC at
+/// Clocks may disagree by this much without a report: hosts that write to one store, a clock that is set back a little, local time taken for UTC at
 /// most hosts' distance.
 pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_hours(1);
 /// Of so many of the last distances between snapshots the usual one is learned.
@@ -75,7 +75,7 @@ pub enum ClockDoubt {
 pub struct Dates {
     now: Timestamp,
     all: BTreeMap<SnapshotNumber, Dated>,
-    /// What else may be the snapshots with right dates. Where two neighbours contradict each other and all others bear out both, nobody can tell which of them is right.
+    /// What else may be the snapshots with right dates. Where two neighbours contradict each other and all others bear out both, it is unknown which of them is right.
     others: Vec<BTreeSet<SnapshotNumber>>,
 }
 
@@ -155,7 +155,7 @@ impl Dates {
             .collect();
     }
 
-    /// Returns sets of snapshots of which one holds those whose dates are right, as far as that can be told: one set, unless neighbours contradict each other.
+    /// Returns sets of snapshots of which one holds those whose dates are right, as far as that is known: one set, unless neighbours contradict each other.
     pub fn plausible_sets(&self) -> Vec<BTreeSet<SnapshotNumber>> {
         let plausible = self.all.iter().filter(|(_, one)| one.is_plausible).map(|(number, _)| *number).collect();
         let mut sets = vec![plausible];

@@ -496,7 +496,7 @@ pub fn decode_index(bytes: &[u8]) -> Result<Vec<IndexPage>, DecodeError> {
     Ok(pages)
 }
 
-/// Returns the shortest byte string above `before` and at or below `first`: what an index needs to tell two pages apart.
+/// Returns the shortest byte string above `before` and at or below `first`: what an index needs to separate two pages.
 pub fn separator(before: &[u8], first: &[u8]) -> Box<[u8]> {
     let common = before.iter().zip(first).take_while(|(left, right)| left == right).count();
     first[..(common + 1).min(first.len())].into()

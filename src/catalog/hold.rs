@@ -19,7 +19,7 @@ pub struct Hold {
     /// When it ends by itself, if it does, in UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<jiff::Timestamp>,
-    /// Why, if that was told.
+    /// The reason, if one was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

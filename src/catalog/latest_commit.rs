@@ -23,11 +23,11 @@ use crate::prefetch::prefetch;
 /// How long one read transaction serves.
 const TRANSACTION_AGE: Duration = Duration::from_secs(1);
 
-/// Largest catalogue that the kernel is asked to fetch whole, in bytes.
+/// Largest catalogue in bytes that the kernel is asked to fetch whole.
 const PREFETCH_MAX_BYTES: u64 = 64 << 20;
-/// Most bytes in a second that it is asked for: what a host short of memory reads again and again.
+/// Most bytes in a second that are requested: what a host short of memory reads again and again.
 const PREFETCH_BYTES_PER_SECOND: u64 = 64 << 20;
-/// How often it is asked at most, however small the file is.
+/// Shortest time between two requests, however small the file is.
 const PREFETCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Opens the catalogue's database for reading, after a repair if need be.
@@ -50,29 +50,29 @@ struct OpenCatalog {
 }
 
 /// Asks the kernel to fetch the file when rows are wanted that are in no cache of ours. For pages that it has, that costs less than a
-/// thousandth of the time that passes until the next asking.
+/// thousandth of the time that passes until the next request.
 struct Prefetch {
     file: Arc<File>,
-    asked: Option<Instant>,
+    requested: Option<Instant>,
 }
 
 impl Prefetch {
     /// Opens the file; `None` when it cannot be, which its reader will notice.
     fn of(path: &Path) -> Option<Prefetch> {
-        Some(Prefetch { file: Arc::new(File::open(path).ok()?), asked: None })
+        Some(Prefetch { file: Arc::new(File::open(path).ok()?), requested: None })
     }
 
-    /// Returns the file and its length if it is time to ask.
+    /// Returns the file and its length if the next request is due.
     fn due(&mut self, now: Instant) -> Option<(Arc<File>, u64)> {
-        if self.asked.is_some_and(|asked| now.duration_since(asked) < PREFETCH_PAUSE) {
+        if self.requested.is_some_and(|requested| now.duration_since(requested) < PREFETCH_PAUSE) {
             return None;
         }
         let bytes = self.file.metadata().ok()?.len();
         let pause = Duration::from_millis(bytes * 1000 / PREFETCH_BYTES_PER_SECOND);
-        if bytes > PREFETCH_MAX_BYTES || self.asked.is_some_and(|asked| now.duration_since(asked) < pause) {
+        if bytes > PREFETCH_MAX_BYTES || self.requested.is_some_and(|requested| now.duration_since(requested) < pause) {
             return None;
         }
-        self.asked = Some(now);
+        self.requested = Some(now);
         Some((Arc::clone(&self.file), bytes))
     }
 }
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_asked_now_and_then_for_a_file_of_moderate_size() {
+    fn a_file_of_moderate_size_is_prefetched_now_and_then() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         assert!(Prefetch::of(&path).is_none());

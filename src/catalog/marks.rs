@@ -18,7 +18,7 @@ use crate::ids::SnapshotNumber;
 pub struct Mark {
     /// When, in UTC.
     pub at: jiff::Timestamp,
-    /// Why, if that was told.
+    /// The reason, if one was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

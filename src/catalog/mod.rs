@@ -7,7 +7,7 @@
 //!   [`row_hashes`] (what they say that the database must hold), [`checkpoint_writer`], [`roll_forward`];
 //! - one module per kind of row: [`meta`], [`chunk`] rows and pack rows, [`group`] (link groups and their content), [`directory`] (directory objects, and
 //!   [`references`] without their names), [`link_counts`], [`snapshot`] (snapshot records), [`marks`] (what was said of them since), [`hold`], [`condemned`];
-//! - on top [`reader`] and [`writer`], which every other part of the program uses. [`dates`] tells when snapshots were taken, whatever their clocks said.
+//! - on top [`reader`] and [`writer`], which every other part of the program uses. [`dates`] decides when snapshots were taken, whatever their clocks said.
 
 pub mod checkpoint;
 pub mod checkpoint_writer;

@@ -18,7 +18,7 @@ thread_local! {
     static IS_CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Returns whether a panic of this thread would become a [`CatalogError`] now, so that nobody needs to be told of it.
+/// Returns whether a panic of this thread would become a [`CatalogError`] now, so that it need not be reported.
 pub fn is_catching() -> bool {
     IS_CATCHING.get()
 }
@@ -38,7 +38,7 @@ pub(super) fn writing<T>(call: impl FnOnce() -> Result<T, redb::Error>) -> Resul
     catching(call)?.map_err(write_error)
 }
 
-/// Drops what redb gave. It may write, or meet a damaged page; whoever opens the database next is told.
+/// Drops what redb gave. It may write, or meet a damaged page; whoever opens the database next gets the error.
 pub(super) fn dropping<T>(what: T) {
     let _ = catching(|| drop(what));
 }
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_damage_and_told_by_its_first_line() {
+    fn a_panic_is_damage_and_reported_by_its_first_line() {
         let failed: Result<(), CatalogError> = reading(|| {
             assert!(is_catching());
             panic!("a page of kind {}\nand more", 7)

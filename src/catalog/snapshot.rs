@@ -179,7 +179,7 @@ impl SnapshotRecord {
         self.id.get(..8).unwrap_or(&self.id)
     }
 
-    /// Returns why the guard found the snapshot suspect; nothing for a good one. Whether somebody has accepted it since is told by its marks.
+    /// Returns why the guard found the snapshot suspect; nothing for a good one. Its marks say whether somebody has accepted it since.
     pub fn suspect_reasons(&self) -> &[SuspectReason] {
         self.guard.as_ref().map_or(&[], |verdict| &verdict.reasons)
     }
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_tells_structure_apart() {
+    fn the_digest_distinguishes_structure() {
         let digest = |feed: &dyn Fn(&mut TreeDigest)| {
             let mut digest = TreeDigest::new();
             feed(&mut digest);

@@ -12,7 +12,7 @@ use crate::catalog::tables::Table;
 use crate::catalog::{CatalogDamage, CatalogError};
 use crate::ids::GroupId;
 use crate::model::Kind;
-use crate::paged::Paged;
+use crate::sparse_vec::SparseVec;
 
 /// Bit of [`Groups::state`]: there is such a link group.
 const EXISTS: u8 = 1;
@@ -25,8 +25,8 @@ const DAMAGED: u8 = 2;
 #[derive(Default)]
 pub(super) struct Groups {
     pub(super) count: u64,
-    digests: Paged<u64>,
-    state: Paged<u8>,
+    digests: SparseVec<u64>,
+    state: SparseVec<u8>,
     damages: HashMap<GroupId, Vec<DamageNumber>>,
     /// Pages of link groups that cannot be read.
     pages: HashMap<u64, DamageNumber>,

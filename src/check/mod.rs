@@ -117,7 +117,7 @@ impl CheckProgress {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Counts one unit and ends the check when that was asked for.
+    /// Counts one unit and ends the check when it was interrupted.
     fn step(&self) -> Result<(), CheckError> {
         self.done.fetch_add(1, Ordering::Relaxed);
         if self.interrupt.load(Ordering::Relaxed) { Err(CheckError::Interrupted) } else { Ok(()) }
@@ -217,7 +217,7 @@ struct Checker<'a> {
     options: CheckOptions,
     progress: &'a CheckProgress,
     ledger: &'a Ledger,
-    /// The catalogue as of the newest commit, once that was asked for.
+    /// The catalogue as of the newest commit, once it was needed.
     newest: OnceLock<CatalogReader>,
 }
 

@@ -321,7 +321,7 @@ impl PackReader<'_> {
         fits
     }
 
-    /// Reads the chunks of a pack that cannot be read as a whole, to tell which of them can be had.
+    /// Reads the chunks of a pack that cannot be read as a whole, to find out which of them are intact.
     fn one_by_one(&self, chunks: &[Placement], reason: &str) -> Result<Vec<(ChunkId, DamageNumber)>, CheckError> {
         let replica = self.checker.replica;
         let damage = self.damage(reason.to_owned());

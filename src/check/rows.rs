@@ -14,8 +14,8 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::{Index, Table};
 use crate::catalog::{CatalogDamage, CatalogError, ReadError, RowFault, RowKind, Unsupported, directory, group};
 use crate::ids::{ChunkId, PackNumber, SnapshotNumber};
-use crate::paged::Paged;
 use crate::replica::{CONFIG, StoreConfig, Unusable};
+use crate::sparse_vec::SparseVec;
 use strum::VariantArray;
 
 /// Where a chunk lies: what the steps that follow need of its row.
@@ -53,7 +53,7 @@ pub(super) fn verify(
     let counters = checker.guarded("The counters", || Ok(Counters::read(database)?))?;
     checker.guarded("The list of sources", || Ok(sources(checker.catalog).map(drop)?))?;
     let mut rows = Rows { counters, ..Rows::default() };
-    let (mut prefixes, mut objects) = (Paged::new(), 0);
+    let (mut prefixes, mut objects) = (SparseVec::new(), 0);
     // The commit rows were compared with their files.
     for table in Table::VARIANTS.iter().copied().filter(|table| *table != Table::Commits) {
         let expected = committed.rows.as_ref().map(|rows| rows.of_table(table));
@@ -88,7 +88,7 @@ struct TableScan<'a, 'b> {
 }
 
 impl TableScan<'_, '_> {
-    fn run(&mut self, prefixes: &mut Paged<Option<[u8; 8]>>, objects: &mut u64) -> Result<(), CheckError> {
+    fn run(&mut self, prefixes: &mut SparseVec<Option<[u8; 8]>>, objects: &mut u64) -> Result<(), CheckError> {
         let checker = self.checker;
         let table = self.table;
         let mut failure = None;
@@ -132,7 +132,7 @@ impl TableScan<'_, '_> {
         &mut self,
         number: u64,
         payload: Result<&[u8], CatalogError>,
-        prefixes: &mut Paged<Option<[u8; 8]>>,
+        prefixes: &mut SparseVec<Option<[u8; 8]>>,
         objects: &mut u64,
     ) -> Result<(), CheckError> {
         self.checker.progress.step()?;
@@ -188,7 +188,7 @@ impl TableScan<'_, '_> {
         &mut self,
         number: u64,
         payload: &[u8],
-        prefixes: &mut Paged<Option<[u8; 8]>>,
+        prefixes: &mut SparseVec<Option<[u8; 8]>>,
         objects: &mut u64,
     ) -> Result<(), CheckError> {
         let row = self.table.row_kind().row(number);

@@ -16,7 +16,7 @@ use crate::catalog::snapshot::{SnapshotRecord, TreeDigest};
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogDamage, CatalogError, RowKind};
 use crate::ids::{GroupId, ObjectId, SnapshotNumber};
-use crate::paged::Paged;
+use crate::sparse_vec::SparseVec;
 
 /// Walks all snapshots.
 pub(super) fn verify(
@@ -30,7 +30,7 @@ pub(super) fn verify(
     let (next, names) = (AtomicUsize::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| -> Result<(), CheckError> {
         let work = || -> Result<(), CheckError> {
-            let mut counts = Paged::new();
+            let mut counts = SparseVec::new();
             loop {
                 let place = next.fetch_add(1, Ordering::Relaxed);
                 let Some((number, record)) = rows.snapshots.get(place) else { return Ok(()) };
@@ -80,7 +80,7 @@ struct TreeWalk<'a> {
     groups: &'a Groups,
     place: usize,
     /// Names of each link group in this snapshot; all zero before and after.
-    counts: &'a mut Paged<u32>,
+    counts: &'a mut SparseVec<u32>,
     digest: TreeDigest,
     path: Vec<u8>,
     names: u64,
@@ -135,7 +135,7 @@ impl<'a> TreeWalk<'a> {
         rows: &'a Rows,
         groups: &'a Groups,
         place: usize,
-        counts: &'a mut Paged<u32>,
+        counts: &'a mut SparseVec<u32>,
     ) -> TreeWalk<'a> {
         TreeWalk {
             checker,

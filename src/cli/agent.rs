@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
+use zmreplica::memory_limit::{Share, limit_memory};
 use zmreplica::remote::agent::{AgentError, AgentOptions, serve};
 use zmreplica::remote::transport::SILENCE;
 use zmreplica::remote::transport::command::TimedReader;
-use zmreplica::wall::{Share, limit_memory};
 
 use super::error::{CliError, Exit};
 use super::output::stderr_line;
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &AgentArgs) -> Result<Exit, CliError> {
     let _ = output.flush();
     match served {
         Ok(()) => Ok(Exit::Done),
-        // The other side has been told.
+        // The other side has received the error.
         Err(AgentError::Refused(_)) => Ok(Exit::Failed),
         Err(error) => {
             // The run shows this among its own messages.

@@ -85,7 +85,7 @@ pub(crate) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, CliError>
         start_follower(scope, move || follow(&context.output, progress, interrupt, &stop))?;
         Ok::<_, CliError>(check(&replica, &options, progress)?)
     })?;
-    tell(&context.output, &report)?;
+    print_report(&context.output, &report)?;
     Ok(if report.is_clean() { Exit::Done } else { Exit::Damage })
 }
 
@@ -109,7 +109,7 @@ fn follow(output: &Output, progress: &CheckProgress, interrupt: &AtomicBool, sto
     bar.finish_and_clear();
 }
 
-fn tell(output: &Output, report: &CheckReport) -> Result<(), CliError> {
+fn print_report(output: &Output, report: &CheckReport) -> Result<(), CliError> {
     if output.json() {
         for damage in &report.damages {
             output.event(&DamageEvent { event: "damage", damage })?;
@@ -120,7 +120,7 @@ fn tell(output: &Output, report: &CheckReport) -> Result<(), CliError> {
     let all = output.verbosity() == Verbosity::Verbose;
     let listed = if all { report.damages.len() } else { DAMAGES_LISTED };
     for damage in report.damages.iter().take(listed) {
-        tell_damage(output, damage)?;
+        print_damage(output, damage)?;
     }
     let rest = report.damage_count.saturating_sub(report.damages.len().min(listed) as u64);
     if rest > 0 {
@@ -185,7 +185,7 @@ fn tell(output: &Output, report: &CheckReport) -> Result<(), CliError> {
     Ok(())
 }
 
-fn tell_damage(output: &Output, damage: &Damage) -> Result<(), CliError> {
+fn print_damage(output: &Output, damage: &Damage) -> Result<(), CliError> {
     output.line(&format!("damage: {}: {}", damage.what, damage.reason))?;
     for path in &damage.paths {
         let ids: Vec<&str> = path.snapshots.iter().map(|id| id.get(..8).unwrap_or(id)).collect();

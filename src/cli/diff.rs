@@ -62,7 +62,7 @@ pub(crate) fn run(context: &Context, args: &DiffArgs) -> Result<Exit, CliError> 
     let old = open_view(&replica, &catalog, snapshots.resolve(&args.old)?.record.clone())?;
     let new = open_view(&replica, &catalog, snapshots.resolve(&args.new)?.record.clone())?;
     let mut counts = Counts::default();
-    diff(&old, &new, |difference| tell(output, &mut counts, &difference))?;
+    diff(&old, &new, |difference| print_difference(output, &mut counts, &difference))?;
     if output.json() {
         let (old, new) = (&old.record().id, &new.record().id);
         output.event(&SummaryEvent { event: "summary", old, new, counts: &counts })?;
@@ -70,7 +70,7 @@ pub(crate) fn run(context: &Context, args: &DiffArgs) -> Result<Exit, CliError> 
     Ok(Exit::Done)
 }
 
-fn tell(output: &Output, counts: &mut Counts, difference: &Difference) -> Result<(), CliError> {
+fn print_difference(output: &Output, counts: &mut Counts, difference: &Difference) -> Result<(), CliError> {
     let (letter, word, style, count) = match difference.change {
         Change::Added => ("+", "added", GOOD, &mut counts.added),
         Change::Removed => ("-", "removed", ERROR, &mut counts.removed),

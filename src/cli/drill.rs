@@ -129,7 +129,7 @@ pub(crate) fn run(context: &Context, args: &DrillArgs) -> Result<Exit, CliError>
     drop(place);
     let mut summary = result?;
     summary.elapsed_ms = started.elapsed().as_millis() as u64;
-    tell_summary(context, &summary)?;
+    print_summary(context, &summary)?;
     if interrupt.load(Ordering::Relaxed) {
         return Err(CliError::Failed("Interrupted; only the accounts above were drilled".to_owned()));
     }
@@ -262,7 +262,7 @@ fn drill(
                 drilled: &drilled,
             })?;
         } else {
-            tell(context, account, planned.is_some(), is_sound, &drilled)?;
+            print_account(context, account, planned.is_some(), is_sound, &drilled)?;
         }
         // A drill takes long; whoever watches wants to see each account when it is done.
         context.output.flush()?;
@@ -270,7 +270,7 @@ fn drill(
     Ok(summary)
 }
 
-fn tell(
+fn print_account(
     context: &Context,
     account: &Account,
     is_planned: bool,
@@ -306,7 +306,7 @@ fn tell(
     Ok(())
 }
 
-fn tell_summary(context: &Context, summary: &Summary) -> Result<(), CliError> {
+fn print_summary(context: &Context, summary: &Summary) -> Result<(), CliError> {
     if context.output.json() {
         return Ok(context.output.event(summary)?);
     }

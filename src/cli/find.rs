@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 use zmreplica::ids::GroupId;
-use zmreplica::source::exclude::Excludes;
+use zmreplica::source::exclude_patterns::ExcludePatterns;
 use zmreplica::view::{DirectoryNode, Node, SnapshotView, Snapshots};
 
 use super::error::{CliError, Exit};
@@ -34,7 +34,7 @@ struct MatchEvent<'a> {
 }
 
 pub(crate) fn run(context: &Context, args: &FindArgs) -> Result<Exit, CliError> {
-    let matcher = Excludes::new(std::slice::from_ref(&args.pattern), false)
+    let matcher = ExcludePatterns::new(std::slice::from_ref(&args.pattern), false)
         .map_err(|error| CliError::Usage(format!("The pattern `{}` is not valid: {}", error.pattern, error.reason)))?;
     let replica = context.open()?;
     let catalog = Arc::new(replica.catalog()?);
@@ -76,7 +76,7 @@ fn merged(versions: Vec<Version>) -> Vec<Version> {
 struct Finder<'a> {
     context: &'a Context,
     views: Vec<SnapshotView>,
-    matcher: Excludes,
+    matcher: ExcludePatterns,
     one: bool,
 }
 
@@ -110,12 +110,12 @@ impl Finder<'_> {
             if let Some(group) = found.group
                 && self.matcher.excluded(&path, false)
             {
-                self.tell(&path, Some(group), found.others)?;
+                self.print_match(&path, Some(group), found.others)?;
             }
             if !found.directories.is_empty() {
                 if self.matcher.excluded(&path, true) {
                     let holders = found.directories.iter().flat_map(|(holders, _)| holders).copied().collect();
-                    self.tell(&path, None, holders)?;
+                    self.print_match(&path, None, holders)?;
                 }
                 levels.push((self.names(&merged(found.directories))?.into_iter(), path.len()));
             }
@@ -147,7 +147,7 @@ impl Finder<'_> {
         Ok(names)
     }
 
-    fn tell(&self, path: &[u8], group: Option<GroupId>, mut holders: Vec<usize>) -> Result<(), CliError> {
+    fn print_match(&self, path: &[u8], group: Option<GroupId>, mut holders: Vec<usize>) -> Result<(), CliError> {
         holders.sort_unstable();
         let output = &self.context.output;
         let records = holders.iter().filter_map(|at| self.views.get(*at)).map(SnapshotView::record);

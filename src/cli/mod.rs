@@ -268,11 +268,11 @@ pub(crate) fn main() -> ExitCode {
             return report(&output, &CliError::Usage(reason)).into();
         }
     };
-    let json_asked = arguments.iter().any(|argument| argument == OsStr::new("--json"));
+    let wants_json = arguments.iter().any(|argument| argument == OsStr::new("--json"));
     let whole = std::iter::once(OsString::from("zmreplica")).chain(arguments.iter().cloned());
     let cli = match Cli::try_parse_from(whole) {
         Ok(cli) => cli,
-        Err(error) => return usage_answer(&error, json_asked).into(),
+        Err(error) => return usage_answer(&error, wants_json).into(),
     };
     let verbosity = match (cli.global.quiet, cli.global.verbose) {
         (true, _) => Verbosity::Quiet,
@@ -368,7 +368,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
     }
 }
 
-/// Answers a command line that was not understood, or that asked for help.
+/// Answers a command line that was not understood, or that requested help.
 fn usage_answer(error: &clap::Error, json: bool) -> Exit {
     let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
     // A closed stdout or stderr is no reason to fail differently.

@@ -113,7 +113,7 @@ fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     if let Some(rest) = said.strip_suffix(READY) {
         context.output.stdout().write_all(rest)?;
         let snapshot = resolve(context, args)?;
-        tell(context, args, snapshot.as_ref(), server.id())?;
+        print_mounted(context, args, snapshot.as_ref(), server.id())?;
         return Ok(Exit::Done);
     }
     context.output.stdout().write_all(&said)?;
@@ -130,8 +130,13 @@ fn resolve(context: &Context, args: &MountArgs) -> Result<Option<StoredSnapshot>
     Ok(Some(snapshots.resolve(spec)?.clone()))
 }
 
-/// Says that the mount can be used.
-fn tell(context: &Context, args: &MountArgs, snapshot: Option<&StoredSnapshot>, pid: u32) -> Result<(), CliError> {
+/// Reports that the mount is ready.
+fn print_mounted(
+    context: &Context,
+    args: &MountArgs,
+    snapshot: Option<&StoredSnapshot>,
+    pid: u32,
+) -> Result<(), CliError> {
     let mount_point = args.mount_point.display().to_string();
     if context.output.json() {
         let snapshot = snapshot.map(|snapshot| snapshot.record.id.as_str());
@@ -188,7 +193,7 @@ fn serve(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     };
     let serving = start(replica, request)?;
     if args.foreground {
-        tell(context, args, snapshot.as_ref(), std::process::id())?;
+        print_mounted(context, args, snapshot.as_ref(), std::process::id())?;
         context.output.flush()?;
     } else if let Err(error) = report_ready() {
         // Whoever wanted the mount has gone away.

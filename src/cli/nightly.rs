@@ -177,7 +177,7 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
     // Nothing of the night is used after a panic but what it has gathered.
     let result = catch_unwind(AssertUnwindSafe(|| night.work()));
     let result = result.unwrap_or(Err(CliError::Panic { during_check: false }));
-    night.tell(started, &result);
+    night.report_end(started, &result);
     result
 }
 
@@ -202,7 +202,7 @@ impl Night<'_> {
         self.snapshot_time = clock.elapsed().saturating_sub(opening_time);
         // Locked to the end, so that no prune removes what is looked at here.
         let (mut replica, report) = taken?;
-        let exit = snapshot::tell(&context.output, &report);
+        let exit = snapshot::print_report(&context.output, &report);
         self.log_report(&report);
         let clock = Instant::now();
         let found = self.find_out(&replica, &report);
@@ -358,12 +358,13 @@ impl Night<'_> {
         let interrupt = signals::interrupt_flag()?;
         let interrupted = || interrupt.load(Ordering::Relaxed);
         let remote = path::remote(source.as_os_str())?;
-        let far = remote::options(&self.args.snapshot.remote, &config.remote, None)?;
+        let options = remote::options(&self.args.snapshot.remote, &config.remote, None)?;
         let change = |since| match &remote {
             None => change_since(source, since),
             Some(spec) => {
                 for directory in UNFINISHED {
-                    let changed = pull::change_since(spec, &far, directory, since).map_err(std::io::Error::other)?;
+                    let changed =
+                        pull::change_since(spec, &options, directory, since).map_err(std::io::Error::other)?;
                     if changed.is_some() {
                         return Ok(changed);
                     }
@@ -403,7 +404,7 @@ impl Night<'_> {
     }
 
     /// Reports how the night ended: to the log, the metrics, the hook, stdout.
-    fn tell(&mut self, started: Timestamp, result: &Result<Exit, CliError>) {
+    fn report_end(&mut self, started: Timestamp, result: &Result<Exit, CliError>) {
         let context = self.context;
         let (exit, message, hint) = match result {
             Ok(exit) => match &self.prune_failure {

@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn other_hosts_are_told_from_paths() {
+    fn other_hosts_are_distinguished_from_paths() {
         for other in ["host:/a", "root@host:a", "ssh://host/a"] {
             assert!(remote(OsStr::new(other)).is_ok_and(|spec| spec.is_some()), "{other}");
         }

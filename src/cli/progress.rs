@@ -1,4 +1,4 @@
-//! Telling how a run goes: a live line on a terminal, events or plain lines elsewhere when asked for.
+//! Reports the progress of a run: a live line on a terminal; elsewhere events or plain lines, if requested.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -13,7 +13,7 @@ use super::error::CliError;
 use super::output::{Output, Verbosity, stderr_line};
 use super::text;
 
-/// Starts the thread that shows how far a command is and listens for signals.
+/// Starts the thread that shows the progress of a command and listens for signals.
 pub(crate) fn start_follower<'scope>(
     scope: &'scope std::thread::Scope<'scope, '_>,
     follow: impl FnOnce() + Send + 'scope,
@@ -39,8 +39,10 @@ struct Figures {
     names: u64,
     /// Names in the last snapshot of this source, 0 when there is none.
     expected_names: u64,
-    asked_files: u64,
-    asked_bytes: u64,
+    #[serde(rename = "asked_files")]
+    requested_files: u64,
+    #[serde(rename = "asked_bytes")]
+    requested_bytes: u64,
     read_files: u64,
     read_bytes: u64,
     new_chunks: u64,
@@ -51,9 +53,12 @@ struct Figures {
     /// What was transferred from the source's host, and what was done there; 0 for a source on this one.
     received_bytes: u64,
     sent_bytes: u64,
-    far_names: u64,
-    far_files: u64,
-    far_bytes: u64,
+    #[serde(rename = "far_names")]
+    remote_names: u64,
+    #[serde(rename = "far_files")]
+    remote_files: u64,
+    #[serde(rename = "far_bytes")]
+    remote_bytes: u64,
     elapsed_ms: u64,
 }
 
@@ -63,8 +68,8 @@ impl Figures {
         Figures {
             names: read(&progress.names),
             expected_names: read(&progress.expected_names),
-            asked_files: read(&progress.asked_files),
-            asked_bytes: read(&progress.asked_bytes),
+            requested_files: read(&progress.requested_files),
+            requested_bytes: read(&progress.requested_bytes),
             read_files: read(&progress.read_files),
             read_bytes: read(&progress.read_bytes),
             new_chunks: read(&progress.chunks.new_chunks),
@@ -74,9 +79,9 @@ impl Figures {
             committing: progress.committing.load(Ordering::Relaxed),
             received_bytes: read(&progress.wire.received_bytes),
             sent_bytes: read(&progress.wire.sent_bytes),
-            far_names: read(&progress.wire.far_names),
-            far_files: read(&progress.wire.far_files),
-            far_bytes: read(&progress.wire.far_bytes),
+            remote_names: read(&progress.wire.remote_names),
+            remote_files: read(&progress.wire.remote_files),
+            remote_bytes: read(&progress.wire.remote_bytes),
             elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -92,7 +97,7 @@ impl Figures {
             _ => Some(elapsed.mul_f64(all.saturating_sub(done) as f64 / done as f64)),
         };
         // What is known to be left to read; the slower of bytes and files decides.
-        let reading = scale(self.read_bytes, self.asked_bytes).max(scale(self.read_files, self.asked_files));
+        let reading = scale(self.read_bytes, self.requested_bytes).max(scale(self.read_files, self.requested_files));
         let scanning = (self.names < self.expected_names).then(|| scale(self.names, self.expected_names)).flatten();
         match (self.scanned, scanning, reading) {
             (true, _, Some(left)) => Forecast::About(left),
@@ -124,9 +129,9 @@ impl Figures {
             out.push_str(&format!(
                 "; received {}; remote host: {} names, {} files, {}",
                 text::bytes(self.received_bytes),
-                text::count(self.far_names),
-                text::count(self.far_files),
-                text::bytes(self.far_bytes)
+                text::count(self.remote_names),
+                text::count(self.remote_files),
+                text::bytes(self.remote_bytes)
             ));
         }
         out
@@ -198,16 +203,16 @@ pub(crate) fn follow(output: &Output, progress: &Progress, interrupt: &AtomicBoo
     let lines = !output.live() && output.verbosity() == Verbosity::Verbose;
     let mut rate = Rate { last: started, last_bytes: 0, value: 0.0 };
     let mut next_line = started + LINE_INTERVAL;
-    let mut told = false;
+    let mut is_reported = false;
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(TICK) {
-        if interrupt.load(Ordering::Relaxed) && !told {
-            told = true;
+        if interrupt.load(Ordering::Relaxed) && !is_reported {
+            is_reported = true;
             progress.interrupt.store(true, Ordering::Relaxed);
             let text =
                 "Interrupted: the run will stop shortly and keep what it has stored. A second signal stops it at once.";
             bar.suspend(|| stderr_line(text));
         }
-        tell_messages(output, progress, &bar);
+        print_messages(output, progress, &bar);
         let figures = Figures::take(progress, started.elapsed());
         let rate = rate.update(figures.read_bytes);
         if output.live() {
@@ -226,12 +231,12 @@ pub(crate) fn follow(output: &Output, progress: &Progress, interrupt: &AtomicBoo
             }
         }
     }
-    tell_messages(output, progress, &bar);
+    print_messages(output, progress, &bar);
     bar.finish_and_clear();
 }
 
 /// Passes on what the run reports while it is going on.
-fn tell_messages(output: &Output, progress: &Progress, bar: &ProgressBar) {
+fn print_messages(output: &Output, progress: &Progress, bar: &ProgressBar) {
     let details = progress.take_details();
     if output.verbosity() == Verbosity::Verbose {
         for detail in details {
@@ -260,8 +265,8 @@ mod tests {
     fn forecasts_say_no_more_than_is_known() {
         let figures = Figures {
             names: 100,
-            asked_files: 10,
-            asked_bytes: 4000,
+            requested_files: 10,
+            requested_bytes: 4000,
             read_files: 5,
             read_bytes: 1000,
             elapsed_ms: 10_000,
@@ -272,5 +277,15 @@ mod tests {
         assert_eq!(Figures { expected_names: 1000, ..figures }.forecast(), Forecast::About(Duration::from_secs(90)));
         assert_eq!(Figures { elapsed_ms: 1000, ..figures }.forecast(), Forecast::None);
         assert_eq!(Figures { committing: true, ..figures }.forecast(), Forecast::None);
+    }
+
+    #[test]
+    fn progress_events_keep_their_keys() {
+        let event = serde_json::to_value(Figures::default()).unwrap();
+        let mut keys: Vec<&str> = event.as_object().unwrap().keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        let frozen = "asked_bytes asked_files committing elapsed_ms event expected_names far_bytes far_files far_names names new_bytes \
+                      new_chunks read_bytes read_files received_bytes scanned sent_bytes stored_bytes";
+        assert_eq!(keys.join(" "), frozen);
     }
 }

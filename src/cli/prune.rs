@@ -148,13 +148,13 @@ pub(crate) fn remove(
     named: Option<&NamedSnapshots>,
 ) -> Result<Exit, CliError> {
     let options = options(&context.config.retention, args.max_unused, args.grace);
-    let telling = if named.is_some() { Telling::Named } else { Telling::Plan };
-    let shared = PruneContext { named, ..PruneContext::new(&context.output, policy, &options, telling)? };
+    let shown = if named.is_some() { Shown::Named } else { Shown::WholePlan };
+    let shared = PruneContext { named, ..PruneContext::new(&context.output, policy, &options, shown)? };
     if args.dry_run {
         let replica = context.open()?;
         let plan = shared.plan(&replica)?;
-        shared.tell_plan(&replica, &plan, true)?;
-        return Ok(tell_doubts(&context.output, &plan));
+        shared.print_plan(&replica, &plan, true)?;
+        return Ok(print_doubts(&context.output, &plan));
     }
     let mut replica = context.open_locked()?;
     if !args.ignore_hold {
@@ -186,7 +186,7 @@ pub(crate) fn by_configuration(
     if !ignore_hold {
         hold::refuse(replica)?;
     }
-    Ok(Some(prune(&PruneContext::new(&context.output, &policy, &options, Telling::Removals)?, replica)?))
+    Ok(Some(prune(&PruneContext::new(&context.output, &policy, &options, Shown::Removals)?, replica)?))
 }
 
 /// What a prune did.
@@ -201,12 +201,12 @@ pub(crate) struct Pruned {
 
 /// How much of the plan is shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Telling {
+enum Shown {
     /// All of it.
-    Plan,
-    /// What goes, and the figures: that all others stay goes without saying.
+    WholePlan,
+    /// What is removed, and the figures: all others stay.
     Named,
-    /// What goes, and what came of it if anything did: a night has other news, and `prune --dry-run` or -v shows the rest.
+    /// Only what is removed, and the result if anything is. This is for a nightly run; `prune --dry-run` or -v shows the rest.
     Removals,
 }
 
@@ -214,10 +214,10 @@ enum Telling {
 struct PruneContext<'a> {
     output: &'a Output,
     policy: &'a Policy,
-    /// The snapshots that are to go, if they were named; the rules are then asked for the accounts that they keep snapshots for.
+    /// The snapshots that are to be removed, if they were named; of the rules, only those apply that keep snapshots for accounts.
     named: Option<&'a NamedSnapshots>,
     options: &'a PruneOptions,
-    telling: Telling,
+    shown: Shown,
     zone: TimeZone,
     interrupt: Arc<AtomicBool>,
     progress: PruneProgress,
@@ -228,11 +228,11 @@ impl<'a> PruneContext<'a> {
         output: &'a Output,
         policy: &'a Policy,
         options: &'a PruneOptions,
-        telling: Telling,
+        shown: Shown,
     ) -> Result<PruneContext<'a>, CliError> {
         let interrupt = signals::interrupt_flag()?;
         let (zone, progress) = (TimeZone::system(), PruneProgress::default());
-        Ok(PruneContext { output, policy, named: None, options, telling, zone, interrupt, progress })
+        Ok(PruneContext { output, policy, named: None, options, shown, zone, interrupt, progress })
     }
 
     fn plan(&self, replica: &Replica) -> Result<PrunePlan, CliError> {
@@ -264,11 +264,11 @@ impl PruneContext<'_> {
     }
 
     /// Returns whether everything is reported.
-    fn tells_all(&self) -> bool {
-        self.telling == Telling::Plan || self.output.json() || self.output.verbosity() == Verbosity::Verbose
+    fn shows_all(&self) -> bool {
+        self.shown == Shown::WholePlan || self.output.json() || self.output.verbosity() == Verbosity::Verbose
     }
 
-    fn tell_plan(&self, replica: &Replica, plan: &PrunePlan, dry_run: bool) -> Result<(), CliError> {
+    fn print_plan(&self, replica: &Replica, plan: &PrunePlan, dry_run: bool) -> Result<(), CliError> {
         let PruneContext { output, policy, .. } = self;
         let figures = &plan.figures;
         if output.json() {
@@ -279,10 +279,10 @@ impl PruneContext<'_> {
             let policy = self.named.is_none().then_some(*policy);
             output.event(&PlanEvent { event: "plan", dry_run, policy, figures })?;
         } else if output.verbosity() > Verbosity::Quiet {
-            for decision in plan.retention.decisions.iter().filter(|decision| !decision.keep || self.tells_all()) {
+            for decision in plan.retention.decisions.iter().filter(|decision| !decision.keep || self.shows_all()) {
                 output.line(&decision_line(output, decision, plan))?;
             }
-            if self.telling != Telling::Removals || self.tells_all() {
+            if self.shown != Shown::Removals || self.shows_all() {
                 for line in figure_lines(figures, plan.grace(), dry_run) {
                     output.line(&line)?;
                 }
@@ -301,11 +301,11 @@ impl PruneContext<'_> {
                 if figures.lost_chunks == 1 { "is" } else { "are" },
             ));
         }
-        if self.named.is_some() { self.tell_baselines(replica, plan) } else { Ok(()) }
+        if self.named.is_some() { self.print_baselines(replica, plan) } else { Ok(()) }
     }
 
     /// Says what the next snapshot of a source is compared with when the last good one goes.
-    fn tell_baselines(&self, replica: &Replica, plan: &PrunePlan) -> Result<(), CliError> {
+    fn print_baselines(&self, replica: &Replica, plan: &PrunePlan) -> Result<(), CliError> {
         let all = marked_snapshots(&replica.catalog()?)?;
         let going: BTreeSet<&str> = plan.retention.removed().map(|decision| decision.id.as_str()).collect();
         let left = last_good(all.iter().filter(|snapshot| !going.contains(snapshot.record.id.as_str())));
@@ -333,9 +333,9 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
     let mut attempt = 1;
     loop {
         let plan = shared.plan(replica)?;
-        shared.tell_plan(replica, &plan, false)?;
+        shared.print_plan(replica, &plan, false)?;
         // A night reports all doubts itself.
-        let exit = if shared.telling != Telling::Removals { tell_doubts(output, &plan) } else { Exit::Done };
+        let exit = if shared.shown != Shown::Removals { print_doubts(output, &plan) } else { Exit::Done };
         output.flush()?;
         match followed(output, progress, interrupt, || carry_out(replica, &plan, progress))? {
             Ok(report) => {
@@ -343,8 +343,8 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
                 if let Ok(snapshots) = replica.catalog().and_then(|catalog| Snapshots::read(&catalog)) {
                     ledger::tidy(replica.path(), &snapshots);
                 }
-                if shared.telling != Telling::Removals || shared.tells_all() || !plan.is_empty() {
-                    tell_report(output, &report)?;
+                if shared.shown != Shown::Removals || shared.shows_all() || !plan.is_empty() {
+                    print_report(output, &report)?;
                 }
                 let removed = plan.retention.removed().map(|one| {
                     let id = one.id.get(..8).unwrap_or(&one.id);
@@ -361,7 +361,7 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
     }
 }
 
-/// Finds the snapshots that `keep-accounts` asks for. Snapshots whose accounts nobody has looked at yet are looked at.
+/// Finds the snapshots that `keep-accounts` keeps. Snapshots that were not analysed yet are analysed.
 fn account_protections(shared: &PruneContext<'_>, replica: &Replica) -> Result<Protections, CliError> {
     // Where nothing goes, or all that was named, there is nothing to protect.
     let is_needed = shared.named.map_or(!shared.policy.is_empty(), |named| !named.is_forced);
@@ -417,8 +417,8 @@ fn follow(output: &Output, progress: &PruneProgress, interrupt: &AtomicBool, sto
     bar.finish_and_clear();
 }
 
-/// Says of which sources nothing goes because a clock is in doubt; returns how the command ends.
-fn tell_doubts(output: &Output, plan: &PrunePlan) -> Exit {
+/// Reports the sources of which nothing is removed because a clock is in doubt; returns the exit code.
+fn print_doubts(output: &Output, plan: &PrunePlan) -> Exit {
     for (source, doubt) in &plan.doubts {
         output.warn(&clock::sentence(source, doubt));
     }
@@ -481,7 +481,7 @@ fn figure_lines(figures: &PruneFigures, grace: Duration, dry_run: bool) -> Vec<S
     lines
 }
 
-fn tell_report(output: &Output, report: &PruneReport) -> Result<(), CliError> {
+fn print_report(output: &Output, report: &PruneReport) -> Result<(), CliError> {
     if output.json() {
         output.event(&SummaryEvent { event: "summary", report })?;
     } else if output.verbosity() > Verbosity::Quiet {

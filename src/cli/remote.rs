@@ -9,10 +9,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde::Deserialize;
+use zmreplica::memory_limit::{Share, limit_memory};
 use zmreplica::remote::client::{AgentChoice, HANDSHAKE, IDLE_TIMEOUT};
 use zmreplica::remote::transport::ssh::{PASSPHRASE_VARIABLE, Passphrase, SshOptions};
 use zmreplica::snapshot::pull::{CompressAt, PullOptions, Way};
-use zmreplica::wall::{Share, limit_memory};
 
 use super::error::CliError;
 use super::text;
@@ -56,8 +56,8 @@ pub(crate) struct RemoteArgs {
 }
 
 impl RemoteArgs {
-    /// Returns whether the command line asks that no agent runs on the remote host.
-    pub(crate) fn asks_for_no_agent(&self) -> bool {
+    /// Returns whether the command line forbids an agent on the remote host.
+    pub(crate) fn is_agentless(&self) -> bool {
         self.agentless
     }
 }
@@ -156,7 +156,7 @@ pub(crate) fn limit() {
     limit_memory(Share::Run);
 }
 
-/// Returns what asks for a passphrase: the environment, else the terminal, once for each key.
+/// Returns where a passphrase comes from: the environment, else the terminal, once for each key.
 fn passphrase() -> Arc<zmreplica::remote::transport::ssh::AskPassphrase> {
     let answered: Mutex<Vec<(PathBuf, Option<String>)>> = Mutex::default();
     Arc::new(move |key: &Path| {
@@ -164,14 +164,14 @@ fn passphrase() -> Arc<zmreplica::remote::transport::ssh::AskPassphrase> {
         if let Some((_, answer)) = answered.iter().find(|(known, _)| known == key) {
             return answer.clone();
         }
-        let answer = std::env::var(PASSPHRASE_VARIABLE).ok().or_else(|| ask(key).ok().flatten());
+        let answer = std::env::var(PASSPHRASE_VARIABLE).ok().or_else(|| prompt(key).ok().flatten());
         answered.push((key.to_owned(), answer.clone()));
         answer
     })
 }
 
 /// Asks on the terminal, without showing what is typed; `None` where there is none.
-fn ask(key: &Path) -> std::io::Result<Option<String>> {
+fn prompt(key: &Path) -> std::io::Result<Option<String>> {
     let Ok(mut terminal) = OpenOptions::new().read(true).write(true).open("/dev/tty") else { return Ok(None) };
     let before = tcgetattr(&terminal)?;
     let mut silent = before.clone();

@@ -59,12 +59,12 @@ pub(crate) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, CliError
         };
         output.event(&Summary { event: "summary", applied_commits, whole: report.is_whole(), report: &report })?;
     } else {
-        tell(output, &report)?;
+        print_report(output, &report)?;
     }
     Ok(if report.is_whole() { Exit::Done } else { Exit::Damage })
 }
 
-fn tell_of_config(output: &Output, config: &ConfigRepair) {
+fn print_config_repair(output: &Output, config: &ConfigRepair) {
     let from = match config.from {
         ConfigSource::Catalog => "the catalogue",
         ConfigSource::CommitFiles => "the commit files",
@@ -79,9 +79,9 @@ fn tell_of_config(output: &Output, config: &ConfigRepair) {
     }
 }
 
-fn tell(output: &Output, report: &RepairReport) -> Result<(), CliError> {
+fn print_report(output: &Output, report: &RepairReport) -> Result<(), CliError> {
     if let Some(config) = &report.config {
-        tell_of_config(output, config);
+        print_config_repair(output, config);
     }
     if let Some(from) = report.raised_from {
         output.warn(&text::raised(from, FORMAT_VERSION, &[]));

@@ -141,8 +141,8 @@ fn remarks(analysis: &Analysis) -> Vec<String> {
     let sessions = analysis.sessions.iter();
     let of_sessions = sessions.flat_map(|session| session.remarks.iter().map(move |remark| (&session.label, remark)));
     let shared = analysis.shared_remarks.iter().map(|(at, remark)| (&analysis.sessions[*at].label, remark));
-    let told = of_sessions.chain(shared).map(|(label, remark)| format!("{label}: {remark}"));
-    analysis.remarks.iter().cloned().chain(told).collect()
+    let described = of_sessions.chain(shared).map(|(label, remark)| format!("{label}: {remark}"));
+    analysis.remarks.iter().cloned().chain(described).collect()
 }
 
 fn night(at: usize, record: &SnapshotRecord, events: &[(usize, Event)]) -> Night {
@@ -202,14 +202,14 @@ impl Follower {
         }
         if let Some(before) = &self.before {
             let Changes { no_longer_whole, worse, left, whole_again, new, .. } = Changes::between(before, &page);
-            let told = [
-                (told("no longer whole", &no_longer_whole), true),
-                (told("worse than before", &worse), true),
-                (told("gone with the last session that held them", &left), false),
-                (told("whole again", &whole_again), false),
-                (told("new", &new), false),
+            let found = [
+                (described("no longer whole", &no_longer_whole), true),
+                (described("worse than before", &worse), true),
+                (described("gone with the last session that held them", &left), false),
+                (described("whole again", &whole_again), false),
+                (described("new", &new), false),
             ];
-            for (text, is_bad) in told {
+            for (text, is_bad) in found {
                 if let Some(text) = text {
                     self.events.push((at, Event { time: record.time, is_bad, text }));
                 }
@@ -236,7 +236,7 @@ impl Follower {
 }
 
 /// Names accounts of which something is to be reported; `None` when there are none.
-fn told(what: &str, accounts: &[ChangedAccount]) -> Option<String> {
+fn described(what: &str, accounts: &[ChangedAccount]) -> Option<String> {
     let mut emails: Vec<&str> = accounts.iter().map(|account| account.email.as_str()).collect();
     emails.sort_unstable();
     let named = emails.get(..NAMED).unwrap_or(&emails);

@@ -95,7 +95,7 @@ struct SummaryEvent<'a> {
 
 pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliError> {
     let remote = path::remote(&args.destination)?;
-    if args.remote.asks_for_no_agent() {
+    if args.remote.is_agentless() {
         let message =
             "A restore needs the agent on the remote host: leave out --agentless, or restore to a local directory";
         return Err(CliError::Usage(message.to_owned()));
@@ -139,7 +139,7 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
         };
         Ok(restore_to(&mut *reaching.way.transport(spec), &spec.path, &what, progress)?)
     })?;
-    tell(&context.output, &report, args)?;
+    print_report(&context.output, &report, args)?;
     Ok(match (report.damaged, report.problem_count) {
         (0, 0) => Exit::Done,
         (0, _) => Exit::Incomplete,
@@ -147,7 +147,7 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
     })
 }
 
-/// Shows how far the restore is, on a terminal, until `stop` is closed.
+/// Shows the progress of the restore, on a terminal, until `stop` is closed.
 fn follow(output: &Output, progress: &RestoreProgress, interrupt: &AtomicBool, stop: &Receiver<()>) {
     let bar = live_line(output, ONE_LINE);
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(TICK) {
@@ -165,7 +165,7 @@ fn follow(output: &Output, progress: &RestoreProgress, interrupt: &AtomicBool, s
     bar.finish_and_clear();
 }
 
-fn tell(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(), CliError> {
+fn print_report(output: &Output, report: &RestoreReport, args: &RestoreArgs) -> Result<(), CliError> {
     if output.json() {
         for problem in &report.problems {
             let (path, message) = (&problem.path, &problem.message);

@@ -124,8 +124,8 @@ pub(crate) fn run(context: &Context, args: &SessionsArgs) -> Result<Exit, CliErr
     for remark in &remarks {
         context.output.warn(&text::escape(remark.as_bytes()));
     }
-    tell_sessions(context, &sessions, size, |session| life(session).map(|life| records[life.appeared]))?;
-    tell_vanished(context, &records, &vanished)?;
+    print_sessions(context, &sessions, size, |session| life(session).map(|life| records[life.appeared]))?;
+    print_vanished(context, &records, &vanished)?;
     Ok(Exit::Done)
 }
 
@@ -175,7 +175,7 @@ fn vanished_event<'a>(records: &[&'a SnapshotRecord], life: &'a SessionLife) -> 
     })
 }
 
-fn tell_sessions<'a>(
+fn print_sessions<'a>(
     context: &Context,
     sessions: &[Session],
     size: impl Fn(usize) -> Option<SessionSize>,
@@ -239,7 +239,7 @@ fn remark(session: &Session) -> String {
     words.join("; ")
 }
 
-fn tell_vanished(context: &Context, records: &[&SnapshotRecord], vanished: &[&SessionLife]) -> Result<(), CliError> {
+fn print_vanished(context: &Context, records: &[&SnapshotRecord], vanished: &[&SessionLife]) -> Result<(), CliError> {
     if vanished.is_empty() {
         return Ok(());
     }

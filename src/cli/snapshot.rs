@@ -108,12 +108,12 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
             Some(spec) => dry_pull(&replica, spec, &pulling, &options, progress),
             None => dry_run(&replica, source, &options, progress),
         })?;
-        return tell_dry_run(&context.output, &report, started.elapsed());
+        return print_dry_run(&context.output, &report, started.elapsed());
     }
     let (replica, report) = take(context, args, || context.open_locked())?;
     let later = clock::later(&replica, &report.record.source)?;
     drop(replica);
-    let exit = tell(&context.output, &report)?;
+    let exit = print_report(&context.output, &report)?;
     Ok(later.map_or(exit, |later| {
         context.output.warn(&later);
         Exit::Attention
@@ -219,7 +219,7 @@ fn exit(problem_count: u64) -> Exit {
 }
 
 /// Reports what the guard found, and what to do about it.
-fn tell_suspect(output: &Output, record: &SnapshotRecord) {
+fn print_suspect(output: &Output, record: &SnapshotRecord) {
     for reason in record.suspect_reasons() {
         output.warn(&format!("suspect: {}", reason.text));
     }
@@ -236,7 +236,7 @@ fn tell_suspect(output: &Output, record: &SnapshotRecord) {
 }
 
 /// Lists problems: as events on stdout, or on stderr, the first of them unless all are wanted.
-fn tell_problems(output: &Output, problems: &[RunProblem], problem_count: u64) -> Result<(), CliError> {
+fn print_problems(output: &Output, problems: &[RunProblem], problem_count: u64) -> Result<(), CliError> {
     if output.json() {
         for problem in problems {
             let path = text::JsonPath::new(&problem.path);
@@ -258,11 +258,11 @@ fn tell_problems(output: &Output, problems: &[RunProblem], problem_count: u64) -
 }
 
 /// Reports a snapshot and returns how the command ends.
-pub(crate) fn tell(output: &Output, report: &SnapshotReport) -> Result<Exit, CliError> {
+pub(crate) fn print_report(output: &Output, report: &SnapshotReport) -> Result<Exit, CliError> {
     let record = &report.record;
     let exit = if record.suspect_reasons().is_empty() { exit(record.problem_count) } else { Exit::Attention };
-    let told = tell_problems(output, &report.problems, record.problem_count).and_then(|()| {
-        tell_suspect(output, record);
+    let printed = print_problems(output, &report.problems, record.problem_count).and_then(|()| {
+        print_suspect(output, record);
         if output.json() {
             output.event(&SnapshotEvent::new("summary", &MarkedSnapshot::fresh(report.number, record)))?;
         } else if output.verbosity() > Verbosity::Quiet {
@@ -272,7 +272,7 @@ pub(crate) fn tell(output: &Output, report: &SnapshotReport) -> Result<Exit, Cli
         }
         Ok(output.flush()?)
     });
-    match told {
+    match printed {
         // The snapshot is there, whether somebody reads about it or not.
         Err(error) if error.is_broken_pipe() => Ok(exit),
         Err(error) => Err(error),
@@ -333,9 +333,9 @@ pub(crate) fn summary(output: &Output, report: &SnapshotReport) -> Vec<String> {
     lines
 }
 
-fn tell_dry_run(output: &Output, report: &DryRun, elapsed: Duration) -> Result<Exit, CliError> {
+fn print_dry_run(output: &Output, report: &DryRun, elapsed: Duration) -> Result<Exit, CliError> {
     let problem_count = report.problems.len() as u64;
-    tell_problems(output, &report.problems, problem_count)?;
+    print_problems(output, &report.problems, problem_count)?;
     if output.json() {
         output.event(&DryRunEvent {
             event: "summary",

@@ -45,7 +45,7 @@ pub(crate) struct SnapshotEvent<'a> {
     work: &'a Work,
     digest: &'a str,
     version: &'a str,
-    /// Who asks that it not be removed; told where snapshots are listed.
+    /// What protects it from removal; shown where snapshots are listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     leases: Option<Vec<Holder<'a>>>,
 }

@@ -1,6 +1,6 @@
 //! Showing what the program does, step by step: spans and events of `tracing`, on stderr or in the log of a mount.
 //!
-//! `-v` shows steps, `-vv` also what each step asks of storage and of other hosts, and ZMREPLICA_LOG says it for each area. Without any of them there is no
+//! `-v` shows steps, `-vv` also what each step requests of storage and of other hosts, and ZMREPLICA_LOG says it for each area. Without any of them there is no
 //! subscriber, and an event costs nothing that can be measured.
 
 use std::fmt::Write as _;

@@ -78,7 +78,7 @@ impl ChunkIntake for Intake {
     }
 
     fn arrive(&mut self, chunk: ArrivedChunk) -> Result<(), IntakeFailed> {
-        assert_eq!(self.0.get(chunk.number.0 as usize), Some(&chunk.hash), "a chunk that was not asked for");
+        assert_eq!(self.0.get(chunk.number.0 as usize), Some(&chunk.hash), "a chunk that was not requested");
         Ok(())
     }
 
@@ -89,7 +89,7 @@ impl ChunkIntake for Intake {
     }
 }
 
-/// Does with a tree what a run does: takes all listings, asks for what they name, and for the names of owners.
+/// Does with a tree what a run does: takes all listings, and requests what they name and the names of owners.
 pub(crate) fn drive(tree: &mut dyn SourceTree) {
     let (mut requests, mut owners) = (Vec::new(), BTreeSet::new());
     while let Ok(Some(listing)) = tree.next_listing() {

@@ -141,7 +141,7 @@ pub(super) fn matching(listing: &mut Peekable<Listing>, name: &[u8]) -> Result<O
     Ok(None)
 }
 
-/// Returns whether two link groups of one name are files of different content. One that could not be read tells nothing.
+/// Returns whether two link groups of one name are files of different content. One that could not be read proves nothing.
 fn is_changed(old: &ZimbraSnapshot, new: &ZimbraSnapshot, before: GroupId, after: GroupId) -> Result<bool, ViewError> {
     use crate::catalog::group::Content::Unreadable;
     let (left, right) = (old.view.group(before)?, new.view.group(after)?);

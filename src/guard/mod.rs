@@ -27,7 +27,7 @@ use crate::layout::{Label, SESSIONS, split_deleting};
 use crate::model::Kind;
 use crate::replica::Replica;
 use crate::retention::Within;
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 use crate::view::{DirectoryNode, Node, Readers, SnapshotView, ViewError, ViewOptions, display_path};
 
 pub use crate::catalog::hold::{Hold, hold_in_force};
@@ -39,7 +39,7 @@ const MASS: u64 = 100;
 /// Names that a reason lists; the rest is counted.
 const LISTED: usize = 4;
 
-/// What the guard goes by.
+/// Settings of the guard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuardOptions {
     /// How old sessions usually get before `zmbackup -del` removes them; `None` learns it from the snapshots.
@@ -203,7 +203,7 @@ struct ZimbraSnapshot {
     /// Labels of sessions under deletion, where the snapshot has them.
     deleting: BTreeSet<Label>,
     /// What was left out by the user's wish.
-    excludes: Excludes,
+    excludes: ExcludePatterns,
 }
 
 impl ZimbraSnapshot {
@@ -215,7 +215,7 @@ impl ZimbraSnapshot {
             _ => None,
         };
         // Patterns that a record has were valid once; if they are not, nothing counts as left out.
-        let excludes = Excludes::new(&record.excludes, false).unwrap_or_default();
+        let excludes = ExcludePatterns::new(&record.excludes, false).unwrap_or_default();
         let (labels, deleting) = (BTreeSet::new(), BTreeSet::new());
         let mut side = ZimbraSnapshot { view, root, sessions, labels, deleting, excludes };
         if let Some(directory) = &side.sessions {

@@ -1,6 +1,6 @@
 //! Sessions that are gone from `sessions/`: deleted by `zmbackup -del` in the course of time, or by accident.
 //!
-//! Only the age tells. It is counted from the time in the label to that of the newest session, by the source's own clock, and compared with the age at which
+//! Only the age shows it. It is counted from the time in the label to that of the newest session, by the source's own clock, and compared with the age at which
 //! sessions usually go: what the configuration says, else what the snapshots of this source have seen so far, for full and incremental sessions apart. As
 //! long as nothing is known, the shortest usual retention must have passed, and the oldest must go first. So sessions that go on being deleted while no new
 //! ones come are a reason to look, too.

@@ -401,7 +401,7 @@ impl Upper {
         let wanted = serde_json::json!({ "store": replica.config().id, "snapshot": snapshot.record.id });
         let record = directory.join(UPPER_RECORD);
         match fs::read(&record) {
-            // The snapshot's identifier alone tells, for the store's is part of it; and a repair may have given the store a new one.
+            // The snapshot's identifier alone decides, because the store's is part of it; and a repair may have given the store a new one.
             Ok(bytes) if is_of(&bytes, &snapshot.record.id) => {}
             Ok(_) => return Err(refuse("it holds the changes to another snapshot; name an empty directory")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -39,7 +39,7 @@ pub struct SnapshotTree {
     directories: RwLock<Directories>,
     nodes: Cache<u64, DirectoryNode>,
     generation: u32,
-    /// Whether numbers that nobody has seen yet may be asked for: then all directories are numbered, once.
+    /// Whether numbers that nobody has seen yet may be requested: then all directories are numbered, once.
     unseen: AtomicBool,
 }
 
@@ -239,7 +239,7 @@ impl SnapshotTree {
                     mode: own.mode,
                     uid,
                     gid,
-                    // Subdirectories are not counted; 1 tells programs so, as on btrfs.
+                    // Subdirectories are not counted; 1 says so to programs, as on btrfs.
                     link_count: 1,
                     size: DIRECTORY_BYTES,
                     allocated_bytes: DIRECTORY_BYTES,

@@ -1,6 +1,6 @@
 //! The tree of all snapshots: a directory for each, named by its time, and `latest`.
 //!
-//! Inode numbers: those of a snapshot's own tree in the low 40 bits, and above them 16 bits that tell which snapshot, in order of first sight; 0 is
+//! Inode numbers: those of a snapshot's own tree in the low 40 bits, and above them 16 bits that number the snapshot, in order of first sight; 0 is
 //! this level, with the root and one number for each target that `latest` ever had. The topmost 8 bits stay free, for an overlay to use. Generations are the
 //! snapshots': another mount may number them otherwise, and handles of this one are stale there.
 
@@ -29,7 +29,7 @@ use crate::mutex::lock;
 const TREE_BITS: u32 = 40;
 /// Most snapshots that one mount can number.
 const MAX_SLOTS: usize = (1 << 16) - 1;
-/// How often the catalogue is asked for new snapshots.
+/// How often the catalogue is checked for new snapshots.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A snapshot is leased from its first use until it was not used for so long.
 const LEASE_IDLE: Duration = Duration::from_secs(3600);

@@ -157,12 +157,12 @@ mod tests {
     #[test]
     fn a_hook_gets_its_input_and_says_how_it_ended() {
         let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("told");
+        let file = directory.path().join("input");
         let line = format!("cat > '{}'; echo \"$OUTCOME\" >> '{}'", file.display(), file.display());
         let long = vec![b'x'; 1 << 20];
         HookCommand::Shell(line).run(&long, &[("OUTCOME", "warning".to_owned())], HOOK_LIMIT).unwrap();
-        let told = std::fs::read(&file).unwrap();
-        assert!(told.starts_with(&long) && told.ends_with(b"warning\n"));
+        let input = std::fs::read(&file).unwrap();
+        assert!(input.starts_with(&long) && input.ends_with(b"warning\n"));
 
         let program = |words: &[&str]| HookCommand::Program(words.iter().map(|word| (*word).to_owned()).collect());
         program(&["true"]).run(&long, &[], HOOK_LIMIT).unwrap();

@@ -217,7 +217,7 @@ impl Status {
             suspects: all.iter().filter(|snapshot| snapshot.is_suspect()).map(Brief::of).collect(),
             pinned: all.iter().filter(|snapshot| snapshot.marks.pinned.is_some()).count() as u64,
             hold: hold_in_force(&catalog, now)?,
-            // Who cannot tell who has mounted what is still told the rest.
+            // If the mounts cannot be listed, the rest is still reported.
             leases: lease::list(replica.path()).unwrap_or_default(),
             writer: lock_holder(replica.path()),
             last_night: LastNight::load(replica.path()),

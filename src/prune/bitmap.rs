@@ -2,12 +2,12 @@
 
 use std::marker::PhantomData;
 
-use crate::paged::Paged;
+use crate::sparse_vec::SparseVec;
 
 /// A set of the numbers of one kind below a limit.
 #[derive(Clone, Debug, Default)]
 pub struct Bitmap<N> {
-    words: Paged<u64>,
+    words: SparseVec<u64>,
     limit: u64,
     of: PhantomData<N>,
 }
@@ -15,7 +15,7 @@ pub struct Bitmap<N> {
 impl<N: From<u64> + Into<u64>> Bitmap<N> {
     /// Makes an empty set of numbers below `limit`; it takes an eighth of a byte for each that is added or near one that is.
     pub fn new(limit: N) -> Bitmap<N> {
-        Bitmap { words: Paged::new(), limit: limit.into(), of: PhantomData }
+        Bitmap { words: SparseVec::new(), limit: limit.into(), of: PhantomData }
     }
 
     /// Adds a number; returns whether it is new, or `None` when it is not below the limit.
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_kept_and_told_apart() {
+    fn numbers_are_stored_and_distinguished() {
         let mut set = Bitmap::new(130u64);
         assert_eq!([set.add(0), set.add(63), set.add(64), set.add(129)], [Some(true); 4]);
         assert_eq!((set.add(64), set.add(130), set.add(u64::MAX)), (Some(false), None, None));

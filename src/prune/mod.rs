@@ -134,7 +134,7 @@ impl PruneProgress {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Counts units done and ends the prune when that was asked for.
+    /// Counts units done and ends the prune when it was interrupted.
     pub(crate) fn add(&self, units: u64) -> Result<(), PruneError> {
         self.done.fetch_add(units, Ordering::Relaxed);
         if self.interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }

@@ -6,7 +6,7 @@
 //! objects             without that row: when the oldest was written; whether any pack is of format 2
 //! ```
 //!
-//! The identifier of a store of format 1 is looked for in what is left of the damaged file, with every single changed byte put right; the snapshots tell which is
+//! The identifier of a store of format 1 is looked for in what is left of the damaged file, with every single changed byte put right; the snapshots show which is
 //! the true one. Where none is, the store gets a new one, and `id_since_snapshot` says from which snapshot on it counts.
 //!
 //! Order of writes: the damaged file is copied to `config.json.damaged-<time>`, then the new one takes its place by rename. A crash leaves work for the next repair.
@@ -62,7 +62,7 @@ pub struct ConfigRepair {
     pub reason: String,
     /// What it was made from.
     pub from: ConfigSource,
-    /// Whether nothing told the store's identifier any more, so that it has a new one.
+    /// Whether the store's identifier was recorded nowhere any more, so that it has a new one.
     pub new_id: bool,
     /// Name of the copy of the damaged file, if there was one.
     pub kept_as: Option<String>,
@@ -71,7 +71,7 @@ pub struct ConfigRepair {
 /// Makes config.json again if that is needed; returns what was done.
 ///
 /// # Errors
-/// [`ReplicaError::NotAStore`] for a directory that is evidently none, and whatever tells that a later version wrote the store; nothing is changed then.
+/// [`ReplicaError::NotAStore`] for a directory that is evidently none, and whatever shows that a later version wrote the store; nothing is changed then.
 pub(super) fn ensure(path: &Path, backend: &dyn Backend) -> Result<Option<ConfigRepair>, RepairError> {
     let (found, mut reason) = match StoreConfig::read(path) {
         Ok(config) => (Some(config), None),
@@ -136,7 +136,7 @@ fn keep(path: &Path, damaged: &[u8]) -> Result<Option<String>, ReplicaError> {
     Ok(Some(name))
 }
 
-/// What the store tells of its settings.
+/// What the store records of its settings.
 struct Evidence {
     row: Option<Vec<u8>>,
     from: ConfigSource,
@@ -263,7 +263,7 @@ impl Evidence {
         self.snapshots.last_key_value().is_none_or(|(number, record)| config.is_of(*number, record))
     }
 
-    /// Looks for the identifier in what is left of the file. Without snapshots, which tell the true one, it must be there unchanged.
+    /// Looks for the identifier in what is left of the file. Without snapshots, which show the true one, it must be there unchanged.
     fn identifier(&self, damaged: &[u8]) -> Option<String> {
         let newest = self.snapshots.last_key_value().map(|(_, record)| record);
         let is_it = |id: &str| newest.is_none_or(|record| record.compute_id(id) == record.id);

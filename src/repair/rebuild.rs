@@ -355,7 +355,7 @@ fn sound_indexes(replica: &LockedReplica, writer: &mut CatalogWriter) -> Result<
         let entries = match list_pack(replica.backend().as_ref(), row.id) {
             Ok(listing) => listing.entries,
             Err(source @ ChunkError::Io { .. }) => return Err(PruneError::Chunk { source }.into()),
-            // Nothing tells these hashes any more.
+            // These hashes are recorded nowhere else.
             Err(_) => continue,
         };
         for (offset, number) in chunks {

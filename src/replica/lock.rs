@@ -85,7 +85,7 @@ fn try_lock(path: &Path, patience: Duration) -> Result<File, ReplicaError> {
     let mut file = access::open_or_create(&file_path).map_err(refused(path, "Cannot open", &file_path))?;
     match flock::acquire(&file, Hold::Alone, patience) {
         Ok(()) => {
-            // Only told to people; nothing depends on it.
+            // Only for people to read; nothing depends on it.
             let _ = file.set_len(0);
             let _ = file
                 .write_all(format!("process {}, since {}\n", std::process::id(), jiff::Timestamp::now()).as_bytes());
@@ -129,7 +129,7 @@ fn names(text: &str, process: u32) -> bool {
 
 /// Returns which process writes to the store now, as its lock says; `None` when none does, as far as this host can see.
 ///
-/// It asks the kernel's list of locks and does not try the lock, lest a run that begins right now finds it taken.
+/// It reads the kernel's list of locks and does not try the lock, lest a run that begins right now finds it taken.
 pub fn lock_holder(path: &Path) -> Option<String> {
     let mut file = File::open(path.join(LOCK)).ok()?;
     let mut text = String::new();

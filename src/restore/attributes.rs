@@ -260,7 +260,7 @@ fn is_removable(environment: &Environment<'_>, name: &[u8]) -> bool {
         || environment.is_privileged && (name.starts_with(b"trusted.") || name == b"security.capability")
 }
 
-/// Returns the time of modification that a `stat` call told.
+/// Returns the time of modification that a `stat` call returned.
 pub(super) fn mtime_of(stat: &Stat) -> Timestamp {
     Timestamp { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 }
 }

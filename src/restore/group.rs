@@ -237,8 +237,8 @@ impl<'w, 'e> GroupRestorer<'w, 'e> {
     }
 
     /// Returns whether a file may be another one than the snapshot's, put under its name by somebody who would gain from what the restore does to it:
-    /// it has another owner, it is root's and its permissions would change, or it would get what its owner cannot give it. Size and time are too little to
-    /// tell.
+    /// it has another owner, it is root's and its permissions would change, or it would get what its owner cannot give it. Size and time do not
+    /// prove that it is the same.
     fn is_foreign(&self, inode: BorrowedFd<'_>, wanted: &Attributes, stat: &Stat) -> bool {
         let owner = self.environment.owner(wanted.uid, wanted.gid);
         if stat.st_uid != owner.0 {

@@ -1,4 +1,4 @@
-//! Inodes of the target: what tells one from all others, and how one is opened and named.
+//! Inodes of the target: what identifies one, and how one is opened and named.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -13,7 +13,7 @@ pub(super) const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OF
 /// Flags of an inode that is only looked at, or changed in its attributes.
 pub(super) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Returns what tells an inode from all others.
+/// Returns what identifies an inode.
 pub(super) fn identity_of(stat: &Stat) -> Identity {
     (stat.st_dev, stat.st_ino)
 }

@@ -69,7 +69,7 @@ pub struct RestoreOptions {
     /// Whether to give files to the owners of the snapshot's numbers. Otherwise owners are found by name, and by number where this host
     /// does not have the name. Numbers in ACLs are never changed.
     pub numeric_ids: bool,
-    /// Whether to only tell what would be done.
+    /// Whether to only report what would be done.
     pub dry_run: bool,
     /// Threads that write files; 0 for one per processor.
     pub threads: usize,
@@ -160,7 +160,7 @@ pub struct RestoreReport {
 /// What can end a restore early. What was restored until then is complete, file by file.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The part of the snapshot that was asked for cannot be read.
+    /// The selected part of the snapshot cannot be read.
     #[error(transparent)]
     View(#[from] ViewError),
     /// The destination cannot be used.

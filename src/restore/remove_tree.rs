@@ -18,7 +18,7 @@ const FEWEST_LEVELS: usize = 2;
 /// A directory that is being emptied.
 struct Level {
     name: Box<[u8]>,
-    /// `None` while it is far above the one that is worked in.
+    /// `None` while it is many levels above the current one.
     fd: Option<OwnedFd>,
     identity: Identity,
     names: std::vec::IntoIter<Box<[u8]>>,
@@ -67,13 +67,13 @@ pub(super) fn remove_tree(environment: &Environment<'_>, parent: BorrowedFd<'_>,
         }
         levels.push(level);
         if let Stray::Directory(deeper) = found {
-            let far = levels.len().checked_sub(FEWEST_LEVELS).and_then(|_| {
+            let to_close = levels.len().checked_sub(FEWEST_LEVELS).and_then(|_| {
                 // The other half is for all else. Asked only where a tree is deep: it takes a look at /proc.
                 let most =
                     most_open.get_or_insert_with(|| (limits::open_files_left() / 2).clamp(FEWEST_LEVELS, OPEN_LEVELS));
                 levels.len().checked_sub(*most)
             });
-            if let Some(above) = far.and_then(|at| levels.get_mut(at)) {
+            if let Some(above) = to_close.and_then(|at| levels.get_mut(at)) {
                 above.fd = None;
             }
             levels.push(deeper);

@@ -11,7 +11,7 @@ use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::ids::SnapshotNumber;
 
-/// What other parts of the program ask to be kept whatever the rules say: pins, leases, everything since the last good snapshot.
+/// What other parts of the program protect, whatever the rules say: pins, leases, everything since the last good snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Protections {
     /// For each snapshot, by its whole identifier, the reasons, fit for people.

@@ -2,7 +2,7 @@
 //!
 //! A run commits its progress now and then; what it had stored since its last commit lies in packs that
 //! nothing names. Packs describe themselves, so the next run gives their chunks numbers before it begins, and
-//! asks the source for none of them. Each such pack is read whole and verified first.
+//! requests none of them from the source. Each such pack is read whole and verified first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(super) fn adopt(replica: &Replica, writer: &mut CatalogWriter) -> Result<u64
     // All dictionaries first: packs come in no order.
     let mut fitting = Vec::new();
     for (id, bytes) in unnamed.drain(..) {
-        // A damaged one is left to `check`, and to prune. So is one that cannot be read now: what it holds is asked for and stored again, which costs
+        // A damaged one is left to `check`, and to prune. So is one that cannot be read now: what it holds is requested and stored again, which costs
         // space until the next prune and nothing else.
         if let Ok(listing) = list_pack(replica.backend().as_ref(), id)
             && take_dictionaries(replica, writer, id, &listing.entries)?

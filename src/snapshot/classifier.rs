@@ -40,7 +40,7 @@ impl<'a> Classifier<'a> {
         Classifier { inodes: RunInodes::new(known, rescan, started), findings: Findings::new(acls), progress }
     }
 
-    /// Classifies the names of a directory, and asks the source for the inodes that have to be read.
+    /// Classifies the names of a directory, and requests the inodes that have to be read.
     pub(super) fn classify(
         &mut self,
         mut listing: Listing,
@@ -109,8 +109,8 @@ impl<'a> Classifier<'a> {
             Verdict::Content(known) => (Want::Content, known),
         };
         if want == Want::Content {
-            Progress::add(&self.progress.asked_files, 1);
-            Progress::add(&self.progress.asked_bytes, stat.size);
+            Progress::add(&self.progress.requested_files, 1);
+            Progress::add(&self.progress.requested_bytes, stat.size);
         }
         let slot = has_several_names.then(|| self.inodes.add_slot(file_system, &stat, Slot::Requested));
         tree.submit(ReadRequest { path: path.concat(), stat, want })?;

@@ -36,8 +36,8 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::coding::{DecodeError, Decoder};
 use crate::ids::{CommitNumber, GroupId, SourceId};
 use crate::model::Stat;
-use crate::paged::Paged;
 use crate::replica::Replica;
+use crate::sparse_vec::SparseVec;
 
 const MAGIC: &[u8; 8] = b"ZMRINOD2";
 /// The file of a source is named by this and the source's number.
@@ -157,7 +157,7 @@ impl InodeCache {
     ) -> Result<(), CatalogError> {
         let others = self.inodes.iter().map(|inode| inode.group).filter(|group| !is_vouched_for(*group));
         let pages: BTreeSet<u64> = others.map(|group| group.0 / PAGE_ROWS).collect();
-        let mut present: Paged<bool> = Paged::new();
+        let mut present: SparseVec<bool> = SparseVec::new();
         for page in pages {
             let groups = page * PAGE_ROWS..(page + 1) * PAGE_ROWS;
             let read = catalog.for_each_group(page, |at, row| {
@@ -302,8 +302,8 @@ pub(super) fn load(replica: &Replica, source: SourceId, last: Option<&SnapshotRe
 }
 
 /// Returns the link groups that a snapshot names, by its link counts. Those whose counts cannot be read are left out. A byte for each.
-fn named_groups(catalog: &CatalogReader, snapshot: &SnapshotRecord) -> Paged<bool> {
-    let mut named = Paged::new();
+fn named_groups(catalog: &CatalogReader, snapshot: &SnapshotRecord) -> SparseVec<bool> {
+    let mut named = SparseVec::new();
     for object in &snapshot.links {
         let Ok(page) = catalog.object(ObjectKind::Links, *object) else { continue };
         let Ok((_, counts)) = link_counts::decode_page(&page) else { continue };

@@ -24,7 +24,7 @@ pub(super) enum Pending {
     Ready(Resolved),
     /// It is left out.
     LeftOut,
-    /// Its inode was asked for.
+    /// Its inode was requested.
     Read(Box<InFlightRead>),
     /// It is a further name of the inode of this slot.
     Same(u32),

@@ -36,7 +36,7 @@ use std::io;
 
 use crate::catalog::{CatalogError, WriteError};
 use crate::remote::client::ConnectError;
-use crate::source::exclude::PatternError;
+use crate::source::exclude_patterns::PatternError;
 use crate::source::tree::SourceError;
 use crate::store::backend::BackendError;
 use crate::store::codec::CodecError;

@@ -1,4 +1,4 @@
-//! How a run is asked for, and what it reports.
+//! The options of a run, and what it reports.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::guard::GuardOptions;
 use crate::ids::SnapshotNumber;
 use crate::replica::LockedReplica;
-use crate::source::exclude::{Excludes, PatternError};
+use crate::source::exclude_patterns::{ExcludePatterns, PatternError};
 use crate::source::scan::ScanOptions;
 
 /// How to take a snapshot.
@@ -33,7 +33,7 @@ pub struct SnapshotOptions {
     pub progress_interval: Duration,
     /// Threads that scan, and as many that read; 0 chooses.
     pub threads: usize,
-    /// What the guard goes by.
+    /// Settings of the guard.
     pub guard: GuardOptions,
 }
 
@@ -55,12 +55,12 @@ impl Default for SnapshotOptions {
 
 impl SnapshotOptions {
     /// Returns the names to leave out.
-    pub(super) fn compiled_excludes(&self) -> Result<Excludes, PatternError> {
-        Excludes::new(&self.excludes, self.default_excludes)
+    pub(super) fn compiled_excludes(&self) -> Result<ExcludePatterns, PatternError> {
+        ExcludePatterns::new(&self.excludes, self.default_excludes)
     }
 
     /// Returns how a tree on this host is scanned.
-    pub(super) fn scan(&self, excludes: &Excludes) -> ScanOptions {
+    pub(super) fn scan(&self, excludes: &ExcludePatterns) -> ScanOptions {
         ScanOptions {
             excludes: excludes.clone(),
             cross_file_systems: self.cross_file_systems,
@@ -96,7 +96,7 @@ pub(super) struct RunRequest<'a> {
     pub(super) source: &'a str,
     pub(super) options: &'a SnapshotOptions,
     /// The patterns of the options, compiled.
-    pub(super) excludes: &'a Excludes,
+    pub(super) excludes: &'a ExcludePatterns,
     pub(super) progress: &'a Progress,
     pub(super) start: RunStart,
 }

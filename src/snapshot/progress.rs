@@ -16,15 +16,15 @@ pub struct Progress {
     pub names: AtomicU64,
     /// Names in the last snapshot of this source, 0 if there is none: what `names` may reach.
     pub expected_names: AtomicU64,
-    /// Files asked to be read so far.
-    pub asked_files: AtomicU64,
+    /// Files requested from the source so far.
+    pub requested_files: AtomicU64,
     /// Their bytes.
-    pub asked_bytes: AtomicU64,
+    pub requested_bytes: AtomicU64,
     /// Files read.
     pub read_files: AtomicU64,
     /// Bytes read.
     pub read_bytes: AtomicU64,
-    /// Whether the scan is complete, so that `asked_bytes` grows no more.
+    /// Whether the scan is complete, so that `requested_bytes` grows no more.
     pub scanned: AtomicBool,
     /// Whether the run is writing its commit.
     pub committing: AtomicBool,
@@ -97,12 +97,12 @@ impl Progress {
         let _ = self.limit.set((Instant::now() + span, span));
     }
 
-    /// Returns whether the run was asked to end, or its time is over.
+    /// Returns whether the run is to end, or its time is over.
     pub fn interrupted(&self) -> bool {
         self.interrupt.load(Ordering::Relaxed) || self.limit.get().is_some_and(|(end, _)| Instant::now() >= *end)
     }
 
-    /// Fails if the run was asked to end, or its time is over.
+    /// Fails if the run is to end, or its time is over.
     pub(crate) fn check_interrupt(&self) -> Result<(), SnapshotError> {
         if self.interrupted() { Err(self.interruption()) } else { Ok(()) }
     }

@@ -24,7 +24,7 @@ use crate::remote::transport::ssh::{SshOptions, SshTransport};
 use crate::remote::transport::{Transport, TransportError};
 use crate::replica::{LockedReplica, Replica};
 use crate::sandbox::Confinement;
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 use crate::source::scan::Found;
 use crate::source::tree::{SourceError, SourceTree};
 
@@ -143,7 +143,7 @@ pub fn change_since(
     if pull.agentless {
         let wanted = AgentlessOptions {
             root,
-            excludes: Excludes::new(&excluded, false)?,
+            excludes: ExcludePatterns::new(&excluded, false)?,
             cross_file_systems: false,
             scan_only: true,
             bytes_per_second: 0,
@@ -215,7 +215,7 @@ fn open(
     replica: &Replica,
     spec: &RemoteSpec,
     pull: &PullOptions,
-    (options, excludes): (&SnapshotOptions, &Excludes),
+    (options, excludes): (&SnapshotOptions, &ExcludePatterns),
     progress: &Arc<Progress>,
     task: Task,
 ) -> Result<Box<dyn SourceTree>, SnapshotError> {
@@ -263,7 +263,7 @@ fn open_agentless(
     replica: &Replica,
     spec: &RemoteSpec,
     pull: &PullOptions,
-    (options, excludes): (&SnapshotOptions, &Excludes),
+    (options, excludes): (&SnapshotOptions, &ExcludePatterns),
     progress: &Arc<Progress>,
     task: Task,
 ) -> Result<Box<dyn SourceTree>, SnapshotError> {

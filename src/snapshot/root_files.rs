@@ -8,7 +8,7 @@ use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::SnapshotRecord;
 use crate::ids::ObjectId;
 use crate::model::Kind;
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 use crate::source::scan::{Entry, Found, Listing};
 use crate::source::tree::{SourceError, SourceTree};
 
@@ -36,7 +36,7 @@ pub(super) fn root_files(reader: &CatalogReader, record: &SnapshotRecord) -> Res
 /// Looks again for files that stood at the root in the last snapshot and are not in the listing of the root; adds those that come back.
 pub(super) fn wait_for_root_files(
     last: Vec<Box<[u8]>>,
-    excludes: &Excludes,
+    excludes: &ExcludePatterns,
     tree: &mut dyn SourceTree,
     listing: &mut Listing,
 ) -> Result<(), SourceError> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::SnapshotError;
 use crate::replica::Replica;
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 use crate::source::scan::ScanError;
 use crate::source::tree::SourceError;
 
@@ -13,7 +13,7 @@ use crate::source::tree::SourceError;
 pub(super) fn source_name(
     replica: &Replica,
     source: &Path,
-    excludes: &Excludes,
+    excludes: &ExcludePatterns,
 ) -> Result<(PathBuf, String), SnapshotError> {
     let shown = || source.display().to_string();
     let not_there = |error| SourceError::Scan(ScanError::Root { path: source.to_owned(), source: error });

@@ -26,7 +26,7 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// Progress is committed at least every `progress_interval`, if [`Storage::is_commit_due`] is asked.
+    /// Progress is committed at least every `progress_interval`, if [`Storage::is_commit_due`] is called.
     pub(super) fn new(catalog: CatalogWriter, chunks: ChunkWriter, progress_interval: Duration) -> Storage {
         Storage { catalog, chunks, failure: None, progress_interval, last_commit: Instant::now() }
     }

@@ -12,7 +12,7 @@ use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::TreeDigest;
 use crate::catalog::writer::CatalogWriter;
 use crate::ids::GroupId;
-use crate::paged::Paged;
+use crate::sparse_vec::SparseVec;
 
 /// What a name was found to stand for.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ pub struct TreeBuilder {
     frames: Vec<Frame>,
     digest: TreeDigest,
     root: Option<Directory>,
-    link_counts: Paged<u32>,
+    link_counts: SparseVec<u32>,
     names: u64,
     directories: u64,
 }

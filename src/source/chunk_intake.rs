@@ -1,4 +1,4 @@
-//! The door through which the chunks of any source come to a run, known by their hashes before their bytes are looked at.
+//! How the chunks of every source reach a run: by their hashes first, then, if they are new, by their bytes.
 //!
 //! A source that cuts in this process has the bytes at hand and gives them with the hash ([`ChunkIntake::take`]). One on another host offers hashes
 //! ([`ChunkIntake::offer`]) and sends what is wanted ([`ChunkIntake::arrive`]). Either way the run gets events that name chunks by their numbers.

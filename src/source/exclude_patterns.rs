@@ -35,9 +35,9 @@ pub struct PatternError {
     pub reason: String,
 }
 
-/// A set of patterns, ready to be asked about paths.
+/// A set of compiled patterns, to match paths against.
 #[derive(Clone, Debug, Default)]
-pub struct Excludes {
+pub struct ExcludePatterns {
     patterns: Vec<Pattern>,
 }
 
@@ -46,26 +46,26 @@ struct Pattern {
     given: String,
     matcher: GlobMatcher,
     directories_only: bool,
-    /// What the final component starts and ends with in every path that matches; they turn down nearly every name
-    /// before the regular expression is asked.
+    /// What the final component starts and ends with in every path that matches; they rule out nearly every name
+    /// before the regular expression runs.
     name_prefix: Box<[u8]>,
     name_suffix: Box<[u8]>,
 }
 
-impl Excludes {
+impl ExcludePatterns {
     /// Prepares the given patterns, and the defaults before them if wanted.
     ///
     /// # Errors
     /// An empty pattern, or one that is no valid glob.
-    pub fn new(patterns: &[String], with_defaults: bool) -> Result<Excludes, PatternError> {
+    pub fn new(patterns: &[String], with_defaults: bool) -> Result<ExcludePatterns, PatternError> {
         let defaults = with_defaults.then(default_patterns);
         let all = defaults.iter().flatten().chain(patterns);
-        Ok(Excludes { patterns: all.map(|pattern| Pattern::new(pattern)).collect::<Result<_, _>>()? })
+        Ok(ExcludePatterns { patterns: all.map(|pattern| Pattern::new(pattern)).collect::<Result<_, _>>()? })
     }
 
     /// Returns whether the entry at `relative_path` (no leading slash) is left out.
     ///
-    /// Asks about this entry only, not about the directories above it: whoever walks the tree does not enter those
+    /// Checks this entry only, not the directories above it: whoever walks the tree does not enter those
     /// that are left out.
     pub fn excluded(&self, relative_path: &[u8], is_directory: bool) -> bool {
         let name = match memchr::memrchr(b'/', relative_path) {
@@ -147,20 +147,20 @@ fn literal_ends(body: &str) -> (Box<[u8]>, Box<[u8]>) {
 mod tests {
     use super::*;
 
-    fn set(patterns: &[&str]) -> Excludes {
-        Excludes::new(&patterns.iter().map(|&pattern| pattern.to_owned()).collect::<Vec<_>>(), false).unwrap()
+    fn set(patterns: &[&str]) -> ExcludePatterns {
+        ExcludePatterns::new(&patterns.iter().map(|&pattern| pattern.to_owned()).collect::<Vec<_>>(), false).unwrap()
     }
 
     #[test]
     fn the_defaults_leave_out_what_they_name() {
-        let excludes = Excludes::new(&[], true).unwrap();
+        let excludes = ExcludePatterns::new(&[], true).unwrap();
         assert!(excludes.excluded(b"lost+found", true));
         assert!(excludes.excluded(b"sessions/TO_DELETE-full-20260801.050004.118", true));
         assert!(!excludes.excluded(b"sessions/full-20260801.050004.118", true));
         assert!(!excludes.excluded(b"a/lost+found", true));
         assert!(!excludes.excluded(b"a/sessions/TO_DELETE-full", true));
         assert!(!excludes.excluded(b"sessions/full/TO_DELETE-x", false));
-        assert!(!Excludes::default().excluded(b"lost+found", true));
+        assert!(!ExcludePatterns::default().excluded(b"lost+found", true));
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn refuses_what_is_no_pattern() {
         for pattern in ["", "/", "//", "a[", "{a"] {
-            let error = Excludes::new(&[pattern.to_owned()], true);
+            let error = ExcludePatterns::new(&[pattern.to_owned()], true);
             assert!(error.unwrap_err().to_string().contains("not valid"), "{pattern}");
         }
     }

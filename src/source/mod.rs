@@ -7,7 +7,7 @@
 pub mod beneath;
 pub mod chunk_intake;
 pub mod cut;
-pub mod exclude;
+pub mod exclude_patterns;
 pub mod read;
 pub mod read_pool;
 pub mod scan;

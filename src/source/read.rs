@@ -168,7 +168,7 @@ impl InodeReader {
                         Some(code) if is_vanished(code) => ReadResult::Vanished,
                         code => ReadResult::Failed(code.unwrap_or(Errno::IO.raw_os_error())),
                     };
-                    // What is at the name now is nothing that was asked for.
+                    // What has this name now is not what was requested.
                     (outcome.stat, outcome.xattrs) = (request.stat, Vec::new());
                     if !matches!(outcome.result, ReadResult::Vanished) {
                         return Ok(outcome);
@@ -313,7 +313,7 @@ fn is_as_scanned(now: &Stat, scanned: &Stat) -> bool {
         && (now.size, now.mtime) == (scanned.size, scanned.mtime)
 }
 
-/// Looks again behind calls that go by name.
+/// Checks the inode again after calls that take a path.
 fn still_there(parent: BorrowedFd<'_>, name: &[u8], before: &Stat) -> Result<Attempt, CutError> {
     let after = stat_at(parent, name).map_err(CutError::Read)?;
     let same = (after.dev, after.ino, after.kind, after.btime) == (before.dev, before.ino, before.kind, before.btime);

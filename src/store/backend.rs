@@ -14,13 +14,13 @@ pub const KEY_MAX_BYTES: usize = 200;
 // No key contains it.
 pub(crate) use crate::access::TEMPORARY_MARK;
 
-/// Tells why a backend could not do what was asked.
+/// Why a backend failed.
 #[derive(Debug, Error)]
 pub enum BackendError {
     /// No object has this key.
     #[error("Object {key} is not in the store")]
     NotFound {
-        /// The key asked for.
+        /// The key.
         key: String,
     },
     /// An object has this key already; objects are written once.
@@ -35,16 +35,16 @@ pub enum BackendError {
         /// The offending key.
         key: String,
     },
-    /// The object ends before the range that was asked for.
+    /// The object ends before the range that was requested.
     #[error("Object {key} ends before byte {end} (read of {length} bytes at {offset}): it was cut short")]
     OutOfRange {
         /// The key of the object.
         key: String,
-        /// First byte asked for.
+        /// First byte requested.
         offset: u64,
-        /// Number of bytes asked for.
+        /// Number of bytes requested.
         length: u64,
-        /// The byte after the last one asked for.
+        /// The byte after the last one requested.
         end: u64,
     },
     /// The file system is full or the quota is used up.
@@ -92,7 +92,7 @@ impl BackendError {
     }
 }
 
-/// Returns whether a disk, or the file system on it, says that it cannot read what is there. Any other error tells of the system or of this process
+/// Returns whether a disk, or the file system on it, says that it cannot read what is there. Any other error is of the system or of this process
 /// (permissions, open files, memory, a network) and nothing of what is stored.
 pub(crate) fn is_bad_disk(error: &io::Error) -> bool {
     // EUCLEAN and EBADMSG are what file systems say of their own damage and of checksums that do not fit.

@@ -251,7 +251,7 @@ impl LocalBackend {
 
     /// Calls `found` with path, key and length of every regular file below `directory`, in no particular order.
     ///
-    /// `wanted` tells whether a subdirectory (as the beginning of a key, with its slash) is worth a look.
+    /// `wanted` says whether a subdirectory (as the beginning of a key, with its slash) is worth a look.
     fn visit(
         &self,
         directory: &Path,

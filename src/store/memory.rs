@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::backend::{Backend, BackendError, check_key};
 
-/// Names one operation that a [`MemoryBackend`] was asked for, in its log.
+/// One operation on a [`MemoryBackend`], in its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// An object was put.
@@ -30,7 +30,7 @@ pub enum Operation {
         /// The number of bytes.
         length: u64,
     },
-    /// The length of an object was asked for.
+    /// The length of an object was requested.
     Size {
         /// The key.
         key: String,
@@ -65,7 +65,7 @@ struct State {
     failure: Failure,
 }
 
-/// Keeps objects in memory, logs what it is asked for, and fails and forgets on demand.
+/// Keeps objects in memory, logs all operations, and fails and forgets on demand.
 pub struct MemoryBackend {
     state: Mutex<State>,
 }
@@ -90,7 +90,7 @@ impl MemoryBackend {
         MemoryBackend { state: Mutex::new(State { current, durable, log: Vec::new(), failure: Failure::Never }) }
     }
 
-    /// Undoes every put and delete since the last sync, and ends any failure that was asked for.
+    /// Undoes every put and delete since the last sync, and ends any failure that was set.
     pub fn crash(&self) {
         let mut state = self.state();
         state.current = state.durable.clone();
@@ -228,7 +228,7 @@ impl Backend for MemoryBackend {
 }
 
 fn injected() -> io::Error {
-    io::Error::other("a failure was asked for")
+    io::Error::other("this failure was set")
 }
 
 /// Steps the SplitMix64 generator (Steele, Lea and Flood, 2014).

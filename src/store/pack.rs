@@ -37,7 +37,7 @@
 //! ```
 //!
 //! Every length stands before the bytes it measures, so a pack can be walked from its front. A chunk is found by the
-//! offset of its entry header alone. The last checksum makes any changed byte visible, even one that zstd does not look at, and tells
+//! offset of its entry header alone. The last checksum makes any changed byte visible, even one that zstd ignores, and distinguishes
 //! what a newer version wrote from damage: an unknown codec or header in a pack whose checksum fits is *unsupported*.
 //!
 //! An id of format 2 is never given twice, whatever is in the pack: a pack that was deleted never comes back under its name, so whoever deletes
@@ -70,7 +70,7 @@ pub const ENTRY_HEADER_BYTES: usize = 44;
 pub const PACK_TRAILER_BYTES: usize = 72;
 /// Where in the trailer the checksum over everything stands.
 pub(super) const TRAILER_CHECKSUM_AT: usize = 48;
-/// The length at which a pack is full unless told otherwise: few objects, and little to write again when pruning.
+/// The length at which a pack is full, unless set otherwise: few objects, and little to write again when pruning.
 pub const PACK_TARGET_BYTES: usize = 32 << 20;
 /// Packs are never longer, in bytes: offsets have 32 bits.
 pub const PACK_MAX_BYTES: usize = 1 << 30;

@@ -2,7 +2,7 @@
 //!
 //! [`verify_pack`] verifies every byte in bounded memory. Where an entry header is damaged the chain of lengths breaks;
 //! the search then goes on to the next place that decodes as an entry and has the hash it states, so one bad header costs
-//! one chunk. [`list_pack`] reads the headers alone. What a newer version wrote is told from damage by [`is_as_written`].
+//! one chunk. [`list_pack`] reads the headers alone. What a newer version wrote is distinguished from damage by [`is_as_written`].
 
 use blake3::Hasher;
 

@@ -61,7 +61,7 @@ impl ChunkReader {
         .map_err(|error| self.judged(error))
     }
 
-    /// Tells an entry of a newer version from a damaged one: the checksum of its pack decides. Only asked where a codec is unknown.
+    /// Distinguishes an entry of a newer version from a damaged one: the checksum of its pack decides. Only called where a codec is unknown.
     fn judged(&self, error: ChunkError) -> ChunkError {
         let ChunkError::Unsupported { pack, offset, .. } = error else { return error };
         match is_as_written(self.backend.as_ref(), pack) {

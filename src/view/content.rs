@@ -234,7 +234,7 @@ impl SnapshotView {
     /// Puts the pieces together. They are as long as `out`, every byte of which is written, or none may be used.
     ///
     /// Chunks of which all bytes are wanted are read in runs, neighbours with one read, and not kept: whoever reads so much has a cache of
-    /// its own. Chunks of which a part is wanted are kept, for the rest is asked for next.
+    /// its own. Chunks of which a part is wanted are kept, because the rest is usually requested next.
     fn gather(&self, group: GroupId, pieces: &[Piece], out: &mut [u8]) -> Result<(), ViewError> {
         let mut whole: Vec<(ChunkAddress, &mut [u8])> = Vec::new();
         let mut rest = out;

@@ -4,7 +4,7 @@
 //! what differs, not what is there. Link groups are shared too: a name with the same group number on both sides is the
 //! same inode with the same content and attributes.
 //!
-//! Where the number differs, the rows tell content and attributes apart. When both are equal the inode was replaced by
+//! Where the number differs, the rows show whether content or attributes differ. When both are equal the inode was replaced by
 //! an equal one, and what may differ is which names are linked with each other. Names are counted for each pair of old
 //! and new group in a first pass: a pair that has all names of both sides is the old link group under a new number and
 //! no difference at all.

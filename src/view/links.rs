@@ -1,4 +1,4 @@
-//! Link counts of one snapshot, decoded when they are first asked for.
+//! Link counts of one snapshot, decoded on first use.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,7 +15,7 @@ use crate::ids::{GroupId, ObjectId};
 /// Decoded pages kept: 16 bytes for each of 4,096 groups, so 8 MiB.
 const PAGES: usize = 128;
 
-/// Looks up link counts. Pages are in order of their page numbers, which only the pages themselves tell: a page's number is learnt when it is first
+/// Looks up link counts. Pages are in order of their page numbers, which only the pages themselves contain: a page's number is learnt when it is first
 /// decoded, and a look-up is a binary search over them.
 pub(super) struct LinkCounts {
     objects: Vec<ObjectId>,

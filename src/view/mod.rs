@@ -48,19 +48,19 @@ pub enum ViewError {
         /// The path up to that component.
         path: String,
     },
-    /// Bytes of a directory were asked for.
+    /// Bytes of a directory were requested.
     #[error("{path} is a directory")]
     IsADirectory {
         /// The path.
         path: String,
     },
-    /// Bytes of something that is no regular file were asked for.
+    /// Bytes of something that is no regular file were requested.
     #[error("Link group {group} is not a regular file")]
     NotAFile {
         /// The link group.
         group: GroupId,
     },
-    /// The target of something that is no symbolic link was asked for.
+    /// The target of something that is no symbolic link was requested.
     #[error("Link group {group} is not a symbolic link")]
     NotASymlink {
         /// The link group.

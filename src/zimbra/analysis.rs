@@ -553,15 +553,15 @@ fn losses(facts: &Facts, label: &str, fault: &mut impl FnMut(FaultKind, Severity
         fault(FaultKind::LdapAbsent, loss, format!("its directory in {label} has no ldap.xml"));
     }
     if facts.unreadable.count > 0 {
-        let text = format!("the source could not read, in {label}: {}", facts.unreadable.told());
+        let text = format!("the source could not read, in {label}: {}", facts.unreadable.described());
         fault(FaultKind::Unreadable, loss, text);
     }
     if facts.bad_zips.count > 0 {
-        fault(FaultKind::ZipDamaged, loss, format!("damaged zips in {label}: {}", facts.bad_zips.told()));
+        fault(FaultKind::ZipDamaged, loss, format!("damaged zips in {label}: {}", facts.bad_zips.described()));
     }
     if facts.missing.count > 0 {
         let noun = if facts.missing.count == 1 { "shared message is" } else { "shared messages are" };
-        let text = format!("{} {noun} missing in {label}: {}", facts.missing.count, facts.missing.told());
+        let text = format!("{} {noun} missing in {label}: {}", facts.missing.count, facts.missing.described());
         fault(FaultKind::SharedMissing, loss, text);
     }
 }

@@ -54,7 +54,7 @@ pub(super) struct Counted {
 
 impl Counted {
     /// Returns the examples, and how many more there are.
-    pub(super) fn told(&self) -> String {
+    pub(super) fn described(&self) -> String {
         let more = self.count - self.examples.len() as u64;
         let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
         format!("{}{rest}", self.examples.join(", "))
@@ -171,11 +171,11 @@ pub(super) struct SharedMessages {
 impl SharedMessages {
     /// Returns what is wrong with them as a whole, in words.
     pub(super) fn remarks(&self) -> Vec<String> {
-        let told = |what: &str, counted: &Counted| {
-            (counted.count > 0).then(|| format!("{} {what} in shared_blobs: {}", counted.count, counted.told()))
+        let remark = |what: &str, counted: &Counted| {
+            (counted.count > 0).then(|| format!("{} {what} in shared_blobs: {}", counted.count, counted.described()))
         };
         let lines =
-            [told("damaged zips", &self.bad_zips), told("files that the source could not read", &self.unreadable)];
+            [remark("damaged zips", &self.bad_zips), remark("files that the source could not read", &self.unreadable)];
         lines.into_iter().flatten().collect()
     }
 
@@ -305,7 +305,7 @@ fn file(
     Ok(())
 }
 
-/// Counts a blob, and asks for the message of a placeholder.
+/// Counts a blob, and looks up the message of a placeholder.
 fn blob(name: &[u8], size: u64, messages: &mut u64, missing: &mut Counted, shared: &SharedMessages) {
     let Some(name) = BlobName::parse(name) else { return };
     *messages += 1;

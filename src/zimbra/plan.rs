@@ -33,7 +33,7 @@ pub struct RestorePlan {
     pub label: String,
     /// Whether the label must be given, because the vendor's tool would take another.
     pub is_label_needed: bool,
-    /// The time that is restored: the one asked for, else the newest there is.
+    /// The time that is restored: the one requested, else the newest there is.
     pub time: Timestamp,
     /// Whether redo logs are replayed up to that time only, because there are more behind it.
     pub is_time_needed: bool,

@@ -1,9 +1,9 @@
-//! What was of use lately: a map that forgets what several analyses in a row did not ask for.
+//! A map of what was used lately: it forgets what several analyses in a row did not use.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Analyses after which something that was not asked for is forgotten. Two snapshots that are compared may have two trees each.
+/// Analyses after which an unused entry is forgotten. Two snapshots that are compared may have two trees each.
 const KEPT_FOR: u32 = 4;
 
 /// A map of which old entries are forgotten.
@@ -15,7 +15,7 @@ pub(super) struct Recent<K, V> {
 
 #[derive(Debug)]
 struct Entry<V> {
-    /// The analysis that asked for it last.
+    /// The analysis that used it last.
     used: u32,
     /// How many runs of the program ago it was of use; 0 is this run.
     age: u32,
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_asked_for_is_forgotten() {
+    fn what_is_not_used_is_forgotten() {
         let mut map = Recent::default();
         map.insert(1, "kept");
         map.insert(2, "forgotten");

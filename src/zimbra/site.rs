@@ -198,7 +198,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Forgets what the last analyses did not ask for.
+    /// Forgets what the last analyses did not use.
     pub(super) fn age(&mut self) {
         self.sessions.age();
         self.accounts.age();
@@ -424,7 +424,7 @@ fn read_one(
     }))
 }
 
-/// Nothing but its age tells a session that is being written from one that a crash left.
+/// Only its age distinguishes a session that is being written from one that a crash left.
 fn is_running(view: &SnapshotView, directory: &DirectoryNode, start: Timestamp) -> bool {
     let moved = Timestamp::from_second(directory.attributes.mtime.seconds).unwrap_or(Timestamp::MIN);
     let since = view.record().time.checked_sub(Span::new().hours(RUNNING_HOURS)).unwrap_or(Timestamp::MIN);

@@ -83,17 +83,17 @@ impl Bench {
 
     /// Runs the program as the user.
     fn code(&self, code: i32, arguments: &[&str]) -> String {
-        told(code, arguments, &self.run_as(self.user, self.umask, arguments))
+        reported(code, arguments, &self.run_as(self.user, self.umask, arguments))
     }
 
     /// Runs the program as root.
     fn root(&self, code: i32, arguments: &[&str]) -> String {
-        told(code, arguments, &self.run_as(0, self.umask, arguments))
+        reported(code, arguments, &self.run_as(0, self.umask, arguments))
     }
 
     /// Runs the program as somebody whom the store is no business of.
     fn other(&self, code: i32, arguments: &[&str]) -> String {
-        told(code, arguments, &self.run_as(OTHER, self.umask, arguments))
+        reported(code, arguments, &self.run_as(OTHER, self.umask, arguments))
     }
 
     fn change(&self, text: &str) {
@@ -101,7 +101,7 @@ impl Bench {
     }
 }
 
-fn told(code: i32, arguments: &[&str], output: &Output) -> String {
+fn reported(code: i32, arguments: &[&str], output: &Output) -> String {
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
     text
@@ -216,7 +216,7 @@ fn a_store_that_is_open_to_others_is_closed_and_that_is_said() {
 }
 
 #[test]
-fn another_user_is_told_whose_store_it_is() {
+fn another_user_learns_whose_store_it_is() {
     let bench = Bench::new(USER);
     bench.code(0, &["init"]);
     bench.code(0, &["snapshot"]);
@@ -408,8 +408,8 @@ fn a_store_works_where_there_are_neither_links_nor_modes() {
             let all: Vec<&str> = ["--store", store.to_str().unwrap()].iter().chain(arguments).copied().collect();
             bench.code(0, &all)
         };
-        let is_told = of(&["init"]).contains("mount it with umask=077");
-        assert_eq!(is_told, options == "umask=022");
+        let is_reported = of(&["init"]).contains("mount it with umask=077");
+        assert_eq!(is_reported, options == "umask=022");
         let source = bench.source();
         for night in ["one", "two", "three"] {
             bench.change(night);

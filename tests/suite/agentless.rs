@@ -419,7 +419,7 @@ fn a_connection_that_breaks_is_made_again_and_goes_on() {
 }
 
 #[test]
-fn a_host_that_cannot_do_it_is_told() {
+fn a_host_that_cannot_do_it_is_reported() {
     let bench = Bench::new();
     fs::write(bench.source("file"), "text").unwrap();
     let mut command = bench.scene.command();
@@ -440,7 +440,7 @@ fn a_host_that_cannot_do_it_is_told() {
 
 /// A remote host that lies ends the run with an error, and leaves the store as it was.
 #[test]
-fn a_hostile_far_side_harms_nothing() {
+fn a_hostile_remote_host_harms_nothing() {
     let bench = Bench::new();
     fs::create_dir(bench.source("d")).unwrap();
     fs::write(bench.source("d/file"), noise(100_000, 3)).unwrap();

@@ -20,7 +20,7 @@ use crate::support::made_up::stat;
 
 /// Directories below the root, and as many below each.
 const DIRECTORIES: u64 = 600;
-/// Most names that may be delivered behind a request before its answer is asked for; the tree has many more.
+/// Most names that may be delivered behind a request before its answer is requested; the tree has many more.
 const BEHIND_AT_MOST: u64 = 200_000;
 
 /// What was seen of the run.
@@ -29,7 +29,7 @@ struct Seen {
     /// Names delivered since the oldest request that is not answered.
     behind: u64,
     most_behind: u64,
-    asked: u64,
+    requested: u64,
     answered: u64,
 }
 
@@ -70,7 +70,7 @@ impl SourceTree for WideTree {
         };
         self.next += 1;
         let mut seen = self.seen.borrow_mut();
-        if seen.asked > seen.answered {
+        if seen.requested > seen.answered {
             seen.behind += listing.entries.len() as u64;
             seen.most_behind = seen.most_behind.max(seen.behind);
         }
@@ -90,7 +90,7 @@ impl SourceTree for WideTree {
     }
 
     fn submit(&mut self, request: ReadRequest) -> Result<(), SourceError> {
-        self.seen.borrow_mut().asked += 1;
+        self.seen.borrow_mut().requested += 1;
         self.requests.push(request);
         Ok(())
     }
@@ -135,6 +135,6 @@ fn one_new_file_does_not_hold_up_all_names_behind_it() {
     let report = run_tree(&replica, Box::new(tree), "wide", &options, &progress).unwrap();
     assert_eq!(report.record.totals.names, DIRECTORIES * (DIRECTORIES + 1) + 1);
     let seen = seen.borrow();
-    assert_eq!((seen.asked, seen.answered), (1, 1));
+    assert_eq!((seen.requested, seen.answered), (1, 1));
     assert!(seen.most_behind > 0 && seen.most_behind < BEHIND_AT_MOST, "{} names waited", seen.most_behind);
 }

@@ -166,7 +166,7 @@ fn run_beside_a_removal(base: &Path, store: &Path, arguments: &[&str]) -> (i32, 
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// "Whoever reads a snapshot that a prune is just removing is told so": never that the store is damaged.
+/// Whoever reads a snapshot while a prune removes it gets an error that says so, never that the store is damaged.
 #[test]
 fn a_snapshot_that_is_just_going_is_not_damaged() {
     let place = tempfile::tempdir().unwrap();

@@ -163,7 +163,7 @@ fn names_of_any_bytes_are_kept_for_programs_and_shown_in_json() {
 }
 
 #[test]
-fn differences_are_told_by_letter() {
+fn differences_are_shown_by_letter() {
     let bench = Bench::with_store();
     let session = bench.source().join("sessions/full-1");
     fs::write(session.join("pair-a"), "pair").unwrap();
@@ -289,7 +289,7 @@ fn excludes_come_from_the_command_line_and_the_file() {
 #[test]
 fn mistakes_of_usage_say_what_to_do() {
     let bench = Bench::with_store();
-    for (arguments, told) in [
+    for (arguments, reported) in [
         (&["snapshot", "root@mail:"][..], "[user@]host:path"),
         (&["snapshot", "ssh://mail"], "it has no path"),
         (&["snapshot", "--bwlimit", "fast", "mail:/tmp"], "--bwlimit"),
@@ -304,7 +304,7 @@ fn mistakes_of_usage_say_what_to_do() {
         (&["-q", "-v", "snapshots"], "cannot be used"),
     ] {
         let output = bench.code(2, arguments);
-        assert!(err(&output).contains(told), "{arguments:?}: {}", err(&output));
+        assert!(err(&output).contains(reported), "{arguments:?}: {}", err(&output));
         assert_eq!(out(&output), "");
     }
     let output = bench.bare().arg("snapshots").output().unwrap();
@@ -366,8 +366,11 @@ fn what_cannot_be_read_makes_the_exit_code_3() {
     assert_eq!(listed[0]["state"], "problems");
     let output = run(&["--json", "snapshot", "source"]).unwrap();
     assert_eq!(output.status.code(), Some(3));
-    let told = events(&out(&output));
-    assert_eq!((told[0]["event"].as_str(), told[0]["path"].as_str()), (Some("problem"), Some("sessions/locked")));
+    let reported = events(&out(&output));
+    assert_eq!(
+        (reported[0]["event"].as_str(), reported[0]["path"].as_str()),
+        (Some("problem"), Some("sessions/locked"))
+    );
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o700)).unwrap();
 }
 

@@ -42,9 +42,9 @@ fn a_night_with_the_clock_years_ahead_removes_nothing() {
     let scene = six_nights();
     // For the store it is ten years later than last night.
     redate(&scene.store(), |at, _| days(at as i64 - 6 - TEN_YEARS));
-    let told = night(&scene, 4);
-    assert_eq!((&told["outcome"], &told["removed_snapshots"]), (&"warning".into(), &0.into()), "{told}");
-    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "clock", "{told}");
+    let reported = night(&scene, 4);
+    assert_eq!((&reported["outcome"], &reported["removed_snapshots"]), (&"warning".into(), &0.into()), "{reported}");
+    assert_eq!(reported["snapshot"]["suspect"][0]["kind"], "clock", "{reported}");
     assert_eq!(snapshots(&scene).len(), 7);
     // Neither does another night like it, nor a prune by hand; both say so.
     assert_eq!(night(&scene, 4)["removed_snapshots"], 0);
@@ -59,8 +59,12 @@ fn a_night_with_the_clock_years_ahead_removes_nothing() {
         at @ 0..6 => days(at - 8),
         at => days(at - 8 + TEN_YEARS),
     });
-    let told = night(&scene, 4);
-    assert_eq!((&told["snapshot"]["state"], &told["removed_snapshots"]), (&"complete".into(), &0.into()), "{told}");
+    let reported = night(&scene, 4);
+    assert_eq!(
+        (&reported["snapshot"]["state"], &reported["removed_snapshots"]),
+        (&"complete".into(), &0.into()),
+        "{reported}"
+    );
     let all = snapshots(&scene);
     assert_eq!(all.len(), 9);
     let status = scene.code(4, &["status"]);
@@ -82,8 +86,8 @@ fn a_night_with_the_clock_years_ahead_removes_nothing() {
 
     // Accepted, it is no alarm any more, and still costs nothing.
     scene.ok(&["accept", "latest"]);
-    let told = night(&scene, 0);
-    assert_eq!((told["removed_snapshots"].clone(), snapshots(&scene).len()), (0.into(), 10));
+    let reported = night(&scene, 0);
+    assert_eq!((reported["removed_snapshots"].clone(), snapshots(&scene).len()), (0.into(), 10));
     scene.ok(&["status"]);
     scene.ok(&["check"]);
     // Among dates that can be right the rules go on.
@@ -120,8 +124,12 @@ fn a_night_with_the_clock_behind_removes_nothing_and_is_kept_as_its_neighbours_a
     let scene = six_nights();
     // For the store it is a year before last night.
     redate(&scene.store(), |at, _| days(at as i64 - 6 + 365));
-    let told = night(&scene, 4);
-    assert_eq!((&told["snapshot"]["state"], &told["removed_snapshots"]), (&"complete".into(), &0.into()), "{told}");
+    let reported = night(&scene, 4);
+    assert_eq!(
+        (&reported["snapshot"]["state"], &reported["removed_snapshots"]),
+        (&"complete".into(), &0.into()),
+        "{reported}"
+    );
     let output = scene.code(4, &["snapshot", "source"]);
     assert!(err(&output).contains("ahead of the clock of this host"), "{}", err(&output));
     configured(&scene, 4, &["prune", "--keep-last", "1"]);
@@ -135,8 +143,8 @@ fn a_night_with_the_clock_behind_removes_nothing_and_is_kept_as_its_neighbours_a
         at @ 0..6 => days(at - 8),
         at => days(at - 8 - 365),
     });
-    let told = night(&scene, 0);
-    assert_eq!((told["removed_snapshots"].clone(), snapshots(&scene).len()), (0.into(), 9));
+    let reported = night(&scene, 0);
+    assert_eq!((reported["removed_snapshots"].clone(), snapshots(&scene).len()), (0.into(), 9));
     scene.ok(&["status"]);
     // By their dates both would be gone.
     configured(&scene, 0, &["prune"]);
@@ -155,8 +163,8 @@ fn a_clock_that_is_ahead_does_not_end_a_hold() {
     };
     redate(&scene.store(), |at, _| days(at as i64 - 6 - TEN_YEARS));
     hold(1 - TEN_YEARS);
-    let told = night(&scene, 6);
-    assert!(told["message"].as_str().unwrap().contains("`zmreplica release` ends it"), "{told}");
+    let reported = night(&scene, 6);
+    assert!(reported["message"].as_str().unwrap().contains("`zmreplica release` ends it"), "{reported}");
     configured(&scene, 6, &["prune"]);
     assert_eq!(snapshots(&scene).len(), 6);
     // A hold of months that ends ends, though nothing was taken meanwhile.

@@ -231,7 +231,7 @@ fn a_pack_cut_anywhere_is_found_and_never_read() {
             assert!(is_found, "{what}: {report:#?}");
             // Every chunk ends before the trailer, so all can be read as long as only that is gone.
             assert_eq!(read_all(&replica, &what).is_err(), !paths(&report).is_empty(), "{what}: {report:#?}");
-            // The length alone tells, without reading.
+            // The length alone shows it, without reading.
             if length % 11 == 0 {
                 let report = check(&replica, &CheckOptions::default(), &CheckProgress::default()).unwrap();
                 assert!(!report.is_clean(), "{what}");
@@ -370,7 +370,7 @@ fn each_file_of_the_store_may_be_lost() {
 }
 
 #[test]
-fn every_name_of_a_damaged_link_group_is_told_with_its_snapshots() {
+fn every_name_of_a_damaged_link_group_is_reported_with_its_snapshots() {
     let store = Copied::new();
     // The first run's pack is the one that holds more.
     let pack = files_below(store.path(), "packs")

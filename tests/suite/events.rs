@@ -40,7 +40,7 @@ fn has(events: &[String], words: &str) -> bool {
 }
 
 #[test]
-fn a_run_shows_its_steps_to_those_who_ask() {
+fn a_run_shows_its_steps_on_request() {
     let scene = scene_of(5);
     let silent = snapshot(&scene, &[], None);
     assert_eq!(err(&silent), "");
@@ -154,7 +154,7 @@ fn a_mount_in_the_background_writes_events_to_its_log() {
     for pack in files(&packs) {
         fs::write(pack, "damage").unwrap();
     }
-    for (options, log) in [(&[][..], "silent"), (&["-v"][..], "told")] {
+    for (options, log) in [(&[][..], "silent"), (&["-v"][..], "reported")] {
         let mut command = scene.command();
         command.args(options).args(["mount", "--log", log, "latest", "mnt"]);
         finished(&mut command, 0);
@@ -163,5 +163,5 @@ fn a_mount_in_the_background_writes_events_to_its_log() {
     }
     let log = |name: &str| fs::read_to_string(scene.path(name)).unwrap();
     assert!(log("silent").contains("cannot be read") && !log("silent").contains("WARN"), "{}", log("silent"));
-    assert!(log("told").contains(" WARN mount: read failed inode="), "{}", log("told"));
+    assert!(log("reported").contains(" WARN mount: read failed inode="), "{}", log("reported"));
 }

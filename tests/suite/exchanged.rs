@@ -28,7 +28,7 @@ use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run_tree;
 use zmreplica::source::chunk_intake::{AnswerSink, ChunkIntake, NumberedChunk};
 use zmreplica::source::cut::SinkClosed;
-use zmreplica::source::exclude::Excludes;
+use zmreplica::source::exclude_patterns::ExcludePatterns;
 use zmreplica::source::read::{
     CutChunk, EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at,
 };
@@ -180,7 +180,7 @@ impl Scene {
             _ => {
                 let options = AgentlessOptions {
                     root,
-                    excludes: Excludes::default(),
+                    excludes: ExcludePatterns::default(),
                     cross_file_systems: false,
                     scan_only: false,
                     bytes_per_second: 0,

@@ -146,7 +146,7 @@ impl Backend for Armed {
     }
 }
 
-/// "After a failed commit nothing more can be written": not even what was asked for before, though the backend is well again.
+/// "After a failed commit nothing more can be written": not even what was requested before, though the backend is well again.
 #[test]
 fn a_writer_whose_commit_failed_writes_nothing_more() {
     let pinned = |reason: &str| {

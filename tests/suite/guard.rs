@@ -60,10 +60,10 @@ fn undo_and_accept(scene: &Scene, suspect: usize) {
 fn a_deleted_sessions_directory_is_suspect_night_after_night_until_it_is_undone() {
     let scene = before_the_accident();
     fs::remove_dir_all(scene.source().join("sessions")).unwrap();
-    let told = night(&scene, 4);
-    assert_eq!((&told["outcome"], &told["snapshot"]["state"]), (&"warning".into(), &"suspect".into()));
-    assert!(reasons(&told["snapshot"]).contains("sessions/ is gone; it had 15 sessions"), "{told}");
-    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "sessions-gone");
+    let reported = night(&scene, 4);
+    assert_eq!((&reported["outcome"], &reported["snapshot"]["state"]), (&"warning".into(), &"suspect".into()));
+    assert!(reasons(&reported["snapshot"]).contains("sessions/ is gone; it had 15 sessions"), "{reported}");
+    assert_eq!(reported["snapshot"]["suspect"][0]["kind"], "sessions-gone");
     // Compared with the last good one, not with the one before, which has no sessions either.
     let again = night(&scene, 4);
     assert!(reasons(&again["snapshot"]).contains("sessions/ is gone"));
@@ -77,8 +77,8 @@ fn a_deleted_sessions_directory_is_suspect_night_after_night_until_it_is_undone(
 fn one_lost_session_comes_back_linked_with_the_others() {
     let scene = before_the_accident();
     shell(r#"rm -r "$(ls -d "$1"/sessions/full-* | sed -n 2p)""#, &[&scene.source()]);
-    let told = night(&scene, 4);
-    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "sessions-vanished", "{told}");
+    let reported = night(&scene, 4);
+    assert_eq!(reported["snapshot"]["suspect"][0]["kind"], "sessions-vanished", "{reported}");
     let good = snapshots(&scene)[1]["id"].as_str().unwrap().to_owned();
     scene.ok(&["restore", &format!("{good}:sessions"), "source/sessions"]);
     assert_rsync_finds_nothing(&scene.path("before/sessions"), &scene.source().join("sessions"));
@@ -93,13 +93,13 @@ fn device_nodes_and_set_id_files_are_suspect_when_they_come_and_no_news_afterwar
     let line = r#"cd "$1"; full=$(ls -d sessions/full-* | tail -1); mkdir -p tmp/new/deep; mknod tmp/new/deep/null c 1 3; mkfifo tmp/new/fifo
         chmod 4755 "$full/session.xml"; echo x > "$full/sgid"; chmod 2755 "$full/sgid"; ln "$full/sgid" tmp/new/sgid2"#;
     shell(line, &[&scene.source()]);
-    let told = night(&scene, 4);
-    let text = reasons(&told["snapshot"]);
+    let reported = night(&scene, 4);
+    let text = reasons(&reported["snapshot"]);
     assert!(text.contains("4 names of device nodes, or of files with a set-user-ID"), "{text}");
     for name in ["/session.xml", "/sgid", "tmp/new/deep/null", "tmp/new/sgid2"] {
         assert!(text.contains(name), "{name}: {text}");
     }
-    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "specials");
+    assert_eq!(reported["snapshot"]["suspect"][0]["kind"], "specials");
     assert!(reasons(&night(&scene, 4)["snapshot"]).contains("4 names"), "night after night until it is accepted");
     scene.ok(&["accept", "latest"]);
     night(&scene, 0);
@@ -123,8 +123,8 @@ fn sessions_emptied_or_without_any_full_are_suspect_however_old_they_are() {
 fn a_lost_accounts_xml_is_suspect_until_it_is_back() {
     let scene = before_the_accident();
     fs::remove_file(scene.source().join("accounts.xml")).unwrap();
-    let told = night(&scene, 4);
-    assert!(reasons(&told["snapshot"]).contains("accounts.xml is missing"), "{told}");
+    let reported = night(&scene, 4);
+    assert!(reasons(&reported["snapshot"]).contains("accounts.xml is missing"), "{reported}");
     undo_and_accept(&scene, 1);
 }
 
@@ -139,10 +139,10 @@ fn an_unmounted_source_is_an_error_and_commits_nothing() {
     unmount(&scene.source());
     assert_eq!(fs::read_dir(scene.source()).unwrap().count(), 0);
 
-    let told = night(&scene, 1);
-    assert_eq!(told["outcome"], "failure");
-    assert!(told["message"].as_str().unwrap().contains("is empty"), "{told}");
-    assert_eq!((told["snapshot"].clone(), snapshots(&scene).len()), (Value::Null, 1));
+    let reported = night(&scene, 1);
+    assert_eq!(reported["outcome"], "failure");
+    assert!(reported["message"].as_str().unwrap().contains("is empty"), "{reported}");
+    assert_eq!((reported["snapshot"].clone(), snapshots(&scene).len()), (Value::Null, 1));
     assert_eq!(protected(&scene), NONE, "nothing is suspect, and without a new snapshot nothing ages");
 
     // Mounted again, all is as before; and had the volume been lost, the last snapshot would have everything.
@@ -269,8 +269,8 @@ fn accounts_xml_that_names_a_session_that_is_not_there_is_suspect_once() {
     let label = text.split("latestFullBackupLabel=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     let ghost = format!("{}.999", &label[..label.len() - 4]);
     replace(&path, &text.replacen(&label, &ghost, 1));
-    let told = night(&scene, 4);
-    assert!(reasons(&told["snapshot"]).contains(&format!("1 session that is not there: {ghost}")), "{told}");
+    let reported = night(&scene, 4);
+    assert!(reasons(&reported["snapshot"]).contains(&format!("1 session that is not there: {ghost}")), "{reported}");
     scene.ok(&["accept", "latest", "--reason", "an account that is gone"]);
     night(&scene, 0);
     assert_eq!(snapshots(&scene)[1]["accepted"]["reason"], "an account that is gone");
@@ -284,9 +284,9 @@ fn names_that_are_gone_from_inside_a_session_are_suspect() {
     tree(&scene, 24);
     night(&scene, 0);
     shell(r#"rm -r "$(ls -d "$1"/sessions/full-*/accounts/* | head -1)""#, &[&scene.source()]);
-    let told = night(&scene, 4);
-    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "session-incomplete", "{told}");
-    assert!(reasons(&told["snapshot"]).contains("sessions/full-"), "{told}");
+    let reported = night(&scene, 4);
+    assert_eq!(reported["snapshot"]["suspect"][0]["kind"], "session-incomplete", "{reported}");
+    assert!(reasons(&reported["snapshot"]).contains("sessions/full-"), "{reported}");
 }
 
 #[test]
@@ -307,9 +307,9 @@ fn nights_of_a_healthy_source_are_good() {
     let old = scene.source().join("7.1-8.0");
     fs::create_dir(&old).unwrap();
     fs::rename(scene.source().join("sessions"), old.join("sessions")).unwrap();
-    let told = night(&scene, 4);
-    assert!(!reasons(&told["snapshot"]).contains("is gone"), "{told}");
-    assert!(reasons(&told["snapshot"]).contains("accounts.xml names"), "its accounts.xml stayed: {told}");
+    let reported = night(&scene, 4);
+    assert!(!reasons(&reported["snapshot"]).contains("is gone"), "{reported}");
+    assert!(reasons(&reported["snapshot"]).contains("accounts.xml names"), "its accounts.xml stayed: {reported}");
 }
 
 fn plain_tree(source: &Path) {
@@ -339,8 +339,8 @@ fn a_tree_that_is_not_zimbras_gets_the_general_rules() {
     night(&scene, 0);
     rewrite(&scene.source(), 100..220);
     fs::remove_dir_all(scene.source().join("d6")).unwrap();
-    let told = night(&scene, 4);
-    let why = reasons(&told["snapshot"]);
+    let reported = night(&scene, 4);
+    let why = reasons(&reported["snapshot"]);
     assert!(why.contains("files were changed in place (26%; changed-share allows 20%)"), "{why}");
     scene.ok(&["accept", "latest"]);
     for number in 0..4 {
@@ -376,9 +376,9 @@ fn what_keeps_the_guard_from_its_work_is_a_reason_to_look() {
     fs::rename(scene.store().join("packs"), scene.path("packs")).unwrap();
     fs::create_dir(scene.store().join("packs")).unwrap();
     // Damage: what can be restored cannot be found out either.
-    let told = night(&scene, 7);
-    assert_eq!(told["snapshot"]["suspect"][0]["kind"], "not-examined", "{told}");
-    assert_eq!(told["restorable"]["changes"]["no_longer_whole"].as_array().unwrap().len(), 0, "{told}");
+    let reported = night(&scene, 7);
+    assert_eq!(reported["snapshot"]["suspect"][0]["kind"], "not-examined", "{reported}");
+    assert_eq!(reported["restorable"]["changes"]["no_longer_whole"].as_array().unwrap().len(), 0, "{reported}");
     fs::remove_dir_all(scene.store().join("packs")).unwrap();
     fs::rename(scene.path("packs"), scene.store().join("packs")).unwrap();
     night(&scene, 0);
@@ -389,8 +389,8 @@ fn a_first_snapshot_may_be_suspect_by_itself() {
     let scene = Scene::new();
     tree(&scene, 24);
     fs::remove_file(scene.source().join("accounts.xml")).unwrap();
-    let told = night(&scene, 4);
-    assert_eq!(told["snapshot"]["compared_with"], Value::Null);
+    let reported = night(&scene, 4);
+    assert_eq!(reported["snapshot"]["compared_with"], Value::Null);
     assert_eq!(protected(&scene), [0]);
     scene.ok(&["accept", "latest"]);
     night(&scene, 0);
@@ -498,6 +498,6 @@ fn a_season_of_nights_raises_no_alarm() {
     for _ in 0..20 {
         generator.delete(None, true).unwrap();
     }
-    let told = night(&scene, 4);
-    assert!(reasons(&told["snapshot"]).contains("usually stays for 27 days"), "{told}");
+    let reported = night(&scene, 4);
+    assert!(reasons(&reported["snapshot"]).contains("usually stays for 27 days"), "{reported}");
 }

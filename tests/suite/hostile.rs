@@ -114,19 +114,19 @@ fn a_run_takes_no_more_memory_than_it_should_whatever_an_agent_sends() {
         ("problems", "the scan ends before its directories"),
         ("file-systems", "file systems"),
         ("xattrs-of-directories", "has not answered"),
-        ("empty-frames", "more than was asked for"),
+        ("empty-frames", "more than was requested"),
         ("deep-names", "more names in one directory"),
         ("events", "more parts of answers"),
     ] {
-        let (peak, _, told) = bench.pull(attack, &[]);
-        assert!(told.contains(said), "{attack}: {told}");
+        let (peak, _, reported) = bench.pull(attack, &[]);
+        assert!(reported.contains(said), "{attack}: {reported}");
         assert!(peak > 0 && peak < RUN_MAX_KIB, "{attack}: {peak} KiB");
     }
     // A block that the last scan had, offered over and over.
-    let (_, code, told) = bench.pull("known-block", &[]);
-    assert_eq!(code, 3, "{told}");
-    let (peak, _, told) = bench.pull("known-block-again", &[]);
-    assert!(told.contains("more listing blocks at once"), "{told}");
+    let (_, code, reported) = bench.pull("known-block", &[]);
+    assert_eq!(code, 3, "{reported}");
+    let (peak, _, reported) = bench.pull("known-block-again", &[]);
+    assert!(reported.contains("more listing blocks at once"), "{reported}");
     assert!(peak > 0 && peak < RUN_MAX_KIB, "{peak} KiB");
 }
 
@@ -142,16 +142,16 @@ fn a_run_does_not_wait_for_an_agent_that_brings_nothing() {
         ("drip-figures", "is no progress"),
         ("drip-zeros", "is no progress"),
     ] {
-        let (_, code, told) = bench.pull(attack, &[]);
-        assert_eq!(code, 1, "{attack}: {told}");
-        assert!(told.contains(said), "{attack}: {told}");
+        let (_, code, reported) = bench.pull(attack, &[]);
+        assert_eq!(code, 1, "{attack}: {reported}");
+        assert!(reported.contains(said), "{attack}: {reported}");
     }
     // Whatever the agent does, the whole run has an end if it is given one.
     let mut command = bench.command("drip-figures", &["snapshot", "--max-duration", "3s", "--timeout", "600"]);
     command.arg("far:/tree");
-    let (_, code, told) = bench.finish(command);
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("stopped after 3 s") && told.contains("--max-duration"), "{told}");
+    let (_, code, reported) = bench.finish(command);
+    assert_eq!(code, 1, "{reported}");
+    assert!(reported.contains("stopped after 3 s") && reported.contains("--max-duration"), "{reported}");
 }
 
 #[test]
@@ -167,16 +167,16 @@ fn a_run_without_an_agent_does_not_wait_for_ever_either() {
         (format!("{greeting}; {drip}"), "is no progress"),
     ] {
         bench.rsh(&format!("#!/bin/sh\n{script}\n"));
-        let (_, code, told) = bench.pull("none", &["--agentless"]);
-        assert_eq!(code, 1, "{script}: {told}");
-        assert!(told.contains(said), "{script}: {told}");
+        let (_, code, reported) = bench.pull("none", &["--agentless"]);
+        assert_eq!(code, 1, "{script}: {reported}");
+        assert!(reported.contains(said), "{script}: {reported}");
     }
     // The end of the whole run comes also while nothing does.
     bench.rsh(&format!("#!/bin/sh\n{greeting}; exec sleep 300\n"));
     let mut command = bench.command("none", &["snapshot", "--agentless", "--max-duration", "2s", "--timeout", "600"]);
     command.arg("far:/tree");
-    let (_, code, told) = bench.finish(command);
-    assert_eq!((code, told.contains("stopped after 2 s")), (1, true), "{told}");
+    let (_, code, reported) = bench.finish(command);
+    assert_eq!((code, reported.contains("stopped after 2 s")), (1, true), "{reported}");
 }
 
 #[test]
@@ -193,18 +193,18 @@ fn a_run_that_is_ended_by_its_limit_is_gone_on_with() {
         command.args(more).arg(format!("far:{}", bench.scene.source().display()));
         bench.finish(command)
     };
-    let (_, code, told) = pull(&["--bwlimit", "1M", "--max-duration", "3s"]);
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("stopped after 3 s"), "{told}");
-    // Also by the configuration, and where nothing is far away.
+    let (_, code, reported) = pull(&["--bwlimit", "1M", "--max-duration", "3s"]);
+    assert_eq!(code, 1, "{reported}");
+    assert!(reported.contains("stopped after 3 s"), "{reported}");
+    // Also by the configuration, and where the source is local.
     fs::write(bench.scene.path("limit.toml"), "max-duration = '0s'\n").unwrap();
     let mut command = bench.scene.command();
     command.env("ZMREPLICA_CONFIG", bench.scene.path("limit.toml")).arg("snapshot").arg(bench.scene.source());
-    let (_, code, told) = bench.finish(command);
-    assert_eq!((code, told.contains("stopped after 0 s")), (1, true), "{told}");
-    let (_, code, told) = pull(&[]);
-    assert_eq!(code, 0, "{told}");
-    let summary: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    let (_, code, reported) = bench.finish(command);
+    assert_eq!((code, reported.contains("stopped after 0 s")), (1, true), "{reported}");
+    let (_, code, reported) = pull(&[]);
+    assert_eq!(code, 0, "{reported}");
+    let summary: serde_json::Value = serde_json::from_str(reported.lines().last().unwrap()).unwrap();
     assert_eq!(summary["totals"]["files"], 40);
     let read = summary["work"]["read_bytes"].as_u64().unwrap();
     assert!(read < 40 * 200_000, "nothing of the first run was kept: {read} bytes were read again");
@@ -242,9 +242,9 @@ fn a_host_that_is_restored_to_cannot_hold_memory_or_time() {
         ("mute", "2", "has not reported on its work"),
         ("mute", longer, "has not reported on its work"),
     ] {
-        let (peak, code, told) = bench.finish(restoring(&bench, attack, "latest", timeout));
-        assert_eq!(code, 1, "{told}");
-        assert!(told.contains(said), "{attack}: {told}");
+        let (peak, code, reported) = bench.finish(restoring(&bench, attack, "latest", timeout));
+        assert_eq!(code, 1, "{reported}");
+        assert!(reported.contains(said), "{attack}: {reported}");
         assert!(peak > 0 && peak < RUN_MAX_KIB, "{attack}: {peak} KiB");
     }
 }
@@ -254,9 +254,9 @@ fn a_host_that_is_restored_to_reads_what_is_restored_and_nothing_else() {
     let bench = Bench::new();
     let pack = two_directories(&bench);
     fs::write(bench.scene.path("pack"), &pack).unwrap();
-    // Everything that can be asked for, written down by the peer: rows of all tables, and the whole pack.
-    let (_, _, told) = bench.finish(restoring(&bench, "steal", "latest:mine", "2"));
-    let stolen = fs::read(bench.scene.path("stolen")).unwrap_or_else(|error| panic!("{error}: {told}"));
+    // Everything that can be requested, written down by the peer: rows of all tables, and the whole pack.
+    let (_, _, reported) = bench.finish(restoring(&bench, "steal", "latest:mine", "2"));
+    let stolen = fs::read(bench.scene.path("stolen")).unwrap_or_else(|error| panic!("{error}: {reported}"));
     let holds = |needle: &[u8]| stolen.windows(needle.len()).any(|window| window == needle);
     let (mine, others) = (noise(300_000, 2), noise(300_000, 4));
     assert!(holds(&mine[1000..1064]) && holds(b"target-of-mine"), "the peer got nothing");
@@ -271,8 +271,8 @@ fn a_host_that_is_restored_to_reads_what_is_restored_and_nothing_else() {
         let mut command = bench.scene.command();
         command.args(["restore", "--numeric-ids", path, "--rsh"]).arg(bench.scene.path("rsh")).arg("--agent-path");
         command.arg(program).arg(format!("far:{}", bench.scene.path(place).display()));
-        let (_, code, told) = bench.finish(command);
-        assert_eq!(code, 0, "{told}");
+        let (_, code, reported) = bench.finish(command);
+        assert_eq!(code, 0, "{reported}");
     }
     let same = |one: &Path, other: &Path| assert_eq!(fs::read(one).unwrap(), fs::read(other).unwrap());
     for name in ["mail", "note"] {
@@ -321,8 +321,8 @@ impl Control for Socket {
 
 #[test]
 fn what_comes_instead_of_chunks_that_are_due_is_bounded() {
-    let (near, far) = UnixStream::pair().unwrap();
-    let mut sending = far.try_clone().unwrap();
+    let (near, remote) = UnixStream::pair().unwrap();
+    let mut sending = remote.try_clone().unwrap();
     let (begin, due) = std::sync::mpsc::channel();
     let flood = std::thread::spawn(move || {
         let mut coder = StatCoder::default();
@@ -351,7 +351,7 @@ fn what_comes_instead_of_chunks_that_are_due_is_bounded() {
     let mut intake = Wanting(0);
     tree.submit(request(b"file".to_vec())).unwrap();
     tree.flush().unwrap();
-    let taking = std::thread::spawn(move || drop(std::io::copy(&mut &far, &mut std::io::sink())));
+    let taking = std::thread::spawn(move || drop(std::io::copy(&mut &remote, &mut std::io::sink())));
     assert!(matches!(tree.receive(&mut intake).unwrap(), ReadEvent::Zeros(1)));
     begin.send(()).unwrap();
     // A commit waits for the chunk that was wanted, which never comes.
@@ -450,7 +450,7 @@ fn an_agent_takes_no_more_memory_than_it_should_whatever_a_run_sends() {
 }
 
 #[test]
-fn both_ends_set_themselves_a_last_wall() {
+fn both_ends_limit_their_memory() {
     let directory = tempfile::tempdir().unwrap();
     let limit = |pid: u32| {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();

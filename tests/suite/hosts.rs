@@ -199,7 +199,7 @@ fn a_bound_key_says_what_it_is_bound_to() {
     let said = err(&finished(bench.by_ssh(&known, bench.sshd.port).arg("--agentless"), 1));
     at_once(&said);
     assert!(said.contains("restricted to an agent") && said.contains("Leave out --agentless"), "{said}");
-    // It is the missing root that is to blame, not what was asked for.
+    // It is the missing root that is to blame, not what was requested.
     let missing = bench.scene.path("missing");
     bind(&missing);
     let said = err(&finished(&mut bench.by_ssh(&known, bench.sshd.port), 1));

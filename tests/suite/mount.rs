@@ -157,7 +157,7 @@ fn generated(blobs: BlobMode) {
     let (at_source, at_mount) = (taken(&source), taken(&mnt));
     assert!((at_mount / at_source - 1.0).abs() < 0.05, "du: {at_source} at the source, {at_mount} at the mount");
 
-    // `df` tells the bytes of all inodes, and no room.
+    // `df` shows the bytes of all inodes, and no room.
     let total: u64 = names
         .values()
         .map(|names| fs::symlink_metadata(&names[0]).unwrap())

@@ -322,7 +322,7 @@ test "$(ls "$2/leases")" = gate
 }
 
 #[test]
-fn owners_are_shown_as_asked() {
+fn owners_are_shown_as_requested() {
     let scene = small();
     let two = scene.source().join("two");
     std::os::unix::fs::chown(&two, Some(65534), Some(65534)).unwrap();

@@ -17,9 +17,9 @@ use serde_json::Value;
 fn scene() -> Scene {
     let scene = Scene::new();
     fs::write(scene.source().join("file"), "text").unwrap();
-    let told = scene.path("told");
-    fs::create_dir(&told).unwrap();
-    let hook = |name: &str| format!("{name} = 'cat > {0}/$ZMREPLICA_OUTCOME; echo said'\n", told.display());
+    let received = scene.path("received");
+    fs::create_dir(&received).unwrap();
+    let hook = |name: &str| format!("{name} = 'cat > {0}/$ZMREPLICA_OUTCOME; echo said'\n", received.display());
     let settings = format!(
         "store = '{}'\nsource = '{}'\nmetrics = '{}'\nlog = '{}'\n[hooks]\n{}{}{}",
         scene.store().display(),
@@ -34,16 +34,16 @@ fn scene() -> Scene {
     scene
 }
 
-/// What the hooks were told since this was last asked, by outcome.
-fn told(scene: &Scene) -> BTreeMap<String, Value> {
-    let mut told = BTreeMap::new();
-    for entry in fs::read_dir(scene.path("told")).unwrap() {
+/// What the hooks received since the last call, by outcome.
+fn hook_events(scene: &Scene) -> BTreeMap<String, Value> {
+    let mut received = BTreeMap::new();
+    for entry in fs::read_dir(scene.path("received")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        told.insert(name, serde_json::from_slice(&fs::read(&path).unwrap()).unwrap());
+        received.insert(name, serde_json::from_slice(&fs::read(&path).unwrap()).unwrap());
         fs::remove_file(path).unwrap();
     }
-    told
+    received
 }
 
 /// The samples of the metrics; fails unless each is announced, and all are numbers.
@@ -72,15 +72,15 @@ fn files(directory: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_good_night_tells_everybody() {
+fn a_good_night_is_reported_everywhere() {
     let scene = scene();
     let output = configured(&scene, 0, &["nightly"]);
     assert!(out(&output).contains("complete") && err(&output).contains("said"), "{}{}", out(&output), err(&output));
     assert!(!out(&output).contains("said"), "what a hook writes is talk");
     let snapshot = &snapshots(&scene)[0];
-    let told = told(&scene);
-    assert_eq!(told.keys().collect::<Vec<_>>(), ["success"]);
-    let event = &told["success"];
+    let reported = hook_events(&scene);
+    assert_eq!(reported.keys().collect::<Vec<_>>(), ["success"]);
+    let event = &reported["success"];
     assert_eq!((&event["event"], &event["outcome"]), (&"nightly".into(), &"success".into()));
     assert_eq!((&event["exit_code"], &event["snapshot"]["id"]), (&0.into(), &snapshot["id"]));
     assert_eq!((&event["source"], &event["suspects"]), (&scene.source().to_str().unwrap().into(), &0.into()));
@@ -104,24 +104,24 @@ fn a_good_night_tells_everybody() {
 }
 
 #[test]
-fn a_night_that_fails_is_told_too_and_keeps_what_was() {
+fn a_night_that_fails_is_reported_too_and_keeps_what_was() {
     let scene = scene();
     configured(&scene, 0, &["nightly"]);
     let good = metrics(&scene);
-    told(&scene);
+    hook_events(&scene);
     fs::remove_file(scene.source().join("file")).unwrap();
     configured(&scene, 1, &["nightly"]);
-    let told = told(&scene);
-    assert_eq!(told.keys().collect::<Vec<_>>(), ["failure"]);
-    assert!(told["failure"]["message"].as_str().unwrap().contains("is empty"));
-    assert_eq!(told["failure"]["snapshot"], Value::Null);
+    let reported = hook_events(&scene);
+    assert_eq!(reported.keys().collect::<Vec<_>>(), ["failure"]);
+    assert!(reported["failure"]["message"].as_str().unwrap().contains("is empty"));
+    assert_eq!(reported["failure"]["snapshot"], Value::Null);
     let samples = metrics(&scene);
     assert_eq!(samples["zmreplica_last_run_exit_code"], 1.0);
     let success = format!("zmreplica_last_success_timestamp_seconds{{source=\"{}\"}}", scene.source().display());
     assert_eq!(samples[&success], good[&success]);
     assert!(fs::read_to_string(scene.path("night.log")).unwrap().contains("error: The source"));
 
-    // A store that cannot be opened tells nothing.
+    // Of a store that cannot be opened nothing is reported.
     fs::remove_file(scene.store().join("config.json")).unwrap();
     configured(&scene, 7, &["nightly"]);
     let samples = metrics(&scene);
@@ -132,10 +132,10 @@ fn a_night_that_fails_is_told_too_and_keeps_what_was() {
 fn a_store_that_another_run_holds_is_a_warning() {
     let scene = scene();
     configured(&scene, 0, &["nightly"]);
-    told(&scene);
+    hook_events(&scene);
     let held = locks::open(&scene.store());
     configured(&scene, 5, &["nightly", "--wait-lock", "0"]);
-    let message = told(&scene)["warning"]["message"].as_str().unwrap().to_owned();
+    let message = hook_events(&scene)["warning"]["message"].as_str().unwrap().to_owned();
     let process = format!("process {}", std::process::id());
     assert!(message.contains(&process), "{message}");
     let status = out(&configured(&scene, 0, &["status"]));
@@ -146,7 +146,7 @@ fn a_store_that_another_run_holds_is_a_warning() {
 }
 
 #[test]
-fn a_hook_that_fails_is_told_and_changes_nothing_else() {
+fn a_hook_that_fails_is_reported_and_changes_nothing_else() {
     let scene = scene();
     let settings = fs::read_to_string(scene.path("config.toml")).unwrap();
     let (head, _) = settings.split_once("[hooks]").unwrap();
@@ -264,7 +264,7 @@ fn while_the_store_is_held_nothing_is_done_and_said_so() {
         assert!(err(&output).contains("disks are moved") && err(&output).contains("zmreplica release"));
     }
     assert_eq!(snapshots(&scene).len(), 1);
-    assert!(told(&scene)["warning"]["message"].as_str().unwrap().contains("disks are moved"));
+    assert!(hook_events(&scene)["warning"]["message"].as_str().unwrap().contains("disks are moved"));
     assert_eq!(metrics(&scene)["zmreplica_held"], 1.0);
     let status: Value = serde_json::from_str(&out(&configured(&scene, 6, &["--json", "status"]))).unwrap();
     assert_eq!((&status["verdict"], &status["hold"]["reason"]), (&"held".into(), &"disks are moved".into()));
@@ -425,7 +425,7 @@ fn the_night_prunes_and_an_accident_holds_it_back() {
 }
 
 #[test]
-fn config_check_tells_what_is_wrong_all_at_once() {
+fn config_check_reports_all_mistakes_at_once() {
     let scene = scene();
     let output = configured(&scene, 0, &["config", "check"]);
     assert!(out(&output).contains("is in order") && out(&output).contains("retention.keep-daily"), "{}", out(&output));
@@ -492,28 +492,31 @@ fn a_store_inside_its_source_is_taken_when_it_is_left_out_as_the_message_says() 
 }
 
 #[test]
-fn status_tells_of_every_source_and_counts_the_suspects_that_it_does_not_name() {
+fn status_reports_every_source_and_counts_the_suspects_that_it_does_not_name() {
     let scene = Scene::new();
     for name in ["a", "b", "c", "d", "e"] {
         fs::create_dir(scene.path(name)).unwrap();
         fs::write(scene.path(name).join("file"), name).unwrap();
         scene.ok(&["snapshot", name]);
     }
-    let told = out(&scene.code(0, &["status"]));
-    assert_eq!(told.matches("\nNewest ").count(), 5, "{told}");
+    let reported = out(&scene.code(0, &["status"]));
+    assert_eq!(reported.matches("\nNewest ").count(), 5, "{reported}");
 }
 
 #[test]
-fn a_night_tells_what_its_prune_removed_and_not_the_whole_plan() {
+fn a_night_reports_what_its_prune_removed_and_not_the_whole_plan() {
     let scene = scene();
     let settings = fs::read_to_string(scene.path("config.toml")).unwrap() + "[retention]\nkeep-last = 2\n";
     fs::write(scene.path("config.toml"), settings).unwrap();
     for _ in 0..2 {
-        let told = out(&configured(&scene, 0, &["nightly"]));
-        assert!(!told.contains("keep ") && !told.contains("Removed"), "{told}");
+        let reported = out(&configured(&scene, 0, &["nightly"]));
+        assert!(!reported.contains("keep ") && !reported.contains("Removed"), "{reported}");
     }
-    let told = out(&configured(&scene, 0, &["nightly"]));
-    assert!(!told.contains("keep ") && told.contains("remove  ") && told.contains("Removed 1 snapshot"), "{told}");
-    let told = out(&configured(&scene, 0, &["-v", "nightly"]));
-    assert!(told.contains("keep ") && told.contains("Frees "), "{told}");
+    let reported = out(&configured(&scene, 0, &["nightly"]));
+    assert!(
+        !reported.contains("keep ") && reported.contains("remove  ") && reported.contains("Removed 1 snapshot"),
+        "{reported}"
+    );
+    let reported = out(&configured(&scene, 0, &["-v", "nightly"]));
+    assert!(reported.contains("keep ") && reported.contains("Frees "), "{reported}");
 }

@@ -204,7 +204,7 @@ fn a_store_that_cannot_be_raised_is_not_written_to() {
     old.scene.ok(&["check"]);
 }
 
-/// No commit of format 1 holds what config.json says. The identifier is found in what is left of the file, and the snapshots tell the true one.
+/// No commit of format 1 holds what config.json says. The identifier is found in what is left of the file, and the snapshots show the true one.
 #[test]
 fn damaged_settings_of_format_1() {
     let old = Old::unpack("format-1", "nights");
@@ -234,7 +234,7 @@ fn damaged_settings_of_format_1() {
     }
 }
 
-/// Without the file nothing tells the identifier: the store gets a new one, and its snapshots keep theirs.
+/// Without the file the identifier is recorded nowhere: the store gets a new one, and its snapshots keep theirs.
 #[test]
 fn lost_settings_of_format_1() {
     let old = Old::unpack("format-1", "nights");

@@ -1,4 +1,4 @@
-//! The service's walls leave room for a night: its capabilities are enough, and each of them is needed.
+//! The service's restrictions leave room for a night: its capabilities are enough, and each of them is needed.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

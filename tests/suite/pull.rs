@@ -303,7 +303,7 @@ fn a_confined_key_reads_below_its_root_and_nothing_else() {
     // A link that leads out is where it leads.
     std::os::unix::fs::symlink("/etc", source.join("inner/out")).unwrap();
     assert!(pull(&source.join("inner/out"), 1).contains("is confined to"));
-    // Whatever command is asked for, the agent is what starts.
+    // Whatever command is requested, the agent is what starts.
     let mut ssh = Command::new("ssh");
     ssh.args(["-o", "BatchMode=yes", "-p", &bench.sshd.port.to_string(), "-i"]).arg(bench.sshd.key());
     ssh.arg("-o").arg(format!("UserKnownHostsFile={}", bench.home(".ssh/known_hosts").display()));
@@ -406,7 +406,7 @@ fn a_key_that_only_reads_puts_nothing_back() {
 }
 
 #[test]
-fn damage_of_the_store_is_told_and_not_restored() {
+fn damage_of_the_store_is_reported_and_not_restored() {
     let bench = Bench::new();
     fs::write(bench.scene.source().join("file"), odd::noise(300_000, 4)).unwrap();
     fs::write(bench.scene.source().join("small"), "text").unwrap();

@@ -206,8 +206,8 @@ impl Control for Socket {
 
 /// Runs an agent in this process, its output changed on the way, and takes a snapshot of what it says.
 fn pull_flipped(source: &Path, store: &Path, at: u64, mask: u8, cut: bool) -> Result<String, String> {
-    let (near, far) = UnixStream::pair().unwrap();
-    let (input, output) = (far.try_clone().unwrap(), far);
+    let (near, remote) = UnixStream::pair().unwrap();
+    let (input, output) = (remote.try_clone().unwrap(), remote);
     let agent = std::thread::spawn(move || {
         let _ = serve(&input, &output, &AgentOptions::default());
         let _ = output.shutdown(std::net::Shutdown::Both);
@@ -253,7 +253,7 @@ fn pull_flipped(source: &Path, store: &Path, at: u64, mask: u8, cut: bool) -> Re
 }
 
 #[test]
-fn a_far_side_that_says_anything_does_no_harm() {
+fn a_remote_host_that_sends_anything_does_no_harm() {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("source");
     fs::create_dir_all(source.join("inner/deep")).unwrap();

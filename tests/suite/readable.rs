@@ -1,4 +1,4 @@
-//! Whatever a source holds, and however far it goes to the bounds: what was written can be read, checked, pruned and repaired. And what an earlier version wrote beyond them
+//! Whatever a source holds, even at the limits: what was written can be read, checked, pruned and repaired. And what an earlier version wrote beyond them
 //! can be, too.
 
 use std::collections::{BTreeSet, HashMap};
@@ -261,7 +261,7 @@ fn attributes_fill_pages_of_their_own_and_no_other_snapshot_suffers() {
 }
 
 #[test]
-fn attributes_beyond_the_bound_are_told_of_every_night() {
+fn attributes_beyond_the_bound_are_reported_every_night() {
     let scene = Scene::new();
     let root = Directory {
         files: vec![(b"heavy".to_vec(), File { xattrs: heavy(1, 2_000_000), ..File::default() })],

@@ -137,7 +137,7 @@ fn a_damaged_pack_gives_what_it_has_and_the_next_snapshot_brings_back_the_rest()
     assert!(damaged.saved_chunks > 20 && (1..=3).contains(&damaged.lost_chunks), "{report:?}");
     assert_eq!(report.lost_chunks, damaged.lost_chunks);
     assert!(report.forgotten_inodes > 0 && !report.is_whole());
-    // The check tells the same files, and nothing else is wrong.
+    // The check reports the same files, and nothing else is wrong.
     let after = scene.check();
     assert_eq!(paths(&after), affected);
     assert_eq!((after.damage_count, after.lost_chunks, after.orphan_packs), (1, report.lost_chunks, 0));
@@ -240,7 +240,7 @@ fn a_catalogue_is_put_together_from_what_is_left() {
         let what = file.file_name().unwrap().display().to_string();
         let report = scene.repair(true).unwrap();
         if file == commits.last().unwrap() {
-            // Nothing tells of the snapshot any more; its tree, and with that its pack, is in the commit before.
+            // Nothing records the snapshot any more; its tree, and with that its pack, is in the commit before.
             assert!(matches!(report.catalog, CatalogOutcome::Rebuilt { .. }), "{report:?}");
             assert_eq!((report.snapshots, report.unnamed_packs, scene.exact()), (2, 0, 2));
             continue;

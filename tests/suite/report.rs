@@ -52,7 +52,7 @@ fn browse(browser: &str, home: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_page_tells_what_happened_and_loads_nothing() {
+fn the_page_reports_what_happened_and_loads_nothing() {
     let (scene, gone) = two_nights();
     let said = scene.code(0, &["report", "page.html"]);
     assert!(err(&said).contains("2 snapshots, 6 accounts"), "{}", err(&said));

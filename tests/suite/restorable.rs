@@ -1,4 +1,4 @@
-//! What a night tells of the accounts, and the snapshots that stay for their sake.
+//! What a night reports of the accounts, and the snapshots that stay for their sake.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ fn a_meta(scene: &Scene, generator: &Generator) -> PathBuf {
 }
 
 #[test]
-fn a_night_tells_what_can_be_restored_and_keeps_it() {
+fn a_night_reports_what_can_be_restored_and_keeps_it() {
     let scene = Scene::new();
     let generator = tree(&scene, 24);
     let first = night(&scene, 0);
@@ -39,7 +39,7 @@ fn a_night_tells_what_can_be_restored_and_keeps_it() {
     assert_eq!((&found["counts"]["accounts"], &found["counts"]["whole"]), (&3.into(), &3.into()));
     assert_eq!(found["sessions"]["complete"].as_u64(), Some(generator.labels().len() as u64));
     assert_eq!(found["compared_with"], Value::Null);
-    assert_eq!(status(&scene, 0), *found, "status tells the same without looking");
+    assert_eq!(status(&scene, 0), *found, "status reports the same without an analysis");
     let newest_full = generator.labels().into_iter().rfind(|label| label.starts_with("full-")).unwrap();
     assert_eq!(found["newest_full"]["label"].as_str(), Some(newest_full.as_str()));
     let source = format!("source=\"{}\"", scene.source().display());
@@ -93,7 +93,7 @@ fn a_night_tells_what_can_be_restored_and_keeps_it() {
 
     // Pages can be lost: `status` then knows nothing, and whoever needs them makes them again.
     let kept = fs::read_dir(scene.store().join("cache/ledger")).unwrap().count();
-    assert_eq!(kept, snapshots(&scene).len() - 1, "nobody has asked for the one taken by hand");
+    assert_eq!(kept, snapshots(&scene).len() - 1, "nobody has requested the one taken by hand");
     let before = status(&scene, 0);
     fs::remove_dir_all(scene.store().join("cache")).unwrap();
     fs::create_dir(scene.store().join("cache")).unwrap();
@@ -256,6 +256,6 @@ fn an_old_tree_that_is_taken_away_is_no_alarm_and_is_still_found() {
     let id = first["snapshot"]["id"].as_str().unwrap();
     let command = format!("zmreplica accounts {} --tree=8.8.15-10.0.0 --account={old}", &id[..8]);
     assert!(said.contains(&command), "{said}");
-    let told = scene.ok(&["accounts", &id[..8], "--tree", "8.8.15-10.0.0", "--account", old]);
-    assert!(told.contains("whole"), "{told}");
+    let reported = scene.ok(&["accounts", &id[..8], "--tree", "8.8.15-10.0.0", "--account", old]);
+    assert!(reported.contains("whole"), "{reported}");
 }

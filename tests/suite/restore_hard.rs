@@ -94,8 +94,8 @@ fn a_soft_limit_of_open_files_is_raised_by_every_command() {
             "snapshot" => vec!["snapshot", &place],
             _ => vec!["restore", "latest", &place],
         };
-        let told = scene.path("told");
-        let rsh = format!("sh -c 'ulimit -Sn > {}; exit 9'", told.display());
+        let reported = scene.path("reported");
+        let rsh = format!("sh -c 'ulimit -Sn > {}; exit 9'", reported.display());
         let program = scene.command();
         let mut limited = Command::new("bash");
         limited.env_clear().envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -103,8 +103,8 @@ fn a_soft_limit_of_open_files_is_raised_by_every_command() {
         limited.arg(program.get_program()).args(program.get_args()).args(&arguments).args(["--rsh", &rsh]);
         let output = limited.output().unwrap();
         assert_ne!(output.status.code(), Some(0));
-        assert_eq!(fs::read_to_string(&told).unwrap_or_default().trim(), "777", "{command}: {}", err(&output));
-        fs::remove_file(told).unwrap();
+        assert_eq!(fs::read_to_string(&reported).unwrap_or_default().trim(), "777", "{command}: {}", err(&output));
+        fs::remove_file(reported).unwrap();
     }
 }
 
@@ -118,7 +118,7 @@ fn chain(top: &Path, levels: usize, mut each: impl FnMut(&OwnedFd, usize)) {
 }
 
 #[test]
-fn a_tree_far_deeper_than_the_limit_of_open_files_comes_back() {
+fn a_tree_much_deeper_than_the_limit_of_open_files_comes_back() {
     const LEVELS: usize = 5000;
     let scene = Scene::new();
     chain(&scene.source(), LEVELS, |at, level| {
@@ -141,7 +141,7 @@ fn a_tree_far_deeper_than_the_limit_of_open_files_comes_back() {
         fifos += usize::from(rustix::fs::statat(at, "fifo", AtFlags::SYMLINK_NOFOLLOW).is_ok());
     });
     assert_eq!(fifos, LEVELS / 100);
-    // rm of coreutils goes by descriptors, too; the test's own cleaning need not.
+    // rm of coreutils uses descriptors, too; the test's own cleaning need not.
     shell(r#"rm -rf "$1"/* "$2""#, &[&scene.source(), &scene.path("target")]);
 }
 
@@ -199,7 +199,7 @@ fn an_attribute_that_does_not_fit_is_a_problem_of_its_name() {
         assert_eq!(&value[..length], b"fits", "{name}");
     }
     assert!(getxattr(target.join("big"), "user.after", &mut [0; 64][..]).is_ok());
-    // A disk that is really full is still told as such.
+    // A disk that is really full is still reported as such.
     let rest = rustix::fs::statvfs(&disk).unwrap();
     fs::write(at("more"), vec![0x55; (rest.f_bavail * rest.f_frsize) as usize + (8 << 20)]).unwrap();
     scene.snapshot();
@@ -237,7 +237,7 @@ fn write_as(path: &Path, text: &str, owner: u32, mode: u32) {
     fs::write(path, format!("{text:30}")).unwrap();
     chown(path, Some(owner), Some(owner)).unwrap();
     set_mode(path, mode);
-    // Size and time tell nothing.
+    // Size and time prove nothing.
     set_time(path, 1_500_000_000, 9);
 }
 
@@ -375,8 +375,8 @@ fn root_follows_no_link_of_a_user_to_the_destination() {
         let by_agent = ["restore", "--rsh", rsh, "--agent-path", agent, what, &remote];
         for arguments in [&["restore", what, destination][..], &by_agent] {
             let message = err(&scene.code(1, arguments));
-            let is_told = message.contains("symbolic link of user 4242") && message.contains("name the directory");
-            assert!(is_told, "{arguments:?}: {message}");
+            let is_reported = message.contains("symbolic link of user 4242") && message.contains("name the directory");
+            assert!(is_reported, "{arguments:?}: {message}");
         }
     }
     // An agent that is confined to a directory further up resolves the path itself.

@@ -95,18 +95,18 @@ fn root_restores_through_sshfs_as_a_user() {
         set_time(&scene.source().join(name), 1_500_000_000, 0);
     }
     scene.snapshot();
-    let (far, place, server) = (scene.path("far"), scene.path("sshfs"), scene.path("server"));
-    fs::create_dir(&far).unwrap();
+    let (exported, place, server) = (scene.path("exported"), scene.path("sshfs"), scene.path("server"));
+    fs::create_dir(&exported).unwrap();
     fs::create_dir(&place).unwrap();
     write_program(&server, "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n");
     let options = format!("uid={USER},gid={USER},ssh_command={}", server.display());
-    run(Command::new("sshfs").args(["-o", &options]).arg(format!("far:{}", far.display())).arg(&place));
+    run(Command::new("sshfs").args(["-o", &options]).arg(format!("far:{}", exported.display())).arg(&place));
     for round in 0..3 {
         let report = summary(&scene.code(0, &["--json", "restore", "--numeric-ids", "latest", "sshfs/target"]));
         assert_eq!(report["unguarded"], true);
         assert_eq!(report["files"], if round == 0 { 2 } else { 0 }, "{report}");
         // Nothing is left beside what was restored, and owners, links and times are there.
-        assert_rsync_finds_nothing(&scene.source(), &far.join("target"));
+        assert_rsync_finds_nothing(&scene.source(), &exported.join("target"));
     }
     unmount(&place);
 }

@@ -226,9 +226,9 @@ fn history() -> impl Strategy<Value = Vec<(SnapshotNumber, SnapshotRecord)>> {
         1 => Just(0i64),
     ];
     // Nights and weeks around the moment, or minutes within some hours of it.
-    let far = (-4_000_000..400_000i64, vec((long, 0..5u8, proptest::bool::weighted(0.1)), 1..50));
+    let distant = (-4_000_000..400_000i64, vec((long, 0..5u8, proptest::bool::weighted(0.1)), 1..50));
     let near = (-9000..3000i64, vec((300..2400i64, 0..5u8, proptest::bool::weighted(0.1)), 1..25));
-    (0..EDGES.len(), prop_oneof![far, near]).prop_map(|(edge, (before, entries))| {
+    (0..EDGES.len(), prop_oneof![distant, near]).prop_map(|(edge, (before, entries))| {
         let mut second = EDGES[edge].parse::<Timestamp>().unwrap().as_second() + before;
         let mut records = Vec::new();
         for (number, (step, source, tag)) in (0..).zip(entries) {

@@ -1,4 +1,4 @@
-//! What a confined thread can do and what not, on the kernel that runs this. Both walls hold per thread, so the others of this process judge.
+//! What a confined thread can do and what not, on the kernel that runs this. Both restrictions hold per thread, so the other threads of this process check the result.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::support::mounted::Scene;
 use serde_json::Value;
 
-/// Whatever a source is called, it neither acts on a terminal nor forges a line, in any of the commands that tell of it.
+/// Whatever a source is called, it neither acts on a terminal nor forges a line, in any of the commands that show it.
 #[test]
 fn what_leaves_only_shows_itself() {
     let hostile = "s\u{1b}[2J\u{1b}]0;t\u{7}\r\nerror: forged \u{9b}31m\u{202e}gpj\u{2066}\u{200f}\u{2028}'$(x)";

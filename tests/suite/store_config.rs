@@ -68,8 +68,8 @@ fn content(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn assert_all_refuse(scene: &Scene, commands: &[&[&str]], reason: &str) {
     let before = content(&scene.store());
     for arguments in commands {
-        let told = err(&scene.code(1, arguments));
-        assert!(told.contains(reason), "{arguments:?}: {told}");
+        let reported = err(&scene.code(1, arguments));
+        assert!(reported.contains(reason), "{arguments:?}: {reported}");
         let after = content(&scene.store());
         assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>(), "{arguments:?}");
         assert!(after == before, "{arguments:?} changed a file");
@@ -105,8 +105,8 @@ fn a_new_store_is_of_format_2_and_its_first_commit_says_the_same() {
     assert_eq!(fields_of(&scene)["features"], json!(FEATURES));
     assert_eq!(row_of(&scene), None);
     fs::write(scene.source().join("file"), "hello").unwrap();
-    let told = scene.command().args(["snapshot", "source"]).output().unwrap();
-    assert!(told.status.success() && !err(&told).contains("format"), "{}", err(&told));
+    let reported = scene.command().args(["snapshot", "source"]).output().unwrap();
+    assert!(reported.status.success() && !err(&reported).contains("format"), "{}", err(&reported));
     let mut fields = fields_of(&scene);
     fields.remove("check");
     assert_eq!(row_of(&scene), Some(json!(fields)));
@@ -160,17 +160,17 @@ fn lost_settings_are_damage_and_repair_says_what_it_did() {
             Some(bytes) => fs::write(config_of(&scene), bytes).unwrap(),
         }
         for arguments in [&["snapshots"][..], &["snapshot", "source"], &["check"], &["restore", "latest", "out"]] {
-            let told = err(&scene.code(7, arguments));
+            let reported = err(&scene.code(7, arguments));
             assert!(
-                told.contains("config.json is damaged") && told.contains("`zmreplica repair` restores it"),
-                "{told}"
+                reported.contains("config.json is damaged") && reported.contains("`zmreplica repair` restores it"),
+                "{reported}"
             );
         }
-        let told = err(&scene.code(0, &["repair"]));
-        assert!(told.contains("It was restored from the catalogue"), "{told}");
+        let reported = err(&scene.code(0, &["repair"]));
+        assert!(reported.contains("It was restored from the catalogue"), "{reported}");
         assert_eq!(fs::read(config_of(&scene)).unwrap(), good);
         let kept = bytes.is_some_and(|bytes| !bytes.is_empty());
-        assert_eq!(told.contains("config.json.damaged-"), kept, "{told}");
+        assert_eq!(reported.contains("config.json.damaged-"), kept, "{reported}");
         scene.ok(&["check"]);
         scene.snapshot();
     }
@@ -194,12 +194,12 @@ fn lost_settings_are_damage_and_repair_says_what_it_did() {
     // No store is made of what is none.
     fs::create_dir(scene.path("none")).unwrap();
     let mut command = scene.command_on(&scene.path("none"));
-    let told = command.arg("repair").output().unwrap();
-    assert_eq!(told.status.code(), Some(1));
+    let reported = command.arg("repair").output().unwrap();
+    assert_eq!(reported.status.code(), Some(1));
     assert!(
-        err(&told).contains("is not a store") && fs::read_dir(scene.path("none")).unwrap().next().is_none(),
+        err(&reported).contains("is not a store") && fs::read_dir(scene.path("none")).unwrap().next().is_none(),
         "{}",
-        err(&told)
+        err(&reported)
     );
 }
 
@@ -210,8 +210,8 @@ fn settings_of_another_store_are_found_and_put_right() {
     let other = scene.path("other");
     assert!(scene.command_on(&other).args(["-q", "init"]).status().unwrap().success());
     fs::copy(other.join("config.json"), config_of(&scene)).unwrap();
-    let told = out(&scene.code(7, &["check"]));
-    assert!(told.contains("config.json") && told.contains("does not match the catalogue"), "{told}");
+    let reported = out(&scene.code(7, &["check"]));
+    assert!(reported.contains("config.json") && reported.contains("does not match the catalogue"), "{reported}");
     scene.ok(&["repair"]);
     assert_eq!(fs::read(config_of(&scene)).unwrap(), good);
     scene.ok(&["check"]);
@@ -231,7 +231,7 @@ fn unknown_features_are_refused_and_named_by_every_command() {
     write_config(&scene, &fields);
     assert_all_refuse(&scene, &COMMANDS, "has format 3");
 
-    // The file is lost, and the catalogue, or else a commit file, tells of them.
+    // The file is lost, and the catalogue, or else a commit file, records them.
     let mut row = good.clone();
     row.remove("check");
     row.insert("features".to_owned(), json!(["condemned", "packs-2", "sources"]));
@@ -370,8 +370,8 @@ fn a_row_in_an_unknown_coding_is_never_damage() {
     assert!(changes.len() >= 3, "{changes:?}");
     for (other, good) in changes {
         locked(&scene.store(), |replica| replica.database().apply(std::slice::from_ref(&other)).unwrap());
-        let told = err(&scene.code(1, &["check"]));
-        assert!(told.contains("has a coding, which this version does not know"), "{other:?}: {told}");
+        let reported = err(&scene.code(1, &["check"]));
+        assert!(reported.contains("has a coding, which this version does not know"), "{other:?}: {reported}");
         locked(&scene.store(), |replica| replica.database().apply(&[good]).unwrap());
     }
     scene.ok(&["check"]);

@@ -70,7 +70,7 @@ pub struct Config {
     pub owner: Option<(u32, u32)>,
 }
 
-/// What trees whose state file does not tell were made with.
+/// The settings of trees whose state file does not record them.
 fn usual_weekly_new() -> f64 {
     2.0
 }

@@ -154,7 +154,7 @@ impl Generator {
         steps.filter(move |(_, s)| s.status == status).map(|(n, _)| n)
     }
 
-    /// Appends a step to the schedule and tells its number.
+    /// Appends a step to the schedule and returns its number.
     fn plan(&mut self, kind: Kind) -> usize {
         let config = &self.site.config;
         let number = self.site.steps.len();

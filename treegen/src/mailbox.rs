@@ -1,7 +1,7 @@
 //! The model of a site: accounts, their messages, and how both change from session to session.
 //!
 //! Nothing is stored. Which messages an account holds at a step follows from the seed and the list of steps, so any later
-//! step can tell what an earlier one wrote.
+//! step can know what an earlier one wrote.
 
 use crate::clock::DAY_MS;
 use crate::config::{Config, Kind, Status, Step};

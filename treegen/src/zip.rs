@@ -17,7 +17,7 @@ const FLAG_DESCRIPTOR: u16 = 1 << 3;
 /// The name is UTF-8.
 const FLAG_UTF8: u16 = 1 << 11;
 
-/// One entry, as the central directory will tell it.
+/// One entry, as the central directory will record it.
 #[derive(Debug)]
 struct Entry {
     name: Vec<u8>,
@@ -166,9 +166,9 @@ impl<W: Write> ZipWriter<W> {
     }
 
     fn central_header(&mut self, entry: &Entry) -> io::Result<()> {
-        let far = entry.offset >= 0xffff_ffff;
+        let is_zip64 = entry.offset >= 0xffff_ffff;
         let mut h = Vec::with_capacity(64 + entry.name.len());
-        let version: u16 = match (far, entry.method) {
+        let version: u16 = match (is_zip64, entry.method) {
             (true, _) => 45,
             (false, 0) => 10,
             (false, _) => 20,
@@ -183,12 +183,12 @@ impl<W: Write> ZipWriter<W> {
             h.extend_from_slice(&field.to_le_bytes());
         }
         h.extend_from_slice(&(entry.name.len() as u16).to_le_bytes());
-        h.extend_from_slice(&(if far { 12u16 } else { 0 }).to_le_bytes());
+        h.extend_from_slice(&(if is_zip64 { 12u16 } else { 0 }).to_le_bytes());
         // Comment length, disk, internal and external attributes.
         h.extend_from_slice(&[0; 10]);
         h.extend_from_slice(&(entry.offset.min(0xffff_ffff) as u32).to_le_bytes());
         h.extend_from_slice(&entry.name);
-        if far {
+        if is_zip64 {
             h.extend_from_slice(&1u16.to_le_bytes());
             h.extend_from_slice(&8u16.to_le_bytes());
             h.extend_from_slice(&entry.offset.to_le_bytes());

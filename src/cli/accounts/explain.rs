@@ -12,7 +12,7 @@ use zmreplica::zimbra::{Analysis, moved_trees};
 
 use super::super::error::{CliError, Exit};
 use super::super::{Context, text};
-use super::{AccountEvent, AccountsContext, Compared, is_whole, plan, tell_remarks};
+use super::{AccountEvent, AccountsContext, Compared, is_whole, plan, print_remarks};
 
 /// Most addresses that are offered in place of one that is not known.
 const OFFERED: usize = 8;
@@ -40,7 +40,7 @@ pub(super) fn run(
     let mut ids: Vec<String> = Vec::new();
     let mut all_well = true;
     if !context.output.json() {
-        tell_remarks(context, analysis);
+        print_remarks(context, analysis);
     }
     let moved = moved(shared, chosen, analysis, name)?;
     for analysis in std::iter::once(analysis).chain(moved.as_ref()) {
@@ -48,7 +48,7 @@ pub(super) fn run(
             ids.push(account.id.clone());
             let answer = plan(analysis, account, at);
             all_well &= if at.is_some() { answer.is_ok() } else { is_whole(account) };
-            tell(context, &chosen.record, analysis, account, at, answer.as_ref(), &mountpoint)?;
+            print_account(context, &chosen.record, analysis, account, at, answer.as_ref(), &mountpoint)?;
         }
     }
     let mut was_found = !ids.is_empty();
@@ -123,14 +123,14 @@ fn look_back(
             let what = if at.is_some() { "The time can be restored from" } else { "It was last whole in" };
             output.line("")?;
             output.line(&format!("{what} the snapshot {} of {}.", record.short_id(), text::local_time(record.time)))?;
-            tell_plan(context, &analysis, &plan, &commands)?;
+            print_plan(context, &analysis, &plan, &commands)?;
         }
         return Ok(true);
     }
     Ok(false)
 }
 
-/// Looks for the account in trees that an upgrade had moved aside in earlier snapshots, and says how to ask for it.
+/// Looks for the account in trees that an upgrade had moved aside in earlier snapshots, and says which command shows it.
 fn moved_earlier(shared: &mut AccountsContext<'_>, name: &str) -> Result<Option<CliError>, CliError> {
     let earlier: Vec<&StoredSnapshot> = shared.snapshots.iter().rev().copied().collect();
     for snapshot in earlier {
@@ -164,7 +164,7 @@ fn unknown(analysis: &Analysis, name: &str, record: &SnapshotRecord) -> CliError
     CliError::Failed(format!("No account {name} in the snapshot {} or an earlier one; {hint}", record.short_id()))
 }
 
-fn tell(
+fn print_account(
     context: &Context,
     record: &SnapshotRecord,
     analysis: &Analysis,
@@ -210,9 +210,9 @@ fn tell(
     match (answer, at) {
         (Ok(plan), Some(time)) => {
             output.line(&format!("It can be restored to {}.", text::local_time(time)))?;
-            tell_plan(context, analysis, plan, &commands)
+            print_plan(context, analysis, plan, &commands)
         }
-        (Ok(plan), None) => tell_plan(context, analysis, plan, &commands),
+        (Ok(plan), None) => print_plan(context, analysis, plan, &commands),
         (Err(Some(last)), Some(time)) => Ok(output.line(&format!(
             "It cannot be restored to {}; the last time before that can is {}.",
             text::local_time(time),
@@ -236,7 +236,7 @@ fn full_words(analysis: &Analysis, full: &FullOfAccount) -> String {
     format!("{label}: {state}, {}, {redo}", text::plural(full.messages, "message", "messages"))
 }
 
-fn tell_plan(context: &Context, analysis: &Analysis, plan: &RestorePlan, commands: &[String]) -> Result<(), CliError> {
+fn print_plan(context: &Context, analysis: &Analysis, plan: &RestorePlan, commands: &[String]) -> Result<(), CliError> {
     let output = &context.output;
     output.line(&format!("A restore to {} reads:", text::local_time(plan.time)))?;
     for read in &plan.reads {

@@ -62,7 +62,7 @@ struct AccountsContext<'a> {
     context: &'a Context,
     args: &'a AccountsArgs,
     readers: Readers,
-    /// Snapshots of the same source up to the one that is asked for, oldest first.
+    /// Snapshots of the same source up to the one that is requested, oldest first.
     snapshots: Vec<&'a StoredSnapshot>,
     ledger: Ledger<'a>,
 }
@@ -211,7 +211,7 @@ fn exit(compared: &Compared) -> Exit {
 }
 
 /// Reports what is odd about a tree as a whole.
-fn tell_remarks(context: &Context, analysis: &Analysis) {
+fn print_remarks(context: &Context, analysis: &Analysis) {
     for remark in &analysis.remarks {
         context.output.warn(&text::escape(remark.as_bytes()));
     }
@@ -226,7 +226,7 @@ fn tell_remarks(context: &Context, analysis: &Analysis) {
 }
 
 /// Reports trees that an upgrade moved aside.
-fn tell_moved(shared: &AccountsContext<'_>, view: &SnapshotView) -> Result<(), CliError> {
+fn print_moved(shared: &AccountsContext<'_>, view: &SnapshotView) -> Result<(), CliError> {
     if shared.args.tree.is_none() && !shared.context.output.json() {
         for tree in moved_trees(view)? {
             let shown = text::escape(tree.as_bytes());

@@ -62,12 +62,12 @@ pub(crate) fn lost_something(found: &Summary) -> Option<String> {
     let word = |account: &ChangedAccount| {
         format!("{} ({})", account.email, account.state.map_or("gone", |state| state.word()))
     };
-    let told: Vec<String> = found.changes.lost_something().map(word).collect();
-    (!told.is_empty()).then(|| {
+    let lost: Vec<String> = found.changes.lost_something().map(word).collect();
+    (!lost.is_empty()).then(|| {
         format!(
             "less can be restored than the night before of {}: {}. `zmreplica accounts --account ADDRESS` explains why, and how to restore one",
-            text::plural(told.len() as u64, "account", "accounts"),
-            text::first_of(told.iter().map(String::as_str))
+            text::plural(lost.len() as u64, "account", "accounts"),
+            text::first_of(lost.iter().map(String::as_str))
         )
     })
 }

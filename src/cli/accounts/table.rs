@@ -11,7 +11,7 @@ use super::super::error::CliError;
 use super::super::output::Output;
 use super::super::table::Cell;
 use super::super::{table, text};
-use super::{AccountEvent, AccountsContext, Compared, is_whole, tell_moved, tell_remarks};
+use super::{AccountEvent, AccountsContext, Compared, is_whole, print_moved, print_remarks};
 
 #[derive(Serialize)]
 struct SummaryEvent<'a> {
@@ -55,7 +55,7 @@ pub(super) fn run(
             no_longer_whole: compared.no_longer_whole.iter().map(|(_, email)| email.as_str()).collect(),
         })?);
     }
-    tell_remarks(shared.context, analysis);
+    print_remarks(shared.context, analysis);
     let rows: Vec<&Account> = rows.collect();
     if !rows.is_empty() {
         match at {
@@ -69,7 +69,7 @@ pub(super) fn run(
         text::local_time(record.time),
         format_counts(&counts(analysis))
     ));
-    tell_moved(shared, &shared.view(record)?)?;
+    print_moved(shared, &shared.view(record)?)?;
     if let (Some(with), false) = (&compared.with, compared.no_longer_whole.is_empty()) {
         let with = with.get(..8).unwrap_or(with);
         output.warn(&format!(
@@ -144,10 +144,11 @@ fn counts(analysis: &Analysis) -> StateCounts {
 
 /// Reports how many accounts there are, and how many in which state.
 pub(super) fn format_counts(counts: &StateCounts) -> String {
-    let told = counts.by_state().into_iter().filter(|(_, count)| *count > 0);
-    let told: Vec<String> = told.map(|(state, count)| format!("{} {}", text::count(count), state.word())).collect();
+    let present = counts.by_state().into_iter().filter(|(_, count)| *count > 0);
+    let described: Vec<String> =
+        present.map(|(state, count)| format!("{} {}", text::count(count), state.word())).collect();
     let all = text::plural(counts.accounts, "account", "accounts");
-    if told.is_empty() { all } else { format!("{all}: {}", told.join(", ")) }
+    if described.is_empty() { all } else { format!("{all}: {}", described.join(", ")) }
 }
 
 /// Returns the colour of a state.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use zmreplica::nightly::hooks::HookCommand;
 use zmreplica::replica::Replica;
-use zmreplica::source::exclude::Excludes;
+use zmreplica::source::exclude_patterns::ExcludePatterns;
 
 use super::values::LogTarget;
 use super::{Config, range_mistake};
@@ -253,7 +253,7 @@ fn of_this_host(config: &Config) -> Vec<String> {
             Ok(false) => {}
         }
     }
-    if let Err(error) = Excludes::new(&config.exclude, true) {
+    if let Err(error) = ExcludePatterns::new(&config.exclude, true) {
         wrong.push(format!("exclude: {error}"));
     }
     if let Some(metrics) = &config.metrics {
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mistake_is_told_and_near_misses_are_named() {
+    fn every_mistake_is_reported_and_near_misses_are_named() {
         let table: toml::Table =
             "stroe = 1\nsettle = 5\n[guard]\nchanged-share = 7\n[retention]\nkeep-dayly = 1\n[other]\nx = 1\n"
                 .parse()

@@ -273,7 +273,7 @@ mod tests {
         assert_eq!((guard.changed_share, guard.lost_share), (0.1, 0.25));
         assert_eq!(config.hooks.on_failure.unwrap().shown(), "mail root");
         assert!(parse("[retention]\nmax-unused = 5").unwrap().retention.policy().is_empty());
-        for (wrong, told) in [
+        for (wrong, reported) in [
             ("settle = '30y'", "is not a span of time"),
             ("[guard]\nchanged-share = 20", "0 to 1"),
             ("[guard]\nexpect-retention = '3 months'", "3 months"),
@@ -281,7 +281,7 @@ mod tests {
             ("[retention]\nmax-unused = 101", "0 to 100"),
             ("log = 'log.txt'", "absolute"),
         ] {
-            assert!(parse(wrong).is_err_and(|error| error.contains(told)), "{wrong}: {:?}", parse(wrong));
+            assert!(parse(wrong).is_err_and(|error| error.contains(reported)), "{wrong}: {:?}", parse(wrong));
         }
     }
 }

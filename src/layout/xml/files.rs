@@ -89,7 +89,7 @@ pub struct SessionAccount {
     pub id: String,
     /// Its address.
     pub email: String,
-    /// How the session ended for it. Without a status, or with one that is not known, the account counts as completed: its directory tells more.
+    /// How the session ended for it. Without a status, or with one that is not known, the account counts as completed: its directory says more.
     pub status: AccountStatus,
 }
 

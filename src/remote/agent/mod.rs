@@ -43,7 +43,7 @@ use crate::cause::{Cause, During, Explained};
 use crate::coding::{DecodeError, Decoder};
 use crate::ids::DictionaryId;
 use crate::sandbox;
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 use crate::source::read::{ReadRequest, stat_at};
 use crate::source::read_pool::ReadPool;
 use crate::source::scan::{Scan, ScanOptions};
@@ -65,9 +65,9 @@ const AHEAD_ENTRIES: usize = 20_000;
 /// How an agent is started.
 #[derive(Clone, Debug, Default)]
 pub struct AgentOptions {
-    /// Only this directory and what is below it may be asked for; `None` leaves it to the user's permissions.
+    /// Only this directory and what is below it may be requested; `None` leaves it to the user's permissions.
     pub root: Option<PathBuf>,
-    /// Whether a restore below the root may be asked for. Without it the agent writes nothing whatever is asked.
+    /// Whether a restore below the root may be requested. Without it the agent never writes.
     pub writable: bool,
     /// Whether an agent that only reads has the kernel confine it: the calling thread, and all that it starts later.
     pub confine: bool,
@@ -153,10 +153,10 @@ fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, AgentError> {
     serde_json::to_vec(value).map_err(|error| AgentError::Protocol(error.into()))
 }
 
-/// Decides whether the agent does what it is asked to; returns the directory, all symbolic links of its path resolved.
+/// Decides whether the agent may do what is requested; returns the directory, all symbolic links of its path resolved.
 fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let asked = Path::new(&start.root);
+    let requested = Path::new(&start.root);
     let resolve = match start.task {
         // A restore may make its destination.
         Task::Restore => resolve_to_be_made,
@@ -166,9 +166,9 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
         let cause = Explained::new(error, ". Check the path, and that this user may read it");
         AgentError::Refused(During::new(format!("Cannot use {} on {host}", start.root), cause).into())
     };
-    // What the agent is confined to comes first: where that is missing, nothing else is to blame. A run asks for the root that it started the agent with.
+    // What the agent is confined to comes first: where that is missing, nothing else is to blame. A run requests the root that it started the agent with.
     let confines = options.root.as_deref().map(|root| {
-        resolve(root).map_err(|error| match root == asked {
+        resolve(root).map_err(|error| match root == requested {
             true => refused(error),
             false => {
                 let what = format!("The agent on {host} is confined to {}, which it cannot use", root.display());
@@ -182,9 +182,9 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
     });
     let confines = confines.transpose()?;
     if start.task == Task::Restore {
-        crate::restore::refuse_foreign_link(asked).map_err(refused)?;
+        crate::restore::refuse_foreign_link(requested).map_err(refused)?;
     }
-    let real = resolve(asked).map_err(refused)?;
+    let real = resolve(requested).map_err(refused)?;
     if let Some(root) = &confines
         && !real.starts_with(root)
     {
@@ -197,8 +197,8 @@ fn begin(start: &Start, options: &AgentOptions) -> Result<PathBuf, AgentError> {
         return Err(AgentError::Refused(format!("The agent on {host} only reads").into()));
     }
     // A restore decides itself which symbolic link at the end it follows. Where the path is the very one that the agent is confined to, it may.
-    let is_confined_to_it = options.root.as_deref().is_none_or(|root| root == asked);
-    Ok(if start.task == Task::Restore && is_confined_to_it { asked.to_owned() } else { real })
+    let is_confined_to_it = options.root.as_deref().is_none_or(|root| root == requested);
+    Ok(if start.task == Task::Restore && is_confined_to_it { requested.to_owned() } else { real })
 }
 
 /// Resolves a path whose end may not be there yet.
@@ -235,7 +235,8 @@ impl Session {
                 format!("{} exclude patterns of {bytes} bytes", start.excludes.len()).into(),
             ));
         }
-        let excludes = Excludes::new(&start.excludes, false).map_err(|error| AgentError::Refused(error.into()))?;
+        let excludes =
+            ExcludePatterns::new(&start.excludes, false).map_err(|error| AgentError::Refused(error.into()))?;
         let threads = if start.threads == 0 { cores.min(4) } else { start.threads.min(THREADS_MAX) };
         let options = ScanOptions {
             excludes,
@@ -272,7 +273,7 @@ impl Session {
                 }
             };
             let bytes_per_second = self.bytes_per_second;
-            let mut told = Figures::default();
+            let mut reported = Figures::default();
             let write = move || {
                 outbox.write_all(&mut output, bytes_per_second, || {
                     let now = Figures {
@@ -280,8 +281,8 @@ impl Session {
                         files: counters.files.load(Ordering::Relaxed),
                         bytes: counters.bytes.load(Ordering::Relaxed),
                     };
-                    (now != told).then(|| {
-                        told = now;
+                    (now != reported).then(|| {
+                        reported = now;
                         now.encode()
                     })
                 });
@@ -355,7 +356,7 @@ impl Inbox<'_> {
     }
 
     fn take(&self, frame: Frame) -> Result<(), AgentError> {
-        // A receiver that is gone has told why, or is not there in a scan.
+        // A receiver that is gone has reported why, or is not there in a scan.
         match frame.kind {
             Kind::Alive => {}
             Kind::BlocksWanted => {
@@ -366,7 +367,7 @@ impl Inbox<'_> {
             }
             Kind::Reads => {
                 let requests = decode_requests(&frame.payload)?;
-                self.waiting.ask(requests.iter().map(request_bytes).sum())?;
+                self.waiting.add(requests.iter().map(request_bytes).sum())?;
                 if !requests.is_empty() {
                     drop(self.control.send(Control::Reads(requests)));
                 }
@@ -384,7 +385,7 @@ impl Inbox<'_> {
             }
             Kind::ReadApart => {
                 for request in decode_requests(&frame.payload)? {
-                    self.waiting.ask(request_bytes(&request))?;
+                    self.waiting.add(request_bytes(&request))?;
                     drop(self.apart.send(request));
                 }
             }

@@ -78,19 +78,19 @@ mod tests {
         assert_eq!(news.of(&progress, unused), None);
         // A disk that takes something, and one that does not.
         progress.syncing.store(true, Ordering::Relaxed);
-        let told = |news: &mut News, kib| news.of(&progress, || kib).is_some();
-        assert!(told(&mut news, Some(10_000)));
-        assert!(!told(&mut news, Some(10_000)));
-        assert!(told(&mut news, Some(9_000)));
+        let is_news = |news: &mut News, kib| news.of(&progress, || kib).is_some();
+        assert!(is_news(&mut news, Some(10_000)));
+        assert!(!is_news(&mut news, Some(10_000)));
+        assert!(is_news(&mut news, Some(9_000)));
         for noise in [12_000, 9_500, 9_000, 8_999] {
-            assert!(!told(&mut news, Some(noise)), "{noise}");
+            assert!(!is_news(&mut news, Some(noise)), "{noise}");
         }
-        assert!(told(&mut news, Some(8_000)));
-        assert!(!told(&mut news, None));
+        assert!(is_news(&mut news, Some(8_000)));
+        assert!(!is_news(&mut news, None));
     }
 
     #[test]
-    fn a_host_tells_what_is_unwritten() {
+    fn a_host_reports_what_is_unwritten() {
         assert!(unwritten_kib().is_some());
         let text = "Cached: 5 kB\nDirty:    12 kB\nWriteback:   30 kB\nWritebackTmp:  7 kB\n";
         assert_eq!(sum_of_unwritten(text), Some(42));

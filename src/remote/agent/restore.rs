@@ -49,7 +49,7 @@ struct Exchange {
     prefetched: Mutex<Prefetched>,
 }
 
-/// Rows that came before they were asked for.
+/// Rows that arrived before they were requested.
 #[derive(Default)]
 struct Prefetched {
     rows: HashMap<(u8, u64), Vec<u8>>,
@@ -58,7 +58,7 @@ struct Prefetched {
 }
 
 impl Exchange {
-    fn ask(&self, query: Query) -> Result<crossbeam_channel::Receiver<Reply>, String> {
+    fn send(&self, query: Query) -> Result<crossbeam_channel::Receiver<Reply>, String> {
         let gone = || "the connection to the replica is gone".to_owned();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = bounded(1);
@@ -68,7 +68,7 @@ impl Exchange {
     }
 
     fn answer(&self, query: Query) -> Result<Option<Vec<u8>>, String> {
-        match self.ask(query)?.recv() {
+        match self.send(query)?.recv() {
             Ok(Reply::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(Reply::None) => Ok(None),
             Ok(Reply::Failed(reason)) => Err(reason),
@@ -76,7 +76,7 @@ impl Exchange {
         }
     }
 
-    /// Takes a row that came ahead, and tells the other side that there is room.
+    /// Takes a prefetched row, and reports to the other side that there is room.
     fn take_prefetched(&self, table: u8, key: u64) -> Option<Vec<u8>> {
         let payload = {
             let mut prefetched = lock(&self.prefetched);
@@ -177,13 +177,13 @@ impl Backend for FarPacks {
         let failed = |reason: String| BackendError::io("read", key, std::io::Error::other(reason));
         let pack = PackId::from_key(key).ok_or_else(|| BackendError::BadKey { key: key.to_owned() })?;
         // All queries first: the answers then come in one round trip.
-        let mut asked = Vec::new();
+        let mut replies = Vec::new();
         for (at, piece) in buffer.chunks_mut(ANSWER_MAX_BYTES).enumerate() {
             let offset = offset + (at * ANSWER_MAX_BYTES) as u64;
             let query = Query::Pack(pack, offset, piece.len() as u64);
-            asked.push((self.0.ask(query).map_err(failed)?, piece));
+            replies.push((self.0.send(query).map_err(failed)?, piece));
         }
-        for (answer, piece) in asked {
+        for (answer, piece) in replies {
             match answer.recv() {
                 Ok(Reply::Bytes(bytes)) if bytes.len() == piece.len() => piece.copy_from_slice(&bytes),
                 Ok(Reply::Bytes(_)) => return Err(failed("an answer of another length".to_owned())),
@@ -208,7 +208,7 @@ impl Backend for FarPacks {
     }
 }
 
-/// Restores what the run asks for into `root`.
+/// Restores what the run requests into `root`.
 pub(super) fn serve(mut input: impl Read + Send, mut output: impl Write + Send, root: &Path) -> Result<(), AgentError> {
     let (request, dictionaries) = match read_request(&mut input) {
         Ok(read) => read,

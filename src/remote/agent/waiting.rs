@@ -32,14 +32,14 @@ pub(super) struct Waiting {
     pub(super) blocks: Offers,
     taken: AtomicU64,
     /// The reading side knows that there is something in `taken`.
-    told: AtomicBool,
+    is_reported: AtomicBool,
 }
 
 impl Waiting {
     /// Counts requests in.
-    pub(super) fn ask(&self, bytes: usize) -> Result<(), AgentError> {
+    pub(super) fn add(&self, bytes: usize) -> Result<(), AgentError> {
         if self.request_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > REQUESTS_WAITING_MAX_BYTES {
-            return Err(AgentError::Protocol("it asks for more than may wait for an answer".into()));
+            return Err(AgentError::Protocol("it requests more than may wait for an answer".into()));
         }
         Ok(())
     }
@@ -53,12 +53,12 @@ impl Waiting {
     pub(super) fn add_taken(&self, bytes: u64) -> bool {
         // What is beyond all that can be untaken is as good as all of it.
         self.taken.fetch_add(bytes.min(u64::from(u32::MAX)), Ordering::SeqCst);
-        !self.told.swap(true, Ordering::SeqCst)
+        !self.is_reported.swap(true, Ordering::SeqCst)
     }
 
     /// Returns the bytes that were taken since the last call.
     pub(super) fn take_taken(&self) -> usize {
-        self.told.store(false, Ordering::SeqCst);
+        self.is_reported.store(false, Ordering::SeqCst);
         usize::try_from(self.taken.swap(0, Ordering::SeqCst)).unwrap_or(usize::MAX)
     }
 }

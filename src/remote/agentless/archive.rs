@@ -66,7 +66,7 @@ impl<R: Read> Archive<R> {
         Archive { input, taken: 0, left: 0 }
     }
 
-    /// Lends the input, for what must be asked of it between members.
+    /// Lends the input, for calls between members.
     pub(super) fn input(&self) -> &R {
         &self.input
     }
@@ -143,7 +143,7 @@ impl<R: Read> Archive<R> {
             b'4' => Kind::BlockDevice,
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
-            _ => return Err(breach("a tar member of a kind that was not asked for")),
+            _ => return Err(breach("a tar member of a kind that was not requested")),
         };
         let name = extended.sparse_name.or(extended.path).unwrap_or_else(|| plain_name(header));
         let mtime = match extended.mtime {
@@ -176,7 +176,7 @@ impl<R: Read> Archive<R> {
             (Some(size), (Some(1), Some(0))) if kind == Kind::File && size <= i64::MAX as u64 => {
                 (size, self.regions(size)?)
             }
-            _ => return Err(breach("a sparse file in another form than was asked for")),
+            _ => return Err(breach("a sparse file in another form than was requested")),
         };
         Ok(Member { name, kind, size, mtime, rdev, target, xattrs: extended.xattrs, regions })
     }

@@ -9,7 +9,7 @@ use super::{AgentlessOptions, AgentlessTree, find};
 use crate::fuzzing::driver::{Stream, drive};
 use crate::remote::protocol::fields::PATH_MAX_BYTES;
 use crate::remote::transport::{Connection, Transport, TransportError};
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 
 /// An archive. Where a block has the magic of a header its checksum is made to fit, which no mutation hits.
 pub(crate) fn tar(bytes: &[u8]) {
@@ -65,7 +65,7 @@ pub(crate) fn words(bytes: &[u8]) {
 pub(crate) fn shell(bytes: &[u8]) {
     let options = AgentlessOptions {
         root: "/".to_owned(),
-        excludes: Excludes::default(),
+        excludes: ExcludePatterns::default(),
         cross_file_systems: bytes.len().is_multiple_of(2),
         scan_only: false,
         bytes_per_second: 0,

@@ -40,7 +40,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::remote::client::Stop;
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 
 pub use tree::AgentlessTree;
 
@@ -50,7 +50,7 @@ pub struct AgentlessOptions {
     /// The root there; relative to the user's home directory unless it begins with a slash.
     pub root: String,
     /// Names to leave out; applied here.
-    pub excludes: Excludes,
+    pub excludes: ExcludePatterns,
     /// Whether to enter directories on other file systems.
     pub cross_file_systems: bool,
     /// Whether only the scan is wanted: no extended attributes then.

@@ -47,9 +47,9 @@ pub(super) fn headers<'p>(
         match archive.next() {
             Ok(Some(member)) if found.len() < count => match path_of(&member) {
                 Some(path) => found.push((path.to_vec(), member)),
-                None => break Err(breach("a tar member that was not asked for")),
+                None => break Err(breach("a tar member that was not requested")),
             },
-            Ok(Some(_)) => break Err(breach("more tar members than were asked for")),
+            Ok(Some(_)) => break Err(breach("more tar members than were requested")),
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         }
@@ -90,7 +90,7 @@ fn stat_paths<'p>(
         let (path, now) = parsed.ok_or_else(|| shell.breach("a record of a name that none can have"))?;
         found.insert(path, Ok(now));
         if found.len() > count {
-            return Err(shell.breach("more names than were asked for"));
+            return Err(shell.breach("more names than were requested"));
         }
     }
     let said = shell.end("stat")?;
@@ -121,8 +121,8 @@ fn forget_elsewhere<'r>(
     now: &mut HashMap<Vec<u8>, Result<Now, i32>>,
 ) -> Result<(), SourceError> {
     let above = |path: &'r [u8]| memchr::memchr_iter(b'/', path).map(move |slash| &path[..slash]);
-    let moved = requests.map(|request| (request.path.as_slice(), &request.stat)).filter(|(path, asked)| {
-        matches!(now.get(*path), Some(Ok(now)) if (now.stat.ino, now.stat.dev) != (asked.ino, asked.dev))
+    let moved = requests.map(|request| (request.path.as_slice(), &request.stat)).filter(|(path, requested)| {
+        matches!(now.get(*path), Some(Ok(now)) if (now.stat.ino, now.stat.dev) != (requested.ino, requested.dev))
     });
     let moved: Vec<&[u8]> = moved.map(|(path, _)| path).collect();
     let directories: BTreeSet<&[u8]> = moved.iter().flat_map(|path| above(path)).collect();
@@ -268,7 +268,7 @@ impl Reader {
     ) -> Result<Vec<Attempt>, SourceError> {
         let single = places.len() == 1;
         let path = |place: &usize| requests[*place].path.as_slice();
-        // tar takes no sockets, and has nothing to tell of them; at a second look it may be none any more.
+        // tar skips sockets, and prints nothing of them; at a second look it may be none any more.
         let with_header = |place: &&usize| attempt > 1 || requests[**place].stat.kind != Kind::Socket;
         let mut taken: Vec<Option<Taken>> = places.iter().map(|_| None).collect();
         let mut words = None;
@@ -310,7 +310,7 @@ impl Reader {
             // Members come in the order of the names; those that tar could not read are missing.
             let found =
                 path_of(&member).and_then(|path| places[next..].iter().position(|place| requests[*place].path == path));
-            let Some(found) = found else { break Err(breach("a tar member that was not asked for")) };
+            let Some(found) = found else { break Err(breach("a tar member that was not requested")) };
             let at = next + found;
             next = at + 1;
             let request = &requests[places[at]];
@@ -417,9 +417,9 @@ impl Reader {
         };
         let Taken { member, skipped, mut delivered } = taken;
         let mut stat = Stat { rdev: member.rdev, ..now.stat };
-        let asked = &request.stat;
-        let as_scanned =
-            (stat.kind, stat.ino, stat.size, stat.mtime) == (asked.kind, asked.ino, asked.size, asked.mtime);
+        let requested = &request.stat;
+        let as_scanned = (stat.kind, stat.ino, stat.size, stat.mtime)
+            == (requested.kind, requested.ino, requested.size, requested.mtime);
         if skipped && !as_scanned {
             return Ok(Attempt::Again);
         }
@@ -479,9 +479,9 @@ fn known_content(shell: &mut Shell, requests: &[ReadRequest]) -> Result<Vec<Opti
         if !alone(&request) || looked.get(&request.path) != Some(&false) {
             return None;
         }
-        let (stat, asked) = (now.get(&request.path)?.as_ref().ok()?.stat, &request.stat);
+        let (stat, requested) = (now.get(&request.path)?.as_ref().ok()?.stat, &request.stat);
         let same = (stat.kind, stat.ino, stat.dev, stat.size, stat.mtime)
-            == (asked.kind, asked.ino, asked.dev, asked.size, asked.mtime);
+            == (requested.kind, requested.ino, requested.dev, requested.size, requested.mtime);
         same.then(|| ReadOutcome { stat, xattrs: Vec::new(), result: ReadResult::Read, read_bytes: 0 })
     });
     Ok(answers.collect())

@@ -17,7 +17,7 @@ use crate::model::{Kind, Stat, Xattr};
 use crate::source::scan::{Entry, Found, Listing, Problem};
 use crate::source::tree::{ScanEnd, SourceError};
 
-/// Listings that are asked for extended attributes together ...
+/// Listings whose extended attributes are requested together ...
 const LISTINGS_AHEAD: usize = 4096;
 /// ... unless they hold so many names.
 const ENTRIES_AHEAD: usize = 50_000;
@@ -25,7 +25,7 @@ const ENTRIES_AHEAD: usize = 50_000;
 const LISTING_MAX_BYTES: usize = 1 << 30;
 /// Most bytes of paths of directories that wait for their turn.
 const WAITING_MAX_BYTES: usize = 256 << 20;
-/// Most device nodes whose numbers are asked for; a tree with more is no backup.
+/// Most device nodes whose numbers are requested; a tree with more is no backup.
 const DEVICES_MAX: usize = 10_000;
 /// Most names of one tree, those left out included.
 const NAMES_MAX: u64 = 250_000_000;
@@ -41,7 +41,7 @@ struct Waiting {
 /// The names of a tree.
 pub(super) struct Scan {
     options: AgentlessOptions,
-    /// `None` until `find` was asked.
+    /// `None` until `find` was run.
     sorted: Option<Sorted>,
     next: Option<Record>,
     /// The next one last.
@@ -155,7 +155,7 @@ impl Scan {
             }
             if count.is_multiple_of(INTERRUPT_STEP) {
                 shell.check_interrupt()?;
-                shell.counters().far_names.store(count, std::sync::atomic::Ordering::Relaxed);
+                shell.counters().remote_names.store(count, std::sync::atomic::Ordering::Relaxed);
             }
             let parsed = find::split(&record).and_then(|(fields, path)| Some((fields, path, find::stat(fields)?)));
             let (fields, path, stat) = parsed.ok_or_else(|| shell.breach("a record of a name that none can have"))?;
@@ -166,7 +166,7 @@ impl Scan {
                 }
                 continue;
             }
-            // `find` tells a directory before what is in it.
+            // `find` prints a directory before what is in it.
             if excluded.as_ref().is_some_and(|above| path.strip_prefix(&above[..]).is_some_and(|rest| rest[0] == b'/'))
             {
                 continue;
@@ -188,7 +188,7 @@ impl Scan {
         }
         let said = shell.end("scan")?;
         self.take_complaints(&said)?;
-        let root = root.ok_or_else(|| SourceError::Lost { reason: "find told nothing of the root".into() })?;
+        let root = root.ok_or_else(|| SourceError::Lost { reason: "find printed nothing about the root".into() })?;
         self.waiting.push(Waiting { path: Vec::new(), stat: root });
         let mut sorted = sorter.finish().map_err(|error| spool_failed(&self.options, error))?;
         self.next = sorted.next().map_err(|error| spool_failed(&self.options, error))?;

@@ -25,7 +25,7 @@ const LINE_MAX_BYTES: usize = 640 << 10;
 /// Bytes read at a time.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// The script. Its words are few, and nothing that it reads is evaluated: what a hostile *replica* could ask for is to read below the root.
+/// The script. Its words are few, and nothing that it reads is evaluated: all that a hostile *replica* could do is to read below the root.
 ///
 /// `head -c` takes exactly the names that belong to a command from stdin. What a command says on stderr is kept in `e`, with its exit code in the last line, and follows the end of its
 /// answer. A `tar` that did not come to its end leaves an archive without one, so the shell ends as well.
@@ -96,11 +96,11 @@ impl Read for Metered {
             // Naps stay short, also at the lowest rate.
             most = most.min((self.bytes_per_second / 4).max(256) as usize);
         }
-        let asked = Instant::now();
+        let started = Instant::now();
         let count = loop {
             match self.inner.read(&mut buffer[..most]) {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    let waited = asked.elapsed();
+                    let waited = started.elapsed();
                     if (self.interrupted)() {
                         return Err(io::Error::other("the run is to end"));
                     }
@@ -113,7 +113,7 @@ impl Read for Metered {
             }
         };
         self.came += count as u64;
-        if let Some(reason) = self.least_rate.add(asked.elapsed(), self.came) {
+        if let Some(reason) = self.least_rate.add(started.elapsed(), self.came) {
             return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
         }
         self.counters.received_bytes.fetch_add(count as u64, Ordering::Relaxed);

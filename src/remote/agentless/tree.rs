@@ -24,7 +24,7 @@ const BATCH_REQUESTS: usize = 512;
 const BATCH_BYTES: u64 = 32 << 20;
 /// ... or names of this many bytes.
 const BATCH_NAME_BYTES: usize = 256 << 10;
-/// Most owners that are asked for by name; the others keep their numbers.
+/// Most owners whose names are looked up; the others keep their numbers.
 const OWNERS_MAX: usize = 10_000;
 /// The longest name of an owner.
 const OWNER_NAME_MAX_BYTES: usize = 256;
@@ -92,7 +92,7 @@ impl AgentlessTree {
             }
             lines += 1;
             if lines > 2 * list.len() {
-                return Err(self.shell.breach("more owners than were asked for"));
+                return Err(self.shell.breach("more owners than were requested"));
             }
         }
         let said = self.shell.end(word)?;

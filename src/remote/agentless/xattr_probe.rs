@@ -1,6 +1,6 @@
 //! Finds which names have extended attributes without reading content: what `tar -cvv -f /dev/null` prints.
 //!
-//! For `/dev/null` GNU tar opens files and asks for their attributes, but reads nothing. With `-vv` a line begins with the permissions as `ls -l` shows them, then one
+//! For `/dev/null` GNU tar opens files and reads their attributes, but not their content. With `-vv` a line begins with the permissions as `ls -l` shows them, then one
 //! character: `*` for extended attributes (ACLs among them), else a space. Then owner, size, date, time, and the name with the escapes of C.
 
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub(super) fn probe_xattrs<'p>(
         }
         lines += 1;
         if lines > count {
-            return Err(shell.breach("more names than were asked for"));
+            return Err(shell.breach("more names than were requested"));
         }
     }
     let words = TarMessages::parse(&shell.end("look")?);

@@ -26,7 +26,7 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// Notes what a request asks for.
+    /// Notes what is requested.
     pub(super) fn of(request: &ReadRequest) -> Expected {
         Expected { stat: request.stat, want: request.want, bytes: request_bytes(request) }
     }
@@ -109,9 +109,9 @@ impl AnswerCheck {
             if stat.kind == Kind::Directory {
                 return Err(breach("an answer that is a directory"));
             }
-            let asked = &expected.stat;
+            let requested = &expected.stat;
             let as_scanned = (stat.kind, stat.ino, stat.btime, stat.size, stat.mtime)
-                == (asked.kind, asked.ino, asked.btime, asked.size, asked.mtime);
+                == (requested.kind, requested.ino, requested.btime, requested.size, requested.mtime);
             let nothing_due = expected.want == Want::Attributes && as_scanned && delivered == 0;
             let length = if matches!(stat.kind, Kind::File | Kind::Symlink) { stat.size } else { 0 };
             if !nothing_due && delivered != length {

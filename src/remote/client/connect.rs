@@ -1,11 +1,11 @@
 //! Finding an agent on the remote host, or bringing one there, and the handshake with it.
 //!
 //! 1. `zmreplica` from the user's PATH there, or the path that was named. A key may be bound to an agent by `command=` in `authorized_keys`; then the
-//!    host starts that one whatever is asked for.
+//!    host starts that one whatever command is requested.
 //! 2. If there is none, or it speaks another version: the one that an earlier run uploaded, found by its hash, so that it is never an old or a damaged one.
 //! 3. If that is not there: it is uploaded, once, read back, compared, and tried.
 //!
-//! What is uploaded is a static program if there is one. Else it is this very program, for a host of the same sort has the libraries that it needs; the trial tells.
+//! What is uploaded is a static program if there is one. Else it is this very program, for a host of the same sort has the libraries that it needs; the trial run shows it.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -72,7 +72,7 @@ pub enum ConnectError {
         /// What was tried, and what to do.
         message: String,
     },
-    /// The agent does not do what is asked.
+    /// The agent refuses the request.
     #[error("{message}")]
     Refused {
         /// What it said.
@@ -87,7 +87,7 @@ impl ConnectError {
     }
 }
 
-/// A connection to an agent that has begun what it was asked for.
+/// A connection to an agent that has begun its task.
 pub struct Opened {
     /// The connection; the agent's frames come next.
     pub connection: Connection,
@@ -331,7 +331,7 @@ fn read_program(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(failed)
 }
 
-/// Returns whether a program is a 64-bit ELF file that asks for no dynamic linker: no program header of type `PT_INTERP`.
+/// Returns whether a program is a 64-bit ELF file that needs no dynamic linker: no program header of type `PT_INTERP`.
 fn is_static(bytes: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
     let number = |at: usize, length: usize| {
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn static_programs_are_told_apart() {
+    fn static_programs_are_recognized() {
         assert!(!is_static(b"#!/bin/sh\n"));
         assert!(!is_static(b"\x7fELF\x02\x01"));
         // This test is linked dynamically, unless all of the build is static.

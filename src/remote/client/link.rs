@@ -31,7 +31,7 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 const IDLE_TIMEOUTS: u32 = 6;
 /// What a frame takes in a queue beside its payload.
 const FRAME_BYTES: usize = 96;
-/// Bytes that may wait to be sent. Requests and answers to offers that may be under way, and a dictionary, are far less.
+/// Bytes that may wait to be sent. Requests and answers to offers in transit, and a dictionary, are much less.
 const OUTGOING_MAX_BYTES: usize = 64 << 20;
 /// So many bytes of a frame that is not complete are a sign of life, as a complete one is.
 const PIECE_BYTES: u64 = 64;
@@ -52,11 +52,11 @@ pub struct WireCounters {
     /// How often a connection was made.
     pub connections: AtomicU64,
     /// Names that the remote host's scan has read.
-    pub far_names: AtomicU64,
+    pub remote_names: AtomicU64,
     /// Files that the remote host has read.
-    pub far_files: AtomicU64,
+    pub remote_files: AtomicU64,
     /// Bytes that the remote host has read.
-    pub far_bytes: AtomicU64,
+    pub remote_bytes: AtomicU64,
 }
 
 /// Frames of the agent, by who takes them.
@@ -236,11 +236,11 @@ impl Link {
         self.shared.counters.waits.fetch_add(1, Ordering::Relaxed);
         let (mut moved, mut piece) = (Instant::now(), self.shared.useful());
         loop {
-            let asked = Instant::now();
+            let started = Instant::now();
             let answer = receiver.recv_timeout(TICK);
             let useful = self.shared.useful();
             let mut least_rate = self.least_rate.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(reason) = least_rate.add(asked.elapsed(), useful) {
+            if let Some(reason) = least_rate.add(started.elapsed(), useful) {
                 self.shared.fail(reason);
             }
             drop(least_rate);
@@ -279,7 +279,7 @@ impl Link {
         let reason = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let words = self.shared.control.exit_info();
         let reason: Cause = match reason {
-            // Each queue that waits is told.
+            // Each waiting queue gets the error.
             Some(reason) if words.stderr.trim().is_empty() => Box::new(reason),
             Some(reason) => Explained::new(Box::new(reason) as Cause, format!("; {words}")).into(),
             None => words.to_string().into(),
@@ -346,9 +346,9 @@ fn take_in(shared: &Shared, input: Box<dyn Read + Send>, senders: &Senders) {
             Kind::Alive => continue,
             Kind::Figures => {
                 if let Ok(figures) = Figures::decode(&frame.payload) {
-                    shared.counters.far_names.store(figures.names, Ordering::Relaxed);
-                    shared.counters.far_files.store(figures.files, Ordering::Relaxed);
-                    shared.counters.far_bytes.store(figures.bytes, Ordering::Relaxed);
+                    shared.counters.remote_names.store(figures.names, Ordering::Relaxed);
+                    shared.counters.remote_files.store(figures.files, Ordering::Relaxed);
+                    shared.counters.remote_bytes.store(figures.bytes, Ordering::Relaxed);
                 }
                 continue;
             }
@@ -361,7 +361,7 @@ fn take_in(shared: &Shared, input: Box<dyn Read + Send>, senders: &Senders) {
         };
         let bytes = held_bytes(&frame);
         if shared.under_way.fetch_add(bytes, Ordering::Relaxed) > UNDER_WAY_MAX_BYTES {
-            return shared.fail("the agent sent more than was asked for");
+            return shared.fail("the agent sent more than was requested");
         }
         if sender.send(frame).is_err() {
             return;

@@ -2,10 +2,10 @@
 //!
 //! The agent may read what is restored and no more: see `served`.
 //!
-//! Memory: what the agent asks for and does not read is bounded by `SendWindow`, what it sends by `FRAMES_AHEAD`; its queries wait meanwhile.
+//! Memory: what the agent requests and does not read is bounded by `SendWindow`, what it sends by `FRAMES_AHEAD`; its queries wait meanwhile.
 //!
-//! Time: an agent that takes nothing of what it asked for, or says nothing but that it is alive, is given up after the user's idle_timeout. The signs of life of this side count for
-//! neither. An honest agent reports figures while it does what needs no answer: it removes names, or waits for the disk. An agent that goes on to ask, or to report figures, is not
+//! Time: an agent that takes nothing of what it requested, or says nothing but that it is alive, is given up after the user's idle_timeout. The signs of life of this side count for
+//! neither. An honest agent reports figures while it does what needs no answer: it removes names, or waits for the disk. An agent that goes on to send queries, or to report figures, is not
 //! given up: the user sees how far it is, and may interrupt the restore.
 
 use std::io::{self, Read, Write};
@@ -159,7 +159,7 @@ pub fn restore_to(
             Arc::new(PrefetchingRows { served: Arc::clone(&served), out: out.clone(), window: Arc::clone(&window) });
         let ended = Arc::clone(&window);
         let walk = move || read_subtree(ahead, view, subtree, || ended.is_closed(), |_| {});
-        // Rows come later without it, when they are asked for.
+        // Without it rows come later, when they are requested.
         let _ = thread::Builder::new().spawn_scoped(scope, walk);
         let mut desk =
             Desk { replica, served: &served, out, window: &window, progress, idle_timeout, has_met_damage: false };
@@ -237,7 +237,7 @@ struct Desk<'a> {
     window: &'a SendWindow,
     progress: &'a RestoreProgress,
     idle_timeout: Duration,
-    /// Whether a row that the agent asked for is damaged. It learns that in words only, and cannot count it.
+    /// Whether a row that the agent requested is damaged. It learns that in words only, and cannot count it.
     has_met_damage: bool,
 }
 
@@ -300,7 +300,7 @@ impl Desk<'_> {
         Ok(None)
     }
 
-    /// Waits until the agent has read enough of what it asked for; `false` if the restore is interrupted.
+    /// Waits until the agent has read enough of what it requested; `false` if the restore is interrupted.
     fn wait_for_room(&self) -> Result<bool, Cause> {
         let began = Instant::now();
         while !self.window.wait_for_room(TICK) {

@@ -217,7 +217,7 @@ pub(super) enum Part {
 }
 
 /// Reads from `rows` what a restore of the subtree at `path` reads, in its order; returns `false` if `is_over` ended it. What cannot be read shows
-/// when the restore asks for it.
+/// when the restore requests it.
 pub(super) fn read_subtree(
     rows: Arc<dyn RemoteRows>,
     view: &SnapshotView,

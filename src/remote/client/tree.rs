@@ -36,7 +36,7 @@ const BLOCKS_WAITING_BYTES: usize = 32 << 20;
 /// Most bytes of events that were decoded and wait for their turn, as they count in memory. An agent that keeps to its window sends offers of 34 bytes, and holes between them, and
 /// extended attributes of one inode: less than half.
 const EVENTS_HELD_MAX_BYTES: usize = 64 << 20;
-/// Most owners of a tree whose names are asked for, of users and of groups each; the others keep their numbers.
+/// Most owners of a tree whose names are requested, of users and of groups each; the others keep their numbers.
 const OWNERS_MAX: usize = 100_000;
 /// Requests gathered for one frame.
 const REQUESTS_GATHERED: usize = 128;
@@ -103,7 +103,7 @@ pub struct RemoteTree {
     /// Requests that were not sent yet.
     gathered: VecDeque<ReadRequest>,
     /// Bytes that the requests sent take at the agent.
-    asked_bytes: usize,
+    requested_bytes: usize,
     expected: VecDeque<Expected>,
     check: AnswerCheck,
     slots: VecDeque<Slot>,
@@ -146,7 +146,7 @@ impl RemoteTree {
             inodes: 0,
             end: None,
             gathered: VecDeque::new(),
-            asked_bytes: 0,
+            requested_bytes: 0,
             expected: VecDeque::new(),
             check: AnswerCheck::default(),
             slots: VecDeque::new(),
@@ -162,7 +162,7 @@ impl RemoteTree {
         })
     }
 
-    /// Has calls that wait ask `stop` now and then whether the run is to end.
+    /// Makes calls that wait check `stop` now and then, whether the run is to end.
     pub fn stopped_by(mut self, stop: Stop) -> RemoteTree {
         self.link.stop_when(stop);
         self
@@ -205,7 +205,7 @@ impl RemoteTree {
                     let (excluded, stats) = (decoder.varint().map_err(broken)?, decoder.varint().map_err(broken)?);
                     self.end = Some(ScanEnd { problems: Vec::new(), excluded, stats });
                 }
-                _ => return Err(breach("a listing block that was not asked for")),
+                _ => return Err(breach("a listing block that was not requested")),
             }
         }
         if !answers.is_empty() {
@@ -240,12 +240,12 @@ impl RemoteTree {
 
     /// Sends requests, as many as the agent may have waiting.
     fn send_gathered(&mut self) {
-        while !self.gathered.is_empty() && self.asked_bytes < REQUESTS_AHEAD_BYTES {
+        while !self.gathered.is_empty() && self.requested_bytes < REQUESTS_AHEAD_BYTES {
             let (mut count, mut path_bytes) = (0, 0);
             for request in self.gathered.iter().take(REQUESTS_GATHERED) {
                 count += 1;
                 path_bytes += request.path.len();
-                self.asked_bytes += request_bytes(request);
+                self.requested_bytes += request_bytes(request);
                 if path_bytes >= REQUEST_BYTES {
                     break;
                 }
@@ -285,7 +285,7 @@ impl RemoteTree {
 
     fn take_chunk(&mut self, payload: &[u8], intake: &mut dyn ChunkIntake) -> Result<(), SourceError> {
         let ChunkFrame { offer, codec, stored } = ChunkFrame::get(payload).map_err(broken)?;
-        let wanted = self.wanted.remove(&offer).ok_or_else(|| breach("a chunk that was not asked for"))?;
+        let wanted = self.wanted.remove(&offer).ok_or_else(|| breach("a chunk that was not requested"))?;
         let Wanted { number, hash, length } = wanted;
         let stored = stored.to_vec();
         intake.arrive(ArrivedChunk { number, hash, plain_length: length, codec, stored })?;
@@ -297,7 +297,7 @@ impl RemoteTree {
         let (mut decoder, mut coder) = (Decoder::new(payload), StatCoder::default());
         while !decoder.is_empty() {
             if self.expected.is_empty() {
-                return Err(breach("an answer that was not asked for"));
+                return Err(breach("an answer that was not requested"));
             }
             if self.slots_bytes + self.check.held_bytes() > EVENTS_HELD_MAX_BYTES {
                 return Err(breach("more parts of answers than may wait"));
@@ -335,7 +335,7 @@ impl RemoteTree {
                 }
                 Event::Done { stat, result, read_bytes } => {
                     let expected = self.expected.pop_front().ok_or_else(|| breach("an answer too many"))?;
-                    self.asked_bytes = self.asked_bytes.saturating_sub(expected.bytes);
+                    self.requested_bytes = self.requested_bytes.saturating_sub(expected.bytes);
                     ReadEvent::Done(Box::new(self.check.end(&expected, stat, result.into(), read_bytes)?))
                 }
             };
@@ -506,7 +506,7 @@ impl SourceTree for RemoteTree {
                 // It would bring more offers, without end.
                 self.postponed_bytes += held_bytes(&frame);
                 if self.postponed_bytes > UNDER_WAY_MAX_BYTES {
-                    return Err(breach("more than was asked for, and not the chunks that were"));
+                    return Err(breach("more than was requested, and not the chunks that were"));
                 }
                 self.postponed.push_back(frame);
             }
@@ -530,7 +530,7 @@ impl SourceTree for RemoteTree {
                 return Err(breach("an answer to something else"));
             }
             let names = decode_owner_names(&frame.payload).map_err(broken)?;
-            // Only what was asked for.
+            // Only what was requested.
             all.users.extend(names.users.into_iter().filter(|(number, _)| users.binary_search(number).is_ok()));
             all.groups.extend(names.groups.into_iter().filter(|(number, _)| groups.binary_search(number).is_ok()));
         }

@@ -304,7 +304,7 @@ pub fn encode_owners<'a>(
 /// For bytes that no side writes.
 pub fn decode_owners(payload: &[u8]) -> Result<(Vec<u32>, Vec<u32>), DecodeError> {
     if payload.len() > 5 * OWNERS_MAX {
-        return Err(DecodeError("more owners than are asked for at once"));
+        return Err(DecodeError("more owners than are requested at once"));
     }
     let mut decoder = Decoder::new(payload);
     let users = (0..decoder.count()?).map(|_| decoder.varint32()).collect::<Result<_, _>>()?;

@@ -27,7 +27,7 @@
 //!
 //! A restore on the remote host has frames of its own: see [`restore`].
 //!
-//! Blocks and chunks are never sent before the other side asked for them, and only so many are offered and not answered ([`BLOCKS_AHEAD`], [`OFFERED_AHEAD_BYTES`]): this bounds the
+//! Blocks and chunks are never sent before the other side has requested them, and only so many are offered and not answered ([`BLOCKS_AHEAD`], [`OFFERED_AHEAD_BYTES`]): this bounds the
 //! memory of both sides, and neither ever stops reading its stream, so they cannot wait for each other.
 //!
 //! Neither side believes that the other one keeps to this. Whatever is decoded and kept is counted by the bytes that it takes in memory, not by the bytes in which it came (a frame
@@ -58,9 +58,9 @@ pub const OFFERED_AHEAD_BYTES: usize = 24 << 20;
 pub const EVENTS_AHEAD_BYTES: usize = 4 << 20;
 /// Bytes of read requests, as they count in memory ([`messages::request_bytes`]), that a run has with the agent and not answered.
 pub const REQUESTS_AHEAD_BYTES: usize = 8 << 20;
-/// So many of them an agent takes before it cuts the run off. Runs of earlier versions ask for all new files of one directory at once.
+/// So many of them an agent takes before it cuts the run off. Runs of earlier versions request all new files of one directory at once.
 pub const REQUESTS_WAITING_MAX_BYTES: usize = 64 << 20;
-/// Owners that are asked for in one frame.
+/// Owners that are requested in one frame.
 pub const OWNERS_ASKED: usize = 10_000;
 /// Both sides send something at least so often.
 pub const ALIVE_SECONDS: u64 = 10;
@@ -111,7 +111,7 @@ pub struct Start {
     pub bytes_per_second: u64,
 }
 
-/// What an agent may be asked to do.
+/// The tasks of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {

@@ -1,4 +1,4 @@
-//! A restore on another host: the agent there runs the very restore that would run here, and asks for the rows and bytes that it needs.
+//! A restore on another host: the agent there runs the very restore that would run here, and requests the rows and bytes that it needs.
 //!
 //! | from | kind | payload |
 //! | --- | --- | --- |
@@ -6,7 +6,7 @@
 //! | run | RestoreRequest | JSON: [`RestoreRequest`] |
 //! | agent | Query | its number (varint), then 0, table, key: a row; or 1, pack (16 bytes), offset, length: bytes of a pack |
 //! | run | Answer | number of the query, then 0: there is none; 1 and the bytes; 2 and a text: it cannot be had |
-//! | run | Prefetched | table, key, bytes: a row that will be asked for next, as far as the run can tell |
+//! | run | Prefetched | table, key, bytes: a row that will be requested next, as far as the run can tell |
 //! | agent | Taken | so many bytes of those were used or thrown away: the run stops at [`ROWS_AHEAD_BYTES`] |
 //! | agent | Figures | names done, files and bytes written; also when only what these do not show has moved, as the removal of names: a sign of progress |
 //! | agent | Report | JSON: what was done; the last frame. Or Failed |
@@ -20,7 +20,7 @@ use crate::coding::{DecodeError, Decoder, put_varint};
 use crate::restore::Overwrite;
 use crate::store::pack::PackId;
 
-/// Most bytes of rows that are sent before they are asked for, and not taken yet.
+/// Most bytes of rows that are sent before they are requested, and not taken yet.
 pub const ROWS_AHEAD_BYTES: usize = 8 << 20;
 /// Most bytes of a pack in one answer.
 pub const ANSWER_MAX_BYTES: usize = 1 << 20;

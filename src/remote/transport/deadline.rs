@@ -26,10 +26,10 @@ impl Deadline {
     pub(crate) fn start(control: Arc<dyn Control>, span: Duration) -> io::Result<Deadline> {
         let passed = Arc::new(AtomicBool::new(false));
         let (cancel, cancelled) = bounded::<()>(0);
-        let told = Arc::clone(&passed);
+        let has_passed = Arc::clone(&passed);
         let thread = std::thread::Builder::new().name("deadline".to_owned()).spawn(move || {
             if let Err(RecvTimeoutError::Timeout) = cancelled.recv_timeout(span) {
-                told.store(true, Ordering::SeqCst);
+                has_passed.store(true, Ordering::SeqCst);
                 control.abort();
             }
         })?;

@@ -80,7 +80,7 @@ pub trait Control: Send + Sync {
     fn set_silence(&self, _span: Duration) {}
 }
 
-/// How long the reads of a connection wait for a byte. It may be changed while one waits; the next one goes by it.
+/// How long the reads of a connection wait for a byte. It may be changed while one waits; it applies from the next one on.
 #[derive(Clone)]
 pub(crate) struct Silence(Arc<AtomicU64>);
 

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_told_apart() {
+    fn places_are_distinguished() {
         let place = |user: Option<&str>, host: &str, port, path: &str| {
             Some((user.map(str::to_owned), host.to_owned(), port, path.to_owned()))
         };

@@ -38,7 +38,7 @@ pub enum UploadError {
 /// # Errors
 /// See [`UploadError`].
 pub fn upload(transport: &mut dyn Transport, directory: &str, name: &str, bytes: &[u8]) -> Result<(), UploadError> {
-    // Nobody can put something in the place of a name that nobody can tell.
+    // Nobody can put something in the place of a name that nobody can guess.
     let random = getrandom::u64()
         .map_err(|error| TransportError::Refused { message: format!("This host has no random bytes: {error}") })?;
     let temporary = format!("{name}.tmp-{random:016x}");

@@ -16,7 +16,7 @@ pub const GAP_LITERAL_MAX: usize = 512;
 /// chunks, for the catalogue is not the place for bulk.
 pub const JOINED_LITERAL_MAX: usize = 1024;
 
-/// The largest file in bytes that stays one chunk when nothing in it asks to be cut.
+/// The largest file in bytes that stays one chunk when there is no reason to cut it.
 pub const WHOLE_FILE_MAX: usize = 128 << 10;
 
 /// The largest message in bytes that is parsed, and so held in memory whole. Longer ones are cut as a stream.

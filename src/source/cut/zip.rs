@@ -1,7 +1,7 @@
 //! Cuts a zip at the payloads of its entries.
 //!
 //! Zimbra writes the same messages into each full session's zips, in another order and with other headers around them.
-//! The payload is what recurs; a header is a literal. The central directory tells where payloads are, since a deflated
+//! The payload is what recurs; a header is a literal. The central directory says where payloads are, since a deflated
 //! entry's own header does not know its size. The directory is read first and on its own; then the file is read once,
 //! from its start to its end.
 

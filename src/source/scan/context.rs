@@ -11,7 +11,7 @@ use super::inodes::SeenInodes;
 use super::mounts::{FileSystems, parents_of_mounts};
 use super::node::{Node, Opened, Task};
 use crate::model::Timestamp;
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 use crate::source::stat::stat_of;
 
 /// How long before the start of a scan a change still counts as one during it: the kernel stamps changes with a
@@ -22,7 +22,7 @@ const CLOCK_SLACK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct ScanOptions {
     /// Names to leave out.
-    pub excludes: Excludes,
+    pub excludes: ExcludePatterns,
     /// Whether to enter directories on other file systems.
     pub cross_file_systems: bool,
     /// Number of scanning threads, the caller's own included: it works while it waits. 0 chooses.
@@ -33,7 +33,12 @@ pub struct ScanOptions {
 
 impl Default for ScanOptions {
     fn default() -> ScanOptions {
-        ScanOptions { excludes: Excludes::default(), cross_file_systems: false, threads: 0, ahead_entries: 200_000 }
+        ScanOptions {
+            excludes: ExcludePatterns::default(),
+            cross_file_systems: false,
+            threads: 0,
+            ahead_entries: 200_000,
+        }
     }
 }
 
@@ -55,10 +60,10 @@ pub(super) fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
-/// What reading any directory goes by, and adds to.
+/// What the reading of every directory uses, and adds to.
 pub(super) struct ScanContext {
     pub(super) root: OwnedFd,
-    pub(super) excludes: Excludes,
+    pub(super) excludes: ExcludePatterns,
     pub(super) cross_file_systems: bool,
     pub(super) counters: Arc<ScanCounters>,
     pub(super) seen: SeenInodes,

@@ -46,7 +46,7 @@ pub enum Found {
     ///
     /// The first delivered name of an inode always carries its stat. A later name without one belongs to the inode
     /// whose stat was delivered last under that number. A later name may carry a stat all the same: the same birth
-    /// time tells that it is the same inode, another one that the number went to a new file during the scan.
+    /// time shows that it is the same inode, another one that the number went to a new file during the scan.
     Inode {
         /// Number of the file system: an index into [`Scan::file_systems`](super::Scan::file_systems).
         file_system: u32,

@@ -235,7 +235,7 @@ struct Visit<'a> {
     /// Index of the directory's file system.
     on: u32,
     file_system: FileSystem,
-    /// The inode numbers of the entries tell which inodes were stat'ed before.
+    /// The inode numbers of the entries show which inodes were stat'ed before.
     trusted: bool,
     /// Every name delivers a stat, for its number may have gone to a new inode.
     every_stat: bool,

@@ -163,7 +163,7 @@ fn a_crash_loses_what_was_not_synced() {
 }
 
 #[test]
-fn the_operation_asked_for_fails() {
+fn the_chosen_operation_fails() {
     let backend = MemoryBackend::new();
     backend.fail_after(2);
     backend.put("a", &[b"1"]).unwrap();

@@ -102,7 +102,7 @@ impl Sample {
 }
 
 #[test]
-fn chunks_come_back_and_the_pack_tells_the_same() {
+fn chunks_come_back_and_the_pack_agrees() {
     let sample = small_sample();
     let reader = sample.reader();
     for (address, plain) in &sample.chunks {

@@ -80,7 +80,7 @@ fn a_page_is_believed_only_whole_and_of_its_snapshot() {
 }
 
 #[test]
-fn what_became_of_accounts_and_sessions_is_told() {
+fn what_became_of_accounts_and_sessions_is_reported() {
     use AccountState::{Behind, Lost, Whole};
     let session =
         |label: &str, state| SessionEntry { label: label.to_owned(), kind: SessionKind::Full, start: night(0), state };
@@ -202,7 +202,7 @@ fn life(nights: usize) -> impl Strategy<Value = Vec<State>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.div_ceil(8), ..ProptestConfig::default() })]
 
-    /// Night for night, over a history of which the store has only what was kept: exactly what the whole history asks for stays.
+    /// Night for night, over a history of which the store has only what was kept: exactly what the whole history requires stays.
     #[test]
     fn the_last_whole_snapshot_of_each_account_stays_for_its_time(
         lives in prop::collection::vec(life(40), 1..5),

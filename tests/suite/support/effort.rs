@@ -1,19 +1,19 @@
-//! How much the tests try: the usual amount, or what `scripts/test-long` asks for in the environment.
+//! How much the tests try: the usual amount, or what `scripts/test-long` sets in the environment.
 
 use std::env::var;
 
-fn asked(name: &str, usual: u32) -> u32 {
+fn amount(name: &str, usual: u32) -> u32 {
     var(name).map_or(usual, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
 /// Returns how many cases of a property are tried: `PROPTEST_CASES`, or the usual number.
 pub fn cases(usual: u32) -> u32 {
-    asked("PROPTEST_CASES", usual)
+    amount("PROPTEST_CASES", usual)
 }
 
 /// Returns how many processes are killed: `ZMREPLICA_TEST_KILLS`, or the usual number.
 pub fn kills(usual: u32) -> u32 {
-    asked("ZMREPLICA_TEST_KILLS", usual)
+    amount("ZMREPLICA_TEST_KILLS", usual)
 }
 
 /// Returns whether each bit of a file is to be flipped, and not only one of a byte.

@@ -128,7 +128,7 @@ impl Scene {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Returns the leases as `snapshots` tells them: snapshot, process, mount point.
+    /// Returns the leases as `snapshots` lists them: snapshot, process, mount point.
     pub fn leases(&self) -> Vec<(String, u64, String)> {
         let mut leases = Vec::new();
         for line in self.ok(&["--json", "snapshots"]).lines() {

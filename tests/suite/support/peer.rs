@@ -124,7 +124,7 @@ impl Peer {
         self.send(Kind::ScanEnds, &[0, 0]);
     }
 
-    /// A tree of one file, which the run asks for.
+    /// A tree of one file, which the run requests.
     fn one_file(&mut self, size: u64) -> Stat {
         self.listings(&[listing("", Vec::new(), vec![new_file("file", 5, size)])]);
         self.end_scan();

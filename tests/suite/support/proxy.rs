@@ -19,7 +19,7 @@ pub struct Traffic {
     pub down: AtomicU64,
     /// The connection that carries the byte of this number from the server is cut; 0 for none. Cleared by the cut.
     pub cut_at: AtomicU64,
-    /// Cuts so far.
+    /// Cuts so target_end.
     pub cuts: AtomicU64,
 }
 
@@ -37,9 +37,11 @@ impl Proxy {
         let traffic = Arc::new(Traffic::default());
         let shared = Arc::clone(&traffic);
         std::thread::spawn(move || {
-            for near in listener.incoming() {
-                let (Ok(near), Ok(far)) = (near, TcpStream::connect(("127.0.0.1", target))) else { continue };
-                for (from, to, down) in [(&near, &far, false), (&far, &near, true)] {
+            for client_end in listener.incoming() {
+                let (Ok(client_end), Ok(target_end)) = (client_end, TcpStream::connect(("127.0.0.1", target))) else {
+                    continue;
+                };
+                for (from, to, down) in [(&client_end, &target_end, false), (&target_end, &client_end, true)] {
                     let _ = from.set_nodelay(true);
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     let traffic = Arc::clone(&shared);

@@ -27,7 +27,7 @@ pub fn tree(scene: &Scene, days_ago: i64) -> Generator {
     Generator::create(&scene.source(), config, 1).unwrap()
 }
 
-/// Runs `nightly` on the source and expects an exit code; returns what it told as JSON in the end.
+/// Runs `nightly` on the source and expects an exit code; returns what it reported as JSON in the end.
 pub fn night(scene: &Scene, code: i32) -> Value {
     last(&scene.code(code, &["--json", "nightly", "source"]))
 }

@@ -110,9 +110,9 @@ fn through_a_mount_by_the_command() {
     let mut generator = Generator::create(&scene.source(), small(BlobMode::Files), 2).unwrap();
     generator.night().unwrap();
     scene.snapshot();
-    let told = scene.ok(&["--json", "drill", "--all"]);
-    let told = events(&told);
-    let summary = told.last().unwrap();
+    let reported = scene.ok(&["--json", "drill", "--all"]);
+    let reported = events(&reported);
+    let summary = reported.last().unwrap();
     assert_eq!(
         (summary["accounts"].as_u64(), summary["sound"].as_u64(), summary["faults"].as_u64()),
         (Some(7), Some(7), Some(0))
@@ -121,15 +121,16 @@ fn through_a_mount_by_the_command() {
     assert_eq!(crate::support::mounted::mounts_below(&scene.path("")), Vec::<String>::new());
     // A sample is random, and the same for the same snapshot.
     let sample = |number: &str| {
-        let told = events(&scene.ok(&["--json", "drill", "--sample", number]));
-        told.iter()
+        let reported = events(&scene.ok(&["--json", "drill", "--sample", number]));
+        reported
+            .iter()
             .filter(|event| event["event"] == "drilled")
             .map(|event| event["id"].as_str().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
     let three = sample("3");
     assert_eq!((three.len(), &sample("3"), &sample("5")[..3]), (3, &three, &three[..]));
-    let one = scene.ok(&["drill", "--account", told[0]["email"].as_str().unwrap(), "--mountpoint", "mnt"]);
+    let one = scene.ok(&["drill", "--account", reported[0]["email"].as_str().unwrap(), "--mountpoint", "mnt"]);
     assert!(one.contains("sound") && one.lines().count() == 1, "{one}");
     assert_eq!(fs::read_dir(scene.mnt()).unwrap().count(), 0, "nothing is left mounted");
     assert!(err(&scene.code(1, &["drill", "--account", "nobody"])).contains("No account nobody"));

@@ -60,10 +60,10 @@ fn a_gap_in_the_redo_logs() {
     assert_found(&analysis, ids.iter().map(|id| (id.clone(), FaultKind::RedoGap, Some(fulls[0].clone()))));
     let session = analysis.sessions.iter().find(|session| session.label == incrementals[1]).unwrap();
     assert_eq!(session.redo_absent, [SequenceRange { first: gone.sequence, last: gone.sequence }]);
-    let told = texts(&analysis);
+    let reported = texts(&analysis);
     assert!(
-        told.iter().all(|text| text.contains(&gone.sequence.to_string()) && text.contains(&incrementals[1])),
-        "{told:?}"
+        reported.iter().all(|text| text.contains(&gone.sequence.to_string()) && text.contains(&incrementals[1])),
+        "{reported:?}"
     );
     for account in &analysis.accounts {
         assert_eq!(account.state, AccountState::Whole, "what the newest full needs is there");

@@ -129,7 +129,7 @@ fn zips_that_are_gone_or_cut_short() {
 }
 
 #[test]
-fn a_shared_zip_that_is_damaged_is_told_of_its_session() {
+fn a_damaged_shared_zip_is_reported_with_its_session() {
     let mut site = Site::new(small(BlobMode::Zip));
     let label = site.fulls().pop().unwrap();
     let zip = list(&site.session(&label).join("shared_blobs")).remove(0);

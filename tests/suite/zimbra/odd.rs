@@ -140,7 +140,7 @@ fn damaged_xml_is_used_as_far_as_it_goes() {
 }
 
 #[test]
-fn trees_that_are_none_are_told_as_such() {
+fn trees_that_are_none_are_reported_as_such() {
     for make in [
         (|_: &Path| {}) as fn(&Path),
         |root| fs::write(root.join("sessions"), "a file").unwrap(),

@@ -35,7 +35,7 @@ fn a_lost_mailbox_is_found_and_restored() {
     fs::remove_dir_all(scene.source().join("sessions").join(&label)).unwrap();
     let bad = scene.suspect_snapshot();
 
-    // 1. The morning after: the table names the account, and the exit code asks for attention.
+    // 1. The morning after: the table names the account, and the exit code calls for attention.
     let table = scene.code(4, &["accounts"]);
     assert!(out(&table).lines().any(|line| line.contains(" lost ") && line.contains(&label)), "{}", out(&table));
     assert!(err(&table).contains("No longer whole"), "{}", err(&table));
@@ -182,19 +182,19 @@ fn what_is_no_address_gets_no_command_to_paste() {
     scene.snapshot();
     let listed = events(&scene.ok(&["--json", "accounts"]));
     let mut email = listed[0]["email"].as_str().unwrap().to_owned();
-    let told = |name: &str, json: &[&str]| {
+    let reported = |name: &str, json: &[&str]| {
         let name = format!("--account={name}");
         out(&scene.command().args(json).args(["accounts", &name]).output().unwrap())
     };
-    assert_eq!(told(&email, &[]).matches("zmrestore -t").count(), 2);
+    assert_eq!(reported(&email, &[]).matches("zmrestore -t").count(), 2);
     for name in ["all", "-sys", "-a@example.com", "b@example.com all"] {
         let replaced = format!("s|email=\"{email}\"|email=\"{name}\"|g");
         shell(r#"find "$1" -name '*.xml' -exec sed -i "$2" {} +"#, &[&scene.source(), Path::new(&replaced)]);
         scene.snapshot();
-        let text = told(name, &[]);
+        let text = reported(name, &[]);
         assert!(text.contains(": whole") && text.contains("No command is shown"), "{name}: {text}");
         assert!(!text.contains("zmrestore -"), "{name}: {text}");
-        let event = &events(&told(name, &["--json"]))[0];
+        let event = &events(&reported(name, &["--json"]))[0];
         assert_eq!(event["email"], name);
         assert_eq!(event["restore"]["commands"].as_array().map(Vec::len), Some(0), "{event}");
         email = name.to_owned();

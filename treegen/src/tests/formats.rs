@@ -63,7 +63,7 @@ fn zips_are_valid_and_shuffled_while_payloads_stay() {
 }
 
 #[test]
-fn zip64_records_serve_many_entries_and_far_offsets() {
+fn zip64_records_serve_many_entries_and_large_offsets() {
     use std::io::{Seek as _, SeekFrom};
     let home = TempDir::new().unwrap();
     let many = home.path().join("many.zip");
@@ -73,8 +73,8 @@ fn zip64_records_serve_many_entries_and_far_offsets() {
         zip.stored(&n.to_string(), time, b"").unwrap();
     }
     zip.finish().unwrap().into_inner().unwrap();
-    let far = home.path().join("far.zip");
-    let mut file = fs::File::create(&far).unwrap();
+    let large_offset = home.path().join("far.zip");
+    let mut file = fs::File::create(&large_offset).unwrap();
     file.seek(SeekFrom::Start(5 << 30)).unwrap();
     let mut zip = ZipWriter::starting_at(file, 5 << 30);
     zip.stored("one", time, b"behind a hole").unwrap();
@@ -82,7 +82,7 @@ fn zip64_records_serve_many_entries_and_far_offsets() {
     zip.finish().unwrap();
     let lines = python(
         "import sys, zipfile\nfor p in sys.argv[1:]:\n z = zipfile.ZipFile(p)\n print(len(z.infolist()), z.read(z.infolist()[0]), z.read(z.infolist()[1]))",
-        &[many, far],
+        &[many, large_offset],
     );
     assert_eq!(lines, ["65540 b'' b''", "2 b'behind a hole' b''"]);
 }

@@ -1,4 +1,4 @@
-//! Host keys: known ones are asked for first; unknown, changed and revoked ones are refused with the remedy.
+//! Host keys: known ones are requested first; unknown, changed and revoked ones are refused with the remedy.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ impl KnownKeys {
         Ok(KnownKeys { files: paths.into_iter().map(read).collect::<Result<_, _>>()? })
     }
 
-    /// Returns the algorithms to ask the host for, those of its known keys first: else a known host that has another key too would look unknown.
+    /// Returns the algorithms to request, those of the known keys first: else a known host that has another key too would look unknown.
     pub(super) fn algorithms(&self, host: &str, port: u16) -> String {
         let mut known: Vec<&str> = Vec::new();
         for kind in self.files.iter().flat_map(|(_, file)| file.types(host, port)) {

@@ -49,8 +49,8 @@ pub(super) fn authenticate(
     let files: Vec<PathBuf> = match key_file {
         Some(file) => vec![file.to_owned()],
         None => {
-            if let Some(told) = by_agent(session, user) {
-                tried.push(told);
+            if let Some(failure) = by_agent(session, user) {
+                tried.push(failure);
             }
             let directory = ssh_directory();
             let usual = USUAL_FILES.iter().filter_map(|name| Some(directory.as_ref()?.join(name)));
@@ -103,8 +103,8 @@ fn by_agent(session: &Session, user: &str) -> Option<String> {
 fn by_file(session: &Session, user: &str, file: &Path, passphrase: &Passphrase) -> Result<(), Cause> {
     let text = std::fs::read(file).map_err(|error| During::new("cannot be read", error))?;
     let word = if is_encrypted(&text) {
-        let ask = passphrase.0.as_ref();
-        let word = ask.and_then(|ask| ask(file));
+        let source = passphrase.0.as_ref();
+        let word = source.and_then(|source| source(file));
         Some(word.ok_or("it is encrypted, and no passphrase is set: use ssh-agent, or ZMREPLICA_SSH_PASSPHRASE")?)
     } else {
         None
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn encrypted_keys_are_told_apart() {
+    fn encrypted_keys_are_recognized() {
         let head = "-----BEGIN OPENSSH PRIVATE KEY-----\n";
         assert!(!is_encrypted(format!("{head}b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ\n").as_bytes()));
         assert!(is_encrypted(format!("{head}b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAG\n").as_bytes()));

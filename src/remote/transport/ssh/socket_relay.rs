@@ -27,10 +27,10 @@ struct State {
 
 impl State {
     /// Notes the end of the network, and wakes whoever waits for the pair.
-    fn end(&self, reason: Cause, far: &UnixStream) {
+    fn end(&self, reason: Cause, relay_end: &UnixStream) {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| Arc::from(reason));
         if !self.established.load(Ordering::SeqCst) {
-            let _ = far.shutdown(Shutdown::Both);
+            let _ = relay_end.shutdown(Shutdown::Both);
         }
         // Fails only when the counter is at its end, and then it wakes all the same.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
@@ -41,7 +41,7 @@ impl State {
 pub(super) struct SocketRelay {
     near: UnixStream,
     /// Kept open, for the library must not see an end that the network's is not.
-    _far: UnixStream,
+    _relay_end: UnixStream,
     tcp: TcpStream,
     state: Arc<State>,
 }
@@ -49,13 +49,13 @@ pub(super) struct SocketRelay {
 impl SocketRelay {
     /// Starts to carry; also returns the end for the library.
     pub(super) fn start(tcp: TcpStream) -> io::Result<(SocketRelay, UnixStream)> {
-        let (near, far) = UnixStream::pair()?;
+        let (near, relay_end) = UnixStream::pair()?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let state = Arc::new(State { established: AtomicBool::new(false), ended: Mutex::default(), wake });
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
         };
-        let (mut from, mut to, shared) = (tcp.try_clone()?, far.try_clone()?, Arc::clone(&state));
+        let (mut from, mut to, shared) = (tcp.try_clone()?, relay_end.try_clone()?, Arc::clone(&state));
         spawn(
             "wire-in",
             Box::new(move || {
@@ -63,7 +63,7 @@ impl SocketRelay {
                 shared.end(ended.err().map_or_else(|| "the remote host ended it".into(), Cause::from), &to);
             }),
         )?;
-        let (mut from, mut to, shared) = (far.try_clone()?, tcp.try_clone()?, Arc::clone(&state));
+        let (mut from, mut to, shared) = (relay_end.try_clone()?, tcp.try_clone()?, Arc::clone(&state));
         spawn(
             "wire-out",
             Box::new(move || {
@@ -75,7 +75,7 @@ impl SocketRelay {
             }),
         )?;
         let library = near.try_clone()?;
-        Ok((SocketRelay { near, _far: far, tcp, state }, library))
+        Ok((SocketRelay { near, _relay_end: relay_end, tcp, state }, library))
     }
 
     /// From now on what has arrived is handed over even when the network breaks. If it has broken already, the library sees the end.

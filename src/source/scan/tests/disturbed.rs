@@ -58,7 +58,7 @@ impl Drop for Mounted {
 }
 
 #[test]
-fn stops_at_mount_points_unless_told_to_cross() {
+fn stops_at_mount_points_unless_set_to_cross() {
     let root = tree();
     let inside = root.path().join("b/mounted here");
     std::fs::create_dir_all(&inside).unwrap();
@@ -101,7 +101,7 @@ fn stops_at_mount_points_unless_told_to_cross() {
 }
 
 #[test]
-fn tells_a_new_inode_under_a_used_number() {
+fn recognizes_a_new_inode_under_a_used_number() {
     let root = tree();
     for directory in ["a", "z"] {
         std::fs::create_dir(root.path().join(directory)).unwrap();

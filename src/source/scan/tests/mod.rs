@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::{Kind, Stat, Xattr};
-use crate::source::exclude::Excludes;
+use crate::source::exclude_patterns::ExcludePatterns;
 
 /// Lets the clock step away from the tree just made, so that it counts as unchanged during the scan.
 fn let_clock_step() {
@@ -260,7 +260,7 @@ fn goes_deeper_than_the_longest_path() {
 }
 
 #[test]
-fn tells_all_kinds_apart() {
+fn distinguishes_all_kinds() {
     let root = tree();
     let directory = std::fs::File::open(root.path()).unwrap();
     mknodat(&directory, "fifo", FileType::Fifo, Mode::from(0o640), 0).unwrap();
@@ -293,7 +293,7 @@ fn leaves_out_what_is_excluded() {
         std::fs::create_dir_all(root.path().join(directory)).unwrap();
         std::fs::write(root.path().join(directory).join("core"), b"").unwrap();
     }
-    let excludes = Excludes::new(&["core".to_owned(), "/tmp/*/".to_owned()], true).unwrap();
+    let excludes = ExcludePatterns::new(&["core".to_owned(), "/tmp/*/".to_owned()], true).unwrap();
     let running = Scan::start(root.path(), ScanOptions { excludes, ..with_threads(2) }).unwrap();
     let counters = running.counters();
     let paths: Vec<_> = names(&drain(running)).into_keys().collect();
