@@ -135,7 +135,7 @@ print(json.dumps(result))
 
 
 def reader(what, root, names, **more):
-    """Reads files below a root, and returns what there is to tell, with the seconds it took."""
+    """Reads files below a root, and returns what was found, with the seconds it took."""
     job = json.dumps({"what": what, "paths": [f"{root}/{name}" for name in names], **more})
     command = [sys.executable, "-I", "-X", "utf8", "-c", READER]
     done = ran(command, shown=f"reading ({what})", input=job, timeout=READ_LIMIT)
@@ -171,7 +171,7 @@ class Program:
     def create(self):
         """Makes the empty store."""
 
-    def ask(self, *command):
+    def checked(self, *command):
         """Runs a command in the program's environment; it must not fail."""
         ran(command, self.environment)
 
@@ -194,7 +194,7 @@ class Zmreplica(Program):
     binary = None
 
     def create(self):
-        self.ask(self.binary, "-q", "--store", self.store, "init")
+        self.checked(self.binary, "-q", "--store", self.store, "init")
 
     def command(self, tree):
         return [self.binary, "-q", "--store", self.store, "snapshot", tree]
@@ -209,7 +209,7 @@ class Restic(Program):
 
     def create(self):
         self.environment = {"RESTIC_PASSWORD": "benchmark", "RESTIC_CACHE_DIR": str(self.home / "cache")}
-        self.ask("restic", "-q", "-r", self.store, "init", "--repository-version", "2")
+        self.checked("restic", "-q", "-r", self.store, "init", "--repository-version", "2")
 
     def command(self, tree):
         return ["restic", "-q", "-r", self.store, "backup", "--ignore-ctime", tree]
@@ -228,7 +228,7 @@ class Borg(Program):
             "BORG_BASE_DIR": str(self.home / "base"),
             "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
         }
-        self.ask("borg", "init", "--encryption", "none", self.store)
+        self.checked("borg", "init", "--encryption", "none", self.store)
 
     def command(self, tree):
         self.count += 1
@@ -250,7 +250,7 @@ class Rustic(Program):
             "XDG_CACHE_HOME": str(self.home / "cache"),
             "XDG_CONFIG_HOME": str(self.home / "config"),
         }
-        self.ask("rustic", "--log-level", "error", "-r", self.store, "init", "--set-compression", "3")
+        self.checked("rustic", "--log-level", "error", "-r", self.store, "init", "--set-compression", "3")
 
     def command(self, tree):
         return ["rustic", "--log-level", "error", "-r", self.store, "backup", "--ignore-ctime", tree]
@@ -279,7 +279,7 @@ def children():
 
 
 def is_mounted(point):
-    """Whether something is mounted there; asks the kernel's table, not the mount, which may hang."""
+    """Whether something is mounted there; reads the kernel's table, not the mount, which may hang."""
     lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     return str(point) in (line.split()[4].replace("\\040", " ") for line in lines)
 
@@ -318,7 +318,7 @@ class Mount:
             watchdog.cancel()
 
     def answers(self):
-        """Looks for the tree in the mount, and tells whether its root could be listed."""
+        """Looks for the tree in the mount, and returns whether its root could be listed."""
         if not is_mounted(self.point):
             return False
         for inside in self.program.inside:
@@ -406,7 +406,7 @@ def apt_install(*packages):
 
 
 def build(options):
-    """Builds zmreplica and zmtreegen unless it is told where they are."""
+    """Builds zmreplica and zmtreegen unless it is given where they are."""
     if options.bin is None:
         note("building zmreplica")
         subprocess.run(["cargo", "build", "--release", "--locked", "--workspace", "--quiet"], cwd=PROJECT, check=True)
@@ -514,7 +514,7 @@ def machine(work):
 
 
 def made_by():
-    """Tells the command line, the revision if it is known, and the day."""
+    """Returns the command line, the revision if it is known, and the day."""
     revision = ""
     with contextlib.suppress(Exception):
         revision = " at " + output_of("git", "-C", str(PROJECT), "rev-parse", "--short=12", "HEAD", stderr=subprocess.DEVNULL)
