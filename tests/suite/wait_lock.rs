@@ -66,7 +66,7 @@ fn scene() -> Scene {
         scene.source().display(),
         scene.path("metrics").display(),
         scene.path("log").display(),
-        scene.path("told").display(),
+        scene.path("reported").display(),
     );
     fs::write(scene.path("config.toml"), settings).unwrap();
     scene
@@ -90,8 +90,8 @@ fn two_nights_at_once_run_one_after_the_other() {
     assert_eq!(snapshots(&scene).len(), 2);
     let log = fs::read_to_string(scene.path("log")).unwrap();
     assert_eq!((log.matches(WAITING).count(), log.matches("for the other run").count()), (2, 2), "{log}");
-    let told: serde_json::Value = serde_json::from_slice(&fs::read(scene.path("told")).unwrap()).unwrap();
-    assert!(told["lock_wait_ms"].as_u64().unwrap() > 0, "{told}");
+    let reported: serde_json::Value = serde_json::from_slice(&fs::read(scene.path("reported")).unwrap()).unwrap();
+    assert!(reported["lock_wait_ms"].as_u64().unwrap() > 0, "{reported}");
     let metrics = fs::read_to_string(scene.path("metrics")).unwrap();
     let seconds =
         metrics.lines().find_map(|line| line.strip_prefix("zmreplica_last_run_duration_seconds{phase=\"lock\"} "));
@@ -105,7 +105,7 @@ fn a_wait_that_is_over_ends_with_code_5() {
     let held = locks::open(&scene.store());
     let said = err(&scene.code(5, &["--wait-lock", "1s", "pin", "latest"]));
     assert!(said.contains("at most 1.0 s") && said.contains("Wait for it to end; nothing was changed"), "{said}");
-    // Nobody waits without being asked to, but for a night.
+    // Nobody waits without the option, except a night.
     for arguments in [&["pin", "latest"][..], &["snapshot", "source"], &["nightly", "source", "--wait-lock", "0"]] {
         let said = err(&scene.code(5, arguments));
         assert!(!said.contains(WAITING) && said.contains("--wait-lock"), "{said}");
