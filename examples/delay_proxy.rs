@@ -1,6 +1,7 @@
 //! Carries TCP connections to a port of this host, each byte later by a given time: a distant network for benchmarks.
 //!
-//! `delay_proxy LISTEN_PORT TARGET_PORT MILLISECONDS`; the time is for one way, half of a round trip. Prints the bytes carried, up and down, when its stdin ends.
+//! `delay_proxy LISTEN_PORT TARGET_PORT MILLISECONDS`; the time is for one way, half of a round trip. Prints the bytes carried, up and down, when its stdin
+//! ends.
 
 #[path = "../tests/suite/support/proxy.rs"]
 mod proxy;

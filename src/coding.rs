@@ -9,7 +9,8 @@
 
 use std::io::{BufRead, Read};
 
-/// No row of a catalogue (chunk, object, link group, pack, snapshot, commit) has this number or a higher one. Whoever keeps something for each number can rely on it.
+/// No row of a catalogue (chunk, object, link group, pack, snapshot, commit) has this number or a higher one. Whoever keeps something for each number can rely
+/// on it.
 pub const NUMBER_LIMIT: u64 = 1 << 36;
 
 /// What a compressed file of any length may unfold to, in bytes.

@@ -1,7 +1,7 @@
 //! The numbers of rows, each kind a type of its own, so that one cannot be taken for another.
 //!
-//! On disk and in messages they are varints, in JSON plain numbers. [`NUMBER_LIMIT`](crate::coding::NUMBER_LIMIT) bounds every number that is decoded; the key of a row is taken as it is, for the row's
-//! check value covers it.
+//! On disk and in messages they are varints, in JSON plain numbers. [`NUMBER_LIMIT`](crate::coding::NUMBER_LIMIT) bounds every number that is decoded; the key
+//! of a row is taken as it is, for the row's check value covers it.
 
 use std::fmt;
 use std::num::NonZeroU32;

@@ -78,8 +78,8 @@ pub struct Xattr {
     pub value: Box<[u8]>,
 }
 
-/// Most memory of all extended attributes of one inode that a snapshot keeps, in bytes; see [`held_bytes`]. Some file systems (tmpfs, XFS) let any user give one file
-/// hundreds of megabytes of them.
+/// Most memory of all extended attributes of one inode that a snapshot keeps, in bytes; see [`held_bytes`]. Some file systems (tmpfs, XFS) let any user give
+/// one file hundreds of megabytes of them.
 pub const XATTRS_MAX_BYTES: usize = 1 << 20;
 
 /// The same for the directory at the top of a source: its attributes stand in the snapshot's record, which is read often, and is transferred whole.
@@ -90,8 +90,8 @@ pub fn held_bytes(xattrs: &[Xattr]) -> usize {
     xattrs.iter().map(Xattr::held_bytes).sum()
 }
 
-/// Keeps extended attributes within `most` bytes of memory. Returns whether they were: if not, those of users (`user.`) go, so that lists of access rights stay, and
-/// of what is still too much then the rest.
+/// Keeps extended attributes within `most` bytes of memory. Returns whether they were: if not, those of users (`user.`) go, so that lists of access rights
+/// stay, and of what is still too much then the rest.
 pub fn bound_xattrs(xattrs: &mut Vec<Xattr>, most: usize) -> bool {
     if held_bytes(xattrs) <= most {
         return true;

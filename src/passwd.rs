@@ -1,7 +1,7 @@
 //! Names and numbers of this host's users and groups.
 //!
-//! Names are looked up through the C library, which may know them from a directory service. A statically linked program cannot use it (the library would load the host's plug-ins, of
-//! whatever version they are), and reads `/etc/passwd` and `/etc/group` itself.
+//! Names are looked up through the C library, which may know them from a directory service. A statically linked program cannot use it (the library would load
+//! the host's plug-ins, of whatever version they are), and reads `/etc/passwd` and `/etc/group` itself.
 
 /// Returns the name of a user.
 pub fn user_name(uid: u32) -> Option<String> {

@@ -175,7 +175,8 @@ pub(crate) fn has_catalog(path: &Path) -> Result<bool, ReplicaError> {
     file.try_exists().map_err(io_error("Cannot look at", &file))
 }
 
-/// Puts a new catalogue in place of the one that is there, which is kept under another name. There is a catalogue at every moment, and after an error it is the old one.
+/// Puts a new catalogue in place of the one that is there, which is kept under another name. There is a catalogue at every moment, and after an error it is the
+/// old one.
 fn replace_catalog(path: &Path, fresh: &Path) -> Result<(), ReplicaError> {
     let current = path.join(CATALOG);
     let kept = if has_catalog(path)? { Some(keep(path, &current)?) } else { None };
@@ -461,8 +462,8 @@ impl LockedReplica {
         self.waited
     }
 
-    /// Returns the format that the store had, when it was of an earlier one, or had fewer features, and was raised at opening. Versions that do not know what it
-    /// has now refuse it.
+    /// Returns the format that the store had, when it was of an earlier one, or had fewer features, and was raised at opening. Versions that do not know what
+    /// it has now refuse it.
     pub fn raised_from(&self) -> Option<u32> {
         self.before.as_ref().map(|before| before.format)
     }

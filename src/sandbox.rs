@@ -1,13 +1,13 @@
 //! A thread that reads one tree and does nothing else: the kernel sees to it.
 //!
-//! The agent of a pull takes requests from another host. Its code opens nothing outside of its root and writes nothing, and in case that code is wrong, two walls of
-//! the kernel stand behind it. *Landlock* lets the thread open files and directories below the root for reading, and the table of mounts; nothing else can be opened, made, run or
-//! connected to. *seccomp* refuses the calls that make sockets, run programs, change the system, or change files in ways that Landlock leaves alone (modes, owners, attributes,
-//! times). Both hold for the calling thread and all that it starts later, forever.
+//! The agent of a pull takes requests from another host. Its code opens nothing outside of its root and writes nothing, and in case that code is wrong, two
+//! walls of the kernel stand behind it. *Landlock* lets the thread open files and directories below the root for reading, and the table of mounts; nothing else
+//! can be opened, made, run or connected to. *seccomp* refuses the calls that make sockets, run programs, change the system, or change files in ways that
+//! Landlock leaves alone (modes, owners, attributes, times). Both hold for the calling thread and all that it starts later, forever.
 //!
-//! The walls are there for paths that lead to the wrong place and for mistakes in this program's code. They do not hold code of a stranger that runs in the process: threads that
-//! started before share its memory and are not confined. Nor does the filter see what `openat2` opens, for its flags lie in memory: where there is no Landlock, it may open for
-//! writing.
+//! The walls are there for paths that lead to the wrong place and for mistakes in this program's code. They do not hold code of a stranger that runs in the
+//! process: threads that started before share its memory and are not confined. Nor does the filter see what `openat2` opens, for its flags lie in memory: where
+//! there is no Landlock, it may open for writing.
 //!
 //! A kernel without one of them, or a processor that the filter does not know, is no reason not to serve: what is enforced is returned.
 
@@ -126,9 +126,11 @@ fn writing(argument: u8) -> Result<Vec<SeccompRule>, seccompiler::BackendError> 
     flags.into_iter().map(rule).collect()
 }
 
-/// Returns the rules that match an `ioctl` by which a file that is open for reading, or its file system, is changed. The numbers are those of the processors that the filter knows.
+/// Returns the rules that match an `ioctl` by which a file that is open for reading, or its file system, is changed. The numbers are those of the processors
+/// that the filter knows.
 fn changing_files() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    // FS_IOC_SETFLAGS for programs of 64 and 32 bits, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, FS_IOC_ENABLE_VERITY, FS_IOC_SET_ENCRYPTION_POLICY, FIFREEZE, FITHAW, FITRIM.
+    // FS_IOC_SETFLAGS for programs of 64 and 32 bits, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, FS_IOC_ENABLE_VERITY, FS_IOC_SET_ENCRYPTION_POLICY, FIFREEZE,
+    // FITHAW, FITRIM.
     let requests: [u64; 9] = [
         0x4008_6602,
         0x4004_6602,

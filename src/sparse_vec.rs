@@ -1,7 +1,8 @@
 //! A vector of small values, indexed by row numbers, that takes no memory for large gaps.
 //!
 //! Numbers come from decoded rows and caches, which may be forged. A plain vector up to the highest of them could need more memory than there is. Here a number
-//! takes one page of [`PAGE`] values, and 8 bytes for each page below it: 128 MiB up to [`NUMBER_LIMIT`](crate::coding::NUMBER_LIMIT), which every decoder enforces.
+//! takes one page of [`PAGE`] values, and 8 bytes for each page below it: 128 MiB up to [`NUMBER_LIMIT`](crate::coding::NUMBER_LIMIT), which every decoder
+//! enforces.
 
 /// Values in a page.
 const PAGE: u64 = 4096;

@@ -2,8 +2,8 @@
 //!
 //! A tree never changes while it is served, so the kernel may keep every answer for as long as it likes: it requests each thing once, and a
 //! second look at a file or a directory does not reach the server at all. The crate knows nothing of stores, snapshots or chunks: whoever has a tree implements
-//! [`ImmutableTree`] and checks the implementation in its tests with `check_contract` (feature `testing`); [`TreeServer`] answers the kernel from it, and [`mount`]
-//! gives it a place. The server can be tried without a mount: what it answers is a function of the tree.
+//! [`ImmutableTree`] and checks the implementation in its tests with `check_contract` (feature `testing`); [`TreeServer`] answers the kernel from it, and
+//! [`mount`] gives it a place. The server can be tried without a mount: what it answers is a function of the tree.
 //!
 //! Architecture invariant: errors become error numbers in one place, [`TreeError`], and the kernel's in [`server`](TreeServer).
 
@@ -219,8 +219,8 @@ pub trait ImmutableTree: Send + Sync {
     /// [`Errno::NOTDIR`] when the inode is no directory, [`Errno::NOENT`] when it was never handed out.
     fn parent(&self, directory: u64) -> Result<u64, TreeError>;
 
-    /// Returns a number that distinguishes the inode from whatever has the same inode number in another tree. The kernel hands out handles of both, as a server of
-    /// NFS keeps them: where the generation differs, an old one is stale. The kernel itself sets that of the root, to 0, and this is not called for it.
+    /// Returns a number that distinguishes the inode from whatever has the same inode number in another tree. The kernel hands out handles of both, as a server
+    /// of NFS keeps them: where the generation differs, an old one is stale. The kernel itself sets that of the root, to 0, and this is not called for it.
     fn generation(&self, _inode: u64) -> u32 {
         0
     }

@@ -1,4 +1,5 @@
-//! Hands what libFuzzer makes to one of the targets in `zmreplica::fuzzing`, which the environment variable `ZMREPLICA_FUZZ_TARGET` names. `scripts/fuzz` starts it.
+//! Hands what libFuzzer makes to one of the targets in `zmreplica::fuzzing`, which the environment variable `ZMREPLICA_FUZZ_TARGET` names. `scripts/fuzz`
+//! starts it.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -167,8 +167,8 @@ pub fn list_superseded(backend: &dyn Backend, checkpoint: CommitNumber) -> Resul
 /// one, nothing is deleted. The caller holds the store's lock.
 ///
 /// # Errors
-/// [`CatalogDamage::File`](super::CatalogDamage::File) when no such checkpoint is whole, its parts included: what it took the place of is all that there is, and stays. Fails, too,
-/// when something cannot be deleted; what is left means nothing.
+/// [`CatalogDamage::File`](super::CatalogDamage::File) when no such checkpoint is whole, its parts included: what it took the place of is all that there is,
+/// and stays. Fails, too, when something cannot be deleted; what is left means nothing.
 pub fn delete_superseded(backend: &dyn Backend, checkpoint: CommitNumber) -> Result<u64, CatalogError> {
     let doomed = list_superseded(backend, checkpoint)?;
     if doomed.is_empty() || whole_since(backend, checkpoint)?.is_none() {

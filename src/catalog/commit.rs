@@ -16,8 +16,8 @@
 //! A change is a table number and an operation in one byte (`table << 1 | delete`), then the key (varint, or 32 bytes
 //! for an index), then for a put the payload (length, bytes) or the number (varint).
 //!
-//! The body is decompressed and decoded a batch at a time, and may unfold only so far ([`expansion_limit`]): memory is 16 MiB of batch and the largest row. A commit that
-//! would be beyond that is refused before it is written.
+//! The body is decompressed and decoded a batch at a time, and may unfold only so far ([`expansion_limit`]): memory is 16 MiB of batch and the largest row. A
+//! commit that would be beyond that is refused before it is written.
 //!
 //! Packs are durable before the commit file, the commit file before the database's transaction. A crash between the
 //! last two leaves a commit file that the database has not seen: it is applied at the next open for writing.

@@ -101,8 +101,8 @@ impl CatalogDatabase {
         })
     }
 
-    /// Opens an existing database for reading whose writer died and that cannot be repaired where it is, on a full disk or one that is read only: it is repaired in memory. `lock`, the
-    /// store's lock, is held as long as it is read.
+    /// Opens an existing database for reading whose writer died and that cannot be repaired where it is, on a full disk or one that is read only: it is
+    /// repaired in memory. `lock`, the store's lock, is held as long as it is read.
     ///
     /// # Errors
     /// [`OpenError`] when it cannot be read, or not be repaired.

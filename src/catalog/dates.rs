@@ -1,12 +1,12 @@
 //! When snapshots were taken, as far as their dates can be right.
 //!
-//! A record bears the time that the clock of its host showed, and clocks are wrong at times: for one night, or for a year. What is known for sure is the order of
-//! commits, which is the order of numbers, and that nothing was taken after now. So a date is *plausible* if it is not later than the clock, if the guard did not
-//! find a jump that nobody has accepted, and if it belongs to the longest run of such dates that never goes back. A few hundred good nights outvote a bad one
-//! in this way, whichever direction its clock was wrong in.
+//! A record bears the time that the clock of its host showed, and clocks are wrong at times: for one night, or for a year. What is known for sure is the order
+//! of commits, which is the order of numbers, and that nothing was taken after now. So a date is *plausible* if it is not later than the clock, if the guard
+//! did not find a jump that nobody has accepted, and if it belongs to the longest run of such dates that never goes back. A few hundred good nights outvote a
+//! bad one in this way, whichever direction its clock was wrong in.
 //!
-//! Every snapshot gets a moment to count with. That of a plausible one is its date. That of another lies between those of its neighbours, and keeps its distance from
-//! neighbours that are as wrong as it is: three hundred nights under a clock that was a year ahead stay three hundred nights.
+//! Every snapshot gets a moment to count with. That of a plausible one is its date. That of another lies between those of its neighbours, and keeps its
+//! distance from neighbours that are as wrong as it is: three hundred nights under a clock that was a year ahead stay three hundred nights.
 //!
 //! Memory: some 100 bytes for each snapshot.
 
@@ -75,7 +75,8 @@ pub enum ClockDoubt {
 pub struct Dates {
     now: Timestamp,
     all: BTreeMap<SnapshotNumber, Dated>,
-    /// What else may be the snapshots with right dates. Where two neighbours contradict each other and all others bear out both, it is unknown which of them is right.
+    /// What else may be the snapshots with right dates. Where two neighbours contradict each other and all others bear out both, it is unknown which of them is
+    /// right.
     others: Vec<BTreeSet<SnapshotNumber>>,
 }
 

@@ -15,8 +15,8 @@
 //! A body is a varint: low two bits 0 inline (the rest is the count of its entries, whose nodes follow), 1 one page object (the rest is its
 //! number), 2 an index object (the rest is its number).
 //!
-//! A page ends behind a name whose hash says so, or, whatever the name, at [`PAGE_MAX_NODES`] nodes or [`PAGE_MAX_BYTES`]; a directory with large extended attributes
-//! is not inline. Where names were chosen so that every one ends a page, and the index would grow beyond measure, hashes do not count.
+//! A page ends behind a name whose hash says so, or, whatever the name, at [`PAGE_MAX_NODES`] nodes or [`PAGE_MAX_BYTES`]; a directory with large extended
+//! attributes is not inline. Where names were chosen so that every one ends a page, and the index would grow beyond measure, hashes do not count.
 //!
 //! Index object: count of pages, then for each: separator (length, bytes: every name in the page is at or above it, every name before
 //! is below it), object number of the page as a signed difference, count of direct entries.

@@ -15,10 +15,10 @@
 //! A segment is a varint: low two bits 0 a chunk (the rest the zigzag difference to one above the last chunk; its plain length follows),
 //! 1 literal bytes (the rest their number; the bytes follow), 2 zeros (the rest their number, which is below 2^62).
 //!
-//! A page ends with its 256th row, or before the row with which all would take more than [`PAGE_HELD_BYTES`] in memory: the numbers up to the next page are then left
-//! out. Earlier versions knew no such end, and let an inode have any extended attributes, so that a page could take gigabytes. Such a page is read row by row
-//! ([`for_each_row`]), straight from the decompressor, and written anew in the same way ([`retain_rows`]); memory: its largest row, which is at most what Linux lets an inode have
-//! (some 600 MB), and what is packed.
+//! A page ends with its 256th row, or before the row with which all would take more than [`PAGE_HELD_BYTES`] in memory: the numbers up to the next page are
+//! then left out. Earlier versions knew no such end, and let an inode have any extended attributes, so that a page could take gigabytes. Such a page is read
+//! row by row ([`for_each_row`]), straight from the decompressor, and written anew in the same way ([`retain_rows`]); memory: its largest row, which is at most
+//! what Linux lets an inode have (some 600 MB), and what is packed.
 
 use std::io::{BufReader, Write};
 use std::sync::Arc;

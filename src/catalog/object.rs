@@ -39,8 +39,8 @@ impl ObjectKind {
         }
     }
 
-    /// Returns how many plain bytes an object of this kind may have to be read. Earlier versions knew no bound for directories with large extended attributes, nor for
-    /// indexes and problems.
+    /// Returns how many plain bytes an object of this kind may have to be read. Earlier versions knew no bound for directories with large extended attributes,
+    /// nor for indexes and problems.
     fn read_max_bytes(self) -> usize {
         match self {
             ObjectKind::Page | ObjectKind::Index | ObjectKind::Problems => 1 << 30,

@@ -1,7 +1,8 @@
 //! Reading the catalogue: rows by number, decoded and cached, each verified.
 //!
-//! A reader sees the catalogue of one commit, or follows the commits. It may be shared between threads. Its caches hold at most some 25 MB of decoded pages where extended
-//! attributes are as small as they are with mail; each page of link groups that has larger ones takes up to half a MiB, and of directories somewhat more.
+//! A reader sees the catalogue of one commit, or follows the commits. It may be shared between threads. Its caches hold at most some 25 MB of decoded pages
+//! where extended attributes are as small as they are with mail; each page of link groups that has larger ones takes up to half a MiB, and of directories
+//! somewhat more.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -38,8 +38,8 @@ impl CatalogWriter {
         self.changes.push(Change::PutIndex(index, hash, number));
     }
 
-    /// Writes a page of link groups anew with the rows for whose places `keep` holds, or removes it if none is left. Rows that were added since the last commit are not
-    /// looked at.
+    /// Writes a page of link groups anew with the rows for whose places `keep` holds, or removes it if none is left. Rows that were added since the last commit
+    /// are not looked at.
     ///
     /// # Errors
     /// [`CatalogDamage::Row`](super::CatalogDamage::Row) when the page is damaged.

@@ -1,7 +1,7 @@
 //! What commit files say that the catalogue must hold: for every row the hash of its payload.
 //!
-//! 16 bytes for each row, and while they are gathered for each change up to twice as many as there are rows, whatever numbers they have. The two indexes are left out:
-//! they follow from the other rows.
+//! 16 bytes for each row, and while they are gathered for each change up to twice as many as there are rows, whatever numbers they have. The two indexes are
+//! left out: they follow from the other rows.
 
 use std::collections::HashMap;
 

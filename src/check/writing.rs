@@ -1,7 +1,7 @@
 //! Writing: the pages of the catalogue's database that only a writer reads.
 //!
-//! What a writer does is done over a copy of the changed pages in memory, some megabytes at most. Nobody is kept from writing meanwhile: only what fails is tried
-//! again with writers kept out, since a writer at work makes a copy that does not fit together.
+//! What a writer does is done over a copy of the changed pages in memory, some megabytes at most. Nobody is kept from writing meanwhile: only what fails is
+//! tried again with writers kept out, since a writer at work makes a copy that does not fit together.
 
 use super::ledger::{DamageKind, Key};
 use super::{CheckError, Checker, is_damage};

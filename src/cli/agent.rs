@@ -65,7 +65,8 @@ pub(crate) fn run(args: &AgentArgs) -> Result<Exit, CliError> {
     }
 }
 
-/// The input. When it has ended there is nothing more to do, and the process ends, also if the other side keeps the connection and reads nothing of what is being written.
+/// The input. When it has ended there is nothing more to do, and the process ends, also if the other side keeps the connection and reads nothing of what is
+/// being written.
 struct Ending {
     input: TimedReader,
 }

@@ -1,7 +1,7 @@
 //! Snapshots that stay while a command reads them.
 //!
-//! A prune may run beside any command. So the lease comes first, and then the look whether what is leased is still there: a prune that holds the gate of the leases has
-//! committed by then what it removes.
+//! A prune may run beside any command. So the lease comes first, and then the look whether what is leased is still there: a prune that holds the gate of the
+//! leases has committed by then what it removes.
 
 use std::io;
 use std::path::Path;

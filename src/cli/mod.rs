@@ -95,7 +95,8 @@ struct GlobalArgs {
     /// Write JSON to stdout, one object per line
     #[arg(long, global = true)]
     json: bool,
-    /// Wait at most this long for another run to release the store (90s, 1h) [default: `wait-lock` in the configuration file, else 1h for `nightly`, 0 for others]
+    /// Wait at most this long for another run to release the store (90s, 1h) [default: `wait-lock` in the configuration file, else 1h for `nightly`, 0 for
+    /// others]
     #[arg(long, global = true, value_name = "DURATION")]
     wait_lock: Option<Span>,
     /// Print problems and errors only
@@ -214,8 +215,8 @@ impl Context {
         self.open_locked_saying(&mut |text| self.output.note(text))
     }
 
-    /// Returns the identifiers of the snapshots that names stand for now. To be called before the lock is taken: `latest` is what was there when the command was
-    /// given, and not what the run took that was waited for.
+    /// Returns the identifiers of the snapshots that names stand for now. To be called before the lock is taken: `latest` is what was there when the command
+    /// was given, and not what the run took that was waited for.
     fn ids<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Result<Vec<String>, CliError> {
         let snapshots = Snapshots::read(&self.open()?.catalog()?)?;
         names.into_iter().map(|name| Ok(snapshots.resolve(name)?.record.id.clone())).collect()

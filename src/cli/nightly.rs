@@ -1,7 +1,7 @@
 //! `zmreplica nightly`: all of a night in one command, for cron or a systemd timer.
 //!
-//! It waits for zmbackup, takes a snapshot, finds out what can be restored, prunes by the configured policy, and then reports the outcome, whatever happened: the log, the metrics, and
-//! the hook for the way it ended.
+//! It waits for zmbackup, takes a snapshot, finds out what can be restored, prunes by the configured policy, and then reports the outcome, whatever happened:
+//! the log, the metrics, and the hook for the way it ended.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

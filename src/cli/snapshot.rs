@@ -45,7 +45,8 @@ pub(crate) struct SnapshotArgs {
     /// Read every file again, even if it has not changed since the last snapshot
     #[arg(long)]
     rescan: bool,
-    /// Stop the run after this time (20h, 90min). What it has stored is kept, and the next run resumes from there [default: `max-duration` in the configuration file, else no limit]
+    /// Stop the run after this time (20h, 90min). What it has stored is kept, and the next run resumes from there [default: `max-duration` in the configuration
+    /// file, else no limit]
     #[arg(long, value_name = "DURATION")]
     max_duration: Option<Span>,
     /// Only scan, and report what would be read

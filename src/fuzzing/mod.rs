@@ -1,7 +1,7 @@
 //! What decodes bytes that somebody else may have written, one function for each, for the harness in `fuzz/`. Compiled with the feature `fuzzing` only.
 //!
-//! A target must end, whatever the bytes are, without a panic and within the bounds of memory and time that `scripts/fuzz` sets. Where the decoder has an encoder,
-//! what was decoded must come back the same after another round. Checksums are made to fit: no mutation would get past them.
+//! A target must end, whatever the bytes are, without a panic and within the bounds of memory and time that `scripts/fuzz` sets. Where the decoder has an
+//! encoder, what was decoded must come back the same after another round. Checksums are made to fit: no mutation would get past them.
 //!
 //! | target | input |
 //! | --- | --- |

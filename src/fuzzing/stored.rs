@@ -146,7 +146,8 @@ pub(super) fn snapshot_record(bytes: &[u8]) {
     }
 }
 
-/// Makes a file of the form of commit files. Where the first byte is odd, its bytes are the compressed ones, behind the plain length that they are said to have.
+/// Makes a file of the form of commit files. Where the first byte is odd, its bytes are the compressed ones, behind the plain length that they are said to
+/// have.
 fn framed(magic: &[u8; 8], number: u64, named: &[u8; 16], body: &[u8]) -> Vec<u8> {
     let (first, body) = body.split_first().unwrap_or((&0, &[]));
     let (packed, length) = match body.split_first_chunk() {
@@ -239,7 +240,8 @@ pub(super) fn codec(bytes: &[u8]) {
     assert_eq!(plain.ok(), into.is_ok().then_some(target));
 }
 
-/// A pack. Where the first byte is odd, as it is; else its entries, to which hashes, header and trailer are made, so that all of it is whole but for what is compressed.
+/// A pack. Where the first byte is odd, as it is; else its entries, to which hashes, header and trailer are made, so that all of it is whole but for what is
+/// compressed.
 pub(super) fn pack(bytes: &[u8]) {
     let Some((first, rest)) = bytes.split_first() else { return };
     let id = PackId([5; 16]);

@@ -1,8 +1,8 @@
 //! A clock that has jumped.
 //!
-//! The rules of retention count back from the newest snapshot, so one that a wrong clock dated years ahead would let all others go. A snapshot that comes too long after all
-//! others of the store is suspect, and nothing of its source is removed until somebody says that the clock is right. A clock that is behind needs no mark: then the earlier
-//! snapshots are later than the clock, which [`Dates`] finds as long as it lasts.
+//! The rules of retention count back from the newest snapshot, so one that a wrong clock dated years ahead would let all others go. A snapshot that comes too
+//! long after all others of the store is suspect, and nothing of its source is removed until somebody says that the clock is right. A clock that is behind
+//! needs no mark: then the earlier snapshots are later than the clock, which [`Dates`] finds as long as it lasts.
 
 use std::collections::BTreeSet;
 

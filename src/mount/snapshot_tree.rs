@@ -90,8 +90,8 @@ impl SnapshotTree {
         }
     }
 
-    /// Lets handles of an earlier mount of the snapshot lead to directories that nobody has seen yet in this one. The first such handle costs a walk through all
-    /// directories.
+    /// Lets handles of an earlier mount of the snapshot lead to directories that nobody has seen yet in this one. The first such handle costs a walk through
+    /// all directories.
     #[must_use]
     pub fn keeping_handles(mut self) -> SnapshotTree {
         *self.unseen.get_mut() = true;

@@ -1,8 +1,8 @@
 //! Waiting until a running zmbackup has finished.
 //!
 //! There is no lock to look at. A session is written below `tmp/` (in some releases `sessions_tmp/`) and renamed away when it is complete, and what a crash
-//! leaves there does not change any more. So zmbackup has finished when nothing below changed for some minutes. The ctime shows that, because nobody can set it back, and
-//! that of a directory moves with every name that comes or goes.
+//! leaves there does not change any more. So zmbackup has finished when nothing below changed for some minutes. The ctime shows that, because nobody can set it
+//! back, and that of a directory moves with every name that comes or goes.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;

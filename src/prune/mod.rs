@@ -21,8 +21,9 @@
 //!
 //! With a grace of nothing, what is condemned is deleted at once, in each step behind its commit: that is for a disk that fills up.
 //!
-//! Memory: the bitmaps of `mark`, twice, and that of link groups once more if the newest snapshot of a source goes; 100 bytes for each pack; 48 MiB of pending changes; a pack being filled and 8 MiB being read; 24 bytes
-//! for each chunk of at most 500,000 that are being moved; and 8 bytes for each row of the catalogue while commit files are folded.
+//! Memory: the bitmaps of `mark`, twice, and that of link groups once more if the newest snapshot of a source goes; 100 bytes for each pack; 48 MiB of pending
+//! changes; a pack being filled and 8 MiB being read; 24 bytes for each chunk of at most 500,000 that are being moved; and 8 bytes for each row of the
+//! catalogue while commit files are folded.
 //!
 //! Architecture invariant: whatever is damaged or missing of what snapshots that stay need, nothing is removed.
 

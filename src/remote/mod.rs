@@ -8,8 +8,8 @@
 //!
 //! The agent is the same program, started with `zmreplica agent`. It reads below one root, writes nothing, and ends with its connection.
 //!
-//! Architecture invariant: a tree of another host believes nothing that the remote host says. Names are checked, lengths bounded, chunks hashed, before anything of it
-//! reaches the catalogue or a pack.
+//! Architecture invariant: a tree of another host believes nothing that the remote host says. Names are checked, lengths bounded, chunks hashed, before
+//! anything of it reaches the catalogue or a pack.
 
 pub mod agent;
 pub mod agentless;

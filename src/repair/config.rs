@@ -6,10 +6,11 @@
 //! objects             without that row: when the oldest was written; whether any pack is of format 2
 //! ```
 //!
-//! The identifier of a store of format 1 is looked for in what is left of the damaged file, with every single changed byte put right; the snapshots show which is
-//! the true one. Where none is, the store gets a new one, and `id_since_snapshot` says from which snapshot on it counts.
+//! The identifier of a store of format 1 is looked for in what is left of the damaged file, with every single changed byte put right; the snapshots show which
+//! is the true one. Where none is, the store gets a new one, and `id_since_snapshot` says from which snapshot on it counts.
 //!
-//! Order of writes: the damaged file is copied to `config.json.damaged-<time>`, then the new one takes its place by rename. A crash leaves work for the next repair.
+//! Order of writes: the damaged file is copied to `config.json.damaged-<time>`, then the new one takes its place by rename. A crash leaves work for the next
+//! repair.
 //!
 //! Memory: some 300 bytes a snapshot, and one commit file or part of a checkpoint.
 

@@ -40,7 +40,8 @@ pub use config::{ConfigRepair, ConfigSource};
 /// How to repair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RepairOptions {
-    /// Whether all packs are read, so that damage is found that only reading reveals. Otherwise only packs that are missing or have the wrong length are repaired.
+    /// Whether all packs are read, so that damage is found that only reading reveals. Otherwise only packs that are missing or have the wrong length are
+    /// repaired.
     pub read_data: bool,
 }
 

@@ -230,7 +230,8 @@ impl StoreConfig {
         raised
     }
 
-    /// Returns the settings as they must be given what the catalogue's row says. They may be ahead of it by what was raised since its last commit, and in nothing else.
+    /// Returns the settings as they must be given what the catalogue's row says. They may be ahead of it by what was raised since its last commit, and in
+    /// nothing else.
     pub(crate) fn merged(&self, row: &StoreConfig) -> StoreConfig {
         let mut merged = row.clone();
         merged.format = row.format.max(self.format);

@@ -12,5 +12,6 @@ pub(crate) const CATALOG: &str = "catalog.redb";
 /// Newest version of the store's format that this program reads, and the one that it writes.
 pub const FORMAT_VERSION: u32 = 2;
 
-/// What a store may hold since this version writes to it, sorted: `condemned`, rows in the table of condemned packs; `packs-2`, packs whose header is of format 2.
+/// What a store may hold since this version writes to it, sorted: `condemned`, rows in the table of condemned packs; `packs-2`, packs whose header is of format
+/// 2.
 pub const FEATURES: [&str; 2] = ["condemned", "packs-2"];

@@ -36,7 +36,8 @@ enum Stray {
 
 /// Removes a name that the snapshot does not have, with all below it. Stays on this mount. Returns whether it is gone.
 ///
-/// Whatever is removed or refused is noted. The directories on the way down are in a list and not on the stack, and few of them are open: trees may be of any depth.
+/// Whatever is removed or refused is noted. The directories on the way down are in a list and not on the stack, and few of them are open: trees may be of any
+/// depth.
 pub(super) fn remove_tree(environment: &Environment<'_>, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> bool {
     let mut path = path.to_vec();
     let mut levels = match stray(environment, parent, name, &path) {

@@ -134,8 +134,8 @@ pub struct Policy {
     pub keep_within: Option<Within>,
     /// Keeps all that have one of these tags.
     pub keep_tags: Vec<String>,
-    /// Keeps the last from which an account can be restored whole, for so long after the account vanished. It adds to the other rules: alone it lets nothing go. Which snapshots
-    /// those are, [`plan`](super::plan) has to learn from [`Protections`](super::Protections), for it takes a look into them.
+    /// Keeps the last from which an account can be restored whole, for so long after the account vanished. It adds to the other rules: alone it lets nothing
+    /// go. Which snapshots those are, [`plan`](super::plan) has to learn from [`Protections`](super::Protections), for it takes a look into them.
     pub keep_accounts: Option<Within>,
 }
 

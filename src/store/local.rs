@@ -2,9 +2,9 @@
 //!
 //! [`Backend::put`] writes `<key>.tmp-<pid>-<number>`, makes its data durable with fdatasync and gives it its name
 //! with a rename that refuses to replace. Where the file system has no such rename, a hard link does the same; where it has neither, the name is looked
-//! up before an ordinary rename, which is as good while only the holder of the store's lock puts objects. Data before name: so even after a loss of power a key never leads to half an
-//! object. [`Backend::sync`] then has only the directories to fsync. One fdatasync for a pack of tens of megabytes
-//! costs little more than the disk needs for the bytes anyway, and spares a list of open files to flush later.
+//! up before an ordinary rename, which is as good while only the holder of the store's lock puts objects. Data before name: so even after a loss of power a key
+//! never leads to half an object. [`Backend::sync`] then has only the directories to fsync. One fdatasync for a pack of tens of megabytes costs little more
+//! than the disk needs for the bytes anyway, and spares a list of open files to flush later.
 //!
 //! A crash between write and rename leaves a `.tmp-` file, which is never listed; [`LocalBackend::clean_leftovers`]
 //! removes it. A crash between rename and sync leaves a whole object or none.

@@ -356,7 +356,8 @@ impl PackBuilder {
     ///
     /// # Errors
     ///
-    /// [`PackError::BadEntry`] for an empty chunk, one longer than [`CHUNK_MAX_BYTES`], and stored bytes longer than plain. [`PackError::TooLong`] if the pack was not finished when full.
+    /// [`PackError::BadEntry`] for an empty chunk, one longer than [`CHUNK_MAX_BYTES`], and stored bytes longer than plain. [`PackError::TooLong`] if the pack
+    /// was not finished when full.
     pub fn push(&mut self, hash: ChunkHash, plain_length: u32, codec: Codec, stored: &[u8]) -> Result<u32, PackError> {
         self.push_entry(hash, plain_length, codec, None, stored)
     }

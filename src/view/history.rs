@@ -1,10 +1,11 @@
 //! The versions of one path: what it stood for in the snapshots of a source, each version once.
 //!
-//! A file is the same version as long as its link group is the same, and a directory as long as its attributes and its entries are, however deep below something
-//! differs: equal directories of one store have equal objects.
+//! A file is the same version as long as its link group is the same, and a directory as long as its attributes and its entries are, however deep below
+//! something differs: equal directories of one store have equal objects.
 //!
-//! Cost, for each snapshot: one page for each component of the path, and an index where the directory is a large one; what a snapshot shares with others is decoded once, as
-//! long as the caches of the catalogue hold it (1,024 pages). Nothing is walked. Memory: a directory for each version, of which there are no more than snapshots.
+//! Cost, for each snapshot: one page for each component of the path, and an index where the directory is a large one; what a snapshot shares with others is
+//! decoded once, as long as the caches of the catalogue hold it (1,024 pages). Nothing is walked. Memory: a directory for each version, of which there are no
+//! more than snapshots.
 
 use super::{Node, Readers, SnapshotView, StoredSnapshot, ViewError};
 

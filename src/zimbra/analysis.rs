@@ -4,7 +4,8 @@
 //! in it is whole, the shared messages that its placeholders name are in the session, and the redo logs from the sequence number in A's meta.xml on are
 //! in any sessions without a gap up to T.
 //!
-//! Work: the names of full sessions; incrementals cost their lists only. Where the directories of an account did not change since the last snapshot that the same
+//! Work: the names of full sessions; incrementals cost their lists only. Where the directories of an account did not change since the last snapshot that the
+//! same
 //! [`Analyser`] looked at, nothing of them is read again. Memory: some 100 bytes for each account in each full session, 12 for each listed
 //! in an incremental, and 16 for each shared message of one session at a time.
 
@@ -44,7 +45,8 @@ pub struct Analysis {
     pub remarks: Vec<String>,
     /// What is odd about the fulls' shared messages, by place in the list of sessions.
     pub shared_remarks: Vec<(usize, String)>,
-    /// What kept a part of the tree from being looked at, if anything did: what is said of sessions and accounts may be too little then, and would be more of a store that can be read.
+    /// What kept a part of the tree from being looked at, if anything did: what is said of sessions and accounts may be too little then, and would be more of a
+    /// store that can be read.
     pub store_error: Option<StoreError>,
 }
 

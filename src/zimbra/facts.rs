@@ -1,7 +1,8 @@
 //! What one full session holds of one account.
 //!
 //! Facts follow from the account's directory and the session's shared messages alone, so they are known again by the numbers of their catalogue
-//! objects: what did not change from one snapshot to the next is not looked at again. `ldap_latest.xml`, which every incremental links anew, is left out of that.
+//! objects: what did not change from one snapshot to the next is not looked at again. `ldap_latest.xml`, which every incremental links anew, is left out of
+//! that.
 
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 //! Everything here reads snapshots; nothing that takes or keeps them depends on it. A tree that cannot be understood is replicated just as well, and the
 //! answers say what could not be read.
 //!
-//! From the bottom: [`redo`] and [`blob`] know names of files, [`layout`](crate::layout) those above and the three XML files; a session is put together from those, an account's facts from its
-//! directory, and [`Analyser`] judges what can be restored. [`history`] compares snapshots, [`sizes`] weighs sessions.
+//! From the bottom: [`redo`] and [`blob`] know names of files, [`layout`](crate::layout) those above and the three XML files; a session is put together from
+//! those, an account's facts from its directory, and [`Analyser`] judges what can be restored. [`history`] compares snapshots, [`sizes`] weighs sessions.
 //! [`ledger`] keeps what was found with each snapshot.
 
 pub mod account;

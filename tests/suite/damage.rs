@@ -1,5 +1,5 @@
-//! The damage matrix: every byte of every pack and commit file flipped, every file cut short and deleted, the catalogue flipped all over. Whatever is damaged, a
-//! snapshot is read exactly as it was taken, or there is an error; and what the check calls clean is clean.
+//! The damage matrix: every byte of every pack and commit file flipped, every file cut short and deleted, the catalogue flipped all over. Whatever is damaged,
+//! a snapshot is read exactly as it was taken, or there is an error; and what the check calls clean is clean.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};

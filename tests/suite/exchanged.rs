@@ -1,4 +1,5 @@
-//! Names that lead to something else from one look to the next: in a tree of this host, through an agent, and without one. Each is a problem of that name and of no other.
+//! Names that lead to something else from one look to the next: in a tree of this host, through an agent, and without one. Each is a problem of that name and
+//! of no other.
 
 use std::collections::BTreeSet;
 use std::fs;

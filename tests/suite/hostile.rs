@@ -1,7 +1,8 @@
-//! Hostile remote hosts: agents that make a run take memory, or hold it forever, and runs that do so to an agent. Over real pipes, with the real programs, whose peak of memory is read
-//! from the kernel.
+//! Hostile remote hosts: agents that make a run take memory, or hold it forever, and runs that do so to an agent. Over real pipes, with the real programs,
+//! whose peak of memory is read from the kernel.
 //!
-//! A hostile agent is this very test program: a run starts it as its `--rsh`, with the name of an attack in the environment, and it plays its part in the test `hostile_peer`.
+//! A hostile agent is this very test program: a run starts it as its `--rsh`, with the name of an attack in the environment, and it plays its part in the test
+//! `hostile_peer`.
 
 use std::fs;
 use std::io::Write;

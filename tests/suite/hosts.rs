@@ -74,7 +74,8 @@ fn at_once(said: &str) {
     assert!(!said.contains("Retrying in"), "{said}");
 }
 
-/// What a login shell does with the line that it gets must not matter: csh takes no line ends within quotes, and replaces `!` in them; fish reads backslashes in them.
+/// What a login shell does with the line that it gets must not matter: csh takes no line ends within quotes, and replaces `!` in them; fish reads backslashes
+/// in them.
 #[test]
 fn every_login_shell_will_do() {
     let bench = Bench::new();

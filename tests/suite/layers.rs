@@ -1,7 +1,7 @@
 //! docs/architecture.md: "a layer calls only downward; no file and no folder of `src/` refers to itself by way of others".
 //!
-//! Read are the paths that begin with `crate`, `self`, `super` or `zmreplica`, in all but tests. What a folder's own file defines is for the files in the folder, so these
-//! may refer to it. `fuzzing` reaches into all parts, and is in no release.
+//! Read are the paths that begin with `crate`, `self`, `super` or `zmreplica`, in all but tests. What a folder's own file defines is for the files in the
+//! folder, so these may refer to it. `fuzzing` reaches into all parts, and is in no release.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

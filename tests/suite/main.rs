@@ -1,4 +1,5 @@
-//! The tests of the command from outside and of the library through its public parts, in one binary: a module for each subject, and what they share in `support`.
+//! The tests of the command from outside and of the library through its public parts, in one binary: a module for each subject, and what they share in
+//! `support`.
 
 mod access;
 mod agentless;

@@ -272,8 +272,8 @@ proptest! {
         }
     }
 
-    /// docs/semantics.md: "A night with a wrong clock removes no other snapshot": whenever the night with the wrong clock was, whatever the clock showed, whether it was noticed, and whether
-    /// somebody said that it is in order.
+    /// docs/semantics.md: "A night with a wrong clock removes no other snapshot": whenever the night with the wrong clock was, whatever the clock showed,
+    /// whether it was noticed, and whether somebody said that it is in order.
     #[test]
     fn a_wrong_date_lets_no_other_snapshot_go(
         history in history(),

@@ -1,4 +1,5 @@
-//! What a confined thread can do and what not, on the kernel that runs this. Both restrictions hold per thread, so the other threads of this process check the result.
+//! What a confined thread can do and what not, on the kernel that runs this. Both restrictions hold per thread, so the other threads of this process check the
+//! result.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

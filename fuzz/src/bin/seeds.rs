@@ -1,5 +1,5 @@
-//! Makes inputs for the targets from real bytes: a store, what an agent and a shell sent, files of a tree. `fuzz/make-seeds` calls it with the directory in which it gathered them
-//! and the one that gets a directory of inputs for each target.
+//! Makes inputs for the targets from real bytes: a store, what an agent and a shell sent, files of a tree. `fuzz/make-seeds` calls it with the directory in
+//! which it gathered them and the one that gets a directory of inputs for each target.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -9,9 +9,9 @@
 //! It serves one connection and ends with it. It writes nothing to any file system, and opens nothing outside of its root: everything goes through
 //! [`crate::source`], which resolves each path below an open directory and follows no symbolic link. Should that be wrong, the kernel refuses it ([`sandbox`]).
 //!
-//! Memory: 24 MiB of chunks offered, 2 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's look-ahead
-//! of 20,000 names (some 7 MB), and 16 to 40 bytes for each inode of several names. A run that keeps to the protocol has 8 MiB of requests waiting; one that does not is cut off at
-//! 64 MiB (see `waiting`).
+//! Memory: 24 MiB of chunks offered, 2 MiB of frames, 4 MiB of chunks for each compressing thread, the reading threads (some 16 MB with two), the scan's
+//! look-ahead of 20,000 names (some 7 MB), and 16 to 40 bytes for each inode of several names. A run that keeps to the protocol has 8 MiB of requests waiting;
+//! one that does not is cut off at 64 MiB (see `waiting`).
 
 mod devices;
 mod names;

@@ -1,7 +1,7 @@
 //! Names of owners, from a thread of its own that is started before the others are confined.
 //!
-//! The names come from the system's C library, which may load modules and query a daemon or a directory server, by whatever way the host is set up. None of that can be done behind
-//! the restrictions of [`sandbox`](crate::sandbox). This thread takes numbers and gives names; nothing else reaches it.
+//! The names come from the system's C library, which may load modules and query a daemon or a directory server, by whatever way the host is set up. None of
+//! that can be done behind the restrictions of [`sandbox`](crate::sandbox). This thread takes numbers and gives names; nothing else reaches it.
 
 use std::collections::BTreeSet;
 use std::io;

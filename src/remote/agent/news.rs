@@ -1,7 +1,8 @@
 //! When the agent of a restore reports its figures: whenever its work moved, for these are the signs by which the run knows it from one that is stuck.
 //!
-//! The removal of names needs no answer of the run and is not in the figures. While nothing is left but to wait for the disk, the work moves as long as what the host has not
-//! written yet goes down to new depths. So a disk that takes nothing any more ends this, and other programs that write may hold it up, but not forever.
+//! The removal of names needs no answer of the run and is not in the figures. While nothing is left but to wait for the disk, the work moves as long as what
+//! the host has not written yet goes down to new depths. So a disk that takes nothing any more ends this, and other programs that write may hold it up, but not
+//! forever.
 
 use std::sync::atomic::Ordering;
 

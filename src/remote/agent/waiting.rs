@@ -1,4 +1,5 @@
-//! What the other side has under way, counted as it lies in memory. The thread that takes frames in never waits, so nothing but these counts bounds what it hands on.
+//! What the other side has under way, counted as it lies in memory. The thread that takes frames in never waits, so nothing but these counts bounds what it
+//! hands on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 

@@ -11,8 +11,9 @@
 //!
 //! One connection, one command at a time; its names follow on stdin, its answer has an end of its own. Nothing is written on the remote host.
 //!
-//! Architecture invariant: no answer counts before the exit code and the messages of its command are known (`tar_messages`, `find::complaints`): `tar` fills up with zeros what it cannot read,
-//! `find` leaves out what it cannot look at, and both say so there alone. A name of which neither an answer nor a message came counts as unreadable, never as gone.
+//! Architecture invariant: no answer counts before the exit code and the messages of its command are known (`tar_messages`, `find::complaints`): `tar` fills up
+//! with zeros what it cannot read, `find` leaves out what it cannot look at, and both say so there alone. A name of which neither an answer nor a message came
+//! counts as unreadable, never as gone.
 //!
 //! Content comes as a tar stream, each file into a temporary file here, so that the cutter of local files cuts it, at the same places. `find` looks
 //! at the names once more behind each batch: a file whose size or time is no longer what `tar` saw is read again.

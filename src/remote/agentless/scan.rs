@@ -1,7 +1,7 @@
 //! From what `find` prints to listings: depth-first, sorted by the bytes of the names, as the scan of a local tree gives them.
 //!
-//! `find` goes through a directory in the order of the disk. So its records are sorted first, by the directory and then the name: the key is the directory's path with NUL for
-//! each slash, two NULs, and the name. No name holds a NUL, so a directory's names come together, before those of its subdirectories, and
+//! `find` goes through a directory in the order of the disk. So its records are sorted first, by the directory and then the name: the key is the directory's
+//! path with NUL for each slash, two NULs, and the name. No name holds a NUL, so a directory's names come together, before those of its subdirectories, and
 //! directories come depth-first. Sorting on the remote host would need space on its disk, and be silent for as long as it takes.
 
 use std::collections::{HashMap, HashSet, VecDeque};

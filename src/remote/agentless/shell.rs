@@ -27,8 +27,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 
 /// The script. Its words are few, and nothing that it reads is evaluated: all that a hostile *replica* could do is to read below the root.
 ///
-/// `head -c` takes exactly the names that belong to a command from stdin. What a command says on stderr is kept in `e`, with its exit code in the last line, and follows the end of its
-/// answer. A `tar` that did not come to its end leaves an archive without one, so the shell ends as well.
+/// `head -c` takes exactly the names that belong to a command from stdin. What a command says on stderr is kept in `e`, with its exit code in the last line,
+/// and follows the end of its answer. A `tar` that did not come to its end leaves an archive without one, so the shell ends as well.
 const SCRIPT: &str = r#"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT
 renice -n 10 -p $$ >/dev/null 2>&1; ionice -c 2 -n 7 -p $$ >/dev/null 2>&1
 CDPATH= cd -P -- "$R" 2>/dev/null || { ls -d -- "$R/." >/dev/null; echo "ZMRPLAIN1 root"; exit 1; }
@@ -62,8 +62,8 @@ done"#;
 /// The script keeps so many bytes of what a command says on stderr.
 pub(super) const WORDS_MAX_BYTES: usize = 4_000_000;
 
-/// Returns the command that starts the script, which is the first that it reads from stdin: the user's own shell, whichever that is, sees no more than this line. `csh` takes no line ends within
-/// quotes and no exclamation marks, `fish` no backslashes.
+/// Returns the command that starts the script, which is the first that it reads from stdin: the user's own shell, whichever that is, sees no more than this
+/// line. `csh` takes no line ends within quotes and no exclamation marks, `fish` no backslashes.
 fn starting(script: &str) -> String {
     format!("exec sh -c 'eval \"$(head -c {})\"'", script.len())
 }

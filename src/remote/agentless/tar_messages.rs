@@ -1,10 +1,11 @@
 //! What GNU tar says on stderr, and its exit code: the only signs that the bytes it wrote are not those of the file.
 //!
-//! tar announces a size in a member's header before it reads. When a read fails in the middle, or the file becomes shorter, it fills the member up with zeros, goes on, and says so
-//! here alone. So no member counts as read before these words are known.
+//! tar announces a size in a member's header before it reads. When a read fails in the middle, or the file becomes shorter, it fills the member up with zeros,
+//! goes on, and says so here alone. So no member counts as read before these words are known.
 //!
-//! TarMessages are `tar: NAME: MESSAGE` with the escapes of C and `\:` for a colon in the name (in the C locale), and the exit code in the last line: 0 done; 1 some files changed; 2 something failed.
-//! Lines that are not tar's (of the loader, say) are passed over while the code is 0. Where it is not, each line must be understood, or nothing of the answer is believed.
+//! TarMessages are `tar: NAME: MESSAGE` with the escapes of C and `\:` for a colon in the name (in the C locale), and the exit code in the last line: 0 done; 1
+//! some files changed; 2 something failed. Lines that are not tar's (of the loader, say) are passed over while the code is 0. Where it is not, each line must
+//! be understood, or nothing of the answer is believed.
 
 use std::collections::HashMap;
 

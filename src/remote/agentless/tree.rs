@@ -96,7 +96,8 @@ impl AgentlessTree {
             }
         }
         let said = self.shell.end(word)?;
-        // xargs ends with 123 when getent does not know some of them, with 127 where there is no getent: these keep their numbers. Anything else is an answer that was cut short.
+        // xargs ends with 123 when getent does not know some of them, with 127 where there is no getent: these keep their numbers. Anything else is an answer
+        // that was cut short.
         match complaints(&said).code {
             Some(0 | 123 | 127) => Ok(found),
             _ => Err(SourceError::Lost { reason: format!("getent ended early: {}", shown(&said)).into() }),

@@ -1,7 +1,7 @@
 //! Finds which names have extended attributes without reading content: what `tar -cvv -f /dev/null` prints.
 //!
-//! For `/dev/null` GNU tar opens files and reads their attributes, but not their content. With `-vv` a line begins with the permissions as `ls -l` shows them, then one
-//! character: `*` for extended attributes (ACLs among them), else a space. Then owner, size, date, time, and the name with the escapes of C.
+//! For `/dev/null` GNU tar opens files and reads their attributes, but not their content. With `-vv` a line begins with the permissions as `ls -l` shows them,
+//! then one character: `*` for extended attributes (ACLs among them), else a space. Then owner, size, date, time, and the name with the escapes of C.
 
 use std::collections::HashMap;
 

@@ -5,7 +5,8 @@
 //! 2. If there is none, or it speaks another version: the one that an earlier run uploaded, found by its hash, so that it is never an old or a damaged one.
 //! 3. If that is not there: it is uploaded, once, read back, compared, and tried.
 //!
-//! What is uploaded is a static program if there is one. Else it is this very program, for a host of the same sort has the libraries that it needs; the trial run shows it.
+//! What is uploaded is a static program if there is one. Else it is this very program, for a host of the same sort has the libraries that it needs; the trial
+//! run shows it.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -223,7 +224,8 @@ fn attempt(
                 return Err(NotThis::Error(error.into()));
             }
             let seen = if words.not_found() { String::new() } else { printed(&seen) };
-            // A shell that ends with 126 or 127 has not found the program; one that ends with anything else has found another. A connection that just ends has broken.
+            // A shell that ends with 126 or 127 has not found the program; one that ends with anything else has found another. A connection that just ends has
+            // broken.
             return Err(match words.code {
                 Some(255) | None => broken(Explained::new(error, format!("; {words}{seen}")).into()),
                 Some(_) => NotThis::Absent(format!("{words}{seen}")),

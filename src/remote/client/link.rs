@@ -1,10 +1,12 @@
 //! A running connection to an agent: two threads that carry frames, queues for each kind of answer, and what was counted.
 //!
-//! The reading thread never waits for whoever takes the frames, and the run never for the writing thread: the queues have no bound of their own, and what may be in them, counted
-//! as it lies in memory, is bounded by the protocol's windows. An agent that exceeds these is cut off, and so is one that reads nothing of what it is sent.
+//! The reading thread never waits for whoever takes the frames, and the run never for the writing thread: the queues have no bound of their own, and what may
+//! be in them, counted as it lies in memory, is bounded by the protocol's windows. An agent that exceeds these is cut off, and so is one that reads nothing of
+//! what it is sent.
 //!
-//! Time: an agent that says nothing but that it is alive for as long as the user's timeout is given up, and so is one that brings next to nothing over [`IDLE_TIMEOUTS`] times as
-//! long (see [`crate::remote::transport::least_rate`]). What it says of its own progress counts for the first, and not for the second.
+//! Time: an agent that says nothing but that it is alive for as long as the user's timeout is given up, and so is one that brings next to nothing over
+//! [`IDLE_TIMEOUTS`] times as long (see [`crate::remote::transport::least_rate`]). What it says of its own progress counts for the first, and not for the
+//! second.
 
 use std::error::Error;
 use std::io::{self, Read, Write};

@@ -4,9 +4,9 @@
 //!
 //! Memory: what the agent requests and does not read is bounded by `SendWindow`, what it sends by `FRAMES_AHEAD`; its queries wait meanwhile.
 //!
-//! Time: an agent that takes nothing of what it requested, or says nothing but that it is alive, is given up after the user's idle_timeout. The signs of life of this side count for
-//! neither. An honest agent reports figures while it does what needs no answer: it removes names, or waits for the disk. An agent that goes on to send queries, or to report figures, is not
-//! given up: the user sees how far it is, and may interrupt the restore.
+//! Time: an agent that takes nothing of what it requested, or says nothing but that it is alive, is given up after the user's idle_timeout. The signs of life
+//! of this side count for neither. An honest agent reports figures while it does what needs no answer: it removes names, or waits for the disk. An agent that
+//! goes on to send queries, or to report figures, is not given up: the user sees how far it is, and may interrupt the restore.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;

@@ -2,12 +2,15 @@
 //!
 //! The subtree is walked before anything is served, by the code that the agent restores with, over rows that are noted as they are read. Then
 //!
-//! - a page of directories, names, large contents or link counts is served if the walk read it. On the way to the subtree these hold names beside it; nothing else of those is served;
+//! - a page of directories, names, large contents or link counts is served if the walk read it. On the way to the subtree these hold names beside it; nothing
+//!   else of those is served;
 //! - a page of link groups or of chunk rows holds up to 256 neighbours: those that the walk did not name are left out of it;
-//! - bytes of a pack are served where chunks of the subtree lie. What lies between them, and is read along because that is cheaper than to skip it, is served as zeros.
+//! - bytes of a pack are served where chunks of the subtree lie. What lies between them, and is read along because that is cheaper than to skip it, is served
+//!   as zeros.
 //!
-//! Memory: some 60 bytes for each page of 256 link groups or chunks that is touched, and some 60 for each run of chunks that lie behind each other in a pack. Chunks of neighbours in the
-//! tree are neighbours in packs, so a million files take some megabytes; a subtree of a hundred million scattered chunks would take some 6 GB.
+//! Memory: some 60 bytes for each page of 256 link groups or chunks that is touched, and some 60 for each run of chunks that lie behind each other in a pack.
+//! Chunks of neighbours in the tree are neighbours in packs, so a million files take some megabytes; a subtree of a hundred million scattered chunks would take
+//! some 6 GB.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,7 @@
 //! The tree of another host, as a run sees it: frames of an agent turned into listings and answers, everything checked on the way.
 //!
-//! Chunks: an offer is numbered as it comes and answered at the next chance; the event goes to the run only when the chunk has arrived, so what the run has finished never waits for
-//! bytes, and a lost connection costs what was on its way and no more.
+//! Chunks: an offer is numbered as it comes and answered at the next chance; the event goes to the run only when the chunk has arrived, so what the run has
+//! finished never waits for bytes, and a lost connection costs what was on its way and no more.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::Path;
@@ -33,8 +33,8 @@ use crate::source::tree::{OwnerNames, ScanEnd, SourceError, SourceTree};
 const BLOCKS_WAITING: usize = 2 * BLOCKS_AHEAD;
 /// Bytes of those that were at hand; what a frame offers comes on top, 64 MiB at most.
 const BLOCKS_WAITING_BYTES: usize = 32 << 20;
-/// Most bytes of events that were decoded and wait for their turn, as they count in memory. An agent that keeps to its window sends offers of 34 bytes, and holes between them, and
-/// extended attributes of one inode: less than half.
+/// Most bytes of events that were decoded and wait for their turn, as they count in memory. An agent that keeps to its window sends offers of 34 bytes, and
+/// holes between them, and extended attributes of one inode: less than half.
 const EVENTS_HELD_MAX_BYTES: usize = 64 << 20;
 /// Most owners of a tree whose names are requested, of users and of groups each; the others keep their numbers.
 const OWNERS_MAX: usize = 100_000;
@@ -124,7 +124,8 @@ pub struct RemoteTree {
 }
 
 impl RemoteTree {
-    /// Takes a connection on which the agent has started, the file that keeps listing blocks from night to night, and how long the agent may say nothing but that it is alive.
+    /// Takes a connection on which the agent has started, the file that keeps listing blocks from night to night, and how long the agent may say nothing but
+    /// that it is alive.
     ///
     /// # Errors
     /// When a thread cannot be started.

@@ -2,10 +2,10 @@
 //!
 //! **Stat**: a byte of flags, then what they leave open, as differences to the stat before it in the same payload (all zero before the first). Bits 0-2 the
 //! kind; 3 mode, uid and gid as before; 4 link count 1; 5 allocated bytes are the size rounded up to 4,096; 6 ctime equals mtime; 7 a birth time follows.
-//! Then unless bit 3 mode, uid, gid; unless bit 4 the link count; size; unless bit 5 allocated units of 512 bytes; for devices the device number; inode number (signed
-//! difference); file system (see below); mtime (signed difference of seconds, nanoseconds); unless bit 6 ctime (signed difference of seconds to mtime, nanoseconds);
-//! with bit 7 the birth time likewise. Where a stat has a device number of its file system, the number of the file system in the scan stands: `st_dev` changes at a
-//! reboot, and means nothing on another host.
+//! Then unless bit 3 mode, uid, gid; unless bit 4 the link count; size; unless bit 5 allocated units of 512 bytes; for devices the device number; inode number
+//! (signed difference); file system (see below); mtime (signed difference of seconds, nanoseconds); unless bit 6 ctime (signed difference of seconds to mtime,
+//! nanoseconds); with bit 7 the birth time likewise. Where a stat has a device number of its file system, the number of the file system in the scan stands:
+//! `st_dev` changes at a reboot, and means nothing on another host.
 
 use crate::coding::{DecodeError, Decoder, put_bytes, put_signed, put_varint};
 use crate::model::{Kind, Stat, Timestamp, Xattr, ZERO_STAT};

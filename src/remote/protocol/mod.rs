@@ -1,7 +1,8 @@
 //! The protocol between a run and the agent at its source: frames over one stream of bytes each way.
 //!
-//! Both sides begin with a preamble of 12 bytes: the magic `ZMRAGENT` and the protocol's version (4 bytes). What a shell at the remote host prints before it is passed over. Then come
-//! frames (see [`frame`]): a byte for the kind, the length, the payload. All integers of the handshake are JSON, all others varints (see [`crate::coding`]).
+//! Both sides begin with a preamble of 12 bytes: the magic `ZMRAGENT` and the protocol's version (4 bytes). What a shell at the remote host prints before it is
+//! passed over. Then come frames (see [`frame`]): a byte for the kind, the length, the payload. All integers of the handshake are JSON, all others varints (see
+//! [`crate::coding`]).
 //!
 //! | from | kind | payload |
 //! | --- | --- | --- |
@@ -27,11 +28,11 @@
 //!
 //! A restore on the remote host has frames of its own: see [`restore`].
 //!
-//! Blocks and chunks are never sent before the other side has requested them, and only so many are offered and not answered ([`BLOCKS_AHEAD`], [`OFFERED_AHEAD_BYTES`]): this bounds the
-//! memory of both sides, and neither ever stops reading its stream, so they cannot wait for each other.
+//! Blocks and chunks are never sent before the other side has requested them, and only so many are offered and not answered ([`BLOCKS_AHEAD`],
+//! [`OFFERED_AHEAD_BYTES`]): this bounds the memory of both sides, and neither ever stops reading its stream, so they cannot wait for each other.
 //!
-//! Neither side believes that the other one keeps to this. Whatever is decoded and kept is counted by the bytes that it takes in memory, not by the bytes in which it came (a frame
-//! of some bytes may unpack to a million events), and a side that sends more than the windows allow is cut off.
+//! Neither side believes that the other one keeps to this. Whatever is decoded and kept is counted by the bytes that it takes in memory, not by the bytes in
+//! which it came (a frame of some bytes may unpack to a million events), and a side that sends more than the windows allow is cut off.
 
 pub mod fields;
 pub mod frame;

@@ -1,7 +1,7 @@
 //! Files of known hosts, read as OpenSSH's client reads them (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT").
 //!
-//! A line is `[@MARKER] NAMES TYPE KEY [comment]`. `NAMES` are patterns separated by commas, with `*`, `?` and `!` for "but not", or one name hashed as `|1|SALT|HMAC-SHA1`.
-//! A host at another port than 22 is `[host]:port`; where no line has it so, lines of the bare name speak for it.
+//! A line is `[@MARKER] NAMES TYPE KEY [comment]`. `NAMES` are patterns separated by commas, with `*`, `?` and `!` for "but not", or one name hashed as
+//! `|1|SALT|HMAC-SHA1`. A host at another port than 22 is `[host]:port`; where no line has it so, lines of the bare name speak for it.
 //!
 //! What is not understood never lets a host in. A line that might forbid a key, `@revoked` or with an unknown marker, refuses the hosts that it might mean.
 //! Certificates are not known here: `@cert-authority` lines let nobody in.

@@ -1,8 +1,8 @@
 //! The least rate at which a remote host has to bring what is waited for.
 //!
-//! A host that sends a byte now and then is never silent, and would hold a run, and with it the lock of the store, forever. So the bytes of what is in flight are
-//! counted against the time for which a run has waited for them, one answer after the other. How long a run takes altogether has no limit here: a first pull of a
-//! terabyte takes days.
+//! A host that sends a byte now and then is never silent, and would hold a run, and with it the lock of the store, forever. So the bytes of what is in flight
+//! are counted against the time for which a run has waited for them, one answer after the other. How long a run takes altogether has no limit here: a first
+//! pull of a terabyte takes days.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Connections to another host: one trait, two ways.
 //!
 //! [`ssh`] speaks SSH itself, with a window wide enough for distant hosts; [`command`] runs any program that carries stdin and stdout there, as rsync's
-//! `-e` does. Neither has a call that can wait forever: each read ends after [`SILENCE`] without a byte, or after the span that was set instead, and each can be broken off.
+//! `-e` does. Neither has a call that can wait forever: each read ends after [`SILENCE`] without a byte, or after the span that was set instead, and each can
+//! be broken off.
 
 pub mod command;
 pub(crate) mod deadline;
@@ -76,7 +77,8 @@ pub trait Control: Send + Sync {
     /// Returns how the command ended and what it wrote to stderr, for messages. Waits a moment for the end.
     fn exit_info(&self) -> ExitInfo;
 
-    /// Has reads fail with `TimedOut` after so long without a byte, instead of [`SILENCE`]; they may be tried again. Connections without such a limit have none to change.
+    /// Has reads fail with `TimedOut` after so long without a byte, instead of [`SILENCE`]; they may be tried again. Connections without such a limit have none
+    /// to change.
     fn set_silence(&self, _span: Duration) {}
 }
 

@@ -1,6 +1,7 @@
 //! Bringing a program to a host: through the shell there, over what a login shell may print, so that it works wherever a command does.
 //!
-//! 1. A new temporary file is written below the home directory, and read back. Nothing is sent before the script has said that it runs. What is not complete is removed.
+//! 1. A new temporary file is written below the home directory, and read back. Nothing is sent before the script has said that it runs. What is not complete is
+//!    removed.
 //! 2. The program is tried with `--version`. Only one that runs there gets its name; so what has the name is whole, and runs.
 
 use std::io::{self, Read, Write};
@@ -33,7 +34,8 @@ pub enum UploadError {
     DoesNotRun(String),
 }
 
-/// Writes an executable file below the home directory of a host, its directories included, reads it back, compares, and runs it with `--version`; it gets its name only then.
+/// Writes an executable file below the home directory of a host, its directories included, reads it back, compares, and runs it with `--version`; it gets its
+/// name only then.
 ///
 /// # Errors
 /// See [`UploadError`].

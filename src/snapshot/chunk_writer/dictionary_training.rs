@@ -24,7 +24,8 @@ const HELD_OUT: usize = 10;
 /// A dictionary must save at least one byte in this many of the held-out samples.
 const TRAINING_GAIN_DIVISOR: usize = 33;
 
-/// Trains a dictionary from small chunks of all parts of the data, and gives it the next free id. Chunks longer than [`DICTIONARY_CHUNK_MAX_BYTES`] are ignored.
+/// Trains a dictionary from small chunks of all parts of the data, and gives it the next free id. Chunks longer than [`DICTIONARY_CHUNK_MAX_BYTES`] are
+/// ignored.
 ///
 /// Returns `None` if there are too few samples, or if the dictionary does not make the held-out samples at least three per cent smaller at zstd level `level`.
 pub(super) fn train(samples: &[&[u8]], known: &DictionarySet, level: i32) -> Option<Arc<Dictionary>> {

@@ -1,8 +1,8 @@
 //! The drill: reading all that a restore of an account would read, from a tree as the vendor's tools see it.
 //!
 //! Files are read from their first to their last byte through the file system, so everything between the store and a restore takes part. Messages are
-//! also checked against the vendor's own digest in their names, wherever they lie: individual files (compressed with gzip or not), entries of private zips, and of shared zips.
-//! What several accounts share, such as redo logs, is read once.
+//! also checked against the vendor's own digest in their names, wherever they lie: individual files (compressed with gzip or not), entries of private zips, and
+//! of shared zips. What several accounts share, such as redo logs, is read once.
 
 mod digest;
 
@@ -103,8 +103,8 @@ pub struct Driller<'a> {
 }
 
 impl<'a> Driller<'a> {
-    /// Prepares to read the tree at `root`, of which this is the analysis. Once `interrupt` is set, nothing more is read, and what is reported of the account at
-    /// hand is incomplete.
+    /// Prepares to read the tree at `root`, of which this is the analysis. Once `interrupt` is set, nothing more is read, and what is reported of the account
+    /// at hand is incomplete.
     pub fn new(root: &'a Path, analysis: &'a Analysis, interrupt: &'a AtomicBool) -> Driller<'a> {
         Driller {
             root,

@@ -48,9 +48,9 @@ struct KeepReason {
     is_part: bool,
 }
 
-/// Returns which snapshots must stay because they are the last from which an account can be restored whole, or if it never was whole as well as from any, and why, by their
-/// identifiers. That of an account that is there and in a worse state stays until it is as well again; that of one that vanished for `within`, counted from the first snapshot without it to the newest
-/// of its source. A snapshot whose accounts cannot be determined stays, too.
+/// Returns which snapshots must stay because they are the last from which an account can be restored whole, or if it never was whole as well as from any, and
+/// why, by their identifiers. That of an account that is there and in a worse state stays until it is as well again; that of one that vanished for `within`,
+/// counted from the first snapshot without it to the newest of its source. A snapshot whose accounts cannot be determined stays, too.
 ///
 /// Pages that are not there are made. `step` is called after each snapshot, and may end it.
 ///
@@ -111,7 +111,8 @@ pub fn protections<E>(
     Ok(reasons)
 }
 
-/// When accounts vanished, by identifier: the time of the first snapshot that knew nothing of them. The snapshots in between go in time, and that moment with them, so it is noted.
+/// When accounts vanished, by identifier: the time of the first snapshot that knew nothing of them. The snapshots in between go in time, and that moment with
+/// them, so it is noted.
 type VanishedOf = BTreeMap<String, Timestamp>;
 
 /// The same of each source.

@@ -4,8 +4,8 @@
 //! snapshot in `cache/ledger/<identifier>`. Comparing nights and following accounts through years reads pages, and no tree.
 //! A page that is missing, damaged or of another edition is made again from the snapshot.
 //!
-//! The file of a page has the layout of the facts' (see the module `cache`), with the magic `ZMRLEDG1` and the snapshot's identifier. Its JSON is a [`Page`]: some
-//! 30 bytes for each account once compressed.
+//! The file of a page has the layout of the facts' (see the module `cache`), with the magic `ZMRLEDG1` and the snapshot's identifier. Its JSON is a [`Page`]:
+//! some 30 bytes for each account once compressed.
 
 mod account_protection;
 mod changes;

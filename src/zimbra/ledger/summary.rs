@@ -24,7 +24,8 @@ pub struct Summary {
     pub newest_incremental: Option<SessionEntry>,
     /// Sessions that were being written.
     pub running: Vec<String>,
-    /// Identifier of the snapshot that the nightly run compared it with; `None` when it was the first, when no nightly run has reported it, or a part of either could not be read.
+    /// Identifier of the snapshot that the nightly run compared it with; `None` when it was the first, when no nightly run has reported it, or a part of either
+    /// could not be read.
     pub compared_with: Option<String>,
     /// What became of accounts and sessions since then.
     pub changes: Changes,

@@ -145,7 +145,8 @@ impl Nights {
         Nights { replica: Replica::open(&store).unwrap(), there: Vec::new(), _directory: directory }
     }
 
-    /// Takes a snapshot in which the accounts are in these states, then removes all but the newest few and what is protected; returns what is protected, by night.
+    /// Takes a snapshot in which the accounts are in these states, then removes all but the newest few and what is protected; returns what is protected, by
+    /// night.
     fn take(&mut self, at: usize, states: &[State], keep: usize, within: Within) -> BTreeMap<usize, String> {
         let accounts = states.iter().enumerate();
         let accounts = accounts.filter_map(|(id, state)| Some(entry(&format!("account-{id}"), (*state)?))).collect();

@@ -116,7 +116,8 @@ fn by_file(session: &Session, user: &str, file: &Path, passphrase: &Passphrase) 
     })
 }
 
-/// Returns whether a private key is encrypted. In OpenSSH's format the name of the cipher stands first, behind a magic of 15 bytes, so that its base64 is always the same.
+/// Returns whether a private key is encrypted. In OpenSSH's format the name of the cipher stands first, behind a magic of 15 bytes, so that its base64 is
+/// always the same.
 fn is_encrypted(text: &[u8]) -> bool {
     const PLAIN: &str = "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU";
     let text = String::from_utf8_lossy(text);
