@@ -184,7 +184,8 @@ pub enum PackError {
     },
     /// The entry breaks a rule of the format.
     #[error(
-        "Entry {hash} ({stored_length} bytes stored of {plain_length}, {codec:?}) does not fit the format of packs"
+        "Entry {hash} ({stored_length} bytes stored of {plain_length}, codec {}) does not fit the format of packs",
+        codec.numbers().0
     )]
     BadEntry {
         /// The hash of the entry.
