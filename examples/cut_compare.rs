@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use fastcdc::v2020::FastCDC;
 use zmreplica::model::{ChunkHash, Kind, Stat, Timestamp};
-use zmreplica::source::cut::{CutError, Cutter, SegmentSink, SinkClosed};
+use zmreplica::source::chunker::{Chunker, ChunkerError, SegmentSink, SinkClosed};
 
 /// Bytes that a chunk costs beside its content: its rows in the catalogue, its place in a pack.
 const CHUNK_OVERHEAD_BYTES: u64 = 100;
@@ -41,12 +41,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tally.print(&mut out, "whole messages", size)?;
 
     let mut tally = Tally::default();
-    let mut cutter = Cutter::new();
+    let mut chunker = Chunker::new();
     for message in &messages {
         let mut sink = Collector::default();
         let file = File::open(&message.path)?;
         let start = Instant::now();
-        cutter.cut(&file, &message.stat, &mut sink).map_err(describe)?;
+        chunker.split(&file, &message.stat, &mut sink).map_err(describe)?;
         tally.elapsed += start.elapsed();
         tally.literal_bytes += sink.literal_bytes;
         for chunk in sink.chunks {
@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn describe(error: CutError) -> io::Error {
+fn describe(error: ChunkerError) -> io::Error {
     io::Error::other(error.to_string())
 }
 

@@ -187,7 +187,7 @@ pub struct CheckReport {
     pub damages: Vec<Damage>,
     /// How many damages there are; more than `damages` holds when there are very many.
     pub damage_count: u64,
-    /// Packs that a prune removed, or wrote anew elsewhere, while the check ran.
+    /// Packs that a prune removed or repacked while the check ran.
     pub removed_packs: u64,
     /// Packs that nothing refers to, left by interrupted runs. They do no harm.
     pub orphan_packs: u64,

@@ -8,7 +8,7 @@ use crate::layout::xml::{read_accounts, read_meta, read_session};
 use crate::model::{Kind, Stat, ZERO_STAT};
 use crate::remote::transport::known_hosts;
 use crate::remote::transport::spec::RemoteSpec;
-use crate::source::cut::{Cutter, JOINED_LITERAL_MAX, MAX_CHUNK_BYTES, SegmentSink, SinkClosed};
+use crate::source::chunker::{Chunker, JOINED_LITERAL_MAX, MAX_CHUNK_BYTES, SegmentSink, SinkClosed};
 use crate::store::PackId;
 use crate::view::{parse_time, split_spec};
 
@@ -46,7 +46,7 @@ fn cut(content: &[u8]) {
     let size = content.len() as u64;
     let stat = Stat { kind: Kind::File, size, allocated_bytes: size, ..ZERO_STAT };
     let mut joined = Joined::default();
-    let delivered = Cutter::new().cut(&file, &stat, &mut joined);
+    let delivered = Chunker::new().split(&file, &stat, &mut joined);
     assert_eq!(delivered.ok(), Some(size));
     assert!(joined.0 == content, "the segments are not the file");
 }

@@ -264,7 +264,7 @@ fn load(environment: &Environment<'_>, mut numbers: Vec<ChunkId>) -> Chunks {
     load_from(environment, numbers, &mut chunks);
     let damaged = chunks.iter().filter(|(_, chunk)| matches!(chunk, Err((_, true)))).map(|(number, _)| *number);
     let damaged: Vec<ChunkId> = damaged.collect();
-    // A prune beside this may have written their packs anew.
+    // A prune that runs at the same time may have repacked them.
     if !damaged.is_empty() && environment.view.catalog().refresh() {
         load_from(environment, damaged, &mut chunks);
     }

@@ -34,7 +34,7 @@ pub struct Progress {
     pub interrupt: AtomicBool,
     /// The directory being completed, for people.
     pub current: Mutex<Vec<u8>>,
-    /// What travelled, and what the remote host has done. Stays zero with a source on this host.
+    /// What was transferred, and what the remote host has done. Stays zero with a source on this host.
     pub wire: Arc<WireCounters>,
     /// What is reported to people while the run goes on.
     messages: Mutex<Vec<String>>,

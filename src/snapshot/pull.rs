@@ -61,7 +61,7 @@ impl Way {
 /// Where chunks are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CompressAt {
-    /// On the source's host: less travels.
+    /// On the source's host: less is transferred.
     #[default]
     Source,
     /// Here: less work for the mail server.

@@ -3,7 +3,7 @@
 //! A source that cuts in this process has the bytes at hand and gives them with the hash ([`ChunkIntake::take`]). One on another host offers hashes
 //! ([`ChunkIntake::offer`]) and sends what is wanted ([`ChunkIntake::arrive`]). Either way the run gets events that name chunks by their numbers.
 
-use super::cut::SinkClosed;
+use super::chunker::SinkClosed;
 use super::read::{CutChunk, EventSink, ReadEvent};
 use crate::ids::{ChunkId, DictionaryId};
 use crate::model::{ChunkHash, Codec};

@@ -6,7 +6,7 @@
 
 pub mod beneath;
 pub mod chunk_intake;
-pub mod cut;
+pub mod chunker;
 pub mod exclude_patterns;
 pub mod read;
 pub mod read_pool;

@@ -1,4 +1,4 @@
-//! Reading single inodes: attributes and content, cut and hashed. Memory: what the cutter holds of one file (`cut`).
+//! Reading single inodes: attributes and content, cut and hashed. Memory: what the chunker holds of one file (`chunker`).
 //!
 //! A file that changes while it is read is read again, up to [`ATTEMPTS`] times. One that disappears or is exchanged under its name is looked
 //! for again: `accounts.xml` is replaced by two renames, between which there is none. A directory that took the name, and a name that leads to
@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 
 use super::beneath::open_beneath;
-use super::cut::{CutError, Cutter, SegmentSink, SinkClosed};
+use super::chunker::{Chunker, ChunkerError, SegmentSink, SinkClosed};
 use super::stat::stat_of;
 use super::xattrs;
 use crate::model::{ChunkHash, Kind, Stat, Xattr};
@@ -136,7 +136,7 @@ impl SegmentSink for Hashing<'_> {
 /// Reads single inodes; each thread has its own.
 pub struct InodeReader {
     root: Arc<OwnedFd>,
-    cutter: Cutter,
+    chunker: Chunker,
     /// The directory opened last: requests come directory by directory.
     parent: Option<(Vec<u8>, OwnedFd)>,
 }
@@ -144,7 +144,7 @@ pub struct InodeReader {
 impl InodeReader {
     /// Prepares to read below an open root directory.
     pub fn new(root: Arc<OwnedFd>) -> InodeReader {
-        InodeReader { root, cutter: Cutter::new(), parent: None }
+        InodeReader { root, chunker: Chunker::new(), parent: None }
     }
 
     /// Reads one inode: its segments go to the sink, and what ends the answer is returned.
@@ -198,8 +198,8 @@ impl InodeReader {
                 }
                 // What was seen of it belongs to no single inode.
                 Ok(Attempt::Exchanged) => return Ok(Err(Errno::NOENT.into())),
-                Err(CutError::SinkClosed) => return Err(SinkClosed),
-                Err(CutError::Read(error)) => return Ok(Err(error)),
+                Err(ChunkerError::SinkClosed) => return Err(SinkClosed),
+                Err(ChunkerError::Read(error)) => return Ok(Err(error)),
             }
         }
         Ok(Ok(()))
@@ -211,12 +211,12 @@ impl InodeReader {
         request: &ReadRequest,
         sink: &mut dyn EventSink,
         outcome: &mut ReadOutcome,
-    ) -> Result<Attempt, CutError> {
-        let (parent, name) = self.open_parent(&request.path).map_err(CutError::Read)?;
-        let before = stat_at(parent, name).map_err(CutError::Read)?;
+    ) -> Result<Attempt, ChunkerError> {
+        let (parent, name) = self.open_parent(&request.path).map_err(ChunkerError::Read)?;
+        let before = stat_at(parent, name).map_err(ChunkerError::Read)?;
         outcome.stat = before;
         if request.want == Want::Attributes && is_as_scanned(&before, &request.stat) {
-            outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
+            outcome.xattrs = xattrs::at(parent, name).map_err(ChunkerError::Read)?;
             return still_there(parent, name, &before);
         }
         match before.kind {
@@ -233,17 +233,17 @@ impl InodeReader {
                     Err(error @ (Errno::LOOP | Errno::NXIO | Errno::NODEV)) => {
                         return exchanged(parent, name, &before, error);
                     }
-                    Err(error) => return Err(CutError::Read(error.into())),
+                    Err(error) => return Err(ChunkerError::Read(error.into())),
                 };
-                let opened = stat_at(file.as_fd(), b"").map_err(CutError::Read)?;
+                let opened = stat_at(file.as_fd(), b"").map_err(ChunkerError::Read)?;
                 if opened.kind != Kind::File {
                     return Ok(Attempt::Exchanged);
                 }
                 outcome.stat = opened;
-                outcome.xattrs = xattrs::of_fd(file.as_fd()).map_err(CutError::Read)?;
-                let delivered = self.cutter.cut(&file, &opened, &mut Hashing { sink })?;
+                outcome.xattrs = xattrs::of_fd(file.as_fd()).map_err(ChunkerError::Read)?;
+                let delivered = self.chunker.split(&file, &opened, &mut Hashing { sink })?;
                 outcome.read_bytes += delivered;
-                let after = stat_at(file.as_fd(), b"").map_err(CutError::Read)?;
+                let after = stat_at(file.as_fd(), b"").map_err(ChunkerError::Read)?;
                 outcome.stat = Stat { size: delivered, ..after };
                 let same = delivered == opened.size && (opened.size, opened.mtime) == (after.size, after.mtime);
                 Ok(if same { Attempt::Same } else { Attempt::Changed })
@@ -253,19 +253,19 @@ impl InodeReader {
                     Ok(target) => target.into_bytes(),
                     // It is no link any more.
                     Err(error @ Errno::INVAL) => return exchanged(parent, name, &before, error),
-                    Err(error) => return Err(CutError::Read(error.into())),
+                    Err(error) => return Err(ChunkerError::Read(error.into())),
                 };
-                outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
+                outcome.xattrs = xattrs::at(parent, name).map_err(ChunkerError::Read)?;
                 outcome.stat.size = target.len() as u64;
                 outcome.read_bytes += target.len() as u64;
                 let length = target.len();
-                sink.event(ReadEvent::Literal(target), length).map_err(|_| CutError::SinkClosed)?;
+                sink.event(ReadEvent::Literal(target), length).map_err(|_| ChunkerError::SinkClosed)?;
                 still_there(parent, name, &before)
             }
             // The scan saw something else there, and will see the directory the next time.
-            Kind::Directory => Err(CutError::Read(Errno::NOENT.into())),
+            Kind::Directory => Err(ChunkerError::Read(Errno::NOENT.into())),
             Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
-                outcome.xattrs = xattrs::at(parent, name).map_err(CutError::Read)?;
+                outcome.xattrs = xattrs::at(parent, name).map_err(ChunkerError::Read)?;
                 still_there(parent, name, &before)
             }
         }
@@ -314,16 +314,16 @@ fn is_as_scanned(now: &Stat, scanned: &Stat) -> bool {
 }
 
 /// Checks the inode again after calls that take a path.
-fn still_there(parent: BorrowedFd<'_>, name: &[u8], before: &Stat) -> Result<Attempt, CutError> {
-    let after = stat_at(parent, name).map_err(CutError::Read)?;
+fn still_there(parent: BorrowedFd<'_>, name: &[u8], before: &Stat) -> Result<Attempt, ChunkerError> {
+    let after = stat_at(parent, name).map_err(ChunkerError::Read)?;
     let same = (after.dev, after.ino, after.kind, after.btime) == (before.dev, before.ino, before.kind, before.btime);
     Ok(if same { Attempt::Same } else { Attempt::Exchanged })
 }
 
 /// Judges an error that another kind of inode gives: what still is what it was cannot be read, and did not vanish.
-fn exchanged(parent: BorrowedFd<'_>, name: &[u8], before: &Stat, error: Errno) -> Result<Attempt, CutError> {
+fn exchanged(parent: BorrowedFd<'_>, name: &[u8], before: &Stat, error: Errno) -> Result<Attempt, ChunkerError> {
     match still_there(parent, name, before)? {
-        Attempt::Same => Err(CutError::Read(error.into())),
+        Attempt::Same => Err(ChunkerError::Read(error.into())),
         other => Ok(other),
     }
 }

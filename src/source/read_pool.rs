@@ -1,6 +1,6 @@
 //! Reading inodes by a pool of threads, answered in the order of the requests.
 //!
-//! Requests travel in batches. Each batch has a bounded channel of its own for its answers, and the receiver drains the batches in order, so
+//! Requests are sent in batches. Each batch has a bounded channel of its own for its answers, and the receiver drains the batches in order, so
 //! the oldest batch always makes progress, whatever the others wait for. Only `BATCHES_AHEAD` batches more than there are threads are under way, so
 //! memory is bounded by that many x `PARTS_AHEAD` x `PART_BYTES`: some 16 MB with two threads.
 
@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::cut::SinkClosed;
+use super::chunker::SinkClosed;
 use super::read::{CutChunk, EventSink, InodeReader, ReadEvent, ReadRequest, Want};
 
 /// An answer part is sent on when it holds this many bytes.

@@ -162,7 +162,7 @@ fn a_rename_or_a_new_link_reads_nothing() {
 fn everything_that_a_tree_can_hold_comes_over() {
     let bench = Bench::new();
     odd_tree(&bench.scene.source());
-    // A hole of a terabyte does not travel.
+    // A hole of a terabyte is not transferred.
     fs::File::create(bench.source("huge")).unwrap().set_len(1 << 40).unwrap();
     let hole = fs::File::create(bench.source("tail")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&hole, &noise(50_000, 77), 0).unwrap();
@@ -407,7 +407,7 @@ fn a_connection_that_breaks_is_made_again_and_goes_on() {
         (&pulled["work"]["connections"], &pulled["work"]["new_chunks"]),
         (&3.into(), &local["work"]["new_chunks"])
     );
-    // What the second had brought did not travel again, but for the batch that was cut off.
+    // What the second had brought was not sent again, but for the batch that was cut off.
     let received = pulled["work"]["received_bytes"].as_u64().unwrap();
     assert!(received < 36_000_000 + 40_000_000, "{received}");
     assert!(err(&output).contains("Retrying in"), "{}", err(&output));

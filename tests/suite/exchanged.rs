@@ -28,7 +28,7 @@ use zmreplica::snapshot::options::{SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run_tree;
 use zmreplica::source::chunk_intake::{AnswerSink, ChunkIntake, NumberedChunk};
-use zmreplica::source::cut::SinkClosed;
+use zmreplica::source::chunker::SinkClosed;
 use zmreplica::source::exclude_patterns::ExcludePatterns;
 use zmreplica::source::read::{
     CutChunk, EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at,

@@ -16,7 +16,7 @@ use zmreplica::snapshot::SnapshotError;
 use zmreplica::snapshot::options::{SnapshotOptions, SnapshotReport};
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
-use zmreplica::source::cut::SinkClosed;
+use zmreplica::source::chunker::SinkClosed;
 use zmreplica::source::read::{
     CutChunk, EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want, stat_at,
 };

@@ -120,8 +120,8 @@ fn nights_are_the_same(blobs: BlobMode, by_rsh: bool) {
         }
         if night == 4 {
             let names = pulled["totals"]["names"].as_u64().unwrap();
-            let travelled = work["received_bytes"].as_u64().unwrap() + work["sent_bytes"].as_u64().unwrap();
-            assert!(travelled <= 2 * names, "{travelled} bytes for {names} names");
+            let transferred = work["received_bytes"].as_u64().unwrap() + work["sent_bytes"].as_u64().unwrap();
+            assert!(transferred <= 2 * names, "{transferred} bytes for {names} names");
         }
     }
     bench.scene.ok(&["check", "--read-data"]);
@@ -157,7 +157,7 @@ fn everything_that_a_tree_can_hold_comes_over() {
     assert_same(&pulled, &local);
     assert_eq!(by_rsh["digest"], local["digest"]);
     assert_eq!(pulled["totals"], by_rsh["totals"]);
-    // A hole of a terabyte does not travel.
+    // A hole of a terabyte is not transferred.
     assert!(pulled["work"]["received_bytes"].as_u64().unwrap() < 50_000_000);
     bench.scene.ok(&["restore", "--numeric-ids", "latest", "restored"]);
     assert_rsync_finds_nothing(&bench.scene.source(), &bench.scene.path("restored"));

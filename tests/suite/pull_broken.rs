@@ -61,7 +61,7 @@ impl Bench {
         store
     }
 
-    fn carried(&self) -> u64 {
+    fn transferred(&self) -> u64 {
         self.proxy.traffic.up.load(Ordering::Relaxed) + self.proxy.traffic.down.load(Ordering::Relaxed)
     }
 
@@ -91,7 +91,7 @@ fn a_pull_that_is_cut_twenty_times_sends_little_twice() {
         fs::write(bench.scene.source().join(format!("{file:04}")), noise(150_000, 2 * file)).unwrap();
     }
     let whole = finish(bench.pull(&bench.store("uncut")).spawn().unwrap());
-    let uncut = bench.carried();
+    let uncut = bench.transferred();
     let store = bench.store("cut");
     let down = &bench.proxy.traffic.down;
     let child = bench.pull(&store).spawn().unwrap();
@@ -104,7 +104,7 @@ fn a_pull_that_is_cut_twenty_times_sends_little_twice() {
     assert_eq!(summary["work"]["connections"], 21);
     assert_eq!(summary["totals"], whole["totals"]);
     assert_eq!(summary["problem_count"], 0);
-    let all = bench.carried() - uncut;
+    let all = bench.transferred() - uncut;
     assert!(all <= uncut + uncut / 10, "{all} bytes instead of {uncut}");
     bench.check(&store);
     let restored = bench.scene.path("restored");
@@ -131,8 +131,8 @@ fn a_killed_agent_is_started_again() {
     let store = bench.store("replica");
     let child = bench.pull(&store).arg("--bwlimit").arg("20M").spawn().unwrap();
     for _ in 0..2 {
-        let before = bench.carried();
-        eventually("something comes", || bench.carried() > before + 4_000_000);
+        let before = bench.transferred();
+        eventually("something comes", || bench.transferred() > before + 4_000_000);
         signal(agent_of(&bench.scene.source()).unwrap(), Signal::KILL);
         eventually("the agent is gone", || agent_of(&bench.scene.source()).is_none());
         eventually("another one comes", || agent_of(&bench.scene.source()).is_some());
@@ -157,9 +157,9 @@ fn a_killed_run_is_gone_on_with() {
     child.wait().unwrap();
     eventually("the agent ends with its run", || agent_of(&bench.scene.source()).is_none());
     let kept = pack_bytes(&store);
-    let before = bench.carried();
+    let before = bench.transferred();
     let summary = finish(bench.pull(&store).spawn().unwrap());
-    let again = bench.carried() - before;
+    let again = bench.transferred() - before;
     assert!(again <= 160_000_000 - kept + 8_000_000, "{again} bytes though {kept} were there");
     assert_eq!(summary["totals"]["files"], 160);
     bench.check(&store);

@@ -19,7 +19,7 @@ use crate::remote::protocol::fields::StatCoder;
 use crate::remote::protocol::frame::Kind;
 use crate::remote::protocol::messages::{ChunkFrame, Event, put_event, request_bytes};
 use crate::remote::protocol::{EVENTS_AHEAD_BYTES, OFFERED_AHEAD_BYTES};
-use crate::source::cut::SinkClosed;
+use crate::source::chunker::SinkClosed;
 use crate::source::read::{CutChunk, EventSink, InodeReader, ReadEvent, ReadOutcome, ReadRequest};
 use crate::source::read_pool::ReadPool;
 use crate::store::codec::{Compressor, Dictionary};

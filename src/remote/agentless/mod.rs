@@ -15,7 +15,7 @@
 //! with zeros what it cannot read, `find` leaves out what it cannot look at, and both say so there alone. A name of which neither an answer nor a message came
 //! counts as unreadable, never as gone.
 //!
-//! Content comes as a tar stream, each file into a temporary file here, so that the cutter of local files cuts it, at the same places. `find` looks
+//! Content comes as a tar stream, each file into a temporary file here, so that the chunker of local files splits it, at the same places. `find` looks
 //! at the names once more behind each batch: a file whose size or time is no longer what `tar` saw is read again.
 //!
 //! The tar stream is read by `archive`, not by a crate: of those at hand none reads sparse files in the POSIX form, one splits binary extended attributes at

@@ -14,7 +14,7 @@ use super::tar_messages::{TarMessages, Trouble};
 use super::xattr_probe::probe_xattrs;
 use crate::cause::During;
 use crate::model::{Kind, Stat, ZERO_STAT};
-use crate::source::cut::{CutError, Cutter};
+use crate::source::chunker::{Chunker, ChunkerError};
 use crate::source::read::{ATTEMPTS, EventSink, Hashing, ReadEvent, ReadOutcome, ReadRequest, ReadResult, Want};
 use crate::source::tree::SourceError;
 
@@ -197,13 +197,13 @@ pub(super) trait BatchSink {
 /// Reads batches.
 pub(super) struct Reader {
     spool: Spool,
-    cutter: Cutter,
+    chunker: Chunker,
     buffer: Vec<u8>,
 }
 
 impl Reader {
     pub(super) fn new(spool: Spool) -> Reader {
-        Reader { spool, cutter: Cutter::new(), buffer: vec![0; DATA_BYTES] }
+        Reader { spool, chunker: Chunker::new(), buffer: vec![0; DATA_BYTES] }
     }
 
     /// Reads all requests of a batch; returns how each ended, in their order.
@@ -366,13 +366,13 @@ impl Reader {
 
     /// Cuts the file that was taken in, up to `size` bytes of it.
     fn cut(&mut self, member: &Member, size: u64, sink: &mut dyn EventSink) -> Result<u64, SourceError> {
-        // The cutter looks for holes where less is allocated than the file is long.
+        // The chunker looks for holes where less is allocated than the file is long.
         let allocated_bytes = if member.regions.is_some() { 0 } else { size };
         let stat = Stat { size, allocated_bytes, ..ZERO_STAT };
-        let cut = self.cutter.cut(self.spool.file(), &stat, &mut Hashing { sink });
+        let cut = self.chunker.split(self.spool.file(), &stat, &mut Hashing { sink });
         cut.map_err(|error| match error {
-            CutError::SinkClosed => SourceError::Intake,
-            CutError::Read(error) => self.spool_failed(error),
+            ChunkerError::SinkClosed => SourceError::Intake,
+            ChunkerError::Read(error) => self.spool_failed(error),
         })
     }
 

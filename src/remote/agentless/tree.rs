@@ -13,7 +13,7 @@ use crate::model::Stat;
 use crate::remote::client::{ConnectError, WireCounters};
 use crate::remote::transport::Transport;
 use crate::source::chunk_intake::{AnswerSink, ApartSink, ChunkIntake, NumberedChunk};
-use crate::source::cut::SinkClosed;
+use crate::source::chunker::SinkClosed;
 use crate::source::read::{CutChunk, EventSink, ReadEvent, ReadOutcome, ReadRequest, Want};
 use crate::source::scan::Listing;
 use crate::source::tree::{OwnerNames, ScanEnd, SourceError, SourceTree};

@@ -3,7 +3,7 @@
 use crate::model::{Kind, Stat, Xattr};
 use crate::remote::protocol::fields::XATTRS_MAX_BYTES;
 use crate::remote::protocol::messages::request_bytes;
-use crate::source::cut::MAX_CHUNK_BYTES;
+use crate::source::chunker::MAX_CHUNK_BYTES;
 use crate::source::read::{ReadOutcome, ReadRequest, ReadResult, Want};
 use crate::source::tree::SourceError;
 

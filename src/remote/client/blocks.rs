@@ -1,7 +1,7 @@
-//! Listing blocks of the last scan, kept so that those which are the same tonight need not travel.
+//! Listing blocks of the last scan, kept so that those which are the same tonight need not be sent.
 //!
 //! A cache, one file a source: the magic `ZMRLIST1`, then for each block in order its BLAKE3 (32 bytes), the length (4 bytes, little endian) and bytes of one
-//! zstd frame. Each block is compared with its hash before it is believed, so a damaged file costs bytes on the wire and nothing else; it may be deleted at any
+//! zstd frame. Each block is compared with its hash before it is used, so a damaged file costs bytes on the wire and nothing else; it may be deleted at any
 //! time.
 
 use std::collections::{HashMap, HashSet};

@@ -321,7 +321,7 @@ impl Desk<'_> {
                 None => Reply::Failed("that table is not for agents".to_owned()),
                 Some(table) => match self.served.row(table, key) {
                     Ok(Some(bytes)) if bytes.len() <= ANSWER_MAX_BYTES => Reply::Bytes(bytes),
-                    Ok(Some(_)) => Reply::Failed("the row is too long to travel".to_owned()),
+                    Ok(Some(_)) => Reply::Failed("the row is too long to be sent".to_owned()),
                     Ok(None) => Reply::None,
                     Err(error) => {
                         self.has_met_damage |= matches!(&error, Refused::Catalog(error) if error.is_damage());

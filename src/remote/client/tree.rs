@@ -482,7 +482,7 @@ impl SourceTree for RemoteTree {
     }
 
     fn abandon(&mut self, intake: &mut dyn ChunkIntake) {
-        // What has arrived is not to travel again, and its events are of no use any more.
+        // What has arrived is not to be sent again, and its events are of no use any more.
         while let Some(frame) = self.link.ready(Queue::Reads) {
             if frame.kind == FrameKind::Chunk && self.take_chunk(&frame.payload, intake).is_err() {
                 break;

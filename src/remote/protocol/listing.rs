@@ -1,4 +1,4 @@
-//! Listings as they travel: records in blocks, cut where names say so, so that most blocks are those of last night and need not travel.
+//! Listings as they are transferred: records in blocks, cut where names say so, so that most blocks are those of last night and need not be sent.
 //!
 //! A block is a run of records. What a record leaves out (the path of its directory, the directory of its names) follows from the records before it:
 //! directories come depth first. What is coded as a difference starts anew in each block, so that a block depends on nothing but its own records, and is the

@@ -1,7 +1,7 @@
 //! The wire below a session: two threads that carry bytes between the network and a socket pair, whose other end the library has.
 //!
 //! The library throws away what it has received when its socket ends. With the pair between, the socket stays open when the network breaks: what had arrived is
-//! still handed over, chunk by chunk, and need not travel again. The price is one more copy within the kernel.
+//! still handed over, chunk by chunk, and need not be sent again. The price is one more copy within the kernel.
 
 use std::error::Error;
 use std::io::{self, Read, Write};

@@ -82,7 +82,7 @@ fn cut(bytes: &[u8]) -> Vec<Segment> {
     file.write_all(bytes).unwrap();
     let size = bytes.len() as u64;
     let mut recorder = Recorder::default();
-    let delivered = Cutter::new().cut(&file, &stat(size, size), &mut recorder).unwrap();
+    let delivered = Chunker::new().split(&file, &stat(size, size), &mut recorder).unwrap();
     assert_eq!(delivered, size);
     assert!(join(&recorder.segments) == bytes, "the segments are not the file");
     recorder.segments
@@ -336,7 +336,7 @@ fn holes_are_neither_read_nor_chunks() {
     file.write_all(&data).unwrap();
     file.set_len(size).unwrap();
     let mut recorder = Recorder::default();
-    assert_eq!(Cutter::new().cut(&file, &stat(size, 1 << 20), &mut recorder).unwrap(), size);
+    assert_eq!(Chunker::new().split(&file, &stat(size, 1 << 20), &mut recorder).unwrap(), size);
     let (first, rest) = recorder.segments.split_first().unwrap();
     let (last, middle) = rest.split_last().unwrap();
     assert_eq!(*first, Segment::Zeros(1 << 30));
@@ -362,7 +362,7 @@ fn holes_at_either_end_and_files_of_nothing_else() {
             file.write_all(&page[..(end - start) as usize]).unwrap();
         }
         let mut recorder = Recorder::default();
-        assert_eq!(Cutter::new().cut(&file, &stat(size, 0), &mut recorder).unwrap(), size);
+        assert_eq!(Chunker::new().split(&file, &stat(size, 0), &mut recorder).unwrap(), size);
         let mut expected = vec![0; size as usize];
         for &(start, end) in extents {
             expected[start as usize..end as usize].copy_from_slice(&page[..(end - start) as usize]);
@@ -378,7 +378,7 @@ fn a_compressed_file_without_holes_is_cut_as_any_other() {
     let mut file = memory_file();
     file.write_all(&zip).unwrap();
     let mut recorder = Recorder::default();
-    Cutter::new().cut(&file, &stat(zip.len() as u64, 4096), &mut recorder).unwrap();
+    Chunker::new().split(&file, &stat(zip.len() as u64, 4096), &mut recorder).unwrap();
     assert!(has_chunk(&recorder.segments, &noise(2, 5000)));
 }
 
@@ -393,7 +393,7 @@ fn a_file_that_changed_size_is_read_to_the_nearer_end() {
         for size in [length / 2, length + 1_000_000] {
             for allocated in [size, 0] {
                 let mut recorder = Recorder::default();
-                let delivered = Cutter::new().cut(&file, &stat(size, allocated), &mut recorder).unwrap();
+                let delivered = Chunker::new().split(&file, &stat(size, allocated), &mut recorder).unwrap();
                 assert_eq!(delivered, size.min(length));
                 assert!(join(&recorder.segments) == bytes[..delivered as usize]);
             }
@@ -408,21 +408,21 @@ fn a_closed_sink_ends_the_cut() {
     file.write_all(&zip).unwrap();
     for closes_after in 0..5 {
         let mut recorder = Recorder { closes_after: Some(closes_after), ..Recorder::default() };
-        let result = Cutter::new().cut(&file, &stat(zip.len() as u64, u64::MAX), &mut recorder);
-        assert!(matches!(result, Err(CutError::SinkClosed)));
+        let result = Chunker::new().split(&file, &stat(zip.len() as u64, u64::MAX), &mut recorder);
+        assert!(matches!(result, Err(ChunkerError::SinkClosed)));
     }
 }
 
 #[test]
 fn an_unreadable_file_is_an_error() {
     let directory = File::open("/").unwrap();
-    let result = Cutter::new().cut(&directory, &stat(100, 100), &mut Recorder::default());
-    assert!(matches!(result, Err(CutError::Read(_))));
+    let result = Chunker::new().split(&directory, &stat(100, 100), &mut Recorder::default());
+    assert!(matches!(result, Err(ChunkerError::Read(_))));
 }
 
 #[test]
-fn one_cutter_cuts_many_files_alike() {
-    let mut cutter = Cutter::new();
+fn one_chunker_splits_many_files_alike() {
+    let mut chunker = Chunker::new();
     let files = [
         noise(1, 100),
         noise(2, 5_000_000),
@@ -433,7 +433,7 @@ fn one_cutter_cuts_many_files_alike() {
         let mut file = memory_file();
         file.write_all(&bytes).unwrap();
         let mut recorder = Recorder::default();
-        cutter.cut(&file, &stat(bytes.len() as u64, u64::MAX), &mut recorder).unwrap();
+        chunker.split(&file, &stat(bytes.len() as u64, u64::MAX), &mut recorder).unwrap();
         assert!(recorder.segments == cut(&bytes));
     }
 }

@@ -1,12 +1,12 @@
 //! Cuts what is no zip and has no holes: as a literal, as a message, or by content.
 
-use super::output::{CutError, LITERAL_MAX, MESSAGE_MAX, Output, WHOLE_FILE_MAX};
+use super::output::{ChunkerError, LITERAL_MAX, MESSAGE_MAX, Output, WHOLE_FILE_MAX};
 use super::window::Window;
 use super::{large, mime};
 
 /// Cuts the next `length` bytes as a file of their own. Depends on these bytes alone, so a message in a zip gives the
 /// chunks of the same message in a file.
-pub(super) fn cut(window: &mut Window<'_>, output: &mut Output<'_>, length: u64) -> Result<(), CutError> {
+pub(super) fn cut(window: &mut Window<'_>, output: &mut Output<'_>, length: u64) -> Result<(), ChunkerError> {
     if length <= LITERAL_MAX as u64 {
         let bytes = window.fill(length as usize)?;
         output.literal(bytes)?;

@@ -6,12 +6,17 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::large;
-use super::output::{CutError, LITERAL_MAX, Output, WHOLE_FILE_MAX};
+use super::output::{ChunkerError, LITERAL_MAX, Output, WHOLE_FILE_MAX};
 use super::window::Window;
 
 /// Cuts the file at its holes. Returns `false`, with nothing delivered, for one that has none: compressing file systems
 /// allocate less than the size as well, and some do not report where holes are.
-pub(super) fn cut(file: &File, size: u64, window: &mut Window<'_>, output: &mut Output<'_>) -> Result<bool, CutError> {
+pub(super) fn cut(
+    file: &File,
+    size: u64,
+    window: &mut Window<'_>,
+    output: &mut Output<'_>,
+) -> Result<bool, ChunkerError> {
     let first = match seek(file, SeekFrom::Data(0)) {
         Ok(0) => match seek(file, SeekFrom::Hole(0)) {
             Ok(hole) if hole < size => 0,

@@ -11,7 +11,7 @@ use fastcdc::v2020::FastCDC;
 use memchr::memmem;
 
 use super::mime::{MIN_PART, trim_line_ends};
-use super::output::{CutError, MAX_CHUNK_BYTES, Output, SinkClosed, WHOLE_FILE_MAX};
+use super::output::{ChunkerError, MAX_CHUNK_BYTES, Output, SinkClosed, WHOLE_FILE_MAX};
 use super::window::Window;
 
 /// The least and the average size in bytes of a chunk cut by content.
@@ -76,7 +76,7 @@ pub(super) fn cut_stream(
     output: &mut Output<'_>,
     length: u64,
     whole_max: usize,
-) -> Result<(), CutError> {
+) -> Result<(), ChunkerError> {
     debug_assert!(whole_max <= MAX_CHUNK_BYTES);
     let end = window.position().saturating_add(length);
     let mut embedded = Embedded::new(window.position());

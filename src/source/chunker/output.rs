@@ -38,7 +38,7 @@ pub struct SinkClosed;
 
 /// Says why a file could not be cut to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum CutError {
+pub enum ChunkerError {
     /// The file could not be read.
     #[error("Reading failed: {0}")]
     Read(#[from] io::Error),
@@ -47,9 +47,9 @@ pub enum CutError {
     SinkClosed,
 }
 
-impl From<SinkClosed> for CutError {
-    fn from(_: SinkClosed) -> CutError {
-        CutError::SinkClosed
+impl From<SinkClosed> for ChunkerError {
+    fn from(_: SinkClosed) -> ChunkerError {
+        ChunkerError::SinkClosed
     }
 }
 
@@ -105,7 +105,7 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> Result<u64, CutError> {
+    pub(super) fn finish(mut self) -> Result<u64, ChunkerError> {
         self.flush()?;
         Ok(self.delivered)
     }

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use rawzip::{CompressionMethod, ReaderAt, ZipLocator};
 
-use super::output::{CutError, GAP_LITERAL_MAX, LITERAL_MAX, MAX_CHUNK_BYTES, Output, WHOLE_FILE_MAX};
+use super::output::{ChunkerError, GAP_LITERAL_MAX, LITERAL_MAX, MAX_CHUNK_BYTES, Output, WHOLE_FILE_MAX};
 use super::window::Window;
 use super::{content, large, mime};
 
@@ -43,7 +43,12 @@ struct Directory {
 }
 
 /// Cuts the file if it is a zip. Returns `false`, with nothing delivered, if it is not.
-pub(super) fn cut(file: &File, size: u64, window: &mut Window<'_>, output: &mut Output<'_>) -> Result<bool, CutError> {
+pub(super) fn cut(
+    file: &File,
+    size: u64,
+    window: &mut Window<'_>,
+    output: &mut Output<'_>,
+) -> Result<bool, ChunkerError> {
     // A zip behind other data is rare: only a larger file that is no message is worth the extra read at its end.
     let begins_as_zip = size > LITERAL_MAX as u64 && window.fill(4)? == LOCAL_SIGNATURE;
     if !begins_as_zip && (size <= WHOLE_FILE_MAX as u64 || mime::is_worth_parsing(window.fill(mime::HEADERS_MAX)?)) {
@@ -65,7 +70,7 @@ pub(super) fn cut(file: &File, size: u64, window: &mut Window<'_>, output: &mut 
 
 /// Cuts the entries in file order. Returns `false` at the first one that contradicts the file or its neighbours, with the
 /// window where the trouble begins.
-fn cut_entries(directory: &Directory, window: &mut Window<'_>, output: &mut Output<'_>) -> Result<bool, CutError> {
+fn cut_entries(directory: &Directory, window: &mut Window<'_>, output: &mut Output<'_>) -> Result<bool, ChunkerError> {
     for entry in &directory.entries {
         let Some(gap) = entry.header_offset.checked_sub(window.position()) else { return Ok(false) };
         if entry.header_offset > directory.offset {
@@ -95,7 +100,7 @@ fn cut_entries(directory: &Directory, window: &mut Window<'_>, output: &mut Outp
 }
 
 /// Cuts what is not payload: headers, data descriptors, the central directory.
-fn cut_gap(window: &mut Window<'_>, output: &mut Output<'_>, length: u64) -> Result<(), CutError> {
+fn cut_gap(window: &mut Window<'_>, output: &mut Output<'_>, length: u64) -> Result<(), ChunkerError> {
     if length > GAP_LITERAL_MAX as u64 {
         return large::cut_stream(window, output, length, WHOLE_FILE_MAX);
     }

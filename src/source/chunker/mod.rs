@@ -31,34 +31,34 @@ use std::fs::File;
 use crate::model::Stat;
 use output::Output;
 pub use output::{
-    CutError, GAP_LITERAL_MAX, JOINED_LITERAL_MAX, LITERAL_MAX, MAX_CHUNK_BYTES, MESSAGE_MAX, SegmentSink, SinkClosed,
-    WHOLE_FILE_MAX,
+    ChunkerError, GAP_LITERAL_MAX, JOINED_LITERAL_MAX, LITERAL_MAX, MAX_CHUNK_BYTES, MESSAGE_MAX, SegmentSink,
+    SinkClosed, WHOLE_FILE_MAX,
 };
 use window::Window;
 
 /// Cuts files one after another; holds the scratch memory that one thread reuses between them.
-pub struct Cutter {
+pub struct Chunker {
     buffer: Vec<u8>,
     pending: Vec<u8>,
 }
 
-impl Default for Cutter {
+impl Default for Chunker {
     fn default() -> Self {
-        Cutter::new()
+        Chunker::new()
     }
 }
 
-impl Cutter {
-    /// Creates a cutter with empty scratch memory.
+impl Chunker {
+    /// Creates a chunker with empty scratch memory.
     pub fn new() -> Self {
-        Cutter { buffer: Vec::new(), pending: Vec::new() }
+        Chunker { buffer: Vec::new(), pending: Vec::new() }
     }
 
     /// Delivers the file's bytes from 0 to `stat.size`, or to its end where that comes first, and returns how many.
     ///
     /// A result other than `stat.size` means that the file shrank since it was examined; a file that changes meanwhile
     /// is the caller's to notice, by examining it again. The file's own position is not used, but moves in a sparse file.
-    pub fn cut(&mut self, file: &File, stat: &Stat, sink: &mut dyn SegmentSink) -> Result<u64, CutError> {
+    pub fn split(&mut self, file: &File, stat: &Stat, sink: &mut dyn SegmentSink) -> Result<u64, ChunkerError> {
         let mut window = Window::new(file, stat.size, &mut self.buffer);
         let mut output = Output::new(sink, &mut self.pending);
         if stat.size > LITERAL_MAX as u64
