@@ -4,18 +4,19 @@
 //! Without scripts everything is shown; a script adds the search.
 
 mod charts;
-mod html;
+mod page;
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use askama::Template;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::access::Replacement;
-use crate::figures::{bytes, count};
+use crate::figures::count;
 use crate::zimbra::account::AccountState;
-use html::{Escaped, day_and_time};
+use page::Page;
 
 /// How a night ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +102,16 @@ pub struct AccountRow {
     pub last_whole: Option<String>,
 }
 
+impl AccountRow {
+    fn class(&self) -> &'static str {
+        match self.state {
+            AccountState::Whole => "good",
+            AccountState::Incomplete | AccountState::Behind => "warn",
+            AccountState::Lost => "bad",
+        }
+    }
+}
+
 /// Something that vanished or broke between two snapshots.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -137,11 +148,23 @@ pub struct Report {
     pub remarks: Vec<String>,
 }
 
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
-/// The page may use what is in it and nothing else.
-const POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+impl Report {
+    fn day(&self, time: &Timestamp) -> String {
+        time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d").to_string()
+    }
+
+    fn minute(&self, time: &Timestamp) -> String {
+        time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M").to_string()
+    }
+
+    fn account_count(&self) -> String {
+        count(self.accounts.len() as u64)
+    }
+
+    fn zone_name(&self) -> &str {
+        self.zone.iana_name().unwrap_or("the local zone of the host that made the report")
+    }
+}
 
 /// Mode of a new page: it has addresses in it.
 const MODE: u32 = 0o640;
@@ -165,144 +188,5 @@ pub fn write_file(report: &Report, path: &Path, wanted: Option<u32>) -> io::Resu
 /// # Errors
 /// Fails when `out` does.
 pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let source = Escaped(&report.source);
-    write!(
-        out,
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"referrer\" content=\"no-referrer\">\n\
-         <title>Replica of {source}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>Replica of {source}</h1>\n"
-    )?;
-    writeln!(
-        out,
-        "<p class=\"sub\">Store {}, as of {}. Times are in {}.</p>",
-        Escaped(&report.store),
-        day_and_time(report.made, &report.zone),
-        Escaped(report.zone.iana_name().unwrap_or("the local zone of the host that made the report"))
-    )?;
-    headline(report, out)?;
-    charts::calendar(report, out)?;
-    charts::growth(report, out)?;
-    charts::sessions(report, out)?;
-    events(report, out)?;
-    accounts(report, out)?;
-    write!(out, "</main>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n")
-}
-
-/// The figures that matter first.
-fn headline(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let of = |state: AccountState| report.accounts.iter().filter(|account| account.state == state).count() as u64;
-    let total = report.accounts.len() as u64;
-    let whole = of(AccountState::Whole);
-    let mut cards: Vec<(&str, String, String)> = Vec::new();
-    let class = if total > 0 && whole == total { "good" } else { "bad" };
-    let mut others = Vec::new();
-    for state in [AccountState::Incomplete, AccountState::Behind, AccountState::Lost] {
-        if of(state) > 0 {
-            others.push(format!("{} {}", count(of(state)), state.word()));
-        }
-    }
-    let others = match (total, others.is_empty()) {
-        (0, _) => "the snapshot knows no account".to_owned(),
-        (_, true) => "nothing is missing".to_owned(),
-        (_, false) => others.join(", "),
-    };
-    cards.push((
-        class,
-        format!("{} of {}", count(whole), count(total)),
-        format!("accounts can be restored whole; {others}"),
-    ));
-    if let Some(night) = report.nights.last() {
-        let when = day_and_time(night.time, &report.zone);
-        cards.push((night.state.class(), when, format!("newest snapshot, {}: {}", night.id, night.state.words())));
-        let held: u64 = report.nights.iter().map(|night| night.source_bytes).sum();
-        let ratio = if report.pack_bytes > 0 { held as f64 / report.pack_bytes as f64 } else { 0.0 };
-        cards.push((
-            "plain",
-            bytes(report.pack_bytes),
-            format!(
-                "hold {} snapshots of together {}: {ratio:.1} times less",
-                count(report.nights.len() as u64),
-                bytes(held)
-            ),
-        ));
-    }
-    writeln!(out, "<section class=\"cards\">")?;
-    for (class, value, words) in cards {
-        writeln!(out, "<div class=\"card {class}\"><b>{}</b><span>{}</span></div>", Escaped(&value), Escaped(&words))?;
-    }
-    writeln!(out, "</section>")?;
-    for remark in &report.remarks {
-        writeln!(out, "<p class=\"remark\">{}</p>", Escaped(remark))?;
-    }
-    Ok(())
-}
-
-fn events(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "<section id=\"events\"><h2>What vanished or broke</h2>")?;
-    if report.events.is_empty() {
-        return writeln!(out, "<p>Nothing in the time shown.</p></section>");
-    }
-    writeln!(
-        out,
-        "<div class=\"scroll\"><table><thead><tr><th>Snapshot of</th><th></th><th>What</th></tr></thead><tbody>"
-    )?;
-    for event in report.events.iter().rev() {
-        let (class, word) = if event.is_bad { ("bad", "look") } else { ("good", "fine") };
-        writeln!(
-            out,
-            "<tr><td class=\"time\">{}</td><td><span class=\"tag {class}\">{word}</span></td><td>{}</td></tr>",
-            day_and_time(event.time, &report.zone),
-            Escaped(&event.text)
-        )?;
-    }
-    writeln!(out, "</tbody></table></div></section>")
-}
-
-fn accounts(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(
-        out,
-        "<section id=\"accounts\"><h2>Accounts</h2>\n<p class=\"controls\"><label>Search <input id=\"search\" type=\"search\" autocomplete=\"off\" \
-         placeholder=\"address, state, session\"></label> <label><input id=\"faulty\" type=\"checkbox\"> not whole only</label> <span id=\"shown\" \
-         aria-live=\"polite\">{} accounts</span></p>",
-        count(report.accounts.len() as u64)
-    )?;
-    writeln!(
-        out,
-        "<div class=\"scroll\"><table><thead><tr><th>Account</th><th>State</th><th>Newest full</th><th>Restorable</th><th>What is missing</th></tr></thead>\
-         <tbody id=\"rows\">"
-    )?;
-    let span = span(report);
-    for account in &report.accounts {
-        let state = account.state;
-        let class = match state {
-            AccountState::Whole => "good",
-            AccountState::Incomplete | AccountState::Behind => "warn",
-            AccountState::Lost => "bad",
-        };
-        write!(
-            out,
-            "<tr><td class=\"name\">{}</td><td><span class=\"tag {class}\">{}</span></td><td class=\"time\">{}</td><td>",
-            Escaped(&account.email),
-            state.word(),
-            Escaped(&account.newest_full)
-        )?;
-        charts::intervals(account, span, &report.zone, out)?;
-        write!(out, "</td><td>")?;
-        for text in &account.missing {
-            write!(out, "<div>{}</div>", Escaped(text))?;
-        }
-        if let Some(last) = &account.last_whole {
-            write!(out, "<div>last whole in the snapshot {}</div>", Escaped(last))?;
-        }
-        writeln!(out, "</td></tr>")?;
-    }
-    writeln!(out, "</tbody></table></div></section>")
-}
-
-/// Returns the times that the accounts' bars span.
-fn span(report: &Report) -> (Timestamp, Timestamp) {
-    let all = || report.accounts.iter().flat_map(|account| &account.intervals);
-    let from = all().map(|interval| interval.0).min().unwrap_or(report.made);
-    let to = all().map(|interval| interval.1).max().unwrap_or(report.made);
-    (from, to)
+    Page { report }.write_into(out)
 }
