@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use zmreplica::snapshot::inode_cache::InodeCache;
 
 use crate::support::locks;
 use crate::support::mounted::{Scene, err, out, unmount};
@@ -52,19 +53,23 @@ impl Old {
     }
 
     fn ids(&self) -> Vec<String> {
-        self.listed().iter().map(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).collect()
+        ids(&self.listed())
+    }
+
+    /// Restores these snapshots, and checks that each holds what its source held.
+    fn assert_restores(&self, ids: &[String]) {
+        for id in ids {
+            let restored = self.scene.path("restored");
+            self.scene.ok(&["restore", "--numeric-ids", id, "restored"]);
+            assert_same(&restored, &self.manifests[id], id);
+            fs::remove_dir_all(&restored).unwrap();
+        }
     }
 
     /// Checks that the store is whole, and that a restore of each of these snapshots, and mounts of two, hold what their sources held.
     fn assert_holds(&self, ids: &[String]) {
         self.scene.ok(&["check", "--read-data"]);
-        for id in ids {
-            let manifest = &self.manifests[id];
-            let restored = self.scene.path("restored");
-            self.scene.ok(&["restore", "--numeric-ids", id, "restored"]);
-            assert_same(&restored, manifest, id);
-            fs::remove_dir_all(&restored).unwrap();
-        }
+        self.assert_restores(ids);
         for id in ids.first().into_iter().chain(ids.last()) {
             let manifest = &self.manifests[id];
             self.scene.mount_with(&[id, "mnt"]);
@@ -78,6 +83,10 @@ impl Old {
         all.extend(arguments);
         serde_json::from_str(self.scene.ok(&all).lines().last().unwrap()).unwrap()
     }
+}
+
+fn ids(listed: &[Value]) -> Vec<String> {
+    listed.iter().map(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).collect()
 }
 
 fn assert_same(tree: &Path, manifest: &str, id: &str) {
@@ -106,15 +115,50 @@ fn first_night(old: &Old, settings: &[u8]) -> String {
     old.ids().pop().unwrap()
 }
 
+/// Deletes the catalogue of a copy of the store, and checks that it follows from the commit files and checkpoints.
+fn is_rebuilt(old: &Old) {
+    let copy = old.scene.path("copy");
+    assert!(Command::new("cp").arg("-a").args([&old.scene.store(), &copy]).status().unwrap().success());
+    fs::remove_file(copy.join("catalog.redb")).unwrap();
+    let ok = |arguments: &[&str]| {
+        let output = old.scene.command_on(&copy).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}{}", out(&output), err(&output));
+        out(&output)
+    };
+    ok(&["repair"]);
+    assert_eq!(ok(&["--json", "snapshots"]), old.scene.ok(&["--json", "snapshots"]));
+    ok(&["check", "--read-data"]);
+    fs::remove_dir_all(&copy).unwrap();
+}
+
+/// Takes another snapshot of each source that can be had again: it is what the last one was.
+fn same_sources_again(old: &mut Old) {
+    for name in ["odd", "backup"] {
+        let source = format!("/proc/self/cwd/{name}");
+        let listed = old.listed();
+        let Some(last) = listed.iter().rfind(|snapshot| snapshot["source"] == source) else { continue };
+        let (last, state) = (last["id"].as_str().unwrap().to_owned(), &last["state"]);
+        old.scene.ok(&["restore", "--numeric-ids", &last, name]);
+        // It is suspect if the last one was.
+        old.scene.code(if state == "suspect" { 4 } else { 0 }, &["snapshot", &source]);
+        let again = old.ids().pop().unwrap();
+        assert_eq!(old.scene.ok(&["diff", &last, &again]), "");
+        old.manifests.insert(again, old.manifests[&last].clone());
+    }
+}
+
 /// What every store must stand: reading, a new night, a prune, a repair.
-fn goes_on(old: &Old) {
+fn goes_on(old: &mut Old) {
     let before: Vec<String> = old.manifests.keys().cloned().collect();
     let settings = fs::read(old.scene.store().join("config.json")).unwrap();
-    let mut ids = old.ids();
-    let newest = ids.last().unwrap().clone();
+    let listed = old.listed();
+    let mut ids = ids(&listed);
+    let odd = |snapshot: &&Value| snapshot["source"].as_str().unwrap().ends_with("/odd");
+    let newest = listed.iter().rfind(odd).unwrap()["id"].as_str().unwrap().to_owned();
     ids.sort();
     assert_eq!(ids, before, "what is listed is what was taken");
     old.assert_holds(&before);
+    is_rebuilt(old);
 
     // Another night, with files that the store has and some that it has not.
     old.scene.ok(&["restore", "--numeric-ids", &newest, "source"]);
@@ -129,13 +173,16 @@ fn goes_on(old: &Old) {
     let new = first_night(old, &settings);
     old.scene.ok(&["check", "--read-data"]);
     assert_eq!(old.scene.ok(&["cat", &format!("{new}:news")]), "of this version");
+    same_sources_again(old);
 
+    let all = old.ids().len();
     old.prune(&["--keep-last", "1", "--max-unused", "0"]);
     let left: Vec<String> = old.ids().into_iter().filter(|id| *id != new).collect();
-    assert!(!left.is_empty() && left.len() < before.len(), "{left:?}");
+    assert!(!left.is_empty() && left.len() + 1 < all, "{left:?}");
     old.assert_holds(&left);
     assert_eq!(old.scene.ok(&["cat", &format!("{new}:news")]), "of this version");
 
+    old.scene.ok(&["repair", "--read-data"]);
     fs::remove_file(old.scene.store().join("catalog.redb")).unwrap();
     old.scene.ok(&["repair"]);
     assert_eq!(old.ids().into_iter().filter(|id| *id != new).collect::<Vec<_>>(), left);
@@ -144,33 +191,121 @@ fn goes_on(old: &Old) {
 
 #[test]
 fn nights_of_format_1() {
-    let old = Old::unpack("format-1", "nights");
+    let mut old = Old::unpack("format-1", "nights");
     let states: Vec<String> = old.listed().iter().map(|snapshot| snapshot.to_string()).collect();
     assert_eq!(states.iter().filter(|text| text.contains("\"the first of its kind\"")).count(), 1, "{states:?}");
     assert_eq!(states.iter().filter(|text| text.contains("\"known\"")).count(), 1, "{states:?}");
-    goes_on(&old);
+    goes_on(&mut old);
 }
 
 #[test]
 fn a_hold_of_format_1() {
-    let old = Old::unpack("format-1", "held");
+    held("format-1", "held");
+}
+
+fn held(archive: &str, store: &str) {
+    let mut old = Old::unpack(archive, store);
     fs::write(old.scene.source().join("news"), "later").unwrap();
     old.scene.code(6, &["snapshot", "source"]);
     old.scene.code(6, &["prune", "--keep-last", "1"]);
     old.scene.ok(&["release"]);
-    goes_on(&old);
+    goes_on(&mut old);
 }
 
 #[test]
 fn a_killed_run_of_format_1() {
-    let old = Old::unpack("format-1", "killed");
-    goes_on(&old);
+    let mut old = Old::unpack("format-1", "killed");
+    goes_on(&mut old);
 }
 
 #[test]
 fn a_killed_prune_of_format_1() {
-    let old = Old::unpack("format-1", "pruning");
-    goes_on(&old);
+    let mut old = Old::unpack("format-1", "pruning");
+    goes_on(&mut old);
+}
+
+/// Before there were mounts, marks, checkpoints or a guard.
+#[test]
+fn nights_of_the_first_version() {
+    let mut old = Old::unpack("format-1-first", "nights");
+    goes_on(&mut old);
+}
+
+#[test]
+fn a_killed_run_of_the_first_version() {
+    let mut old = Old::unpack("format-1-first", "killed");
+    goes_on(&mut old);
+}
+
+#[test]
+fn nights_of_format_2() {
+    let mut old = Old::unpack("format-2", "nights");
+    let listed = old.listed();
+    let states: Vec<String> = listed.iter().map(|snapshot| snapshot.to_string()).collect();
+    for once in ["\"the first of its kind\"", "\"known\"", "\"state\":\"suspect\""] {
+        assert_eq!(states.iter().filter(|text| text.contains(once)).count(), 1, "{once}: {states:?}");
+    }
+    let found = old.scene.ok(&["find", "third name"]);
+    let odd = listed.iter().filter(|snapshot| snapshot["source"] == "/proc/self/cwd/odd");
+    assert_eq!(found.split('\t').next().unwrap().split(',').count(), odd.count(), "{found}");
+    for number in 0..2 {
+        let cache = fs::read(old.scene.store().join(format!("cache/inodes-{number}"))).unwrap();
+        assert!(!InodeCache::decode(&cache).unwrap().0.is_empty());
+    }
+    goes_on(&mut old);
+}
+
+#[test]
+fn killed_runs_and_a_hold_of_format_2() {
+    held("format-2", "killed");
+}
+
+#[test]
+fn a_killed_prune_of_format_2() {
+    let mut old = Old::unpack("format-2", "pruning");
+    goes_on(&mut old);
+}
+
+/// What an earlier version condemned is still read from, and goes when the grace is over.
+#[test]
+fn condemned_objects_of_format_2() {
+    let mut old = Old::unpack("format-2", "condemned");
+    let objects = |old: &Old, kind: &str| files(&old.scene.store().join(kind)).len();
+    let before = ["packs", "commits", "checkpoints"].map(|kind| objects(&old, kind));
+    old.prune(&["--keep-last", "100"]);
+    // What the prune found out about them takes a commit file.
+    assert_eq!(
+        ["packs", "commits", "checkpoints"].map(|kind| objects(&old, kind)),
+        [before[0], before[1] + 1, before[2]]
+    );
+    goes_on(&mut old);
+    old.prune(&["--keep-last", "100", "--grace", "0s"]);
+    for (kind, before) in ["packs", "commits", "checkpoints"].iter().zip(before) {
+        assert!(objects(&old, kind) < before, "{kind}");
+    }
+    let left: Vec<String> = old.ids().into_iter().filter(|id| old.manifests.contains_key(id)).collect();
+    old.assert_holds(&left);
+}
+
+/// A repair of an earlier version gave bytes up. Which ones is still known, and they come back.
+#[test]
+fn lost_bytes_of_format_2() {
+    let old = Old::unpack("format-2", "lost");
+    let all = old.ids();
+    let checked = old.scene.code(7, &["check", "--read-data"]);
+    assert!(out(&checked).contains("lost"), "{}", out(&checked));
+    old.assert_restores(&all[..all.len() - 1]);
+    let text: String = (1..=2000).map(|number| format!("{number}\n")).collect();
+    fs::write(old.scene.source().join("found again"), text).unwrap();
+    old.scene.ok(&["snapshot", "source"]);
+    old.assert_holds(&all);
+}
+
+/// A store of the first version, which one of format 2 carried on with and pruned: packs of both formats, some of them condemned.
+#[test]
+fn a_raised_store_of_format_2() {
+    let mut old = Old::unpack("format-2", "raised");
+    goes_on(&mut old);
 }
 
 /// Programs of format 1 must refuse the store before anything is in it that they do not know; so where that cannot be said, nothing is written.
