@@ -2,14 +2,15 @@
 //!
 //! A replica is there for the day on which something went wrong at the source, and that day is often noticed weeks later. So what looks like an
 //! accident makes the snapshot *suspect*: it is kept like any other, and nothing since the last good one is removed until somebody has accepted it.
-//! The rules are in `sessions.rs`, `accounts.rs`, `changes.rs` and `clock.rs`; `docs/semantics.md` describes them.
+//! The rules are in `sessions.rs`, `accounts.rs`, `changes.rs`, `beside.rs` and `clock.rs`; `docs/semantics.md` describes them.
 //!
 //! The guard never fails a run: what keeps it from its work is a reason to look, too.
 //!
 //! Cost: the listings of the root and of `sessions/`, one pass over `accounts.xml`, and the directories that differ between both snapshots; sessions
-//! that went are not entered, and of those that came one row is read for each name. Memory: 16 bytes for each file that changed in place, and the labels.
+//! that went are not entered, and of those that came one row is read for each name; what is looked at beside the sessions is in `beside.rs`. Memory: 16 bytes for each file that changed in place, and the labels.
 
 mod accounts;
+mod beside;
 mod changes;
 mod clock;
 mod sessions;
@@ -48,7 +49,7 @@ pub struct GuardOptions {
     pub clock_jump: Option<Within>,
     /// Share of files that may change in place between two snapshots, 0 to 1.
     pub changed_share: f64,
-    /// Share of names that may go between two snapshots of a tree that is not Zimbra's, 0 to 1.
+    /// Share of names that may go between two snapshots of a tree that is not Zimbra's, or beside the sessions of one that is, 0 to 1.
     pub lost_share: f64,
 }
 
@@ -181,6 +182,7 @@ fn try_examine(
     let zimbra = new.is_zimbra() || old.as_ref().is_some_and(ZimbraSnapshot::is_zimbra);
     let reasons = &mut verdict.reasons;
     if zimbra {
+        sessions::judge_link(old.as_ref(), &new, reasons)?;
         if let Some(old) = &old {
             sessions::judge(&readers, &earlier, old, &new, options, reasons)?;
         }
@@ -188,7 +190,13 @@ fn try_examine(
         specials::judge(old.as_ref(), &new, reasons)?;
     }
     if let Some(old) = &old {
-        changes::judge(old, &new, zimbra, options, reasons)?;
+        let changes = changes::compare(old, &new, zimbra, None)?;
+        let judged = if zimbra {
+            beside::judge(&readers, &earlier, old, &new, &changes.changed_beside, options, reasons)?
+        } else {
+            0
+        };
+        changes::judge(old, &new, zimbra, &changes, judged, options, reasons);
     }
     Ok(())
 }
@@ -198,6 +206,8 @@ struct ZimbraSnapshot {
     view: SnapshotView,
     root: DirectoryNode,
     sessions: Option<DirectoryNode>,
+    /// Where `sessions` leads, if it is a symbolic link.
+    link: Option<GroupId>,
     /// The sessions by their labels, which sort by kind and time.
     labels: BTreeSet<Label>,
     /// Labels of sessions under deletion, where the snapshot has them.
@@ -210,14 +220,15 @@ impl ZimbraSnapshot {
     fn open(readers: &Readers, record: &SnapshotRecord) -> Result<ZimbraSnapshot, ViewError> {
         let view = SnapshotView::over(readers, record.clone())?;
         let root = Arc::clone(view.root_directory());
-        let sessions = match view.lookup(&root, SESSIONS.as_bytes())? {
-            Some(Node::Directory(directory)) => Some(directory),
-            _ => None,
+        let (sessions, link) = match view.lookup(&root, SESSIONS.as_bytes())? {
+            Some(Node::Directory(directory)) => (Some(directory), None),
+            Some(Node::Group(group)) if view.group(group)?.attributes.kind == Kind::Symlink => (None, Some(group)),
+            _ => (None, None),
         };
         // Patterns that a record has were valid once; if they are not, nothing counts as left out.
         let excludes = ExcludePatterns::new(&record.excludes, false).unwrap_or_default();
         let (labels, deleting) = (BTreeSet::new(), BTreeSet::new());
-        let mut side = ZimbraSnapshot { view, root, sessions, labels, deleting, excludes };
+        let mut side = ZimbraSnapshot { view, root, sessions, link, labels, deleting, excludes };
         if let Some(directory) = &side.sessions {
             for entry in side.view.list(directory)? {
                 let entry = entry?;
@@ -239,9 +250,9 @@ impl ZimbraSnapshot {
         self.excludes.leaves_out(path, is_directory)
     }
 
-    /// Returns whether the tree has sessions as Zimbra names them.
+    /// Returns whether the tree has sessions as Zimbra names them, or leads to where they are.
     fn is_zimbra(&self) -> bool {
-        !self.labels.is_empty() || !self.deleting.is_empty()
+        !self.labels.is_empty() || !self.deleting.is_empty() || self.link.is_some()
     }
 
     /// Returns the link group of a regular file at the root.

@@ -98,6 +98,22 @@ pub(super) fn judge(
     Ok(())
 }
 
+/// Judges a `sessions` that is a symbolic link: a snapshot does not follow it. What the last good snapshot has as well is no news.
+pub(super) fn judge_link(
+    old: Option<&ZimbraSnapshot>,
+    new: &ZimbraSnapshot,
+    reasons: &mut Vec<SuspectReason>,
+) -> Result<(), ViewError> {
+    if let Some(link) = new.link.filter(|_| old.is_none_or(|old| old.link.is_none())) {
+        let text = format!(
+            "sessions is a symbolic link to {}, and links are not followed: the snapshot holds none of the sessions there. Mount that directory at sessions instead, for example with `mount --bind`",
+            shown(&new.view.readlink(link)?)
+        );
+        reasons.push(SuspectReason { kind: ReasonKind::SessionsGone, text });
+    }
+    Ok(())
+}
+
 /// Returns the time of the newest session.
 fn newest(labels: &BTreeSet<Label>) -> Option<Timestamp> {
     labels.iter().map(|label| label.start).max()

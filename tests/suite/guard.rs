@@ -463,7 +463,8 @@ fn a_catalogue_without_marks_is_read_and_gets_them() {
     night(&scene, 0);
 }
 
-/// Three months with weekly fulls, daily incrementals and a retention of four weeks: no false alarm in any night, and an accident at the end.
+/// Three months with weekly fulls, daily incrementals and a retention of four weeks, beside them the archives of another tool, which are rotated as well: no false alarm in any
+/// night, and an accident at the end.
 #[test]
 fn a_season_of_nights_raises_no_alarm() {
     let scene = Scene::new();
@@ -479,7 +480,10 @@ fn a_season_of_nights_raises_no_alarm() {
     };
     let mut generator = zmreplica_treegen::Generator::create(&scene.source(), config, 1).unwrap();
     let mut deleted = 0;
-    for day in 1..90 {
+    let beside = |name: String| scene.source().join(name);
+    let items = beside("zextras/items".to_owned());
+    fs::create_dir_all(&items).unwrap();
+    for day in 1..90u32 {
         if day % 7 == 0 {
             generator.full().unwrap()
         } else {
@@ -489,6 +493,29 @@ fn a_season_of_nights_raises_no_alarm() {
             // zmbackup -del 28d: what began more than 28 days before this day's session.
             generator.delete(None, true).unwrap();
             deleted += 1;
+        }
+        // A set of archives each week, of which three are kept, and one more file each day, for a week.
+        if day % 7 == 0 {
+            let set = |day: u32| beside(format!("full-2026{day:04}"));
+            fs::create_dir(set(day)).unwrap();
+            (0..110).for_each(|number| fs::write(set(day).join(format!("{number}.tgz")), "archive").unwrap());
+            if day > 21 {
+                fs::remove_dir_all(set(day - 21)).unwrap();
+            }
+        }
+        fs::write(beside(format!("log-{day}.tgz")), "archive").unwrap();
+        if day > 7 {
+            fs::remove_file(beside(format!("log-{}.tgz", day - 7))).unwrap();
+        }
+        // Another tool writes items, and removes the old ones once a month.
+        (0..10).for_each(|number| fs::write(items.join(format!("{day:02}-{number}")), "item").unwrap());
+        if day % 30 == 0 {
+            let old = |name: &str| name.split('-').next().unwrap().parse::<u32>().unwrap() + 20 < day;
+            for entry in fs::read_dir(&items).unwrap().map(|entry| entry.unwrap()) {
+                if old(entry.file_name().to_str().unwrap()) {
+                    fs::remove_file(entry.path()).unwrap();
+                }
+            }
         }
         night(&scene, 0);
     }

@@ -5,6 +5,7 @@ mod access;
 mod agentless;
 mod agentless_words;
 mod begun;
+mod beside;
 mod bounds;
 mod check_beside;
 mod cli;
