@@ -15,7 +15,7 @@ use zmreplica::mount::{MountRequest, Owners, check_place, start};
 use zmreplica::replica::Replica;
 use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewOptions};
 use zmreplica::zimbra::Analysis;
-use zmreplica::zimbra::account::{Account, AccountState, Fault};
+use zmreplica::zimbra::account::{Account, AccountState, Fault, RestoreState};
 use zmreplica::zimbra::drill::{DrillFaultKind, Drilled, Driller};
 use zmreplica::zimbra::ledger::Ledger;
 use zmreplica::zimbra::plan::plan;
@@ -66,6 +66,7 @@ struct DrilledEvent<'a> {
     id: &'a str,
     email: &'a str,
     state: AccountState,
+    restore_state: RestoreState,
     /// What is missing is known from names alone.
     missing: &'a [Fault],
     full: Option<&'a str>,
@@ -256,6 +257,7 @@ fn drill(
                 id: &account.id,
                 email: &account.email,
                 state: account.state,
+                restore_state: account.restore_state(),
                 missing: &account.faults,
                 full: planned.as_ref().map(|plan| plan.label.as_str()),
                 time: planned.as_ref().map(|plan| plan.time),
@@ -283,7 +285,7 @@ fn print_account(
         (false, _) => "cannot be restored",
         (true, true) => "sound",
         (true, false) if drilled.fault_count > 0 => "FAULTY",
-        (true, false) => account.state.word(),
+        (true, false) => account.restore_state().words(),
     };
     output.line(&format!(
         "{}: {}, {}, {}, {} with the right digest",

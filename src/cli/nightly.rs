@@ -26,7 +26,7 @@ use zmreplica::snapshot::pull;
 use zmreplica::zimbra::ledger::Summary;
 
 use super::accounts::night as restorable;
-use super::config::{LogTarget, Span};
+use super::config::{AgeLimit, LogTarget, Span};
 use super::error::{CliError, Exit};
 use super::log::{Level, Log};
 use super::output::{Verbosity, write_json};
@@ -57,6 +57,9 @@ pub(crate) struct NightlyArgs {
     /// Consider zmbackup finished when nothing in tmp/ has changed for this long [default: `settle-quiet` in the configuration file, else 5min]
     #[arg(long, value_name = "DURATION")]
     settle_quiet: Option<Span>,
+    /// Report that zmbackup seems to have stopped if the newest session that a restore can use is older than this; `off` for no limit [default: `max-session-age` in the configuration file, else 3d]
+    #[arg(long, value_name = "SPAN")]
+    max_session_age: Option<AgeLimit>,
     /// Write metrics for Prometheus to this file [default: `metrics` in the configuration file]
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -121,6 +124,8 @@ struct NightEvent<'a> {
     problems: &'a [RunProblem],
     /// What can be restored; `null` when the snapshot holds nothing of a mail server, or that could not be found out.
     restorable: Option<&'a Summary>,
+    /// What is wrong with that by itself: sentences.
+    concerns: &'a [String],
     /// Snapshots that the prune removed; the log names them.
     removed_snapshots: u64,
     /// Suspect snapshots in the store that nobody has accepted.
@@ -139,6 +144,8 @@ struct Night<'a> {
     report: Option<SnapshotReport>,
     /// What can be restored from the snapshot.
     restorable: Option<Summary>,
+    /// What is wrong with that by itself.
+    concerns: Vec<String>,
     snapshot_time: Duration,
     accounts_time: Duration,
     prune_time: Duration,
@@ -168,6 +175,7 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
         lock_time: nothing,
         report: None,
         restorable: None,
+        concerns: Vec::new(),
         snapshot_time: nothing,
         accounts_time: nothing,
         prune_time: nothing,
@@ -244,6 +252,13 @@ impl Night<'_> {
                     self.warn(&text);
                     exit = Exit::Attention;
                 }
+                let limit = self.max_session_age();
+                for concern in found.concerns(limit) {
+                    let sentence = restorable::concern_sentence(&concern, limit);
+                    self.warn(&sentence);
+                    self.concerns.push(sentence);
+                    exit = Exit::Attention;
+                }
                 if let Some(error) = &found.store_error {
                     self.warn(&format!(
                         "a part of the store could not be read: {}; run `zmreplica check` for details",
@@ -261,6 +276,10 @@ impl Night<'_> {
         }
     }
 
+    fn max_session_age(&self) -> Option<Duration> {
+        self.context.config.max_session_age(self.args.max_session_age)
+    }
+
     /// Warns of a clock in doubt: then the prune removes nothing.
     fn doubt_clock(&mut self, replica: &Replica) -> Exit {
         let doubts = clock::doubts(replica).unwrap_or_else(|error| {
@@ -273,11 +292,11 @@ impl Night<'_> {
     }
 
     /// Adds to "all went well" what does not look so, though it is no news.
-    fn not_whole(&self) -> String {
+    fn not_up_to_date(&self) -> String {
         let Some(counts) = self.restorable.as_ref().map(|found| found.counts) else { return String::new() };
-        match counts.accounts - counts.whole {
+        match counts.accounts - counts.up_to_date {
             0 => String::new(),
-            count => format!("; {} whole", text::plural(count, "account is not", "accounts are not")),
+            count => format!("; {} up to date", text::plural(count, "account is not", "accounts are not")),
         }
     }
 
@@ -409,7 +428,11 @@ impl Night<'_> {
         let (exit, message, hint) = match result {
             Ok(exit) => match &self.prune_failure {
                 Some((text, hint)) => (*exit, format!("{}. {text}", ended(*exit)), hint.clone()),
-                None => (*exit, format!("{}{}", ended(*exit), self.not_whole()), None),
+                // An alarm that goes on is told where it is read first.
+                None => match self.concerns.first() {
+                    Some(concern) => (*exit, format!("{}. {concern}", ended(*exit)), None),
+                    None => (*exit, format!("{}{}", ended(*exit), self.not_up_to_date()), None),
+                },
             },
             Err(error) => (error.exit(), error.to_string(), error.hint()),
         };
@@ -457,6 +480,7 @@ impl Night<'_> {
             snapshot: judged.as_ref().map(|judged| SnapshotEvent::new("snapshot", judged)),
             problems: &problems,
             restorable: self.restorable.as_ref(),
+            concerns: &self.concerns,
             removed_snapshots: self.removed,
             suspects: status.as_ref().map(|status| status.suspects.len()),
             version: env!("CARGO_PKG_VERSION"),
@@ -485,8 +509,11 @@ impl Night<'_> {
         };
         let mut problems: Vec<String> = hook_problem.into_iter().collect();
         if let Some(file) = self.args.metrics.as_ref().or(context.config.metrics.as_ref())
-            && let Err(error) =
-                metrics::write(file, &metrics::render(&figures, status.as_ref()), context.config.metrics_mode())
+            && let Err(error) = metrics::write(
+                file,
+                &metrics::render(&figures, status.as_ref(), self.max_session_age()),
+                context.config.metrics_mode(),
+            )
         {
             problems.push(format!("The metrics cannot be written to {}: {error}", file.display()));
         }

@@ -1,13 +1,15 @@
 //! `zmreplica report`: one self-contained HTML page about a store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
+use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::snapshot::SnapshotRecord;
 use zmreplica::guard::{MarkedSnapshot, marked_snapshots};
 use zmreplica::layout::{Label, SessionKind};
@@ -15,9 +17,9 @@ use zmreplica::nightly::status::pack_bytes;
 use zmreplica::report::{self, AccountRow, Event, Night, NightState, Report, SessionBar};
 use zmreplica::view::{Readers, SnapshotView, ViewOptions};
 use zmreplica::zimbra::Analysis;
-use zmreplica::zimbra::account::{Account, AccountState};
+use zmreplica::zimbra::account::{Account, RestoreState};
 use zmreplica::zimbra::history::{SessionLife, session_lives, session_names};
-use zmreplica::zimbra::ledger::{ChangedAccount, Changes, Ledger, Page};
+use zmreplica::zimbra::ledger::{ChangedAccount, Changes, Ledger, Page, Summary};
 
 use super::accounts::{self, before_and_with};
 use super::error::{CliError, Exit};
@@ -93,11 +95,14 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
     }
     let lives = session_lives(&names);
     let since = chosen.record.time.checked_sub(Span::new().hours(24 * i64::from(args.days))).unwrap_or(Timestamp::MIN);
-    let mut follower = Follower::default();
+    let dates = Dates::read(readers.catalog(), Timestamp::now())?;
+    let mut follower = Follower { max_session_age: context.config.max_session_age(None), ..Follower::default() };
     let mut ledger = Ledger::open(&replica, readers.clone(), &all);
-    for (at, record) in records.iter().enumerate() {
+    for (at, snapshot) in before_and_with(&all, chosen).into_iter().enumerate() {
+        let record = &snapshot.record;
         if record.time >= since || at + 1 == records.len() {
-            follower.night(at, record, ledger.page(record)?);
+            let moment = dates.moment(snapshot.number).unwrap_or(record.time);
+            follower.night(at, record, moment, ledger.page(record)?);
         }
     }
     let newest = ledger.analysis(&chosen.record)?;
@@ -108,7 +113,10 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
     events.extend(lives.iter().filter_map(|life| vanished(&records, life)));
     events.extend(std::mem::take(&mut follower.events));
     events.sort_by_key(|(at, _)| *at);
-    let nights = records.iter().enumerate().map(|(at, record)| night(at, record, &events)).collect();
+    let concerns = std::mem::take(&mut follower.concerns);
+    let nights = records.iter().enumerate().map(|(at, record)| night(at, record, &events, &concerns)).collect();
+    // What goes on stands above everything else.
+    let going_on = concerns.range(records.len() - 1..).flat_map(|(_, sentences)| sentences.iter().cloned());
     let report = Report {
         made: Timestamp::now(),
         zone: TimeZone::system(),
@@ -119,7 +127,7 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
         sessions: lives.iter().map(|life| bar(&records, life)).collect(),
         accounts: newest.accounts.iter().map(|account| follower.row(&records, &newest, account)).collect(),
         events: events.into_iter().map(|(_, event)| event).collect(),
-        remarks: remarks(&newest),
+        remarks: going_on.chain(remarks(&newest)).collect(),
     };
     Ok((report, exit))
 }
@@ -145,11 +153,16 @@ fn remarks(analysis: &Analysis) -> Vec<String> {
     analysis.remarks.iter().cloned().chain(described).collect()
 }
 
-fn night(at: usize, record: &SnapshotRecord, events: &[(usize, Event)]) -> Night {
-    let bad: Vec<&str> =
-        events.iter().filter(|(of, event)| *of == at && event.is_bad).map(|(_, event)| event.text.as_str()).collect();
-    let (state, remark) = match (bad.first(), record.problem_count) {
-        (Some(first), _) => (NightState::Attention, (*first).to_owned()),
+fn night(
+    at: usize,
+    record: &SnapshotRecord,
+    events: &[(usize, Event)],
+    concerns: &BTreeMap<usize, Vec<String>>,
+) -> Night {
+    let bad = events.iter().filter(|(of, event)| *of == at && event.is_bad).map(|(_, event)| &event.text);
+    let first = bad.chain(concerns.get(&at).into_iter().flatten()).next();
+    let (state, remark) = match (first, record.problem_count) {
+        (Some(first), _) => (NightState::Attention, first.clone()),
         (None, 0) => (NightState::Complete, String::new()),
         (None, problems) => (NightState::Problems, text::plural(problems, "problem", "problems")),
     };
@@ -190,23 +203,40 @@ fn bar(records: &[&SnapshotRecord], life: &SessionLife) -> SessionBar {
 struct Follower {
     /// The page of the snapshot before.
     before: Option<Page>,
-    /// The last snapshot in which each was whole.
-    last_whole: HashMap<String, usize>,
+    /// The last snapshot in which each was up to date.
+    last_up_to_date: HashMap<String, usize>,
+    /// How old the newest session may be.
+    max_session_age: Option<Duration>,
     events: Vec<(usize, Event)>,
+    /// What was wrong with a night by itself: as an event it is told when it begins.
+    concerns: BTreeMap<usize, Vec<String>>,
 }
 
 impl Follower {
-    fn night(&mut self, at: usize, record: &SnapshotRecord, page: Page) {
-        for entry in page.accounts.iter().filter(|entry| entry.is_whole()) {
-            self.last_whole.insert(entry.id.clone(), at);
+    fn night(&mut self, at: usize, record: &SnapshotRecord, moment: Timestamp, page: Page) {
+        for entry in page.accounts.iter().filter(|entry| entry.restore_state() == RestoreState::UpToDate) {
+            self.last_up_to_date.insert(entry.id.clone(), at);
+        }
+        if page.is_zimbra() {
+            let concerns = Summary::of(&page, moment).concerns(self.max_session_age);
+            let sentence = |concern| accounts::night::concern_sentence(concern, self.max_session_age);
+            let sentences: Vec<String> = concerns.iter().map(sentence).collect();
+            if let (Some(first), false) = (sentences.first(), at > 0 && self.concerns.contains_key(&(at - 1))) {
+                self.events.push((at, Event { time: record.time, is_bad: true, text: first.clone() }));
+            }
+            if !sentences.is_empty() {
+                self.concerns.insert(at, sentences);
+            }
         }
         if let Some(before) = &self.before {
-            let Changes { no_longer_whole, worse, left, whole_again, new, .. } = Changes::between(before, &page);
+            let Changes { no_longer_whole, mut worse, more_gaps, left, whole_again, new, .. } =
+                Changes::between(before, &page);
+            worse.extend(more_gaps);
+            worse.extend(no_longer_whole);
             let found = [
-                (described("no longer whole", &no_longer_whole), true),
-                (described("worse than before", &worse), true),
+                (described("less restorable than before", &worse), true),
                 (described("gone with the last session that held them", &left), false),
-                (described("whole again", &whole_again), false),
+                (described("restorable to the newest time again", &whole_again), false),
                 (described("new", &new), false),
             ];
             for (text, is_bad) in found {
@@ -219,17 +249,18 @@ impl Follower {
     }
 
     fn row(&self, records: &[&SnapshotRecord], analysis: &Analysis, account: &Account) -> AccountRow {
-        let last_whole = self.last_whole.get(&account.id).filter(|_| account.state != AccountState::Whole);
+        let state = account.restore_state();
+        let last = self.last_up_to_date.get(&account.id).filter(|_| state != RestoreState::UpToDate);
         AccountRow {
             email: account.email.clone(),
-            state: account.state,
+            state,
             newest_full: account
                 .fulls
                 .last()
                 .map_or_else(|| "none".to_owned(), |full| analysis.sessions[full.session].label.clone()),
             intervals: account.intervals.iter().map(|interval| (interval.from, interval.to)).collect(),
             missing: account.faults.iter().map(|fault| fault.text.clone()).collect(),
-            last_whole: last_whole
+            last_up_to_date: last
                 .map(|at| format!("{} of {}", records[*at].short_id(), text::local_time(records[*at].time))),
         }
     }

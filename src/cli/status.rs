@@ -1,14 +1,12 @@
 //! `zmreplica status`: reports in ten lines, and some for each further source, whether the replica is healthy.
 
-use std::time::Duration;
-
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
-use zmreplica::nightly::status::{Finding, MAX_AGE, SourceStatus, Status};
+use zmreplica::nightly::status::{AgeLimits, Finding, MAX_AGE, SourceStatus, Status};
 
 use super::accounts::night;
-use super::config::Span;
+use super::config::{AgeLimit, Span};
 use super::error::{CliError, Exit};
 use super::output::{GOOD, WARNING};
 use super::{Context, clock, hold, text};
@@ -19,11 +17,14 @@ const TOLD: usize = 3;
 /// Arguments of `status`.
 #[derive(Args)]
 #[command(after_help = "\
-Exit codes: 0 healthy; 4 something needs attention (no snapshot, too old, suspect, problems, a failed nightly run, accounts of which less can be restored); 6 on hold, and otherwise healthy; 7 damage; 1 the state cannot be determined.")]
+Exit codes: 0 healthy; 4 something needs attention (no snapshot, too old, suspect, problems, a failed nightly run, accounts of which less can be restored, no account that can be restored, no recent session); 6 on hold, and otherwise healthy; 7 damage; 1 the state cannot be determined.")]
 pub(crate) struct StatusArgs {
     /// Report the newest snapshot as too old beyond this age [default: `max-age` in the configuration file, else 36h]
     #[arg(long, value_name = "SPAN")]
     max_age: Option<Span>,
+    /// Report that zmbackup seems to have stopped if the newest session that a restore can use was older than this in the newest snapshot; `off` for no limit [default: `max-session-age` in the configuration file, else 3d]
+    #[arg(long, value_name = "SPAN")]
+    max_session_age: Option<AgeLimit>,
 }
 
 #[derive(Serialize)]
@@ -42,8 +43,11 @@ pub(crate) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, CliError
     let replica = context.open()?;
     let status = Status::gather(&replica, Timestamp::now())?;
     let configured = context.config.max_age.map(|age| age.0);
-    let max_age = args.max_age.or(configured).map_or(MAX_AGE, |age| age.0);
-    let findings: Vec<String> = status.findings(max_age).iter().map(|finding| sentence(finding, max_age)).collect();
+    let limits = AgeLimits {
+        snapshot: args.max_age.or(configured).map_or(MAX_AGE, |age| age.0),
+        session: context.config.max_session_age(args.max_session_age),
+    };
+    let findings: Vec<String> = status.findings(limits).iter().map(|finding| sentence(finding, limits)).collect();
     let (verdict, exit) = match (&status.hold, findings.is_empty()) {
         (_, false) => ("attention", Exit::Attention),
         (Some(_), true) => ("held", Exit::Held),
@@ -68,14 +72,14 @@ pub(crate) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, CliError
     Ok(exit)
 }
 
-fn sentence(finding: &Finding, max_age: Duration) -> String {
+fn sentence(finding: &Finding, limits: AgeLimits) -> String {
     match finding {
         Finding::NoSnapshot => "The store has no snapshot yet; `zmreplica snapshot` takes one".to_owned(),
         Finding::Old { source, age_seconds } => format!(
             "The newest snapshot of {} is {} old; it should be {} at most",
             text::escape(source.as_bytes()),
-            age(*age_seconds),
-            age(i64::try_from(max_age.as_secs()).unwrap_or(i64::MAX)),
+            text::age(*age_seconds),
+            text::age(i64::try_from(limits.snapshot.as_secs()).unwrap_or(i64::MAX)),
         ),
         Finding::Clock { source, doubt } => clock::sentence(source, doubt),
         Finding::Suspect { count } => format!(
@@ -88,6 +92,9 @@ fn sentence(finding: &Finding, max_age: Duration) -> String {
             night.exit_code,
             text::escape(night.message.as_bytes()),
         ),
+        Finding::Restorable { source, concern } => {
+            format!("{}: {}", text::escape(source.as_bytes()), night::concern_sentence(concern, limits.session))
+        }
         Finding::LessRestorable { source, count } => format!(
             "Of {} less can be restored from the newest snapshot of {} than the night before; `zmreplica accounts --faulty` lists them",
             text::plural(*count, "account", "accounts"),
@@ -98,16 +105,6 @@ fn sentence(finding: &Finding, max_age: Duration) -> String {
             text::escape(source.as_bytes()),
             text::plural(*count, "problem", "problems")
         ),
-    }
-}
-
-/// Returns an age in its two largest units.
-fn age(seconds: i64) -> String {
-    let minutes = seconds.max(0) / 60;
-    match minutes {
-        0..60 => format!("{minutes} min"),
-        60..2880 => format!("{} h {} min", minutes / 60, minutes % 60),
-        _ => format!("{} days {} h", minutes / 1440, minutes % 1440 / 60),
     }
 }
 
@@ -134,7 +131,7 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
                 "{} of {}, {} ago, of {}: {state}; {}, {}",
                 short(&newest.id),
                 text::local_time(newest.time),
-                age(*age_seconds),
+                text::age(*age_seconds),
                 text::escape(source.as_bytes()),
                 text::plural(newest.names, "name", "names"),
                 text::bytes(newest.bytes),
@@ -145,7 +142,8 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
             lines.push(("Last good", good.unwrap_or_else(|| "none".to_owned())));
         }
         if let Some(found) = restorable {
-            let hint = if found.counts.whole < found.counts.accounts { " (`zmreplica accounts --faulty`)" } else { "" };
+            let hint =
+                if found.counts.up_to_date < found.counts.accounts { " (`zmreplica accounts --faulty`)" } else { "" };
             lines.push(("Accounts", format!("{}{hint}", night::accounts_line(found))));
             lines.push(("Sessions", night::sessions_line(found)));
         }
@@ -172,15 +170,4 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
     let writer = status.writer.as_deref().unwrap_or("nobody");
     lines.push(("Writing", writer.to_owned()));
     lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_read_well() {
-        assert_eq!([age(-5), age(59), age(3600)], ["0 min", "0 min", "1 h 0 min"]);
-        assert_eq!([age(36 * 3600), age(86_400 * 5 + 7200)], ["36 h 0 min", "5 days 2 h"]);
-    }
 }

@@ -54,6 +54,16 @@ pub(crate) fn duration(span: Duration) -> String {
     }
 }
 
+/// Returns an age in its two largest units.
+pub(crate) fn age(seconds: i64) -> String {
+    let minutes = seconds.max(0) / 60;
+    match minutes {
+        0..60 => format!("{minutes} min"),
+        60..2880 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => format!("{} days {} h", minutes / 1440, minutes % 1440 / 60),
+    }
+}
+
 /// Returns how many times the first figure holds the second: `3.2`, or `-` when the second is 0.
 pub(crate) fn ratio(whole: u64, part: u64) -> String {
     if part == 0 { "-".to_owned() } else { format!("{:.2}", whole as f64 / part as f64) }
@@ -112,6 +122,12 @@ mod tests {
         assert_eq!(duration(Duration::from_millis(1_250)), "1.2 s");
         assert_eq!(duration(Duration::from_secs(3_700)), "1 h 1 min");
         assert_eq!([ratio(3, 2), ratio(1, 0)], ["1.50", "-"]);
+    }
+
+    #[test]
+    fn ages_read_well() {
+        assert_eq!([age(-5), age(59), age(3600)], ["0 min", "0 min", "1 h 0 min"]);
+        assert_eq!([age(36 * 3600), age(86_400 * 5 + 7200)], ["36 h 0 min", "5 days 2 h"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -69,8 +70,8 @@ fn flag(value: bool) -> f64 {
     if value { 1.0 } else { 0.0 }
 }
 
-/// Renders the metrics of a run, and of the store as far as it could be read.
-pub fn render(run: &RunFigures, status: Option<&Status>) -> String {
+/// Renders the metrics of a run, and of the store as far as it could be read. Sessions may be so old at most; `None` is no limit.
+pub fn render(run: &RunFigures, status: Option<&Status>, max_session_age: Option<Duration>) -> String {
     let mut page = Page(String::new());
     page.one("last_run_timestamp_seconds", "When the last nightly run ended.", seconds(run.finished));
     page.one("last_run_exit_code", "How the last nightly run ended.", f64::from(run.exit_code));
@@ -132,12 +133,12 @@ pub fn render(run: &RunFigures, status: Option<&Status>) -> String {
             page.sample(name, &[("source", &source.source)], value(source));
         }
     }
-    restorable(&mut page, status);
+    restorable(&mut page, status, max_session_age);
     page.0
 }
 
 /// Adds what can be restored, of the sources of which that is known.
-fn restorable(page: &mut Page, status: &Status) {
+fn restorable(page: &mut Page, status: &Status, max_session_age: Option<Duration>) {
     let known: Vec<(&str, &Summary)> = status
         .sources
         .iter()
@@ -145,6 +146,20 @@ fn restorable(page: &mut Page, status: &Status) {
         .collect();
     if known.is_empty() {
         return;
+    }
+    let name = "accounts_restorable";
+    page.metric(name, "Accounts in the newest snapshot, by what can be restored of them, in the words of the command.");
+    for (source, found) in &known {
+        for (state, count) in found.counts.by_restore_state() {
+            page.sample(name, &[("source", source), ("state", state.words())], count as f64);
+        }
+    }
+    let name = "backup_stopped";
+    let help =
+        "Whether no account can be restored, or none to a time within max-session-age: zmbackup seems to have stopped.";
+    page.metric(name, help);
+    for (source, found) in &known {
+        page.sample(name, &[("source", source)], flag(!found.concerns(max_session_age).is_empty()));
     }
     page.metric("accounts", "Accounts in the newest snapshot, by what can be restored of them.");
     for (source, found) in &known {

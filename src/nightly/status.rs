@@ -14,10 +14,28 @@ use crate::catalog::reader::CatalogReader;
 use crate::guard::{Hold, MarkedSnapshot, hold_in_force, marked_snapshots};
 use crate::lease::{self, LeaseInfo};
 use crate::replica::{Replica, lock_holder};
-use crate::zimbra::ledger::{self, Summary};
+use crate::zimbra::ledger::{self, Concern, Summary};
 
 /// A newest snapshot that is older than this needs attention, by default: one night may be late, none may be missed.
 pub const MAX_AGE: Duration = Duration::from_secs(36 * 3600);
+
+/// A newest session that is older than this needs attention, by default: zmbackup runs every day, and a weekend may pass.
+pub const MAX_SESSION_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
+
+/// How old things may be at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgeLimits {
+    /// The newest snapshot of a source.
+    pub snapshot: Duration,
+    /// The newest session in it that a restore can use; `None` is no limit.
+    pub session: Option<Duration>,
+}
+
+impl Default for AgeLimits {
+    fn default() -> AgeLimits {
+        AgeLimits { snapshot: MAX_AGE, session: Some(MAX_SESSION_AGE) }
+    }
+}
 
 /// One snapshot in short.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -169,6 +187,13 @@ pub enum Finding {
         /// How it ended.
         night: LastNight,
     },
+    /// Something about the sessions or accounts of a source is wrong, night after night.
+    Restorable {
+        /// The source.
+        source: String,
+        /// What it is.
+        concern: Concern,
+    },
     /// Of accounts of a source less can be restored than the night before.
     LessRestorable {
         /// The source.
@@ -204,7 +229,7 @@ impl Status {
                 moment,
                 age_seconds: now.as_second() - moment.as_second(),
                 last_good: good.map(|snapshot| Brief::of(snapshot)),
-                restorable: restorable(replica, &own),
+                restorable: restorable(replica, newest, moment),
             });
         }
         let commits = replica.backend().list("commits/")?;
@@ -228,8 +253,8 @@ impl Status {
         })
     }
 
-    /// Returns what a person should look at. The age counts only while nobody holds the store.
-    pub fn findings(&self, max_age: Duration) -> Vec<Finding> {
+    /// Returns what a person should look at. The age of a snapshot counts only while nobody holds the store.
+    pub fn findings(&self, limits: AgeLimits) -> Vec<Finding> {
         let mut findings = Vec::new();
         if self.snapshots == 0 {
             findings.push(Finding::NoSnapshot);
@@ -253,6 +278,8 @@ impl Status {
         }
         for SourceStatus { source, newest, age_seconds, restorable, .. } in &self.sources {
             let (source, age_seconds) = (source.clone(), *age_seconds);
+            let concerns = restorable.iter().flat_map(|found| found.concerns(limits.session));
+            findings.extend(concerns.map(|concern| Finding::Restorable { source: source.clone(), concern }));
             if let Some(found) = restorable.as_ref().filter(|found| found.wants_attention()) {
                 let count = found.changes.lost_something().count() as u64;
                 findings.push(Finding::LessRestorable { source: source.clone(), count });
@@ -260,7 +287,7 @@ impl Status {
             if newest.problem_count > 0 {
                 findings.push(Finding::Problems { source: source.clone(), count: newest.problem_count });
             }
-            if self.hold.is_none() && u64::try_from(age_seconds).is_ok_and(|age| age > max_age.as_secs()) {
+            if self.hold.is_none() && u64::try_from(age_seconds).is_ok_and(|age| age > limits.snapshot.as_secs()) {
                 findings.push(Finding::Old { source, age_seconds });
             }
         }
@@ -273,11 +300,10 @@ impl Status {
     }
 }
 
-/// Sums up what is kept of the accounts of a source's newest snapshot.
-fn restorable(replica: &Replica, own: &[&MarkedSnapshot]) -> Option<Summary> {
-    let newest = own.last()?;
+/// Sums up what is kept of the accounts of a source's newest snapshot, which was taken at a moment.
+fn restorable(replica: &Replica, newest: &MarkedSnapshot, moment: Timestamp) -> Option<Summary> {
     let page = ledger::kept(replica.path(), &newest.record.id)?;
-    (page.is_zimbra() || page.nightly_diff.is_some()).then(|| Summary::of(&page))
+    (page.is_zimbra() || page.nightly_diff.is_some()).then(|| Summary::of(&page, moment))
 }
 
 /// Returns the bytes of all packs.
@@ -350,9 +376,10 @@ mod tests {
         };
         let problems = Finding::Problems { source: "old".to_owned(), count: 3 };
         let old = Finding::Old { source: "old".to_owned(), age_seconds: 37 * hour };
-        assert_eq!(status.findings(MAX_AGE), [problems.clone(), old]);
+        assert_eq!(status.findings(AgeLimits::default()), [problems.clone(), old]);
         status.hold = Some(Hold { since: Timestamp::UNIX_EPOCH, until: None, reason: None });
         status.suspects.push(brief(0));
-        assert_eq!(status.findings(MAX_AGE), [Finding::Suspect { count: 1 }, problems], "held: the age is no news");
+        let findings = status.findings(AgeLimits::default());
+        assert_eq!(findings, [Finding::Suspect { count: 1 }, problems], "held: the age is no news");
     }
 }

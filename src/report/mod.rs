@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 
 use crate::access::Replacement;
 use crate::figures::count;
-use crate::zimbra::account::AccountState;
+use crate::zimbra::account::RestoreState;
 use page::Page;
 
 /// How a night ended.
@@ -25,7 +25,7 @@ pub enum NightState {
     Complete,
     /// Some files could not be read.
     Problems,
-    /// A person should look: sessions vanished, or accounts are no longer whole.
+    /// A person should look: sessions vanished, less can be restored of accounts, or zmbackup seems to have stopped.
     Attention,
 }
 
@@ -91,23 +91,23 @@ pub struct AccountRow {
     /// Its address.
     pub email: String,
     /// What can be restored of it.
-    pub state: AccountState,
+    pub state: RestoreState,
     /// Its newest full.
     pub newest_full: String,
     /// The times to which it can be restored.
     pub intervals: Vec<(Timestamp, Timestamp)>,
     /// What is missing, in words.
     pub missing: Vec<String>,
-    /// The snapshot in which it was last whole, if it is not now.
-    pub last_whole: Option<String>,
+    /// The snapshot in which it was last up to date, if it is not now.
+    pub last_up_to_date: Option<String>,
 }
 
 impl AccountRow {
     fn class(&self) -> &'static str {
         match self.state {
-            AccountState::Whole => "good",
-            AccountState::Incomplete | AccountState::Behind => "warn",
-            AccountState::Lost => "bad",
+            RestoreState::UpToDate => "good",
+            RestoreState::WithGaps | RestoreState::Behind => "warn",
+            RestoreState::Lost => "bad",
         }
     }
 }

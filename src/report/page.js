@@ -11,7 +11,7 @@
     var count = 0;
     rows.forEach(function (row, at) {
       var fits = words.every(function (word) { return texts[at].indexOf(word) >= 0; });
-      fits = fits && !(faulty.checked && row.cells[1].textContent === "whole");
+      fits = fits && !(faulty.checked && row.cells[1].textContent === "up to date");
       row.hidden = !fits;
       if (fits) { count += 1; }
     });

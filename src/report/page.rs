@@ -8,7 +8,7 @@ use std::fmt;
 use askama::Template;
 use askama::filters::{Escaper, Html};
 
-use super::{AccountState, Report, charts};
+use super::{Report, RestoreState, charts};
 use crate::figures::{bytes, count};
 use crate::plain::escape_text;
 
@@ -42,13 +42,13 @@ struct Card {
 
 /// Returns the figures that matter first.
 fn cards(report: &Report) -> Vec<Card> {
-    let of = |state: AccountState| report.accounts.iter().filter(|account| account.state == state).count() as u64;
+    let of = |state: RestoreState| report.accounts.iter().filter(|account| account.state == state).count() as u64;
     let total = report.accounts.len() as u64;
-    let whole = of(AccountState::Whole);
-    let others: Vec<String> = [AccountState::Incomplete, AccountState::Behind, AccountState::Lost]
+    let whole = of(RestoreState::UpToDate);
+    let others: Vec<String> = [RestoreState::WithGaps, RestoreState::Behind, RestoreState::Lost]
         .into_iter()
         .filter(|state| of(*state) > 0)
-        .map(|state| format!("{} {}", count(of(state)), state.word()))
+        .map(|state| format!("{} {}", count(of(state)), state.words()))
         .collect();
     let others = match (total, others.is_empty()) {
         (0, _) => "the snapshot knows no account".to_owned(),
@@ -58,7 +58,7 @@ fn cards(report: &Report) -> Vec<Card> {
     let mut cards = vec![Card {
         class: if total > 0 && whole == total { "good" } else { "bad" },
         value: format!("{} of {}", count(whole), count(total)),
-        words: format!("accounts can be restored whole; {others}"),
+        words: format!("accounts are up to date; {others}"),
     }];
     if let Some(night) = report.nights.last() {
         let (class, value) = (night.state.class(), report.minute(&night.time));
@@ -107,11 +107,11 @@ mod tests {
         };
         let account = |row| AccountRow {
             email: text(),
-            state: AccountState::Behind,
+            state: RestoreState::Behind,
             newest_full: text(),
             intervals: vec![(time(row), time(row + 1))],
             missing: vec![text(), text()],
-            last_whole: Some(text()),
+            last_up_to_date: Some(text()),
         };
         Report {
             made: time(rows),

@@ -32,11 +32,55 @@ impl AccountState {
     }
 }
 
+/// What can be restored of an account, in the words that people read: as [`AccountState`], which says nothing of what is missing at older times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RestoreState {
+    /// Everything, to any time from the first to the newest.
+    #[serde(rename = "up to date")]
+    UpToDate,
+    /// Its newest time, but something is missing: messages, times in between, or the usual way.
+    #[serde(rename = "with gaps")]
+    WithGaps,
+    /// Its state of an earlier time only.
+    #[serde(rename = "behind")]
+    Behind,
+    /// Nothing.
+    #[serde(rename = "lost")]
+    Lost,
+}
+
+impl RestoreState {
+    /// Judges an account by its state and the gravest thing that is missing or wrong.
+    pub fn of(state: AccountState, gravest: Option<&Fault>) -> RestoreState {
+        let has_gaps = gravest.is_some_and(|fault| fault.severity > Severity::Notice);
+        match state {
+            AccountState::Whole if !has_gaps => RestoreState::UpToDate,
+            AccountState::Whole | AccountState::Incomplete => RestoreState::WithGaps,
+            AccountState::Behind => RestoreState::Behind,
+            AccountState::Lost => RestoreState::Lost,
+        }
+    }
+
+    /// Returns the state in a word or two.
+    pub fn words(self) -> &'static str {
+        match self {
+            RestoreState::UpToDate => "up to date",
+            RestoreState::WithGaps => "with gaps",
+            RestoreState::Behind => "behind",
+            RestoreState::Lost => "lost",
+        }
+    }
+}
+
 /// How many accounts are in which state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StateCounts {
     /// All of them.
     pub accounts: u64,
+    /// Those that are [`RestoreState::UpToDate`].
+    pub up_to_date: u64,
+    /// Those that are [`RestoreState::WithGaps`].
+    pub with_gaps: u64,
     /// Those that are [`AccountState::Whole`].
     pub whole: u64,
     /// Those that are [`AccountState::Incomplete`].
@@ -49,10 +93,12 @@ pub struct StateCounts {
 
 impl StateCounts {
     /// Counts accounts by their states.
-    pub fn of(states: impl IntoIterator<Item = AccountState>) -> StateCounts {
+    pub fn of(states: impl IntoIterator<Item = (AccountState, RestoreState)>) -> StateCounts {
         let mut counts = StateCounts::default();
-        for state in states {
+        for (state, restore_state) in states {
             counts.accounts += 1;
+            counts.up_to_date += u64::from(restore_state == RestoreState::UpToDate);
+            counts.with_gaps += u64::from(restore_state == RestoreState::WithGaps);
             *match state {
                 AccountState::Whole => &mut counts.whole,
                 AccountState::Incomplete => &mut counts.incomplete,
@@ -70,6 +116,16 @@ impl StateCounts {
             (AccountState::Incomplete, self.incomplete),
             (AccountState::Behind, self.behind),
             (AccountState::Lost, self.lost),
+        ]
+    }
+
+    /// Returns the same in the words that people read, best first.
+    pub fn by_restore_state(&self) -> [(RestoreState, u64); 4] {
+        [
+            (RestoreState::UpToDate, self.up_to_date),
+            (RestoreState::WithGaps, self.with_gaps),
+            (RestoreState::Behind, self.behind),
+            (RestoreState::Lost, self.lost),
         ]
     }
 }
@@ -152,7 +208,7 @@ pub struct FullOfAccount {
 }
 
 /// Times to which an account can be restored, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interval {
     /// The first.
     pub from: Timestamp,
@@ -201,6 +257,11 @@ pub enum Answer {
 }
 
 impl Account {
+    /// Returns what can be restored of it now, in the words that people read.
+    pub fn restore_state(&self) -> RestoreState {
+        RestoreState::of(self.state, self.gravest_fault())
+    }
+
     /// Returns the gravest thing that is missing or wrong; of equals the newest, which says most.
     pub fn gravest_fault(&self) -> Option<&Fault> {
         self.faults.iter().max_by_key(|fault| fault.severity)
@@ -280,6 +341,22 @@ mod tests {
             intervals: intervals(&fulls),
             fulls,
             faults: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_at_older_times_is_a_gap_and_a_note_is_none() {
+        let fault = |severity| Fault { kind: FaultKind::RedoGap, severity, session: None, text: String::new() };
+        let of = |state, severity: Option<Severity>| RestoreState::of(state, severity.map(fault).as_ref()).words();
+        assert_eq!(of(AccountState::Whole, None), "up to date");
+        assert_eq!(of(AccountState::Whole, Some(Severity::Notice)), "up to date");
+        assert_eq!(of(AccountState::Whole, Some(Severity::Loss)), "with gaps");
+        assert_eq!(of(AccountState::Whole, Some(Severity::Block)), "with gaps");
+        assert_eq!(of(AccountState::Incomplete, None), "with gaps");
+        assert_eq!(of(AccountState::Behind, Some(Severity::Block)), "behind");
+        assert_eq!(of(AccountState::Lost, None), "lost");
+        for state in [RestoreState::UpToDate, RestoreState::WithGaps, RestoreState::Behind, RestoreState::Lost] {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.words());
         }
     }
 

@@ -15,6 +15,7 @@ use crate::layout::xml::{AccountStatus, ROOT, Reading, SessionFile, SessionItem,
 use crate::layout::{
     ACCOUNTS_FILE, Label, REDO_LOGS, SESSION_ACCOUNTS, SESSION_FILE, SESSIONS, SessionKind, UNFINISHED, split_deleting,
 };
+use crate::model::Kind;
 use crate::view::{DirectoryNode, FileInput, InputFailure, Node, SnapshotView, ViewError};
 
 /// A session that was begun, or last moved, longer ago than this is no longer running.
@@ -294,10 +295,17 @@ pub(super) fn read_site(files: &mut Files, view: &SnapshotView, tree: &[u8]) -> 
         }
     };
     let mut sessions = Vec::new();
-    if let Some(Node::Directory(finished)) = view.lookup(&root, SESSIONS.as_bytes())? {
-        read_sessions_below(files, view, &finished, &join(tree, SESSIONS), false, &mut sessions)?;
-    } else {
-        remarks.push("There is no directory sessions/: this is not a backup tree, or an empty one".to_owned());
+    match view.lookup(&root, SESSIONS.as_bytes())? {
+        Some(Node::Directory(finished)) => {
+            read_sessions_below(files, view, &finished, &join(tree, SESSIONS), false, &mut sessions)?;
+        }
+        Some(Node::Group(group)) if view.group(group)?.attributes.kind == Kind::Symlink => {
+            let target = crate::view::display_path(&view.readlink(group)?);
+            remarks.push(format!(
+                "sessions is a symbolic link to {target}, and the snapshot holds nothing of what is there"
+            ));
+        }
+        _ => remarks.push("There is no directory sessions/: this is not a backup tree, or an empty one".to_owned()),
     }
     for name in UNFINISHED {
         if let Some(Node::Directory(unfinished)) = view.lookup(&root, name.as_bytes())? {

@@ -41,7 +41,7 @@ impl Bench {
         generator.full().unwrap();
         let metrics = bench.path("home/metrics.prom");
         let settings = format!(
-            "store = '{}'\nsource = '{}'\nmetrics = '{}'\nlog = '{}'\n[retention]\nkeep-last = 1\n",
+            "store = '{}'\nsource = '{}'\nmetrics = '{}'\nlog = '{}'\nmax-session-age = 'off'\n[retention]\nkeep-last = 1\n",
             bench.store().display(),
             bench.source().display(),
             metrics.display(),

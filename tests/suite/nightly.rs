@@ -379,7 +379,7 @@ fn a_running_zmbackup_is_waited_for() {
 #[test]
 fn the_night_prunes_and_an_accident_holds_it_back() {
     let scene = Scene::new();
-    zimbra::tree(&scene, 24);
+    zimbra::tree(&scene, 15);
     let settings = |retention: &str| {
         let (store, source) = (scene.store(), scene.source());
         let text = format!("store = '{}'\nsource = '{}'\n{retention}", store.display(), source.display());

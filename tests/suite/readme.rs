@@ -24,8 +24,9 @@ fn the_tour_works_as_it_stands() {
     fs::copy(sshd.key(), ssh.join("id_ed25519")).unwrap();
     fs::write(ssh.join("id_ed25519.pub"), public_half(&sshd.key())).unwrap();
     fs::write(ssh.join("known_hosts"), sshd.known_host(sshd.port)).unwrap();
-    Generator::create(&scene.source(), Config { accounts: 3, messages: 20, ..Config::preset(Preset::Sample) }, 2)
-        .unwrap();
+    let start_ms = jiff::Timestamp::now().as_millisecond() - 15 * 86_400_000;
+    let config = Config { accounts: 3, messages: 20, start_ms, ..Config::preset(Preset::Sample) };
+    Generator::create(&scene.source(), config, 2).unwrap();
     let accounts = fs::read_to_string(scene.source().join("accounts.xml")).unwrap();
     let account = accounts.split('"').find(|word| word.contains('@')).unwrap();
     // What `cargo build` leaves, and nothing beside it.

@@ -57,9 +57,13 @@ fn the_page_reports_what_happened_and_loads_nothing() {
     let said = scene.code(0, &["report", "page.html"]);
     assert!(err(&said).contains("2 snapshots, 6 accounts"), "{}", err(&said));
     let page = fs::read_to_string(scene.path("page.html")).unwrap();
-    for text in
-        [&format!("{gone} vanished"), "1 account is no longer whole", "5 of 6", "has no meta.xml", "needs attention"]
-    {
+    for text in [
+        &format!("{gone} vanished"),
+        "1 account is less restorable than before",
+        "5 of 6",
+        "has no meta.xml",
+        "needs attention",
+    ] {
         assert!(page.contains(text), "{text}");
     }
     for load in ["http:", "https:", "//cdn", "@import", "url(", "<link", "<img", "<iframe", "fetch(", "XMLHttpRequest"]
@@ -93,13 +97,13 @@ fn a_browser_shows_searches_and_prints_it() {
     let listed = scene.code(4, &["accounts"]);
     let whole = out(&listed)
         .lines()
-        .find(|line| line.contains("  whole  "))
+        .find(|line| line.contains("  up to date  "))
         .unwrap()
         .split(['@', '.'])
         .next()
         .unwrap()
         .to_owned();
-    let search = format!("{url}#search={}%20WHOLE", whole.to_uppercase());
+    let search = format!("{url}#search={}%20DATE", whole.to_uppercase());
     let searched = browse(browser, &home, &["--dump-dom", &search]);
     assert!(searched.contains("1 of 6 accounts"), "the search counts");
     assert_eq!(searched.matches("<tr hidden").count(), 5);

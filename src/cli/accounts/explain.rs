@@ -65,7 +65,7 @@ pub(super) fn run(
             None => unknown(analysis, name, &chosen.record),
         });
     }
-    let attention = compared.no_longer_whole.iter().any(|(id, _)| ids.contains(id));
+    let attention = compared.less_restorable().any(|account| ids.contains(&account.id));
     Ok(if attention { Exit::Attention } else { Exit::Done })
 }
 
@@ -120,7 +120,11 @@ fn look_back(
                 commands: &commands,
             })?;
         } else {
-            let what = if at.is_some() { "The time can be restored from" } else { "It was last whole in" };
+            let what = if at.is_some() {
+                "The time can be restored from"
+            } else {
+                "Its newest time could last be restored from"
+            };
             output.line("")?;
             output.line(&format!("{what} the snapshot {} of {}.", record.short_id(), text::local_time(record.time)))?;
             print_plan(context, &analysis, &plan, &commands)?;
@@ -181,7 +185,12 @@ fn print_account(
         return Ok(output.event(&event.with_restore(analysis, answer.ok(), commands))?);
     }
     let escaped = |name: &str| text::escape(name.as_bytes());
-    output.line(&format!("{} ({}): {}", escaped(&account.email), escaped(&account.id), account.state.word()))?;
+    output.line(&format!(
+        "{} ({}): {}",
+        escaped(&account.email),
+        escaped(&account.id),
+        account.restore_state().words()
+    ))?;
     let field = |name: &str, value: &str| output.line(&format!("  {name:<15}{value}"));
     field("Snapshot", &format!("{} of {}", record.short_id(), text::local_time(record.time)))?;
     if !analysis.tree.is_empty() {
@@ -224,7 +233,7 @@ fn print_account(
 
 fn full_words(analysis: &Analysis, full: &FullOfAccount) -> String {
     let state = match (full.usable, full.complete) {
-        (true, true) => "whole",
+        (true, true) => "complete",
         (true, false) => "incomplete",
         (false, _) => "unusable",
     };

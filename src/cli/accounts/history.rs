@@ -1,10 +1,10 @@
-//! All snapshots: when each account was last whole.
+//! All snapshots: when each account was last up to date.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use zmreplica::zimbra::account::AccountState;
+use zmreplica::zimbra::account::{AccountState, RestoreState};
 use zmreplica::zimbra::ledger::AccountEntry;
 
 use super::super::error::{CliError, Exit};
@@ -19,8 +19,10 @@ struct AccountSpan {
     first: usize,
     last: usize,
     last_whole: Option<usize>,
+    last_up_to_date: Option<usize>,
     /// In the last snapshot that has it.
     state: AccountState,
+    restore_state: RestoreState,
 }
 
 #[derive(Serialize)]
@@ -34,6 +36,9 @@ struct HistoryEvent<'a> {
     last_whole_time: Option<Timestamp>,
     /// In the newest snapshot; none when that does not have it.
     state: Option<AccountState>,
+    last_up_to_date_snapshot: Option<&'a str>,
+    last_up_to_date_time: Option<Timestamp>,
+    restore_state: Option<RestoreState>,
 }
 
 /// One account in one snapshot.
@@ -45,6 +50,7 @@ struct StateEvent<'a> {
     id: &'a str,
     email: &'a str,
     state: AccountState,
+    restore_state: RestoreState,
     from: Option<Timestamp>,
     to: Option<Timestamp>,
     faults: u64,
@@ -68,12 +74,17 @@ fn all(shared: &mut AccountsContext<'_>) -> Result<Exit, CliError> {
                 first: at,
                 last: at,
                 last_whole: None,
+                last_up_to_date: None,
                 state: account.state,
+                restore_state: account.restore_state(),
             });
             span.last = at;
-            span.state = account.state;
+            (span.state, span.restore_state) = (account.state, account.restore_state());
             if account.is_whole() {
                 span.last_whole = Some(at);
+            }
+            if span.restore_state == RestoreState::UpToDate {
+                span.last_up_to_date = Some(at);
             }
             span.email = account.email;
         }
@@ -82,7 +93,7 @@ fn all(shared: &mut AccountsContext<'_>) -> Result<Exit, CliError> {
     // Of one that is gone and one that came after under the same address, the newer stands below.
     let mut rows: Vec<(&String, &AccountSpan)> = spans.iter().collect();
     rows.sort_by(|a, b| (&a.1.email, a.1.first).cmp(&(&b.1.email, b.1.first)));
-    rows.retain(|(_, span)| !shared.args.faulty || span.last_whole != Some(newest));
+    rows.retain(|(_, span)| !shared.args.faulty || span.last_up_to_date != Some(newest));
     let output = &shared.context.output;
     let id = |at: usize| snapshots[at].record.id.as_str();
     if output.json() {
@@ -96,21 +107,24 @@ fn all(shared: &mut AccountsContext<'_>) -> Result<Exit, CliError> {
                 last_whole_snapshot: span.last_whole.map(id),
                 last_whole_time: span.last_whole.map(|at| snapshots[at].record.time),
                 state: (span.last == newest).then_some(span.state),
+                last_up_to_date_snapshot: span.last_up_to_date.map(id),
+                last_up_to_date_time: span.last_up_to_date.map(|at| snapshots[at].record.time),
+                restore_state: (span.last == newest).then_some(span.restore_state),
             })?;
         }
         return Ok(Exit::Done);
     }
-    let names = ["ACCOUNT", "NOW", "LAST WHOLE IN", "OF", "FIRST SEEN", "LAST SEEN"];
+    let names = ["ACCOUNT", "NOW", "LAST UP TO DATE IN", "OF", "FIRST SEEN", "LAST SEEN"];
     let mut table = table::new(output, &names, &[]);
     for (_, span) in rows {
         let time = |at: usize| text::local_time(snapshots[at].record.time);
         let dash = || "-".to_owned();
-        let now = if span.last == newest { span.state.word() } else { "gone" };
+        let now = if span.last == newest { span.restore_state.words() } else { "gone" };
         table.add_row(vec![
             Cell::new(text::escape(span.email.as_bytes())),
-            Cell::new(now).fg(if span.last == newest { colour(span.state) } else { comfy_table::Color::Red }),
-            Cell::new(span.last_whole.map_or_else(dash, |at| snapshots[at].record.short_id().to_owned())),
-            Cell::new(span.last_whole.map_or_else(dash, time)),
+            Cell::new(now).fg(if span.last == newest { colour(span.restore_state) } else { comfy_table::Color::Red }),
+            Cell::new(span.last_up_to_date.map_or_else(dash, |at| snapshots[at].record.short_id().to_owned())),
+            Cell::new(span.last_up_to_date.map_or_else(dash, time)),
             Cell::new(time(span.first)),
             Cell::new(time(span.last)),
         ]);
@@ -139,6 +153,7 @@ fn one(shared: &mut AccountsContext<'_>, name: &str) -> Result<Exit, CliError> {
                     id: &account.id,
                     email: &account.email,
                     state: account.state,
+                    restore_state: account.restore_state(),
                     from,
                     to,
                     faults: account.faults,
@@ -150,7 +165,7 @@ fn one(shared: &mut AccountsContext<'_>, name: &str) -> Result<Exit, CliError> {
                 Cell::new(record.short_id()),
                 Cell::new(text::local_time(record.time)),
                 Cell::new(text::escape(account.email.as_bytes())),
-                Cell::new(account.state.word()).fg(colour(account.state)),
+                Cell::new(account.restore_state().words()).fg(colour(account.restore_state())),
                 Cell::new(time(from)),
                 Cell::new(time(to)),
                 Cell::new(faults_in_short(account.gravest_fault.as_ref(), account.faults)),

@@ -5,7 +5,6 @@ mod history;
 pub(super) mod night;
 mod table;
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,8 +15,8 @@ use zmreplica::catalog::reader::CatalogReader;
 use zmreplica::catalog::snapshot::SnapshotRecord;
 use zmreplica::replica::Replica;
 use zmreplica::view::{Readers, SnapshotView, Snapshots, StoredSnapshot, ViewError, ViewOptions, parse_time};
-use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval};
-use zmreplica::zimbra::ledger::{AccountEntry, Ledger, Page};
+use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval, RestoreState};
+use zmreplica::zimbra::ledger::{AccountEntry, ChangedAccount, Changes, Ledger, Page};
 use zmreplica::zimbra::plan::{RestorePlan, plan};
 use zmreplica::zimbra::redo::SequenceRange;
 use zmreplica::zimbra::{Analysis, moved_trees};
@@ -29,10 +28,10 @@ use super::{Context, text};
 /// Arguments of `accounts`.
 #[derive(Args)]
 #[command(after_help = "\
-States: whole (everything can be restored, up to the newest time in the sessions); incomplete (up to that time, but messages are missing, or an older full session \
+States: up to date (everything can be restored, up to the newest time in the sessions); with gaps (up to that time, but messages or times in between are missing, or an older full session \
 must be named); behind (only up to an earlier time, because redo logs are missing); lost (no full session has the account).
 
-Exit code 4: an account that was whole in the previous snapshot is no longer whole.")]
+Exit code 4: less of an account can be restored than from the previous snapshot.")]
 pub(crate) struct AccountsArgs {
     /// The snapshot
     #[arg(value_name = "SNAP", default_value = "latest")]
@@ -43,10 +42,10 @@ pub(crate) struct AccountsArgs {
     /// Report for one moment: 2026-11-22T03:00, or the end of a day
     #[arg(long, value_name = "TIME")]
     at: Option<String>,
-    /// Report when each account was last whole, over all snapshots up to SNAP
+    /// Report when each account was last up to date, over all snapshots up to SNAP
     #[arg(long, conflicts_with = "at")]
     history: bool,
-    /// List only accounts that are not whole
+    /// List only accounts that are not up to date
     #[arg(long)]
     faulty: bool,
     /// Directory of the snapshot that holds the backup tree, for example one that an upgrade moved [default: the root]
@@ -87,10 +86,15 @@ impl AccountsContext<'_> {
 
     /// Summarizes the accounts of the tree that the arguments name in a snapshot, without one of all; `None` when the snapshot does not have it.
     fn entries(&mut self, record: &SnapshotRecord) -> Result<Option<Vec<AccountEntry>>, CliError> {
+        Ok(self.page(record)?.map(|page| page.accounts))
+    }
+
+    /// Summarizes the tree that the arguments name in a snapshot, without one all of its trees; `None` when the snapshot does not have it.
+    fn page(&mut self, record: &SnapshotRecord) -> Result<Option<Page>, CliError> {
         if self.args.tree.as_deref().is_none_or(str::is_empty) {
-            return Ok(Some(self.ledger.page(record)?.accounts));
+            return Ok(Some(self.ledger.page(record)?));
         }
-        Ok(self.analyse(record)?.map(|analysis| Page::new([&analysis]).accounts))
+        Ok(self.analyse(record)?.map(|analysis| Page::new([&analysis])))
     }
 }
 
@@ -165,49 +169,54 @@ pub(super) fn before_and_with<'a>(all: &'a Snapshots, chosen: &StoredSnapshot) -
     of_source.take_while(|one| one.number <= chosen.number).collect()
 }
 
-/// The accounts that were whole in the snapshot before.
-struct Before {
-    /// Identifier of that snapshot.
-    snapshot: String,
-    /// Identifier and address.
-    whole: Vec<(String, String)>,
-}
-
-/// Takes from the snapshot before, if there is one, what is compared.
-fn before(shared: &mut AccountsContext<'_>) -> Result<Option<Before>, CliError> {
+/// Takes from the snapshot before, if there is one, what is compared: its identifier, and its page.
+fn before(shared: &mut AccountsContext<'_>) -> Result<Option<(String, Page)>, CliError> {
     let Some([before, _]) = shared.snapshots.last_chunk::<2>().copied() else { return Ok(None) };
-    let accounts = shared.entries(&before.record)?.unwrap_or_default();
+    let Some(mut page) = shared.page(&before.record)? else {
+        return Ok(Some((before.record.id.clone(), Page::default())));
+    };
     // Trees that were moved aside are reported on request.
-    let whole = accounts
-        .into_iter()
-        .filter(|account| account.is_whole() && account.tree.is_none())
-        .map(|account| (account.id, account.email));
-    Ok(Some(Before { snapshot: before.record.id.clone(), whole: whole.collect() }))
+    page.accounts.retain(|account| account.tree.is_none());
+    Ok(Some((before.record.id.clone(), page)))
 }
 
 /// What the previous snapshot shows.
+#[derive(Default)]
 struct Compared {
     /// Identifier of that snapshot.
     with: Option<String>,
-    /// Accounts that were whole there and are not now: identifier and address.
-    no_longer_whole: Vec<(String, String)>,
+    /// Accounts that were whole there and are not now.
+    no_longer_whole: Vec<ChangedAccount>,
+    /// Others of which less can be restored.
+    others: Vec<ChangedAccount>,
 }
 
-fn compare(before: Option<Before>, now: &Analysis) -> Compared {
-    let Some(Before { snapshot, mut whole }) = before else {
-        return Compared { with: None, no_longer_whole: Vec::new() };
-    };
-    let still: HashSet<&str> = now.accounts.iter().filter(|one| is_whole(one)).map(|one| one.id.as_str()).collect();
-    whole.retain(|(id, _)| !still.contains(id.as_str()));
-    Compared { with: Some(snapshot), no_longer_whole: whole }
+impl Compared {
+    /// Returns the accounts of which less can be restored.
+    fn less_restorable(&self) -> impl Iterator<Item = &ChangedAccount> {
+        self.no_longer_whole.iter().chain(&self.others)
+    }
+}
+
+fn compare(before: Option<(String, Page)>, now: &Analysis) -> Compared {
+    let Some((snapshot, page)) = before else { return Compared::default() };
+    let Changes { mut no_longer_whole, worse, more_gaps, left, .. } = Changes::between(&page, &Page::new([now]));
+    let was_whole = |account: &ChangedAccount| page.accounts.iter().any(|old| old.id == account.id && old.is_whole());
+    no_longer_whole.extend(left.into_iter().filter(was_whole));
+    let others = worse.into_iter().chain(more_gaps).collect();
+    Compared { with: Some(snapshot), no_longer_whole, others }
 }
 
 fn is_whole(account: &Account) -> bool {
     account.state == AccountState::Whole
 }
 
+fn is_up_to_date(account: &Account) -> bool {
+    account.restore_state() == RestoreState::UpToDate
+}
+
 fn exit(compared: &Compared) -> Exit {
-    if compared.no_longer_whole.is_empty() { Exit::Done } else { Exit::Attention }
+    if compared.less_restorable().next().is_none() { Exit::Done } else { Exit::Attention }
 }
 
 /// Reports what is odd about a tree as a whole.
@@ -250,6 +259,7 @@ struct AccountEvent<'a> {
     email: &'a str,
     other_emails: &'a [String],
     state: AccountState,
+    restore_state: RestoreState,
     in_accounts_xml: bool,
     latest_named: Option<&'a str>,
     newest_full: Option<&'a str>,
@@ -328,6 +338,7 @@ impl<'a> AccountEvent<'a> {
             email: &account.email,
             other_emails: &account.other_emails,
             state: account.state,
+            restore_state: account.restore_state(),
             in_accounts_xml: account.in_accounts,
             latest_named: account.latest.as_deref(),
             newest_full: account.fulls.len().checked_sub(1).map(label),

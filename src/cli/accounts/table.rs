@@ -5,13 +5,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::view::StoredSnapshot;
 use zmreplica::zimbra::Analysis;
-use zmreplica::zimbra::account::{Account, AccountState, Answer, Fault, Interval, Severity, StateCounts};
+use zmreplica::zimbra::account::{Account, Answer, Fault, Interval, RestoreState, Severity, StateCounts};
 
 use super::super::error::CliError;
 use super::super::output::Output;
 use super::super::table::Cell;
 use super::super::{table, text};
-use super::{AccountEvent, AccountsContext, Compared, is_whole, print_moved, print_remarks};
+use super::{AccountEvent, AccountsContext, Compared, is_up_to_date, print_moved, print_remarks};
 
 #[derive(Serialize)]
 struct SummaryEvent<'a> {
@@ -23,6 +23,7 @@ struct SummaryEvent<'a> {
     remarks: Vec<String>,
     compared_with: Option<&'a str>,
     no_longer_whole: Vec<&'a str>,
+    less_restorable: Vec<&'a str>,
 }
 
 pub(super) fn run(
@@ -34,7 +35,7 @@ pub(super) fn run(
 ) -> Result<(), CliError> {
     let output = &shared.context.output;
     let record = &chosen.record;
-    let rows = analysis.accounts.iter().filter(|account| !shared.args.faulty || !is_whole(account));
+    let rows = analysis.accounts.iter().filter(|account| !shared.args.faulty || !is_up_to_date(account));
     if output.json() {
         for account in rows {
             output.event(&AccountEvent::new(&record.id, analysis, account, at))?;
@@ -52,7 +53,8 @@ pub(super) fn run(
             counts: counts(analysis),
             remarks,
             compared_with: compared.with.as_deref(),
-            no_longer_whole: compared.no_longer_whole.iter().map(|(_, email)| email.as_str()).collect(),
+            no_longer_whole: compared.no_longer_whole.iter().map(|account| account.email.as_str()).collect(),
+            less_restorable: compared.less_restorable().map(|account| account.email.as_str()).collect(),
         })?);
     }
     print_remarks(shared.context, analysis);
@@ -70,11 +72,13 @@ pub(super) fn run(
         format_counts(&counts(analysis))
     ));
     print_moved(shared, &shared.view(record)?)?;
-    if let (Some(with), false) = (&compared.with, compared.no_longer_whole.is_empty()) {
+    let less: Vec<&str> = compared.less_restorable().map(|account| account.email.as_str()).collect();
+    if let (Some(with), false) = (&compared.with, less.is_empty()) {
         let with = with.get(..8).unwrap_or(with);
         output.warn(&format!(
-            "No longer whole since the previous snapshot, {with}: {}. `zmreplica accounts --account ADDRESS` explains how to restore one",
-            text::first_of(compared.no_longer_whole.iter().map(|(_, email)| email.as_str()))
+            "Less can be restored than from the previous snapshot, {with}, of {}: {}. `zmreplica accounts --account ADDRESS` explains how to restore one",
+            text::plural(less.len() as u64, "account", "accounts"),
+            text::first_of(less.into_iter())
         ));
     }
     Ok(())
@@ -96,7 +100,7 @@ fn overview(output: &Output, analysis: &Analysis, rows: &[&Account]) -> Result<(
         }
         table.add_row(vec![
             Cell::new(text::escape(account.email.as_bytes())),
-            Cell::new(account.state.word()).fg(colour(account.state)),
+            Cell::new(account.restore_state().words()).fg(colour(account.restore_state())),
             Cell::new(text::escape(newest.as_bytes())),
             Cell::new(time(account.intervals.first().map(|interval| interval.from))),
             Cell::new(time(account.intervals.last().map(|interval| interval.to))),
@@ -139,24 +143,24 @@ fn moment(output: &Output, analysis: &Analysis, rows: &[&Account], time: Timesta
 }
 
 fn counts(analysis: &Analysis) -> StateCounts {
-    StateCounts::of(analysis.accounts.iter().map(|account| account.state))
+    StateCounts::of(analysis.accounts.iter().map(|account| (account.state, account.restore_state())))
 }
 
 /// Reports how many accounts there are, and how many in which state.
 pub(super) fn format_counts(counts: &StateCounts) -> String {
-    let present = counts.by_state().into_iter().filter(|(_, count)| *count > 0);
-    let described: Vec<String> =
-        present.map(|(state, count)| format!("{} {}", text::count(count), state.word())).collect();
     let all = text::plural(counts.accounts, "account", "accounts");
+    let present = counts.by_restore_state().into_iter().filter(|(_, count)| *count > 0);
+    let described: Vec<String> =
+        present.map(|(state, count)| format!("{} {}", text::count(count), state.words())).collect();
     if described.is_empty() { all } else { format!("{all}: {}", described.join(", ")) }
 }
 
 /// Returns the colour of a state.
-pub(super) fn colour(state: AccountState) -> Color {
+pub(super) fn colour(state: RestoreState) -> Color {
     match state {
-        AccountState::Whole => Color::Green,
-        AccountState::Incomplete | AccountState::Behind => Color::Yellow,
-        AccountState::Lost => Color::Red,
+        RestoreState::UpToDate => Color::Green,
+        RestoreState::WithGaps | RestoreState::Behind => Color::Yellow,
+        RestoreState::Lost => Color::Red,
     }
 }
 

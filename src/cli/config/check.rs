@@ -38,7 +38,7 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
     Setting { key, meaning, default }
 }
 
-const SETTINGS: [Setting; 42] = [
+const SETTINGS: [Setting; 43] = [
     setting("store", "none", "directory of the store"),
     setting("source", "none", "the tree that `snapshot` and `nightly` replicate"),
     setting("exclude", "[]", "patterns to exclude, besides lost+found and sessions that are being deleted"),
@@ -84,6 +84,11 @@ const SETTINGS: [Setting; 42] = [
     setting("log-mode", "\"0640\", or as it is", "mode of a log file, in octal"),
     setting("report-mode", "\"0640\", or as it is", "mode of the page that `report` writes, in octal"),
     setting("max-age", "\"36h\"", "age of the newest snapshot beyond which `status` reports it"),
+    setting(
+        "max-session-age",
+        "\"3d\"",
+        "age of the newest usable session beyond which zmbackup seems to have stopped; \"off\" for none",
+    ),
     setting("retention.keep-last", "0", "number of newest snapshots to keep"),
     setting("retention.keep-hourly", "0", "keep the newest of each of the last N hours that have one"),
     setting("retention.keep-daily", "0", "keep the newest of each of the last N days that have one"),
@@ -109,7 +114,11 @@ const SETTINGS: [Setting; 42] = [
         "time after the last snapshot beyond which the clock counts as wrong: 8d, 2w, 3m",
     ),
     setting("guard.changed-share", "0.2", "share of files that may change in place from one snapshot to the next"),
-    setting("guard.lost-share", "0.5", "share of names that may disappear, in a tree that is not Zimbra's"),
+    setting(
+        "guard.lost-share",
+        "0.5",
+        "share of names that may disappear, beside the sessions or in a tree that is not Zimbra's",
+    ),
     setting("hooks.on-success", "none", "command to run after a successful night"),
     setting("hooks.on-warning", "none", "command to run when something needs attention"),
     setting("hooks.on-failure", "none", "command to run after a failed night"),

@@ -4,10 +4,12 @@ mod check;
 mod values;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use zmreplica::guard::GuardOptions;
 use zmreplica::nightly::hooks::HookCommand;
+use zmreplica::nightly::status::MAX_SESSION_AGE;
 use zmreplica::plain::short;
 use zmreplica::retention::{Policy, Within};
 
@@ -15,7 +17,7 @@ use super::error::CliError;
 use super::remote::RemoteConfig;
 
 pub(crate) use check::{ConfigArgs, run};
-pub(crate) use values::{FileMode, LogTarget, Share, Span, Text};
+pub(crate) use values::{AgeLimit, FileMode, LogTarget, Share, Span, Text};
 
 /// Read when no other file is named and this one is there.
 const DEFAULT_PATH: &str = "/etc/zmreplica.toml";
@@ -59,6 +61,8 @@ pub(crate) struct Config {
     report_mode: Option<Text<FileMode>>,
     /// Age of the newest snapshot from which on `status` complains.
     pub(crate) max_age: Option<Text<Span>>,
+    /// Age of the newest session that a restore can use, from which on zmbackup seems to have stopped.
+    max_session_age: Option<Text<AgeLimit>>,
     /// How a source on another host is reached.
     #[serde(default)]
     pub(crate) remote: RemoteConfig,
@@ -127,6 +131,12 @@ pub(crate) struct Hooks {
 }
 
 impl Config {
+    /// Returns how old the newest session may be, of which an option of the command line may say something else; `None` is no limit.
+    pub(crate) fn max_session_age(&self, given: Option<AgeLimit>) -> Option<Duration> {
+        let limit = given.or(self.max_session_age.map(|limit| limit.0));
+        limit.map_or(Some(MAX_SESSION_AGE), |limit| limit.0)
+    }
+
     /// Returns the mode of the file of metrics, if one is wanted.
     pub(crate) fn metrics_mode(&self) -> Option<u32> {
         self.metrics_mode.map(|mode| mode.0.0)
@@ -215,8 +225,6 @@ fn range_mistake(config: &Config) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -272,6 +280,16 @@ mod tests {
         assert_eq!(guard.clock_jump.unwrap().to_string(), "2m");
         assert_eq!((guard.changed_share, guard.lost_share), (0.1, 0.25));
         assert_eq!(config.hooks.on_failure.unwrap().shown(), "mail root");
+        let limit = |text: &str| parse(text).unwrap().max_session_age(None).map(|age| age.as_secs() / 86_400);
+        assert_eq!(
+            [
+                limit(""),
+                limit("max-session-age = '8d'"),
+                limit("max-session-age = 'off'"),
+                limit("max-session-age = '0'")
+            ],
+            [Some(3), Some(8), None, None]
+        );
         assert!(parse("[retention]\nmax-unused = 5").unwrap().retention.policy().is_empty());
         for (wrong, reported) in [
             ("settle = '30y'", "is not a span of time"),

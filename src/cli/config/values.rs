@@ -48,6 +48,22 @@ impl FromStr for Span {
     }
 }
 
+/// A longest age, or none: a span of time, or `off` or 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AgeLimit(pub(crate) Option<Duration>);
+
+impl FromStr for AgeLimit {
+    type Err = String;
+
+    fn from_str(given: &str) -> Result<AgeLimit, String> {
+        if given == "off" {
+            return Ok(AgeLimit(None));
+        }
+        let span: Span = given.parse().map_err(|error| format!("{error}; `off` is no limit"))?;
+        Ok(AgeLimit(Some(span.0).filter(|span| !span.is_zero())))
+    }
+}
+
 /// A share: a number from 0 to 1, or per cent as text, `"20%"`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Share(pub(crate) f64);
@@ -126,6 +142,16 @@ mod tests {
         for other in ["", "0040", "4755", "rw", "-640", "0888"] {
             assert!(other.parse::<FileMode>().is_err(), "{other}");
         }
+    }
+
+    #[test]
+    fn an_age_may_be_off() {
+        let limit = |text: &str| text.parse::<AgeLimit>().map(|limit| limit.0.map(|span| span.as_secs()));
+        assert_eq!(
+            [limit("3d"), limit("off"), limit("0"), limit("0d")],
+            [Ok(Some(259_200)), Ok(None), Ok(None), Ok(None)]
+        );
+        assert!(limit("never").is_err_and(|error| error.contains("`off` is no limit")));
     }
 
     #[test]

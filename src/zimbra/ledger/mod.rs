@@ -18,6 +18,8 @@ mod tests;
 
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use super::analysis::{Analyser, Analysis};
 use super::site::moved_trees;
 use crate::catalog::snapshot::SnapshotRecord;
@@ -26,8 +28,8 @@ use crate::view::{Readers, SnapshotView, Snapshots, ViewError};
 
 pub use account_protection::protections;
 pub use nightly_diff::{ChangedAccount, Changes, NightlyDiff};
-pub use page::{AccountEntry, Page, SessionEntry};
-pub use summary::Summary;
+pub use page::{AccountEntry, Gaps, Page, SessionEntry};
+pub use summary::{Concern, Summary};
 
 /// Returns the page of a snapshot if the store keeps it; nothing is looked at otherwise.
 pub fn kept(store: &Path, snapshot: &str) -> Option<Page> {
@@ -88,7 +90,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// Finds out what can be restored from a snapshot and what became of it since the one that the nightly run before
-    /// reported, or since `before` if there was none; notes that this one is reported. `None` when it holds nothing of a mail server.
+    /// reported, or since `before` if there was none; notes that this one is reported. The snapshot was taken at `moment`, as far as its date can be right. `None` when it holds nothing of a mail server.
     ///
     /// # Errors
     /// Fails when the store cannot be read.
@@ -96,6 +98,7 @@ impl<'a> Ledger<'a> {
         &mut self,
         record: &SnapshotRecord,
         before: Option<&SnapshotRecord>,
+        moment: Timestamp,
     ) -> Result<Option<Summary>, ViewError> {
         let mut page = self.page(record)?;
         let reported = last_reported::all(self.store).remove(&record.source).filter(|id| *id != record.id);
@@ -118,7 +121,7 @@ impl<'a> Ledger<'a> {
             last_reported::note(self.store, &record.source, &record.id);
         }
         tidy(self.store, self.snapshots);
-        Ok(Some(Summary::of(&page)))
+        Ok(Some(Summary::of(&page, moment)))
     }
 
     /// Looks at the tree at the root of a snapshot, and keeps the page of the snapshot if there is none.

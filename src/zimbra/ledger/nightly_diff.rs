@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::zimbra::account::AccountState;
+use crate::zimbra::account::{AccountState, RestoreState};
 
 /// An account that changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +13,9 @@ pub struct ChangedAccount {
     pub email: String,
     /// What can be restored of it now; `None` when neither accounts.xml nor a full session knows it any more.
     pub state: Option<AccountState>,
+    /// The same in the words that people read; `None` also in what earlier versions noted.
+    #[serde(default)]
+    pub restore_state: Option<RestoreState>,
 }
 
 /// What became of accounts and sessions since an earlier snapshot.
@@ -22,6 +25,9 @@ pub struct Changes {
     pub no_longer_whole: Vec<ChangedAccount>,
     /// Accounts that were not whole before either, and of which less can be restored now.
     pub worse: Vec<ChangedAccount>,
+    /// Accounts of which less can be restored now, though `state` is what it was: times or messages that sessions held which are still there, or the newest time.
+    #[serde(default)]
+    pub more_gaps: Vec<ChangedAccount>,
     /// Accounts that accounts.xml did not know before either and whose last session is gone: deleted on the server long ago.
     pub left: Vec<ChangedAccount>,
     /// Accounts that were not whole and are.
@@ -37,7 +43,7 @@ pub struct Changes {
 impl Changes {
     /// Returns the accounts of which less can be restored than before, but for those that left in their time.
     pub fn lost_something(&self) -> impl Iterator<Item = &ChangedAccount> {
-        self.no_longer_whole.iter().chain(&self.worse)
+        self.no_longer_whole.iter().chain(&self.worse).chain(&self.more_gaps)
     }
 }
 

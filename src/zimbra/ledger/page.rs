@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::super::account::{Account, AccountState, Fault, StateCounts, is_named};
+use super::super::account::{Account, AccountState, Fault, Interval, RestoreState, Severity, StateCounts, is_named};
 use super::super::analysis::Analysis;
 use super::super::cache::{seal, unseal};
 use super::super::input::StoreError;
@@ -47,6 +47,31 @@ pub struct AccountEntry {
     /// The directory into which an upgrade moved the tree that it is in; `None` for the snapshot's root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<String>,
+    /// What is missing between the first time and the last; `None` in pages of earlier versions, which did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gaps: Option<Gaps>,
+}
+
+/// What of an account cannot be restored, though earlier and later times can.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gaps {
+    /// Times between those to which it can be restored, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub times: Vec<Interval>,
+    /// Labels of the sessions of which something is missing, or behind which redo logs are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sessions: Vec<String>,
+}
+
+impl Gaps {
+    fn of(account: &Account) -> Gaps {
+        let times = account.intervals.windows(2).map(|pair| Interval { from: pair[0].to, to: pair[1].from }).collect();
+        let losses = account.faults.iter().filter(|fault| fault.severity > Severity::Notice);
+        let mut sessions: Vec<String> = losses.filter_map(|fault| fault.session.clone()).collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        Gaps { times, sessions }
+    }
 }
 
 impl AccountEntry {
@@ -63,7 +88,13 @@ impl AccountEntry {
             email: account.email.clone(),
             other_emails: account.other_emails.clone(),
             tree: (!tree.is_empty()).then(|| tree.to_owned()),
+            gaps: Some(Gaps::of(account)),
         }
+    }
+
+    /// Returns what can be restored of it, in the words that people read.
+    pub fn restore_state(&self) -> RestoreState {
+        RestoreState::of(self.state, self.gravest_fault.as_ref())
     }
 
     /// Returns whether everything can be restored.
@@ -156,7 +187,20 @@ impl Page {
 
     /// Counts the accounts by state.
     pub fn counts(&self) -> StateCounts {
-        StateCounts::of(self.accounts.iter().map(|account| account.state))
+        StateCounts::of(self.accounts.iter().map(|account| (account.state, account.restore_state())))
+    }
+
+    /// Returns the newest session that a restore can use, as of a moment. Where sessions are later than it, a clock was wrong when they began: they count only if there are no others.
+    pub fn newest_usable(&self, moment: Timestamp) -> Option<&SessionEntry> {
+        let usable = || self.sessions.iter().filter(|session| session.is_usable());
+        let past = usable().filter(|session| session.start <= latest(moment));
+        past.max_by_key(|session| session.start).or_else(|| usable().min_by_key(|session| session.start))
+    }
+
+    /// Returns the newest time to which an account can be restored, as of a moment; times later than it count as sessions do.
+    pub fn newest_time(&self, moment: Timestamp) -> Option<Timestamp> {
+        let times = || self.accounts.iter().filter_map(|account| account.to);
+        times().filter(|time| *time <= latest(moment)).max().or_else(|| times().min())
     }
 
     /// Counts the sessions by state.
@@ -167,6 +211,13 @@ impl Page {
         }
         counts
     }
+}
+
+/// Labels are in UTC, but hosts have local time for it at times: sessions may be later than the snapshot that holds them by this.
+const ZONES: SignedDuration = SignedDuration::from_hours(24);
+
+fn latest(moment: Timestamp) -> Timestamp {
+    moment.saturating_add(ZONES).unwrap_or(Timestamp::MAX)
 }
 
 fn directory(store: &Path) -> PathBuf {

@@ -17,7 +17,7 @@ use crate::layout::SessionKind;
 use crate::replica::{Replica, init};
 use crate::retention::{Within, WithinUnit};
 use crate::view::ViewOptions;
-use crate::zimbra::account::AccountState;
+use crate::zimbra::account::{AccountState, Interval};
 use crate::zimbra::site::SessionState;
 
 fn entry(id: &str, state: AccountState) -> AccountEntry {
@@ -32,6 +32,7 @@ fn entry(id: &str, state: AccountState) -> AccountEntry {
         faults: 0,
         gravest_fault: None,
         tree: None,
+        gaps: None,
     }
 }
 
@@ -107,8 +108,8 @@ fn what_became_of_accounts_and_sessions_is_reported() {
     let page = Page { nightly_diff: Some(diff), ..now.clone() };
     let stored = serde_json::to_value(&page).unwrap();
     assert_eq!(stored["told"]["compared_with"], "id", "what pages of earlier versions call it");
-    let summary = Summary::of(&page);
-    assert!(summary.wants_attention() && !Summary::of(&now).wants_attention());
+    let summary = Summary::of(&page, night(0));
+    assert!(summary.wants_attention() && !Summary::of(&now, night(0)).wants_attention());
     let changes = &summary.changes;
     let ids = |accounts: &[ChangedAccount]| accounts.iter().map(|one| one.id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(&changes.no_longer_whole), ["breaks", "vanishes"]);
@@ -124,6 +125,79 @@ fn what_became_of_accounts_and_sessions_is_reported() {
     assert_eq!((summary.running, summary.counts.whole, summary.counts.accounts), (vec!["full-3".to_owned()], 2, 5));
     assert_eq!(summary.newest_full.unwrap().label, "full-2");
     assert!(Changes::between(&now, &now) == Changes::default());
+}
+
+#[test]
+fn what_is_lost_without_a_worse_state_is_told_and_what_expires_or_never_came_is_not() {
+    let interval = |from, to| Interval { from: night(from), to: night(to) };
+    let with = |from: usize, to: usize, times: &[Interval], sessions: &[&str]| AccountEntry {
+        from: Some(night(from)),
+        to: Some(night(to)),
+        gaps: Some(Gaps {
+            times: times.to_vec(),
+            sessions: sessions.iter().map(|label| (*label).to_owned()).collect(),
+        }),
+        ..entry("a", AccountState::Whole)
+    };
+    let page = |entry: AccountEntry, fulls: &[usize]| Page {
+        sessions: fulls.iter().map(|at| session(SessionKind::Full, *at)).collect(),
+        ..page(vec![entry])
+    };
+    let old = page(with(0, 14, &[], &[]), &[0, 7, 14]);
+    let less = |old: &Page, now: &Page| Changes::between(old, now).lost_something().count();
+    let all = [0, 7, 14, 21];
+    assert_eq!(less(&old, &old), 0);
+    assert_eq!(less(&old, &page(with(0, 14, &[interval(3, 7)], &["full-0"]), &all)), 1, "an incremental went");
+    assert_eq!(less(&old, &page(with(0, 13, &[], &[]), &all)), 1, "the newest one went");
+    assert_eq!(less(&old, &page(with(7, 14, &[], &[]), &all)), 1, "the first full is there and of no use any more");
+    assert_eq!(less(&old, &page(with(7, 14, &[], &[]), &all[1..])), 0, "it left in its time");
+    assert_eq!(less(&old, &page(with(0, 14, &[], &["full-7"]), &all)), 1, "messages of a session that was there");
+    assert_eq!(less(&old, &page(with(0, 21, &[], &["full-21"]), &all)), 0, "messages that a new one lacks");
+    assert_eq!(less(&old, &page(with(0, 21, &[interval(14, 21)], &[]), &all)), 0, "times that were never there");
+    let gappy = page(with(0, 14, &[interval(3, 7)], &["full-0"]), &[0, 7, 14]);
+    assert_eq!(less(&gappy, &gappy), 0, "no news");
+    assert_eq!(less(&gappy, &page(with(0, 14, &[interval(2, 7)], &["full-0"]), &all)), 1, "the gap has grown");
+    assert_eq!(less(&gappy, &old), 0, "it was filled");
+    let unknown = page(AccountEntry { gaps: None, ..with(0, 14, &[], &[]) }, &[0, 7, 14]);
+    assert_eq!(less(&unknown, &gappy), 0, "a page of an earlier version does not tell");
+}
+
+fn session(kind: SessionKind, at: usize) -> SessionEntry {
+    let label = format!("{}-{at}", if kind == SessionKind::Full { "full" } else { "incr" });
+    SessionEntry { label, kind, start: night(at), state: SessionState::Complete }
+}
+
+#[test]
+fn ages_count_up_to_the_snapshot_by_dates_that_can_be_right() {
+    let sessions = |nights: &[usize]| nights.iter().map(|at| session(SessionKind::Incremental, *at)).collect();
+    let page = |nights: &[usize], to: usize, state| Page {
+        sessions: sessions(nights),
+        ..page(vec![AccountEntry { to: Some(night(to)), ..entry("a", state) }])
+    };
+    let days = |count: u64| Some(std::time::Duration::from_secs(count * 86_400));
+    let concerns = |page: &Page, at: usize, limit| Summary::of(page, night(at)).concerns(limit);
+    let whole = AccountState::Whole;
+    let stopped = |label: Option<&str>, days: i64| Concern::Stopped {
+        label: label.map(str::to_owned),
+        age_seconds: days * 86_400,
+    };
+    let usual = page(&[3, 10], 10, whole);
+    assert_eq!(concerns(&usual, 13, days(3)), []);
+    assert_eq!(concerns(&usual, 14, days(3)), [stopped(Some("incr-10"), 4)]);
+    assert_eq!(concerns(&usual, 14, days(5)), []);
+    assert_eq!(concerns(&usual, 1000, None), []);
+    // A clock was ahead when a session began, or now is behind.
+    assert_eq!(concerns(&page(&[3, 10, 900], 10, whole), 14, days(3)), [stopped(Some("incr-10"), 4)]);
+    assert_eq!(concerns(&page(&[10, 11], 11, whole), 5, days(3)), []);
+    // Nothing at the root, and an older tree.
+    assert_eq!(concerns(&page(&[], 10, whole), 14, days(3)), [stopped(None, 4)]);
+    assert_eq!(
+        concerns(&page(&[3, 14], 10, whole), 14, days(3)),
+        [Concern::Behind { newest: night(10), age_seconds: 4 * 86_400 }]
+    );
+    let lost = Page { accounts: vec![AccountEntry { to: None, ..entry("a", AccountState::Lost) }], ..usual };
+    assert_eq!(concerns(&lost, 10, days(3)), [Concern::NothingRestorable { accounts: 1 }]);
+    assert_eq!(concerns(&Page::default(), 10, None), [Concern::NothingRestorable { accounts: 0 }]);
 }
 
 /// What one account is in one night; `None` when nothing knows it.

@@ -28,7 +28,7 @@ fn a_lost_mailbox_is_found_and_restored() {
     let before = scene.path("before");
     let good = scene.snapshot();
     shell(r#"cp -a "$1" "$2""#, &[&scene.source(), &before]);
-    assert!(scene.ok(&["accounts"]).contains("whole"));
+    assert!(scene.ok(&["accounts"]).contains("up to date"));
 
     // The newest session is deleted by accident, and the night after faithfully records it.
     let label = generator.labels().pop().unwrap();
@@ -38,7 +38,7 @@ fn a_lost_mailbox_is_found_and_restored() {
     // 1. The morning after: the table names the account, and the exit code calls for attention.
     let table = scene.code(4, &["accounts"]);
     assert!(out(&table).lines().any(|line| line.contains(" lost ") && line.contains(&label)), "{}", out(&table));
-    assert!(err(&table).contains("No longer whole"), "{}", err(&table));
+    assert!(err(&table).contains("Less can be restored than from the previous snapshot"), "{}", err(&table));
     let json = events(&out(&scene.code(4, &["--json", "accounts"])));
     let summary = json.last().unwrap();
     assert_eq!((summary["event"].as_str(), summary["compared_with"].as_str()), (Some("summary"), Some(good.as_str())));
@@ -54,7 +54,11 @@ fn a_lost_mailbox_is_found_and_restored() {
 
     // 2. When was it last whole? And which session went?
     let history = out(&scene.code(0, &["accounts", "--history", "--account", email]));
-    assert_eq!(history.lines().filter(|line| line.contains("whole") || line.contains("lost")).count(), 2, "{history}");
+    assert_eq!(
+        history.lines().filter(|line| line.contains("up to date") || line.contains("lost")).count(),
+        2,
+        "{history}"
+    );
     let all = events(&scene.ok(&["--json", "accounts", "--history"]));
     let of = all.iter().find(|event| event["email"] == email).unwrap();
     assert_eq!((of["last_whole_snapshot"].as_str(), of["state"].as_str()), (Some(good.as_str()), Some("lost")));
@@ -192,7 +196,7 @@ fn what_is_no_address_gets_no_command_to_paste() {
         shell(r#"find "$1" -name '*.xml' -exec sed -i "$2" {} +"#, &[&scene.source(), Path::new(&replaced)]);
         scene.snapshot();
         let text = reported(name, &[]);
-        assert!(text.contains(": whole") && text.contains("No command is shown"), "{name}: {text}");
+        assert!(text.contains(": up to date") && text.contains("No command is shown"), "{name}: {text}");
         assert!(!text.contains("zmrestore -"), "{name}: {text}");
         let event = &events(&reported(name, &["--json"]))[0];
         assert_eq!(event["email"], name);
