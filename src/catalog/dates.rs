@@ -19,7 +19,7 @@ use super::CatalogError;
 use super::marks;
 use super::reader::CatalogReader;
 use super::snapshot::{ReasonKind, SnapshotRecord};
-use crate::ids::SnapshotNumber;
+use crate::ids::{SnapshotNumber, SourceId};
 
 /// Clocks may disagree by this much without a report: hosts that write to one store, a clock that is set back a little, local time taken for UTC at
 /// most hosts' distance.
@@ -38,7 +38,7 @@ const UNKNOWN_JUMP: SignedDuration = SignedDuration::from_hours(32 * 24);
 /// One snapshot among its neighbours.
 #[derive(Clone, Debug)]
 struct Dated {
-    source: String,
+    source: Option<SourceId>,
     id: String,
     date: Timestamp,
     /// The moment that it counts with.
@@ -99,7 +99,7 @@ impl Dates {
     ) -> Dates {
         let all = records.iter().map(|(number, record)| {
             let dated = Dated {
-                source: record.source.clone(),
+                source: record.source_id,
                 id: record.id.clone(),
                 date: record.time,
                 moment: record.time,
@@ -185,7 +185,7 @@ impl Dates {
     }
 
     /// Tells why nothing of a source may be removed now: a rule that counts back from a wrong date would take good snapshots.
-    pub fn doubt(&self, source: &str) -> Option<ClockDoubt> {
+    pub fn doubt(&self, source: Option<SourceId>) -> Option<ClockDoubt> {
         let own = || self.all.values().filter(|one| one.source == source);
         let late: Vec<&Dated> = own().filter(|one| self.is_later(one)).collect();
         if let (Some(last), Some(date)) = (late.last(), late.iter().map(|one| one.date).max()) {
@@ -196,9 +196,9 @@ impl Dates {
     }
 
     /// Returns the doubts of all sources.
-    pub fn doubts(&self) -> Vec<(String, ClockDoubt)> {
-        let sources: BTreeSet<&str> = self.all.values().map(|one| one.source.as_str()).collect();
-        sources.into_iter().filter_map(|source| Some((source.to_owned(), self.doubt(source)?))).collect()
+    pub fn doubts(&self) -> Vec<(Option<SourceId>, ClockDoubt)> {
+        let sources: BTreeSet<Option<SourceId>> = self.all.values().map(|one| one.source).collect();
+        sources.into_iter().filter_map(|source| Some((source, self.doubt(source)?))).collect()
     }
 
     /// Returns the identifier and the date of the newest snapshot of the store whose date is plausible: the last time that the clock is known to have shown.
@@ -208,7 +208,7 @@ impl Dates {
     }
 
     /// Returns how long after the one before a snapshot of a source may be taken: four times what is usual for it, and at least eight days.
-    pub fn usual_jump(&self, source: &str) -> SignedDuration {
+    pub fn usual_jump(&self, source: Option<SourceId>) -> SignedDuration {
         let own = self.all.values().filter(|one| one.source == source && one.is_plausible);
         let times: Vec<Timestamp> = own.map(|one| one.date).collect();
         let mut gaps: Vec<SignedDuration> =

@@ -48,7 +48,7 @@ fn nights_of_a_wrong_clock_lie_between_their_neighbours() {
         record(4, "2026-11-04T03:00:00Z"),
     ];
     assert_eq!(shown(&dates(&behind, &[])), ["11-01", "11-03?", "11-03", "11-04"]);
-    assert_eq!(dates(&behind, &[]).doubt("/s"), None, "it is over, and costs nothing");
+    assert_eq!(dates(&behind, &[]).doubt(None), None, "it is over, and costs nothing");
 }
 
 #[test]
@@ -57,10 +57,10 @@ fn a_clock_set_right_after_a_year_ahead_leaves_every_night_a_night() {
     records.push(record(10, "2026-11-10T03:00:00Z"));
     let all = dates(&records, &(1..=9).collect::<Vec<_>>());
     let expected: Vec<String> = (2..=10).map(|day| format!("11-{day:02}?")).chain(["11-10".to_owned()]).collect();
-    assert_eq!((shown(&all), all.doubt("/s")), (expected, None));
+    assert_eq!((shown(&all), all.doubt(None)), (expected, None));
     let date = "2027-11-09T03:00:00Z".parse().unwrap();
     let doubt = ClockDoubt::Later { count: 9, last: records[8].1.id.clone(), date };
-    assert_eq!(dates(&records, &[]).doubt("/s"), Some(doubt));
+    assert_eq!(dates(&records, &[]).doubt(None), Some(doubt));
 }
 
 #[test]
@@ -69,21 +69,21 @@ fn a_jump_holds_until_it_is_accepted_and_counts_then() {
         [record(1, "2026-05-01T03:00:00Z"), record(2, "2026-05-02T03:00:00Z"), noticed(3, "2026-11-09T03:00:00Z")];
     let before = dates(&records, &[]);
     let date = records[2].1.time;
-    assert_eq!(before.doubt("/s"), Some(ClockDoubt::Jump { last: records[2].1.id.clone(), date }));
-    assert_eq!((before.doubt("/other"), before.last_known().unwrap().1), (None, records[1].1.time));
+    assert_eq!(before.doubt(None), Some(ClockDoubt::Jump { last: records[2].1.id.clone(), date }));
+    assert_eq!((before.doubt(Some(SourceId(9))), before.last_known().unwrap().1), (None, records[1].1.time));
     let after = dates(&records, &[3]);
-    assert_eq!((after.doubt("/s"), after.last_known().unwrap().1), (None, date));
+    assert_eq!((after.doubt(None), after.last_known().unwrap().1), (None, date));
 }
 
 #[test]
 fn the_usual_distance_is_learned() {
     let none = dates(&[record(1, "2026-11-01T03:00:00Z")], &[]);
-    assert_eq!(none.usual_jump("/s"), UNKNOWN_JUMP);
+    assert_eq!(none.usual_jump(None), UNKNOWN_JUMP);
     let nightly: Vec<_> = (1..=5).map(|day| record(day, &format!("2026-11-0{day}T03:00:00Z"))).collect();
-    assert_eq!(dates(&nightly, &[]).usual_jump("/s"), LEAST_JUMP);
+    assert_eq!(dates(&nightly, &[]).usual_jump(None), LEAST_JUMP);
     let monthly: Vec<_> = (1..=5).map(|month| record(month, &format!("2026-0{month}-01T03:00:00Z"))).collect();
-    assert_eq!(dates(&monthly, &[]).usual_jump("/s").as_hours() / 24, 4 * 31);
-    assert_eq!(dates(&monthly, &[]).usual_jump("/other"), UNKNOWN_JUMP);
+    assert_eq!(dates(&monthly, &[]).usual_jump(None).as_hours() / 24, 4 * 31);
+    assert_eq!(dates(&monthly, &[]).usual_jump(Some(SourceId(9))), UNKNOWN_JUMP);
 }
 
 #[test]

@@ -3,26 +3,28 @@
 //! | row | what |
 //! | --- | --- |
 //! | 0 | the counters: next chunk, object, group, pack, snapshot number, as varints |
-//! | 1 | the sources: a JSON list of names; a source's number is its place |
+//! | 1 | where each source was at first: a JSON list of locations; a source's number is its place |
 //! | 2 | the hold, if there is one (JSON; see [`hold`](super::hold)) |
 //! | 3 | what `config.json` says, without its checksum (JSON) |
+//! | 4 | the sources: a JSON list; see [`sources`](super::sources) |
 
 use super::CatalogError;
 use super::database_reader::DatabaseReader;
-use super::reader::CatalogReader;
 use super::row_id::RowKind;
 use super::tables::Table;
 use crate::coding::{DecodeError, Decoder, put_varint};
-use crate::ids::{ChunkId, GroupId, ObjectId, PackNumber, SnapshotNumber, SourceId};
+use crate::ids::{ChunkId, GroupId, ObjectId, PackNumber, SnapshotNumber};
 
 /// Number of the row of `meta` that holds the counters.
 pub(crate) const COUNTERS: u64 = 0;
-/// Number of the row of `meta` that holds the names of sources.
-pub(super) const SOURCES: u64 = 1;
+/// Number of the row of `meta` that holds where each source was at first.
+pub(super) const LOCATIONS: u64 = 1;
 /// Number of the row of `meta` that holds the hold.
 pub(super) const HOLD: u64 = 2;
 /// Number of the row of `meta` that holds what `config.json` says.
 pub(crate) const STORE: u64 = 3;
+/// Number of the row of `meta` that holds the sources.
+pub(super) const SOURCES: u64 = 4;
 
 /// The numbers that the next rows get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,27 +73,4 @@ impl Counters {
         })?;
         Ok(counters.unwrap_or_default())
     }
-}
-
-/// Returns the names of all sources; a source's [`SourceId`] is its place.
-///
-/// # Errors
-/// Fails when the row is damaged.
-pub fn sources(reader: &CatalogReader) -> Result<Vec<String>, CatalogError> {
-    let sources = reader.database()?.get(Table::Meta, SOURCES, |payload| {
-        serde_json::from_slice(payload).map_err(|error| CatalogError::of_row(RowKind::Meta.row(SOURCES), error))
-    })?;
-    Ok(sources.unwrap_or_default())
-}
-
-/// Returns the number of a source that had a snapshot.
-///
-/// # Errors
-/// Fails when the row is damaged.
-pub fn source_id(reader: &CatalogReader, name: &str) -> Result<Option<SourceId>, CatalogError> {
-    Ok(place_of(&sources(reader)?, name))
-}
-
-pub(super) fn place_of(sources: &[String], name: &str) -> Option<SourceId> {
-    sources.iter().position(|known| known == name).map(|at| SourceId(at as u64))
 }

@@ -39,6 +39,7 @@ pub mod row_hashes;
 mod row_id;
 mod row_source;
 pub mod snapshot;
+pub mod sources;
 pub mod tables;
 pub mod writer;
 

@@ -23,6 +23,7 @@ use super::row_id::RowKind;
 pub use super::row_source::RemoteRows;
 use super::row_source::RowSource;
 use super::snapshot::SnapshotRecord;
+use super::sources::Sources;
 use super::tables::{Index, Table};
 use crate::coding::DecodeError;
 use crate::ids::{ChunkId, DictionaryId, GroupId, ObjectId, PackNumber, SnapshotNumber};
@@ -405,15 +406,25 @@ impl CatalogReader {
         }
     }
 
-    /// Returns all snapshot records with their numbers, oldest first.
+    /// Returns the sources of the store.
     ///
     /// # Errors
-    /// Fails when a record is damaged.
+    /// Fails when a row is damaged.
+    pub fn sources(&self) -> Result<Sources, CatalogError> {
+        Sources::read(&*self.database()?)
+    }
+
+    /// Returns all snapshot records with their numbers, oldest first. Each has its source's number, unless the catalogue knows no such source.
+    ///
+    /// # Errors
+    /// Fails when a record or the list of sources is damaged.
     pub fn snapshots(&self) -> Result<Vec<(SnapshotNumber, SnapshotRecord)>, CatalogError> {
+        let sources = self.sources()?;
         let mut records = Vec::new();
         self.rows.get()?.scan(Table::Snapshots, 0, |number, payload| {
-            let record = SnapshotRecord::decode(payload?)
+            let mut record = SnapshotRecord::decode(payload?)
                 .map_err(|error| CatalogError::of_row(RowKind::Snapshot.row(number), error))?;
+            record.source_id = sources.of_record(&record);
             records.push((SnapshotNumber(number), record));
             Ok(())
         })?;

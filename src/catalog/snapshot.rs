@@ -12,7 +12,7 @@ use super::damage::CatalogDamage;
 use super::directory::{Directory, decode_root, encode_root};
 use super::error::CatalogError;
 use crate::coding::DecodeError;
-use crate::ids::{GroupId, ObjectId};
+use crate::ids::{GroupId, ObjectId, SourceId};
 
 /// A record is at most so long, in bytes. Most of it are the numbers of the objects with link counts, and the names of owners.
 pub const RECORD_MAX_BYTES: usize = 64 << 20;
@@ -133,6 +133,9 @@ pub struct SnapshotRecord {
     pub finished: jiff::Timestamp,
     /// What was taken, as given on the command line (an absolute path for a local source).
     pub source: String,
+    /// The source. Records of earlier versions lack it; what [`CatalogReader::snapshots`](super::reader::CatalogReader::snapshots) returns has it, merges followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<SourceId>,
     /// Name of the host that the run was on.
     pub host: String,
     /// Tags given by the user.
@@ -177,6 +180,11 @@ impl SnapshotRecord {
     /// Returns the first eight digits of the identifier, for tables.
     pub fn short_id(&self) -> &str {
         self.id.get(..8).unwrap_or(&self.id)
+    }
+
+    /// Returns the key of the source in notes that a store keeps of each: its number. Earlier versions used its location, which no number looks like.
+    pub fn source_key(&self) -> String {
+        self.source_id.map_or_else(|| self.source.clone(), |id| id.to_string())
     }
 
     /// Returns why the guard found the snapshot suspect; nothing for a good one. Its marks say whether somebody has accepted it since.

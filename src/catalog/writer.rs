@@ -16,13 +16,14 @@ use super::error::{CatalogError, WriteError, Written};
 use super::group::{self, LinkGroup, PAGE_HELD_BYTES};
 use super::hold::Hold;
 use super::marks::SnapshotMarks;
-use super::meta::{COUNTERS, Counters, HOLD, SOURCES, STORE, place_of, sources};
+use super::meta::{COUNTERS, Counters, HOLD, LOCATIONS, SOURCES, STORE};
 use super::object::{self, ObjectEncoder, ObjectKind};
 use super::reader::CatalogReader;
 use super::row_id::RowKind;
 use super::snapshot::{RECORD_MAX_BYTES, SnapshotRecord};
+use super::sources::Sources;
 use super::tables::{Change, Index, Table};
-use crate::ids::{ChunkId, CommitNumber, DictionaryId, GroupId, ObjectId, PackNumber, SnapshotNumber, SourceId};
+use crate::ids::{ChunkId, CommitNumber, DictionaryId, GroupId, ObjectId, PackNumber, SnapshotNumber};
 use crate::model::ChunkHash;
 use crate::store::backend::Backend;
 
@@ -279,21 +280,16 @@ impl CatalogWriter {
         Ok(number)
     }
 
-    /// Returns the number of a source, which is new at its first snapshot.
+    /// Sets the sources, in place of those that there were.
     ///
     /// # Errors
-    /// Fails when the catalogue cannot be read.
-    pub fn intern_source(&mut self, name: &str) -> Result<SourceId, CatalogError> {
-        let mut sources = sources(&self.reader)?;
-        if let Some(known) = place_of(&sources, name) {
-            return Ok(known);
-        }
-        let new = SourceId(sources.len() as u64);
-        sources.push(name.to_owned());
-        let encoded = serde_json::to_vec(&sources)
-            .map_err(|source| WriteError::Encode { row: RowKind::Meta.row(SOURCES), source })?;
-        self.put(Table::Meta, SOURCES, encoded);
-        Ok(new)
+    /// Fails only when memory runs out.
+    pub fn set_sources(&mut self, sources: &Sources) -> Result<(), CatalogError> {
+        let encode = |source| WriteError::Encode { row: RowKind::Meta.row(SOURCES), source };
+        let (listed, locations) = sources.encode().map_err(encode)?;
+        self.put(Table::Meta, SOURCES, listed);
+        self.put(Table::Meta, LOCATIONS, locations);
+        Ok(())
     }
 
     /// Adds a snapshot and returns its number.

@@ -7,7 +7,7 @@ use super::commits::Committed;
 use super::ledger::{DamageKind, DamageNumber, Key};
 use super::{CheckError, CheckReport, Checker, Phase, is_damage};
 use crate::catalog::chunk::{self, ChunkPlace, PAGE_ROWS, PackRow};
-use crate::catalog::meta::{Counters, STORE, sources};
+use crate::catalog::meta::{Counters, STORE};
 use crate::catalog::object::{self, ObjectKind};
 use crate::catalog::row_hashes::{TableHashes, payload_hash};
 use crate::catalog::snapshot::SnapshotRecord;
@@ -51,7 +51,7 @@ pub(super) fn verify(
     let database = &*checker.catalog.database()?;
     checker.progress.enter(Phase::Catalog, 0);
     let counters = checker.guarded("The counters", || Ok(Counters::read(database)?))?;
-    checker.guarded("The list of sources", || Ok(sources(checker.catalog).map(drop)?))?;
+    checker.guarded("The list of sources", || Ok(checker.catalog.sources().map(drop)?))?;
     let mut rows = Rows { counters, ..Rows::default() };
     let (mut prefixes, mut objects) = (SparseVec::new(), 0);
     // The commit rows were compared with their files.

@@ -6,7 +6,6 @@ use serde::Serialize;
 use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::marks::Mark;
 use zmreplica::guard::{MarkedSnapshot, marked_snapshots};
-use zmreplica::view::Snapshots;
 
 use super::error::{CliError, Exit};
 use super::{Context, text};
@@ -45,12 +44,12 @@ pub(crate) fn run(context: &Context, args: &AcceptArgs) -> Result<Exit, CliError
     let named = context.ids([&args.snapshot])?.concat();
     let replica = context.open_locked()?;
     let catalog = replica.catalog()?;
-    let snapshots = Snapshots::read(&catalog)?;
+    let snapshots = context.snapshots(&catalog)?;
     let meant = snapshots.resolve(&named)?;
     let all = marked_snapshots(&catalog)?;
     let dates = Dates::read(&catalog, Timestamp::now())?;
     let of_source = |snapshot: &&MarkedSnapshot| {
-        snapshot.record.source == meant.record.source
+        snapshot.record.source_id == meant.record.source_id
             && (snapshot.is_suspect() || dates.is_later_than_clock(snapshot.number))
     };
     let (accepted, newer): (Vec<&MarkedSnapshot>, Vec<&MarkedSnapshot>) =

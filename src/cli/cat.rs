@@ -20,7 +20,8 @@ pub(crate) struct CatArgs {
 
 pub(crate) fn run(context: &Context, args: &CatArgs) -> Result<Exit, CliError> {
     let replica = context.open()?;
-    let Opened { view, path, lease: _lease } = path::open_path(&replica, &args.file, Path::new("zmreplica cat"))?;
+    let Opened { view, path, lease: _lease } =
+        path::open_path(context, &replica, &args.file, Path::new("zmreplica cat"))?;
     let Node::Group(group) = view.resolve(&path)? else {
         return Err(ViewError::IsADirectory { path: format!("/{}", text::escape(&path)) }.into());
     };

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use zmreplica::catalog::dates::{ClockDoubt, Dates};
+use zmreplica::ids::SourceId;
 use zmreplica::replica::Replica;
 
 use super::error::CliError;
@@ -9,7 +10,6 @@ use super::text;
 
 /// Says why nothing of a source is removed for now, and what to do.
 pub(crate) fn sentence(source: &str, doubt: &ClockDoubt) -> String {
-    let source = text::escape(source.as_bytes());
     let short = |id: &str| id.get(..8).unwrap_or(id).to_owned();
     match doubt {
         ClockDoubt::Later { count, last, date } => format!(
@@ -30,13 +30,17 @@ pub(crate) fn sentence(source: &str, doubt: &ClockDoubt) -> String {
 
 /// Says of which sources nothing is removed for now, and why: a sentence each.
 pub(crate) fn doubts(replica: &Replica) -> Result<Vec<String>, CliError> {
-    let dates = Dates::read(&replica.catalog()?, Timestamp::now())?;
-    Ok(dates.doubts().iter().map(|(source, doubt)| sentence(source, doubt)).collect())
+    let catalog = replica.catalog()?;
+    let dates = Dates::read(&catalog, Timestamp::now())?;
+    let sources = catalog.sources()?;
+    Ok(dates.doubts().iter().map(|(source, doubt)| sentence(sources.name(*source), doubt)).collect())
 }
 
 /// Says that snapshots of a source are later than the clock.
-pub(crate) fn later(replica: &Replica, source: &str) -> Result<Option<String>, CliError> {
-    let dates = Dates::read(&replica.catalog()?, Timestamp::now())?;
+pub(crate) fn later(replica: &Replica, source: Option<SourceId>) -> Result<Option<String>, CliError> {
+    let catalog = replica.catalog()?;
+    let dates = Dates::read(&catalog, Timestamp::now())?;
+    let sources = catalog.sources()?;
     let doubt = dates.doubt(source).filter(|doubt| matches!(doubt, ClockDoubt::Later { .. }));
-    Ok(doubt.map(|doubt| sentence(source, &doubt)))
+    Ok(doubt.map(|doubt| sentence(sources.name(source), &doubt)))
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anstyle::Style;
 use clap::Args;
 use serde::Serialize;
-use zmreplica::view::Snapshots;
 use zmreplica::view::diff::{Change, Difference, diff};
 
 use super::error::{CliError, Exit};
@@ -58,7 +57,7 @@ pub(crate) fn run(context: &Context, args: &DiffArgs) -> Result<Exit, CliError> 
     let output = &context.output;
     let replica = context.open()?;
     let catalog = Arc::new(replica.catalog()?);
-    let snapshots = Snapshots::read(&catalog)?;
+    let snapshots = context.snapshots(&catalog)?;
     let old = open_view(&replica, &catalog, snapshots.resolve(&args.old)?.record.clone())?;
     let new = open_view(&replica, &catalog, snapshots.resolve(&args.new)?.record.clone())?;
     let mut counts = Counts::default();

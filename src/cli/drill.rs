@@ -94,7 +94,7 @@ pub(crate) fn run(context: &Context, args: &DrillArgs) -> Result<Exit, CliError>
     let started = std::time::Instant::now();
     let replica = context.open()?;
     // The lease is held to the end.
-    let (snapshot, analysis, _lease) = analyse(&replica, args)?;
+    let (snapshot, analysis, _lease) = analyse(context, &replica, args)?;
     let chosen = choose(&snapshot, &analysis, args)?;
     let place = match &args.mountpoint {
         Some(place) => Place::given(place),
@@ -175,11 +175,16 @@ impl Drop for Place {
     }
 }
 
-fn analyse(replica: &Replica, args: &DrillArgs) -> Result<(StoredSnapshot, Analysis, io::Result<Lease>), CliError> {
+fn analyse(
+    context: &Context,
+    replica: &Replica,
+    args: &DrillArgs,
+) -> Result<(StoredSnapshot, Analysis, io::Result<Lease>), CliError> {
     let readers =
         Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
     let choose = |all: &Snapshots| Ok(vec![all.resolve(&args.snapshot)?.record.id.clone()]);
-    let Leased { snapshots: all, lease } = leased(replica, readers.catalog(), Path::new("zmreplica drill"), choose)?;
+    let Leased { snapshots: all, lease } =
+        leased(context, replica, readers.catalog(), Path::new("zmreplica drill"), choose)?;
     let snapshot = all.resolve(&args.snapshot)?.clone();
     let view = SnapshotView::over(&readers, snapshot.record.clone())?;
     let mut ledger = Ledger::open(replica, readers, &all);

@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use zmreplica::catalog::sources::NamingError;
 use zmreplica::catalog::{CatalogDamage, CatalogError, OpenError};
 use zmreplica::check::CheckError;
 use zmreplica::mount::{MountError, PlaceFault};
@@ -111,6 +112,9 @@ pub(crate) enum CliError {
     /// No snapshot is meant.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// A source cannot be found or named so.
+    #[error(transparent)]
+    Naming(#[from] NamingError),
     /// A snapshot cannot be read.
     #[error(transparent)]
     View(#[from] ViewError),
@@ -151,7 +155,7 @@ impl CliError {
     /// Returns the exit code.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            CliError::NoStore | CliError::Usage(_) => Exit::Usage,
+            CliError::NoStore | CliError::Usage(_) | CliError::Naming(NamingError::Invalid { .. }) => Exit::Usage,
             CliError::Panic { during_check: true } => Exit::Damage,
             CliError::Held(_) => Exit::Held,
             CliError::Replica(ReplicaError::Locked { .. }) => Exit::Locked,
@@ -160,7 +164,9 @@ impl CliError {
             CliError::Check(error) => damage_if(error.is_damage()),
             CliError::Prune(error) => damage_if(error.is_damage()),
             CliError::Repair(_) => Exit::Damage,
-            CliError::Resolve(ResolveError::Malformed { .. }) => Exit::Usage,
+            CliError::Resolve(
+                ResolveError::Malformed { .. } | ResolveError::SeveralSources { .. } | ResolveError::OtherSource { .. },
+            ) => Exit::Usage,
             _ => damage_if(
                 self.catalog_error().is_some_and(CatalogError::is_damage)
                     || self.view_error().is_some_and(ViewError::is_damage),
@@ -251,6 +257,17 @@ impl CliError {
                 "`zmreplica check` reports what is affected; `zmreplica repair` salvages what it can."
             }
             CliError::Prune(PruneError::Chunk { .. }) => DAMAGED_CONTENT,
+            CliError::Naming(NamingError::Unknown { .. }) | CliError::Resolve(ResolveError::Source(_)) => {
+                "`zmreplica source list` lists the sources."
+            }
+            CliError::Snapshot(SnapshotError::Naming(NamingError::LocationTaken { .. }))
+            | CliError::Naming(NamingError::LocationTaken { .. }) => {
+                "`zmreplica source list` lists the sources; `source rename` gives one another name, `source merge` makes one of two."
+            }
+            CliError::Snapshot(SnapshotError::Naming(NamingError::Removed { .. }))
+            | CliError::Naming(NamingError::Removed { .. }) => {
+                "`zmreplica source remove --undo NAME` keeps it; after the prune the name is free."
+            }
             CliError::Resolve(ResolveError::Empty) => "Take one with `zmreplica snapshot SOURCE`.",
             CliError::Resolve(ResolveError::Unknown { .. } | ResolveError::Gone { .. }) => {
                 "`zmreplica snapshots` lists the snapshots."

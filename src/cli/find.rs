@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use zmreplica::ids::GroupId;
 use zmreplica::source::exclude_patterns::ExcludePatterns;
-use zmreplica::view::{DirectoryNode, Node, SnapshotView, Snapshots};
+use zmreplica::view::{DirectoryNode, Node, SnapshotView};
 
 use super::error::{CliError, Exit};
 use super::path::open_view;
@@ -38,10 +38,10 @@ pub(crate) fn run(context: &Context, args: &FindArgs) -> Result<Exit, CliError> 
         .map_err(|error| CliError::Usage(format!("The pattern `{}` is not valid: {}", error.pattern, error.reason)))?;
     let replica = context.open()?;
     let catalog = Arc::new(replica.catalog()?);
-    let snapshots = Snapshots::read(&catalog)?;
+    let snapshots = context.snapshots(&catalog)?;
     let chosen = match &args.snapshot {
         Some(name) => vec![snapshots.resolve(name)?],
-        None => snapshots.all().iter().collect(),
+        None => snapshots.listed().collect(),
     };
     let views = chosen
         .into_iter()

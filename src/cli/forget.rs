@@ -5,7 +5,7 @@ use zmreplica::retention::NamedSnapshots;
 
 use super::Context;
 use super::error::{CliError, Exit};
-use super::prune::{SpaceArgs, remove};
+use super::prune::{Policies, SpaceArgs, remove};
 
 /// Arguments of `forget`.
 #[derive(Args)]
@@ -26,5 +26,5 @@ pub(crate) struct ForgetArgs {
 pub(crate) fn run(context: &Context, args: &ForgetArgs) -> Result<Exit, CliError> {
     let ids = context.ids(&args.snapshots)?.into_iter().collect();
     let named = NamedSnapshots { ids, is_forced: args.force };
-    remove(context, &args.space, &context.config.retention.policy(), Some(&named))
+    remove(context, &args.space, &Policies::configured(&context.file), Some(&named))
 }

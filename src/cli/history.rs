@@ -73,7 +73,7 @@ pub(crate) fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, CliErro
     let path = trim_slashes(args.path.as_bytes());
     let replica = context.open()?;
     let catalog = Arc::new(replica.catalog()?);
-    let snapshots = Snapshots::read(&catalog)?;
+    let snapshots = context.snapshots(&catalog)?;
     snapshots.newest()?;
     let readers = Readers::new(catalog, Arc::new(replica.chunks()), ViewOptions::default());
     let mut failure: Option<ViewError> = None;
@@ -111,11 +111,11 @@ pub(crate) fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, CliErro
     }
 }
 
-/// Returns the snapshots of each source, in order of commits.
+/// Returns the snapshots of each source by its name, in order of commits; of the one that was chosen, if one was.
 fn by_source(snapshots: &Snapshots) -> BTreeMap<&str, Vec<&StoredSnapshot>> {
     let mut sources: BTreeMap<&str, Vec<&StoredSnapshot>> = BTreeMap::new();
-    for snapshot in snapshots.all() {
-        sources.entry(&snapshot.record.source).or_default().push(snapshot);
+    for snapshot in snapshots.listed() {
+        sources.entry(snapshots.source_name(snapshot)).or_default().push(snapshot);
     }
     sources
 }

@@ -11,6 +11,7 @@ use zmreplica::lease::{self, Lease, LeaseInfo};
 use zmreplica::replica::Replica;
 use zmreplica::view::{ResolveError, Snapshots};
 
+use super::Context;
 use super::error::CliError;
 
 /// How often snapshots are chosen anew because a prune removed one of them.
@@ -26,6 +27,7 @@ pub(crate) struct Leased {
 
 /// Leases the snapshots whose identifiers `choose` returns. `purpose` is what a list of leases shows.
 pub(crate) fn leased(
+    context: &Context,
     replica: &Replica,
     catalog: &CatalogReader,
     purpose: &Path,
@@ -33,7 +35,7 @@ pub(crate) fn leased(
 ) -> Result<Leased, CliError> {
     let mut attempt = 1;
     loop {
-        let snapshots = Snapshots::read(catalog)?;
+        let snapshots = context.snapshots(catalog)?;
         let ids = choose(&snapshots)?;
         let lease = lease::take(replica.path(), &LeaseInfo::of_this_process(purpose, ids.clone()));
         catalog.refresh();

@@ -70,7 +70,8 @@ pub(crate) fn kind_word(kind: Kind) -> &'static str {
 pub(crate) fn run(context: &Context, args: &LsArgs) -> Result<Exit, CliError> {
     let output = &context.output;
     let replica = context.open()?;
-    let Opened { view, path, lease: _lease } = path::open_path(&replica, &args.place, Path::new("zmreplica ls"))?;
+    let Opened { view, path, lease: _lease } =
+        path::open_path(context, &replica, &args.place, Path::new("zmreplica ls"))?;
     let node = view.resolve(&path)?;
     let lister = Lister { output, view: &view, long: args.long };
     let Node::Directory(directory) = &node else {

@@ -10,6 +10,7 @@ mod check;
 mod clock;
 mod completions;
 mod config;
+mod destination;
 mod diff;
 mod drill;
 mod error;
@@ -36,6 +37,7 @@ mod sessions;
 mod signals;
 mod snapshot;
 mod snapshots;
+mod source;
 mod stats;
 mod status;
 mod table;
@@ -52,11 +54,13 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use zmreplica::access::{self, Width};
+use zmreplica::catalog::reader::CatalogReader;
+use zmreplica::nightly::status::{AgeLimits, MAX_AGE};
 use zmreplica::plain;
 use zmreplica::replica::{LockWait, LockedReplica, Replica, ReplicaError};
 use zmreplica::view::Snapshots;
 
-use config::{Config, Span};
+use config::{Config, ConfiguredSource, Span};
 use error::{CliError, Exit};
 use output::{ErrorEvent, Output, Verbosity};
 
@@ -65,9 +69,12 @@ const NIGHTLY_WAIT: Duration = Duration::from_secs(3600);
 
 /// Environment variable that names the store.
 const STORE_VARIABLE: &str = "ZMREPLICA_STORE";
+/// Environment variable that names the source.
+const SOURCE_VARIABLE: &str = "ZMREPLICA_SOURCE";
 
 const AFTER_HELP: &str = "\
-SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time (2026-11-22, 2026-11-22T03:00), which selects the newest snapshot taken at or before it.
+SNAP is `latest`, the id of a snapshot or an unambiguous prefix of it, or a time (2026-11-22, 2026-11-22T03:00), which selects the newest snapshot taken at or before it. \
+In a store with several sources, write SOURCE/latest and SOURCE/2026-11-22, or choose one with --source.
 
 Exit codes: 0 success; 1 failure; 2 invalid usage; 3 finished, but some files could not be read or written; \
 4 finished, but something needs attention; 5 another run has locked the store; 6 the store is on hold; 7 damage found. \
@@ -92,6 +99,9 @@ struct GlobalArgs {
     /// Configuration file [env: ZMREPLICA_CONFIG; default: /etc/zmreplica.toml if it is there]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The source that is meant, in a store with several [env: ZMREPLICA_SOURCE]
+    #[arg(id = "source-name", long = "source", global = true, value_name = "NAME")]
+    source: Option<String>,
     /// Write JSON to stdout, one object per line
     #[arg(long, global = true)]
     json: bool,
@@ -115,6 +125,8 @@ enum Command {
     Snapshot(snapshot::SnapshotArgs),
     /// List the snapshots
     Snapshots(snapshots::SnapshotsArgs),
+    /// Name sources, and change where they are
+    Source(source::SourceArgs),
     /// List a directory in a snapshot
     Ls(ls::LsArgs),
     /// Write a file from a snapshot to stdout
@@ -173,11 +185,16 @@ enum Command {
 
 /// What a command works with.
 struct Context {
-    output: Output,
+    output: Arc<Output>,
+    /// The settings that count: those of the source, if it has a table of its own.
     config: Config,
+    /// The whole configuration file.
+    file: Arc<Config>,
     store: Option<PathBuf>,
     /// How long to wait for another run to release the store.
     wait_lock: Duration,
+    /// The source that is meant, by its name or its location.
+    source: Option<String>,
     /// What the program was called with, without its own name.
     arguments: Vec<OsString>,
 }
@@ -186,6 +203,34 @@ impl Context {
     /// Returns the store's directory, or says how to name one.
     fn store(&self) -> Result<&Path, CliError> {
         self.store.as_deref().ok_or(CliError::NoStore)
+    }
+
+    /// Reads the snapshots of a store, and chooses the source that is meant.
+    fn snapshots(&self, catalog: &CatalogReader) -> Result<Snapshots, CliError> {
+        let snapshots = Snapshots::read(catalog)?;
+        Ok(match &self.source {
+            Some(source) => snapshots.choose(source)?,
+            None => snapshots,
+        })
+    }
+
+    /// Returns how old snapshots and sessions of a source may be, as far as the configuration says.
+    fn age_limits(&self, source: &str) -> AgeLimits {
+        let config = self.file.of_source(source).unwrap_or(&self.file);
+        AgeLimits { snapshot: config.max_age.map_or(MAX_AGE, |age| age.0.0), session: config.max_session_age(None) }
+    }
+
+    /// Returns the context for a source that has a table in the configuration file.
+    fn for_source(&self, source: &ConfiguredSource) -> Context {
+        Context {
+            output: Arc::clone(&self.output),
+            config: source.config.clone(),
+            file: Arc::clone(&self.file),
+            store: self.store.clone(),
+            wait_lock: self.wait_lock,
+            source: Some(source.name.to_string()),
+            arguments: self.arguments.clone(),
+        }
     }
 
     /// Opens the store for reading.
@@ -218,7 +263,7 @@ impl Context {
     /// Returns the identifiers of the snapshots that names stand for now. To be called before the lock is taken: `latest` is what was there when the command
     /// was given, and not what the run took that was waited for.
     fn ids<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Result<Vec<String>, CliError> {
-        let snapshots = Snapshots::read(&self.open()?.catalog()?)?;
+        let snapshots = self.snapshots(&self.open()?.catalog()?)?;
         names.into_iter().map(|name| Ok(snapshots.resolve(name)?.record.id.clone())).collect()
     }
 
@@ -295,10 +340,12 @@ pub(crate) fn main() -> ExitCode {
     let usual_wait = if matches!(cli.command, Command::Nightly(_)) { NIGHTLY_WAIT } else { Duration::ZERO };
     let given_wait = cli.global.wait_lock;
     let context = match configure(cli.global) {
-        Ok((config, store)) => {
+        Ok((config, store, source)) => {
             let wait = given_wait.or(config.wait_lock.map(|span| span.0));
             let wait_lock = wait.map_or(usual_wait, |span| span.0);
-            Context { output, config, store, wait_lock, arguments }
+            let file = Arc::new(config);
+            let config = source.as_deref().and_then(|name| file.of_source(name)).unwrap_or(&file).clone();
+            Context { output: Arc::new(output), config, file, store, wait_lock, source, arguments }
         }
         Err(error) => return report(&output, &error).into(),
     };
@@ -325,12 +372,13 @@ fn arguments() -> Result<Vec<OsString>, String> {
     if is_helper { mount::from_mount_helper(&arguments) } else { Ok(arguments) }
 }
 
-/// Loads the configuration and finds out which store is meant.
-fn configure(global: GlobalArgs) -> Result<(Config, Option<PathBuf>), CliError> {
+/// Loads the configuration and finds out which store and which source are meant.
+fn configure(global: GlobalArgs) -> Result<(Config, Option<PathBuf>, Option<String>), CliError> {
     let config = config::load(global.config.as_deref())?;
     let from_environment = || std::env::var_os(STORE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
     let store = global.store.or_else(from_environment).or_else(|| config.store.clone());
-    Ok((config, store))
+    let source = global.source.or_else(|| std::env::var(SOURCE_VARIABLE).ok()).filter(|source| !source.is_empty());
+    Ok((config, store, source))
 }
 
 fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
@@ -338,6 +386,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Init(args) => init::run(context, &args),
         Command::Snapshot(args) => snapshot::run(context, &args),
         Command::Snapshots(args) => snapshots::run(context, &args),
+        Command::Source(args) => source::run(context, &args),
         Command::Ls(args) => ls::run(context, &args),
         Command::Cat(args) => cat::run(context, &args),
         Command::Find(args) => find::run(context, &args),

@@ -17,7 +17,7 @@ use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use zmreplica::mount::{MountRequest, Owners, check_place, start};
-use zmreplica::view::{Snapshots, StoredSnapshot};
+use zmreplica::view::StoredSnapshot;
 use zmreplica_fuse::Log;
 
 use super::error::{CliError, Exit};
@@ -126,7 +126,7 @@ fn start_server(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
 
 fn resolve(context: &Context, args: &MountArgs) -> Result<Option<StoredSnapshot>, CliError> {
     let Some(spec) = &args.snapshot else { return Ok(None) };
-    let snapshots = Snapshots::read(&context.open()?.catalog()?)?;
+    let snapshots = context.snapshots(&context.open()?.catalog()?)?;
     Ok(Some(snapshots.resolve(spec)?.clone()))
 }
 
@@ -167,7 +167,7 @@ fn serve(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     }
     let replica = context.open()?;
     let snapshot = match &args.snapshot {
-        Some(spec) => Some(Snapshots::read(&replica.catalog()?)?.resolve(spec)?.clone()),
+        Some(spec) => Some(context.snapshots(&replica.catalog()?)?.resolve(spec)?.clone()),
         None => None,
     };
     let owners = owners(args)?;

@@ -12,6 +12,7 @@ use zmreplica::remote::transport::spec::RemoteSpec;
 use zmreplica::replica::Replica;
 use zmreplica::view::{SnapshotView, Snapshots, ViewOptions};
 
+use super::Context;
 use super::error::CliError;
 use super::leased::{Leased, leased};
 
@@ -26,11 +27,16 @@ pub(crate) struct Opened {
 }
 
 /// Opens the snapshot of a `SNAP[:PATH]` argument. `purpose` is what a list of leases shows.
-pub(crate) fn open_path(replica: &Replica, argument: &OsStr, purpose: &Path) -> Result<Opened, CliError> {
+pub(crate) fn open_path(
+    context: &Context,
+    replica: &Replica,
+    argument: &OsStr,
+    purpose: &Path,
+) -> Result<Opened, CliError> {
     // Following, since a prune beside this may move chunks.
     let catalog = Arc::new(replica.following_catalog()?);
     let choose = |all: &Snapshots| Ok(vec![all.resolve_path(argument)?.0.record.id.clone()]);
-    let Leased { snapshots, lease } = leased(replica, &catalog, purpose, choose)?;
+    let Leased { snapshots, lease } = leased(context, replica, &catalog, purpose, choose)?;
     let (snapshot, path) = snapshots.resolve_path(argument)?;
     let view = open_view(replica, &catalog, snapshot.record.clone())?;
     Ok(Opened { view, path: trim_slashes(&path).to_vec(), lease })

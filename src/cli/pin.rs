@@ -4,7 +4,6 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::catalog::marks::{self, Mark};
-use zmreplica::view::Snapshots;
 
 use super::error::{CliError, Exit};
 use super::{Context, text};
@@ -51,7 +50,7 @@ fn set(context: &Context, names: &[String], mark: Option<&Mark>) -> Result<Exit,
     let named = context.ids(names)?;
     let replica = context.open_locked()?;
     let catalog = replica.catalog()?;
-    let snapshots = Snapshots::read(&catalog)?;
+    let snapshots = context.snapshots(&catalog)?;
     let all = marks::read_all(&catalog)?;
     let meant = named.iter().map(|name| snapshots.resolve(name)).collect::<Result<Vec<_>, _>>()?;
     let mut writer = replica.writer()?;

@@ -1,6 +1,6 @@
 //! `zmreplica prune`: removes the snapshots that no rule keeps, and what only they need.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -11,17 +11,20 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use zmreplica::catalog::dates::Dates;
+use zmreplica::catalog::snapshot::SnapshotRecord;
+use zmreplica::catalog::sources::{SourceName, Sources};
 use zmreplica::guard::{last_good, marked_snapshots};
+use zmreplica::ids::SourceId;
 use zmreplica::prune::{
     GRACE, MAX_UNUSED_PERCENT, PruneError, PruneFigures, PruneOptions, PrunePlan, PruneProgress, PruneReport,
     carry_out, plan,
 };
 use zmreplica::replica::{LockedReplica, Replica};
-use zmreplica::retention::{Decision, NamedSnapshots, Policy, Protections, Selection, Within};
+use zmreplica::retention::{Decision, NamedSnapshots, Policy, Protections, Rules, Selection, Within};
 use zmreplica::view::{Readers, ResolveError, Snapshots, ViewOptions};
 use zmreplica::zimbra::ledger::{self, Ledger};
 
-use super::config::{Retention, Span};
+use super::config::{Config, ConfiguredSource, Retention, Span};
 use super::error::{CliError, Exit};
 use super::output::{Output, Verbosity, WARNING};
 use super::progress::{ONE_LINE, live_line, start_follower};
@@ -137,19 +140,20 @@ struct SummaryEvent<'a> {
 }
 
 pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError> {
-    remove(context, &args.space, &args.policy.policy(&context.config.retention.policy()), None)
+    let policies = Policies::of(&context.file, |configured| args.policy.policy(configured));
+    remove(context, &args.space, &policies, None)
 }
 
 /// Removes the snapshots that no rule keeps, or else those that are named, and what only they need.
 pub(crate) fn remove(
     context: &Context,
     args: &SpaceArgs,
-    policy: &Policy,
+    policies: &Policies,
     named: Option<&NamedSnapshots>,
 ) -> Result<Exit, CliError> {
-    let options = options(&context.config.retention, args.max_unused, args.grace);
+    let options = options(&context.file.retention, args.max_unused, args.grace);
     let shown = if named.is_some() { Shown::Named } else { Shown::WholePlan };
-    let shared = PruneContext { named, ..PruneContext::new(&context.output, policy, &options, shown)? };
+    let shared = PruneContext { named, ..PruneContext::new(&context.output, policies, &options, shown)? };
     if args.dry_run {
         let replica = context.open()?;
         let plan = shared.plan(&replica)?;
@@ -162,6 +166,61 @@ pub(crate) fn remove(
     }
     let pruned = prune(&shared, &mut replica)?;
     Ok(pruned.exit)
+}
+
+/// Shows what the next prune by the rules of the configuration file would do if a source were removed.
+pub(crate) fn of_removed(context: &Context, name: &str) -> Result<Exit, CliError> {
+    let (policies, options) = (Policies::configured(&context.file), options(&context.file.retention, None, None));
+    let replica = context.open()?;
+    let sources = replica.catalog()?.sources()?;
+    let id = sources.find(name)?;
+    let mut shared = PruneContext::new(&context.output, &policies, &options, Shown::WholePlan)?;
+    if let Some(source) = sources.get(id) {
+        shared.removed.insert(id, source.name.clone());
+    }
+    let plan = shared.plan(&replica)?;
+    shared.print_plan(&replica, &plan, true)?;
+    Ok(print_doubts(&context.output, &plan))
+}
+
+/// The rules of retention as they are configured: of all sources, and of those that have a table of their own.
+pub(crate) struct Policies {
+    policy: Policy,
+    by_name: Vec<(SourceName, Policy)>,
+}
+
+impl Policies {
+    pub(crate) fn configured(config: &Config) -> Policies {
+        Policies::of(config, Policy::clone)
+    }
+
+    /// Puts together what is configured and what is given.
+    fn of(config: &Config, with_given: impl Fn(&Policy) -> Policy) -> Policies {
+        let of_source = |source: &ConfiguredSource| {
+            let policy = with_given(&source.config.retention.policy());
+            (source.name.clone(), policy)
+        };
+        Policies {
+            policy: with_given(&config.retention.policy()),
+            by_name: config.sources.iter().map(of_source).collect(),
+        }
+    }
+
+    fn are_empty(&self) -> bool {
+        self.all().all(Policy::is_empty)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Policy> {
+        std::iter::once(&self.policy).chain(self.by_name.iter().map(|(_, policy)| policy))
+    }
+
+    fn rules(&self, sources: &Sources) -> Rules {
+        let by_source = self.by_name.iter().filter_map(|(name, policy)| {
+            let id = sources.by_name(name.as_str())?;
+            Some((id, policy.clone()))
+        });
+        Rules { by_source: by_source.collect(), ..Rules::from(&self.policy) }
+    }
 }
 
 /// How to prune: as given, else as configured.
@@ -177,16 +236,16 @@ pub(crate) fn by_configuration(
     replica: &mut LockedReplica,
     ignore_hold: bool,
 ) -> Result<Option<Pruned>, CliError> {
-    let retention = &context.config.retention;
-    let policy = retention.policy();
-    if policy.is_empty() {
+    let policies = Policies::configured(&context.file);
+    // A removed source's snapshots go in any case.
+    if policies.are_empty() && replica.catalog()?.sources()?.removed().is_empty() {
         return Ok(None);
     }
-    let options = options(retention, None, None);
+    let options = options(&context.file.retention, None, None);
     if !ignore_hold {
         hold::refuse(replica)?;
     }
-    Ok(Some(prune(&PruneContext::new(&context.output, &policy, &options, Shown::Removals)?, replica)?))
+    Ok(Some(prune(&PruneContext::new(&context.output, &policies, &options, Shown::Removals)?, replica)?))
 }
 
 /// What a prune did.
@@ -213,11 +272,13 @@ enum Shown {
 /// The rules and options of a prune, and where it reports.
 struct PruneContext<'a> {
     output: &'a Output,
-    policy: &'a Policy,
+    policies: &'a Policies,
     /// The snapshots that are to be removed, if they were named; of the rules, only those apply that keep snapshots for accounts.
     named: Option<&'a NamedSnapshots>,
     options: &'a PruneOptions,
     shown: Shown,
+    /// Sources that count as removed, besides those that are.
+    removed: BTreeMap<SourceId, SourceName>,
     zone: TimeZone,
     interrupt: Arc<AtomicBool>,
     progress: PruneProgress,
@@ -226,19 +287,22 @@ struct PruneContext<'a> {
 impl<'a> PruneContext<'a> {
     fn new(
         output: &'a Output,
-        policy: &'a Policy,
+        policies: &'a Policies,
         options: &'a PruneOptions,
         shown: Shown,
     ) -> Result<PruneContext<'a>, CliError> {
         let interrupt = signals::interrupt_flag()?;
         let (zone, progress) = (TimeZone::system(), PruneProgress::default());
-        Ok(PruneContext { output, policy, named: None, options, shown, zone, interrupt, progress })
+        let removed = BTreeMap::new();
+        Ok(PruneContext { output, policies, named: None, options, shown, removed, zone, interrupt, progress })
     }
 
     fn plan(&self, replica: &Replica) -> Result<PrunePlan, CliError> {
         let protections = account_protections(self, replica)?;
-        let PruneContext { output, policy, named, options, zone, interrupt, progress, .. } = self;
-        let selection = named.map_or(Selection::Rules(policy), Selection::Named);
+        let PruneContext { output, policies, named, options, zone, interrupt, progress, .. } = self;
+        let mut rules = policies.rules(&replica.catalog()?.sources()?);
+        rules.removed.extend(self.removed.clone());
+        let selection = named.map_or(Selection::Rules(&rules), Selection::Named);
         let plan =
             followed(output, progress, interrupt, || plan(replica, selection, protections, zone, options, progress))??;
         self.refuse_protected(&plan)?;
@@ -269,14 +333,14 @@ impl PruneContext<'_> {
     }
 
     fn print_plan(&self, replica: &Replica, plan: &PrunePlan, dry_run: bool) -> Result<(), CliError> {
-        let PruneContext { output, policy, .. } = self;
+        let PruneContext { output, policies, .. } = self;
         let figures = &plan.figures;
         if output.json() {
             for decision in &plan.retention.decisions {
                 let freed_bytes = plan.freed.get(&decision.number).copied();
                 output.event(&DecisionEvent { event: "decision", decision, freed_bytes })?;
             }
-            let policy = self.named.is_none().then_some(*policy);
+            let policy = self.named.is_none().then_some(&policies.policy);
             output.event(&PlanEvent { event: "plan", dry_run, policy, figures })?;
         } else if output.verbosity() > Verbosity::Quiet {
             for decision in plan.retention.decisions.iter().filter(|decision| !decision.keep || self.shows_all()) {
@@ -288,7 +352,7 @@ impl PruneContext<'_> {
                 }
             }
         }
-        if policy.is_empty() && self.named.is_none() {
+        if policies.are_empty() && self.named.is_none() {
             output.note(
                 "No retention rules are set, so no snapshot is removed; only unused space is freed. Give rules such as --keep-daily 30, \
                  or a table [retention] in the configuration file.",
@@ -306,13 +370,14 @@ impl PruneContext<'_> {
 
     /// Says what the next snapshot of a source is compared with when the last good one goes.
     fn print_baselines(&self, replica: &Replica, plan: &PrunePlan) -> Result<(), CliError> {
-        let all = marked_snapshots(&replica.catalog()?)?;
+        let catalog = replica.catalog()?;
+        let (all, sources) = (marked_snapshots(&catalog)?, catalog.sources()?);
         let going: BTreeSet<&str> = plan.retention.removed().map(|decision| decision.id.as_str()).collect();
         let left = last_good(all.iter().filter(|snapshot| !going.contains(snapshot.record.id.as_str())));
         let gone = last_good(&all).into_iter().filter(|(_, good)| going.contains(good.record.id.as_str()));
         for (source, _) in gone {
-            let shown = text::escape(source.as_bytes());
-            self.output.warn(&match left.get(source) {
+            let shown = sources.name(source);
+            self.output.warn(&match left.get(&source) {
                 Some(good) => format!(
                     "The last good snapshot of {shown} goes: the next one is compared with {} of {}",
                     good.record.short_id(),
@@ -364,14 +429,22 @@ fn prune(shared: &PruneContext<'_>, replica: &mut LockedReplica) -> Result<Prune
 /// Finds the snapshots that `keep-accounts` keeps. Snapshots that were not analysed yet are analysed.
 fn account_protections(shared: &PruneContext<'_>, replica: &Replica) -> Result<Protections, CliError> {
     // Where nothing goes, or all that was named, there is nothing to protect.
-    let is_needed = shared.named.map_or(!shared.policy.is_empty(), |named| !named.is_forced);
-    let Some(within) = shared.policy.keep_accounts.filter(|_| is_needed) else {
-        return Ok(Protections::default());
+    let wants = |policy: &Policy| {
+        let is_needed = shared.named.map_or(!policy.is_empty(), |named| !named.is_forced);
+        policy.keep_accounts.filter(|_| is_needed)
     };
+    if !shared.policies.all().any(|policy| wants(policy).is_some()) {
+        return Ok(Protections::default());
+    }
     // A dry run has no lock, and chunks may move beside it.
     let catalog = replica.following_catalog()?;
     let readers = Readers::new(Arc::new(catalog), Arc::new(replica.chunks()), ViewOptions::default());
-    let records = readers.catalog().snapshots()?;
+    let sources = readers.catalog().sources()?;
+    let rules = shared.policies.rules(&sources);
+    let mut removed = sources.removed();
+    removed.extend(shared.removed.clone());
+    let mut records = readers.catalog().snapshots()?;
+    records.retain(|(_, record)| record.source_id.is_none_or(|id| !removed.contains_key(&id)));
     let snapshots = Snapshots::read(readers.catalog())?;
     let unknown = records.iter().filter(|(_, record)| !ledger::is_kept(replica.path(), &record.id)).count();
     if unknown > 1 {
@@ -380,6 +453,7 @@ fn account_protections(shared: &PruneContext<'_>, replica: &Replica) -> Result<P
     }
     let mut ledger = Ledger::open(replica, readers, &snapshots);
     let dates = Dates::read(&replica.catalog()?, Timestamp::now())?;
+    let within = |record: &SnapshotRecord| wants(rules.policy(record.source_id));
     let reasons = ledger::protections(&mut ledger, &records, &dates, within, &shared.zone, || {
         if shared.interrupt.load(Ordering::Relaxed) { Err(PruneError::Interrupted) } else { Ok(()) }
     });

@@ -84,7 +84,7 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
         Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
     let purpose = Path::new("zmreplica report");
     let Leased { snapshots: all, lease: _lease } =
-        accounts::leased_before(&replica, readers.catalog(), purpose, &args.snapshot)?;
+        accounts::leased_before(context, &replica, readers.catalog(), purpose, &args.snapshot)?;
     let chosen = all.resolve(&args.snapshot)?;
     let records: Vec<&SnapshotRecord> =
         before_and_with(&all, chosen).into_iter().map(|snapshot| &snapshot.record).collect();

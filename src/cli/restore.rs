@@ -11,6 +11,7 @@ use serde::Serialize;
 use zmreplica::remote::client::restore::{RemoteRestore, restore_to};
 use zmreplica::restore::{Overwrite, RestoreOptions, RestoreProgress, RestoreReport, restore};
 
+use super::destination::refuse_other_source;
 use super::error::{CliError, DAMAGED_CONTENT, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
 use super::path::Opened;
@@ -38,6 +39,9 @@ pub(crate) struct RestoreArgs {
     /// Skip device nodes and files with a set-user-ID or set-group-ID bit
     #[arg(long)]
     no_specials: bool,
+    /// Restore even onto the location of another source than the snapshot's
+    #[arg(long)]
+    other_source: bool,
     /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
@@ -102,7 +106,12 @@ pub(crate) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, CliErro
     }
     let reaching = remote::options(&args.remote, &context.config.remote, None)?;
     let replica = context.open()?;
-    let Opened { view, path: subtree, lease } = path::open_path(&replica, &args.place, Path::new(&args.destination))?;
+    let Opened { view, path: subtree, lease } =
+        path::open_path(context, &replica, &args.place, Path::new(&args.destination))?;
+    if !args.other_source {
+        let record = view.record();
+        refuse_other_source(&replica.catalog()?.sources()?, record.source_id, &args.destination)?;
+    }
     // Held to the end.
     let _lease =
         lease.inspect_err(|error| context.output.note(&format!("A prune may remove the snapshot meanwhile: {error}")));

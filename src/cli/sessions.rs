@@ -93,7 +93,8 @@ pub(crate) fn run(context: &Context, args: &SessionsArgs) -> Result<Exit, CliErr
     let catalog = Arc::new(replica.following_catalog()?);
     let readers = Readers::new(catalog, Arc::new(replica.chunks()), ViewOptions::default());
     let purpose = Path::new("zmreplica sessions");
-    let Leased { snapshots: all, lease: _lease } = leased_before(&replica, readers.catalog(), purpose, &args.snapshot)?;
+    let Leased { snapshots: all, lease: _lease } =
+        leased_before(context, &replica, readers.catalog(), purpose, &args.snapshot)?;
     let chosen = all.resolve(&args.snapshot)?;
     let snapshots = before_and_with(&all, chosen);
     let records: Vec<&SnapshotRecord> = snapshots.iter().map(|snapshot| &snapshot.record).collect();

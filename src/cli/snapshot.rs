@@ -1,7 +1,7 @@
 //! `zmreplica snapshot`: takes one snapshot of a source and commits it.
 
-use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::pull::{dry_pull, pull};
 use zmreplica::snapshot::run::run as take_snapshot;
 
-use super::config::Span;
+use super::config::{ConfiguredSource, Span};
 use super::error::{CliError, Exit};
 use super::output::{GOOD, Output, Verbosity, WARNING};
 use super::remote::{CompressAtArg, RemoteArgs};
@@ -94,9 +94,23 @@ struct DryRunEvent {
 }
 
 pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliError> {
+    match configured_sources(context, args).as_slice() {
+        [] => of_source(context, args),
+        [one] => of_source(one, args),
+        several => {
+            let names: Vec<&str> = several.iter().filter_map(|one| one.source.as_deref()).collect();
+            Err(CliError::Usage(format!(
+                "Several sources are configured: choose one with --source ({}); `zmreplica nightly` takes a snapshot of each",
+                names.join(", ")
+            )))
+        }
+    }
+}
+
+fn of_source(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliError> {
     if args.dry_run {
         let source = source(context, args)?;
-        let options = options(context, args);
+        let options = options(context, args)?;
         let started = Instant::now();
         let replica = context.open()?;
         let remote = path::remote(source.as_os_str())?;
@@ -107,12 +121,12 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
         let limit = limit(context, args);
         let report = followed(context, limit, |progress| match &remote {
             Some(spec) => dry_pull(&replica, spec, &pulling, &options, progress),
-            None => dry_run(&replica, source, &options, progress),
+            None => dry_run(&replica, &source, &options, progress),
         })?;
         return print_dry_run(&context.output, &report, started.elapsed());
     }
     let (replica, report) = take(context, args, || context.open_locked())?;
-    let later = clock::later(&replica, &report.record.source)?;
+    let later = clock::later(&replica, report.record.source_id)?;
     drop(replica);
     let exit = print_report(&context.output, &report)?;
     Ok(later.map_or(exit, |later| {
@@ -121,10 +135,27 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliErr
     }))
 }
 
-/// Returns the source that is meant, and refuses arguments that are invalid.
-pub(crate) fn source<'a>(context: &'a Context, args: &'a SnapshotArgs) -> Result<&'a Path, CliError> {
-    let configured = context.config.source.as_deref().map(OsStr::new);
-    let source = args.source.as_deref().or(configured).filter(|source| !source.is_empty()).ok_or_else(|| {
+/// Returns the context of each source that is meant: of the one that is given, else of those that have tables in the configuration file; nothing when it has none.
+pub(crate) fn configured_sources(context: &Context, args: &SnapshotArgs) -> Vec<Context> {
+    let is_meant = |source: &&ConfiguredSource| match (&args.source, &context.source) {
+        // The table of a source counts for it also where the source is given by hand.
+        (Some(location), None) => source.config.location().is_some_and(|own| location == own.as_str()),
+        (_, Some(name)) => source.name.as_str() == name,
+        (None, None) => true,
+    };
+    context.file.sources.iter().filter(is_meant).map(|source| context.for_source(source)).collect()
+}
+
+/// Returns where the source is that is meant, and refuses arguments that are invalid.
+pub(crate) fn source(context: &Context, args: &SnapshotArgs) -> Result<PathBuf, CliError> {
+    let configured = || context.config.location().map(OsString::from);
+    let location = match (&args.source, &context.source) {
+        (Some(location), _) => Some(location.clone()),
+        (None, Some(name)) if context.file.of_source(name).is_some() => configured(),
+        (None, Some(name)) => known_location(context, name)?.map(OsString::from).or_else(configured),
+        (None, None) => configured(),
+    };
+    let source = location.filter(|source| !source.is_empty()).ok_or_else(|| {
         CliError::Usage(
             "No source is named: give one, or write `source = \"DIR\"` in the configuration file".to_owned(),
         )
@@ -135,7 +166,13 @@ pub(crate) fn source<'a>(context: &'a Context, args: &'a SnapshotArgs) -> Result
             "The tag `{tag}` is not valid: it must not be empty, or contain commas or control characters"
         )));
     }
-    Ok(Path::new(source))
+    Ok(source.into())
+}
+
+/// Returns where a source of the store is.
+fn known_location(context: &Context, name: &str) -> Result<Option<String>, CliError> {
+    let sources = context.open()?.catalog()?.sources()?;
+    Ok(sources.find(name).ok().and_then(|id| sources.get(id)).map(|source| source.location.clone()))
 }
 
 /// Takes a snapshot and commits it. The store, which `open` opens when the arguments are valid, stays locked as long as what is returned lives.
@@ -145,7 +182,7 @@ pub(crate) fn take(
     open: impl FnOnce() -> Result<LockedReplica, CliError>,
 ) -> Result<(LockedReplica, SnapshotReport), CliError> {
     let source = source(context, args)?;
-    let options = options(context, args);
+    let options = options(context, args)?;
     let remote = path::remote(source.as_os_str())?;
     let pulling = remote::options(&args.remote, &context.config.remote, args.compress_at)?;
     let mut replica = open()?;
@@ -155,7 +192,7 @@ pub(crate) fn take(
     }
     let report = followed(context, limit(context, args), |progress| match &remote {
         Some(spec) => pull(&replica, spec, &pulling, &options, progress),
-        None => take_snapshot(&replica, source, &options, progress),
+        None => take_snapshot(&replica, &source, &options, progress),
     })?;
     if report.record.work.new_chunks > 0 {
         replica.compact_catalog_if_worth(SMALL_CATALOG_BYTES);
@@ -175,20 +212,21 @@ fn refuse_if_held(context: &Context, args: &SnapshotArgs, replica: &Replica) -> 
     }
 }
 
-fn options(context: &Context, args: &SnapshotArgs) -> SnapshotOptions {
+fn options(context: &Context, args: &SnapshotArgs) -> Result<SnapshotOptions, CliError> {
     let mut options = SnapshotOptions::default();
     options.excludes.extend_from_slice(&context.config.exclude);
     options.excludes.extend_from_slice(&args.exclude);
     options.default_excludes = !args.no_default_excludes;
     options.cross_file_systems = args.all_file_systems;
     options.rescan = args.rescan;
+    options.source = context.source.as_deref().map(str::parse).transpose()?;
     options.tags.clone_from(&args.tag);
     if let Some(level) = args.compression_level.or(context.config.compression_level) {
         options.compression.level = level;
     }
     options.compression.dictionary = !args.no_dictionary && context.config.dictionary.unwrap_or(true);
     options.guard = context.config.guard();
-    options
+    Ok(options)
 }
 
 /// Returns how long the run may take.
@@ -265,7 +303,11 @@ pub(crate) fn print_report(output: &Output, report: &SnapshotReport) -> Result<E
     let printed = print_problems(output, &report.problems, record.problem_count).and_then(|()| {
         print_suspect(output, record);
         if output.json() {
-            output.event(&SnapshotEvent::new("summary", &MarkedSnapshot::fresh(report.number, record)))?;
+            output.event(&SnapshotEvent::new(
+                "summary",
+                &MarkedSnapshot::fresh(report.number, record),
+                report.source.as_str(),
+            ))?;
         } else if output.verbosity() > Verbosity::Quiet {
             for line in summary(output, report) {
                 output.line(&line)?;

@@ -1,13 +1,16 @@
 //! `zmreplica snapshots`: lists the snapshots, oldest first.
 
+use std::collections::HashMap;
+
 use clap::Args;
 use comfy_table::Color;
 use serde::Serialize;
 use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::marks::Mark;
 use zmreplica::catalog::snapshot::{SuspectReason, Totals, Work};
+use zmreplica::catalog::sources::Sources;
 use zmreplica::guard::{MarkedSnapshot, marked_snapshots};
-use zmreplica::ids::SnapshotNumber;
+use zmreplica::ids::{SnapshotNumber, SourceId};
 use zmreplica::lease::{self, LeaseInfo};
 
 use super::error::{CliError, Exit};
@@ -16,7 +19,11 @@ use super::{Context, table, text};
 
 /// Arguments of `snapshots`.
 #[derive(Args)]
-pub(crate) struct SnapshotsArgs {}
+pub(crate) struct SnapshotsArgs {
+    /// Only the N newest of each source
+    #[arg(long, value_name = "N")]
+    last: Option<usize>,
+}
 
 /// A snapshot, as JSON.
 #[derive(Serialize)]
@@ -27,6 +34,8 @@ pub(crate) struct SnapshotEvent<'a> {
     time: jiff::Timestamp,
     finished: jiff::Timestamp,
     source: &'a str,
+    /// The name of its source.
+    source_name: &'a str,
     host: &'a str,
     tags: &'a [String],
     /// `suspect` until it is accepted; else `problems` or `complete`.
@@ -61,7 +70,7 @@ struct Holder<'a> {
 
 impl<'a> SnapshotEvent<'a> {
     /// Prepares the event of the given name.
-    pub(crate) fn new(event: &'static str, snapshot: &'a MarkedSnapshot) -> SnapshotEvent<'a> {
+    pub(crate) fn new(event: &'static str, snapshot: &'a MarkedSnapshot, source_name: &'a str) -> SnapshotEvent<'a> {
         let MarkedSnapshot { number, record, marks } = snapshot;
         let mut reasons = Vec::new();
         if snapshot.is_suspect() {
@@ -77,6 +86,7 @@ impl<'a> SnapshotEvent<'a> {
             time: record.time,
             finished: record.finished,
             source: &record.source,
+            source_name,
             host: &record.host,
             tags: &record.tags,
             state: snapshot.state(),
@@ -142,11 +152,37 @@ fn holders(leases: &[LeaseInfo], id: &str) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliError> {
+/// Leaves the snapshots that are to be listed.
+fn chosen(
+    context: &Context,
+    args: &SnapshotsArgs,
+    sources: &Sources,
+    mut all: Vec<MarkedSnapshot>,
+) -> Result<Vec<MarkedSnapshot>, CliError> {
+    if let Some(source) = &context.source {
+        let id = sources.find(source)?;
+        all.retain(|snapshot| snapshot.record.source_id == Some(id));
+    }
+    if let Some(last) = args.last {
+        let mut seen: HashMap<Option<SourceId>, usize> = HashMap::new();
+        // From the newest on.
+        all.reverse();
+        all.retain(|snapshot| {
+            let count = seen.entry(snapshot.record.source_id).or_default();
+            *count += 1;
+            *count <= last
+        });
+        all.reverse();
+    }
+    Ok(all)
+}
+
+pub(crate) fn run(context: &Context, args: &SnapshotsArgs) -> Result<Exit, CliError> {
     let output = &context.output;
     let replica = context.open()?;
     let catalog = replica.catalog()?;
-    let all = marked_snapshots(&catalog)?;
+    let sources = catalog.sources()?;
+    let all = chosen(context, args, &sources, marked_snapshots(&catalog)?)?;
     let dates = Dates::read(&catalog, jiff::Timestamp::now())?;
     let leases = lease::list(replica.path()).unwrap_or_else(|error| {
         output.warn(&format!("Which snapshots are mounted cannot be determined: {error}"));
@@ -154,7 +190,9 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
     });
     if output.json() {
         for snapshot in &all {
-            output.event(&SnapshotEvent::new("snapshot", snapshot).with_leases(&leases))?;
+            output.event(
+                &SnapshotEvent::new("snapshot", snapshot, sources.name(snapshot.record.source_id)).with_leases(&leases),
+            )?;
         }
         return Ok(Exit::Done);
     }
@@ -177,7 +215,7 @@ pub(crate) fn run(context: &Context, _args: &SnapshotsArgs) -> Result<Exit, CliE
         let mut row = vec![
             Cell::new(record.short_id()),
             Cell::new(text::local_time(record.time)),
-            Cell::new(text::escape(record.source.as_bytes())),
+            Cell::new(sources.name(record.source_id)),
             table::right(text::count(record.totals.names)),
             table::right(text::bytes(record.totals.bytes)),
             table::right(text::bytes(record.work.new_bytes)),

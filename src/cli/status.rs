@@ -3,7 +3,7 @@
 use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
-use zmreplica::nightly::status::{AgeLimits, Finding, MAX_AGE, SourceStatus, Status};
+use zmreplica::nightly::status::{AgeLimits, Finding, SourceStatus, Status};
 
 use super::accounts::night;
 use super::config::{AgeLimit, Span};
@@ -41,13 +41,20 @@ struct StatusEvent<'a> {
 pub(crate) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, CliError> {
     let output = &context.output;
     let replica = context.open()?;
-    let status = Status::gather(&replica, Timestamp::now())?;
-    let configured = context.config.max_age.map(|age| age.0);
-    let limits = AgeLimits {
-        snapshot: args.max_age.or(configured).map_or(MAX_AGE, |age| age.0),
-        session: context.config.max_session_age(args.max_session_age),
+    let mut status = Status::gather(&replica, Timestamp::now())?;
+    if let Some(source) = &context.source {
+        let sources = replica.catalog()?.sources()?;
+        status.only(sources.name(Some(sources.find(source)?)));
+    }
+    let limits_of = |source: &str| {
+        let configured = context.age_limits(source);
+        AgeLimits {
+            snapshot: args.max_age.map_or(configured.snapshot, |age| age.0),
+            session: args.max_session_age.map_or(configured.session, |limit| limit.0),
+        }
     };
-    let findings: Vec<String> = status.findings(limits).iter().map(|finding| sentence(finding, limits)).collect();
+    let findings = status.findings(limits_of);
+    let findings: Vec<String> = findings.iter().map(|finding| sentence(finding, limits_of)).collect();
     let (verdict, exit) = match (&status.hold, findings.is_empty()) {
         (_, false) => ("attention", Exit::Attention),
         (Some(_), true) => ("held", Exit::Held),
@@ -72,28 +79,34 @@ pub(crate) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, CliError
     Ok(exit)
 }
 
-fn sentence(finding: &Finding, limits: AgeLimits) -> String {
+fn sentence(finding: &Finding, limits_of: impl Fn(&str) -> AgeLimits) -> String {
     match finding {
         Finding::NoSnapshot => "The store has no snapshot yet; `zmreplica snapshot` takes one".to_owned(),
         Finding::Old { source, age_seconds } => format!(
             "The newest snapshot of {} is {} old; it should be {} at most",
             text::escape(source.as_bytes()),
             text::age(*age_seconds),
-            text::age(i64::try_from(limits.snapshot.as_secs()).unwrap_or(i64::MAX)),
+            text::age(i64::try_from(limits_of(source).snapshot.as_secs()).unwrap_or(i64::MAX)),
         ),
         Finding::Clock { source, doubt } => clock::sentence(source, doubt),
-        Finding::Suspect { count } => format!(
-            "{} and not accepted; `zmreplica snapshots` shows why",
-            text::plural(*count, "snapshot is suspect", "snapshots are suspect")
+        Finding::Suspect { source, count } => format!(
+            "{} of {source} {} suspect and not accepted; `zmreplica snapshots` shows why",
+            text::plural(*count, "snapshot", "snapshots"),
+            if *count == 1 { "is" } else { "are" },
         ),
-        Finding::NightFailed { night } => format!(
-            "The last nightly run failed at {} (exit code {}): {}",
+        Finding::NightFailed { source, night } => format!(
+            "The last nightly run{} failed at {} (exit code {}): {}",
+            if source.is_empty() { String::new() } else { format!(" of {}", text::escape(source.as_bytes())) },
             text::local_time(night.finished),
             night.exit_code,
             text::escape(night.message.as_bytes()),
         ),
         Finding::Restorable { source, concern } => {
-            format!("{}: {}", text::escape(source.as_bytes()), night::concern_sentence(concern, limits.session))
+            format!(
+                "{}: {}",
+                text::escape(source.as_bytes()),
+                night::concern_sentence(concern, limits_of(source).session)
+            )
         }
         Finding::LessRestorable { source, count } => format!(
             "Of {} less can be restored from the newest snapshot of {} than the night before; `zmreplica accounts --faulty` lists them",
@@ -119,7 +132,7 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
         ),
     )];
     lines.push(("Snapshots", format!("{}, {} pinned", text::count(status.snapshots), text::count(status.pinned))));
-    for SourceStatus { source, newest, age_seconds, last_good, restorable, .. } in &status.sources {
+    for SourceStatus { name, newest, age_seconds, last_good, restorable, .. } in &status.sources {
         let state = match newest.problem_count {
             0 => newest.state.to_owned(),
             count => format!("{}, {}", newest.state, text::plural(count, "problem", "problems")),
@@ -132,7 +145,7 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
                 short(&newest.id),
                 text::local_time(newest.time),
                 text::age(*age_seconds),
-                text::escape(source.as_bytes()),
+                name,
                 text::plural(newest.names, "name", "names"),
                 text::bytes(newest.bytes),
             ),

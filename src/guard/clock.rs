@@ -28,7 +28,7 @@ pub(super) fn judge(
     let (id, known) = dates.last_known()?;
     let limit = match options.clock_jump {
         Some(span) => span.after(&known.to_zoned(TimeZone::UTC)),
-        None => known.saturating_add(dates.usual_jump(&record.source)).unwrap_or(Timestamp::MAX),
+        None => known.saturating_add(dates.usual_jump(record.source_id)).unwrap_or(Timestamp::MAX),
     };
     if record.time <= limit {
         return None;

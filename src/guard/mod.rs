@@ -23,7 +23,8 @@ use crate::catalog::CatalogError;
 use crate::catalog::marks::{self, SnapshotMarks};
 use crate::catalog::reader::CatalogReader;
 use crate::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Verdict};
-use crate::ids::{GroupId, SnapshotNumber};
+use crate::catalog::sources::SourceName;
+use crate::ids::{GroupId, SnapshotNumber, SourceId};
 use crate::layout::{Label, SESSIONS, split_deleting};
 use crate::model::Kind;
 use crate::replica::Replica;
@@ -102,9 +103,11 @@ pub fn marked_snapshots(catalog: &CatalogReader) -> Result<Vec<MarkedSnapshot>, 
 }
 
 /// Returns the last good snapshot of each source, by source: the one that the next of the source is compared with. The snapshots come in order of commits.
-pub fn last_good<'a>(snapshots: impl IntoIterator<Item = &'a MarkedSnapshot>) -> BTreeMap<&'a str, &'a MarkedSnapshot> {
+pub fn last_good<'a>(
+    snapshots: impl IntoIterator<Item = &'a MarkedSnapshot>,
+) -> BTreeMap<Option<SourceId>, &'a MarkedSnapshot> {
     let good = snapshots.into_iter().filter(|snapshot| !snapshot.is_suspect());
-    good.map(|snapshot| (snapshot.record.source.as_str(), snapshot)).collect()
+    good.map(|snapshot| (snapshot.record.source_id, snapshot)).collect()
 }
 
 /// Returns which snapshots are pinned, and why, by their identifiers.
@@ -118,15 +121,16 @@ pub fn pins(all: &[MarkedSnapshot]) -> BTreeMap<String, Vec<String>> {
 }
 
 /// Returns which snapshots must be kept, whatever the policy says, and why, by their identifiers: pinned ones, and for each source, as long as a suspect
-/// snapshot was not accepted, the last good one before it and everything since.
-pub fn protections(all: &[MarkedSnapshot]) -> BTreeMap<String, Vec<String>> {
+/// snapshot was not accepted, the last good one before it and everything since. Of the sources in `removed` only pinned ones.
+pub fn protections(all: &[MarkedSnapshot], removed: &BTreeMap<SourceId, SourceName>) -> BTreeMap<String, Vec<String>> {
     let mut kept = pins(all);
     let mut keep = |snapshot: &MarkedSnapshot, reason: String| {
         kept.entry(snapshot.record.id.clone()).or_default().push(reason);
     };
-    let sources: BTreeSet<&str> = all.iter().map(|snapshot| snapshot.record.source.as_str()).collect();
-    for source in sources {
-        let own: Vec<&MarkedSnapshot> = all.iter().filter(|snapshot| snapshot.record.source == source).collect();
+    let sources: BTreeSet<Option<SourceId>> = all.iter().map(|snapshot| snapshot.record.source_id).collect();
+    // What a removed source's snapshots are suspected of keeps them no longer.
+    for source in sources.into_iter().filter(|source| source.is_none_or(|id| !removed.contains_key(&id))) {
+        let own: Vec<&MarkedSnapshot> = all.iter().filter(|snapshot| snapshot.record.source_id == source).collect();
         let Some(first) = own.iter().position(|snapshot| snapshot.is_suspect()) else { continue };
         let name = own[first].record.short_id();
         for (at, snapshot) in own.iter().enumerate().skip(first.saturating_sub(1)) {
@@ -172,8 +176,8 @@ fn try_examine(
     let mut earlier = marked_snapshots(catalog)?;
     // First, and without the trees: it must be found whatever else fails.
     verdict.reasons.extend(clock::judge(&earlier, record, options));
-    earlier.retain(|snapshot| snapshot.record.source == record.source);
-    let baseline = last_good(&earlier).remove(record.source.as_str());
+    earlier.retain(|snapshot| snapshot.record.source_id == record.source_id);
+    let baseline = last_good(&earlier).remove(&record.source_id);
     verdict.compared_with = baseline.map(|snapshot| snapshot.record.id.clone());
     let readers =
         Readers::new(Arc::clone(catalog), Arc::new(replica.chunks()), ViewOptions { cache_bytes: CACHE_BYTES });

@@ -20,6 +20,7 @@ enum State {
 fn record(number: usize, source: &str, state: State) -> SnapshotRecord {
     let zero = serde_json::json!({
         "id": format!("{number:032x}"), "time": "2026-08-01T03:00:00Z", "finished": "2026-08-01T03:00:01Z", "source": source, "host": "h",
+        "source_id": source.len(),
         "root": "00", "links": [], "digest": "d", "version": "0",
         "totals": {"names": 0, "directories": 0, "inodes": 0, "files": 0, "symlinks": 0, "specials": 0, "bytes": 0},
         "work": {"excluded_names": 0, "stats": 0, "unchanged_inodes": 0, "attribute_inodes": 0, "read_files": 0, "read_bytes": 0,
@@ -55,7 +56,7 @@ fn protections_agree_with_the_oracle_on_all_short_histories() {
         let mut history: Vec<(&str, State)> = Vec::new();
         for at in 0..4u32 {
             history.push(("a", states[number / states.len().pow(at) % states.len()]));
-            history.push(("b", states[(number + at as usize) % states.len()]));
+            history.push(("bb", states[(number + at as usize) % states.len()]));
         }
         let place = tempfile::tempdir().unwrap();
         let database = Arc::new(CatalogDatabase::open_or_create(&place.path().join("catalog")).unwrap());
@@ -71,7 +72,7 @@ fn protections_agree_with_the_oracle_on_all_short_histories() {
             writer.set_marks(stored, &marks).unwrap();
         }
         writer.commit().unwrap();
-        let kept = protections(&marked_snapshots(writer.reader()).unwrap());
+        let kept = protections(&marked_snapshots(writer.reader()).unwrap(), &BTreeMap::new());
         let expected: Vec<String> = oracle(&history).iter().map(|at| format!("{at:032x}")).collect();
         assert_eq!(kept.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>(), "{history:?}");
         assert!(kept.values().all(|reasons| !reasons.is_empty()));
@@ -87,9 +88,9 @@ fn taking_all_marks_away_removes_their_row() {
     let accepted = Some(Mark { at: jiff::Timestamp::UNIX_EPOCH, reason: None });
     writer.set_marks(number, &SnapshotMarks { accepted, pinned: None }).unwrap();
     writer.commit().unwrap();
-    assert_eq!(protections(&marked_snapshots(writer.reader()).unwrap()).len(), 0);
+    assert_eq!(protections(&marked_snapshots(writer.reader()).unwrap(), &BTreeMap::new()).len(), 0);
     writer.set_marks(number, &SnapshotMarks::default()).unwrap();
     writer.commit().unwrap();
     assert_eq!(marks::read_all(writer.reader()).unwrap().len(), 0);
-    assert_eq!(protections(&marked_snapshots(writer.reader()).unwrap()).len(), 1);
+    assert_eq!(protections(&marked_snapshots(writer.reader()).unwrap(), &BTreeMap::new()).len(), 1);
 }

@@ -118,15 +118,22 @@ impl HookCommand {
     }
 }
 
-/// Returns what a hook finds in its environment about a night; `outcome` is a word.
-pub fn variables(outcome: &str, exit_code: u8, message: &str, store: Option<&str>) -> Vec<(&'static str, String)> {
+/// Returns what a hook finds in its environment about a night; `outcome` is a word, `source` the name of the source.
+pub fn variables(
+    outcome: &str,
+    exit_code: u8,
+    message: &str,
+    store: Option<&str>,
+    source: Option<&str>,
+) -> Vec<(&'static str, String)> {
     let mut variables = vec![
         ("ZMREPLICA_OUTCOME", outcome.to_owned()),
         ("ZMREPLICA_EXIT_CODE", exit_code.to_string()),
         ("ZMREPLICA_MESSAGE", message.to_owned()),
     ];
-    // So that a hook may simply call `zmreplica status`.
+    // So that a hook may simply call `zmreplica status`, which is then about this source.
     variables.extend(store.map(|store| ("ZMREPLICA_STORE", store.to_owned())));
+    variables.extend(source.map(|source| ("ZMREPLICA_SOURCE", source.to_owned())));
     variables
 }
 

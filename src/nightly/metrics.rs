@@ -7,33 +7,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::last::LastNight;
 use super::status::Status;
 use crate::access::Replacement;
 use crate::plain::escape_text;
 use crate::zimbra::ledger::Summary;
-
-/// What is reported of one run.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RunFigures {
-    /// When it began.
-    pub started: Timestamp,
-    /// When it ended.
-    pub finished: Timestamp,
-    /// How it ended: the exit code.
-    pub exit_code: u8,
-    /// Seconds of waiting for zmbackup.
-    pub settle_seconds: f64,
-    /// Seconds of waiting for another run.
-    pub lock_seconds: f64,
-    /// Seconds of the snapshot.
-    pub snapshot_seconds: f64,
-    /// Seconds of finding out what can be restored.
-    pub accounts_seconds: f64,
-    /// Seconds of the prune.
-    pub prune_seconds: f64,
-    /// Whether a hook failed.
-    pub hook_failed: bool,
-}
 
 struct Page(String);
 
@@ -70,26 +48,44 @@ fn flag(value: bool) -> f64 {
     if value { 1.0 } else { 0.0 }
 }
 
-/// Renders the metrics of a run, and of the store as far as it could be read. Sessions may be so old at most; `None` is no limit.
-pub fn render(run: &RunFigures, status: Option<&Status>, max_session_age: Option<Duration>) -> String {
+/// Renders the metrics of the last run of each source, given with the source's name, and of the store as far as it could be read. `max_session_age` returns how
+/// old the sessions of a source may be; `None` is no limit.
+pub fn render(
+    nights: &[&(String, LastNight)],
+    status: Option<&Status>,
+    max_session_age: impl Fn(&str) -> Option<Duration>,
+) -> String {
     let mut page = Page(String::new());
-    page.one("last_run_timestamp_seconds", "When the last nightly run ended.", seconds(run.finished));
-    page.one("last_run_exit_code", "How the last nightly run ended.", f64::from(run.exit_code));
-    let name = "last_run_duration_seconds";
-    page.metric(name, "How long the last nightly run took, in all and in parts.");
-    let whole = seconds(run.finished) - seconds(run.started);
-    let to_milliseconds = |seconds: f64| (seconds * 1000.0).round() / 1000.0;
-    for (phase, value) in [
-        ("all", whole),
-        ("settle", run.settle_seconds),
-        ("lock", run.lock_seconds),
-        ("snapshot", run.snapshot_seconds),
-        ("accounts", run.accounts_seconds),
-        ("prune", run.prune_seconds),
-    ] {
-        page.sample(name, &[("phase", phase)], to_milliseconds(value));
+    let name = "last_run_timestamp_seconds";
+    page.metric(name, "When the last nightly run of the source ended.");
+    for (source, night) in nights {
+        page.sample(name, &[("source", source)], seconds(night.finished));
     }
-    page.one("hook_failed", "Whether the hook of the last nightly run failed.", flag(run.hook_failed));
+    let name = "last_run_exit_code";
+    page.metric(name, "How the last nightly run of the source ended.");
+    for (source, night) in nights {
+        page.sample(name, &[("source", source)], f64::from(night.exit_code));
+    }
+    let name = "last_run_duration_seconds";
+    page.metric(name, "How long the last nightly run of the source took, in all and in parts.");
+    let with_figures = || nights.iter().filter_map(|(source, night)| Some((source, night, night.figures?)));
+    let to_milliseconds = |seconds: f64| (seconds * 1000.0).round() / 1000.0;
+    for (source, night, run) in with_figures() {
+        for (phase, value) in [
+            ("all", seconds(night.finished) - seconds(run.started)),
+            ("settle", run.settle_seconds),
+            ("lock", run.lock_seconds),
+            ("snapshot", run.snapshot_seconds),
+            ("accounts", run.accounts_seconds),
+            ("prune", run.prune_seconds),
+        ] {
+            page.sample(name, &[("source", source), ("phase", phase)], to_milliseconds(value));
+        }
+    }
+    page.metric("hook_failed", "Whether the hook of the last nightly run of the source failed.");
+    for (source, _, run) in with_figures() {
+        page.sample("hook_failed", &[("source", source)], flag(run.hook_failed));
+    }
     let Some(status) = status else { return page.0 };
     page.one("held", "Whether the store is held.", flag(status.hold.is_some()));
     page.one("snapshots", "Snapshots in the store.", status.snapshots as f64);
@@ -130,7 +126,7 @@ pub fn render(run: &RunFigures, status: Option<&Status>, max_session_age: Option
     for (name, help, value) in of_sources {
         page.metric(name, help);
         for source in &status.sources {
-            page.sample(name, &[("source", &source.source)], value(source));
+            page.sample(name, &[("source", &source.name)], value(source));
         }
     }
     restorable(&mut page, status, max_session_age);
@@ -138,12 +134,9 @@ pub fn render(run: &RunFigures, status: Option<&Status>, max_session_age: Option
 }
 
 /// Adds what can be restored, of the sources of which that is known.
-fn restorable(page: &mut Page, status: &Status, max_session_age: Option<Duration>) {
-    let known: Vec<(&str, &Summary)> = status
-        .sources
-        .iter()
-        .filter_map(|source| Some((source.source.as_str(), source.restorable.as_ref()?)))
-        .collect();
+fn restorable(page: &mut Page, status: &Status, max_session_age: impl Fn(&str) -> Option<Duration>) {
+    let known: Vec<(&str, &Summary)> =
+        status.sources.iter().filter_map(|source| Some((source.name.as_str(), source.restorable.as_ref()?))).collect();
     if known.is_empty() {
         return;
     }
@@ -159,7 +152,7 @@ fn restorable(page: &mut Page, status: &Status, max_session_age: Option<Duration
         "Whether no account can be restored, or none to a time within max-session-age: zmbackup seems to have stopped.";
     page.metric(name, help);
     for (source, found) in &known {
-        page.sample(name, &[("source", source)], flag(!found.concerns(max_session_age).is_empty()));
+        page.sample(name, &[("source", source)], flag(!found.concerns(max_session_age(source)).is_empty()));
     }
     page.metric("accounts", "Accounts in the newest snapshot, by what can be restored of them.");
     for (source, found) in &known {

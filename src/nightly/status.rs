@@ -11,7 +11,9 @@ use crate::catalog::CatalogError;
 use crate::catalog::condemned;
 use crate::catalog::dates::{ClockDoubt, Dates};
 use crate::catalog::reader::CatalogReader;
+use crate::catalog::sources::Sources;
 use crate::guard::{Hold, MarkedSnapshot, hold_in_force, marked_snapshots};
+use crate::ids::SourceId;
 use crate::lease::{self, LeaseInfo};
 use crate::replica::{Replica, lock_holder};
 use crate::zimbra::ledger::{self, Concern, Summary};
@@ -42,6 +44,8 @@ impl Default for AgeLimits {
 pub struct Brief {
     /// Identifier.
     pub id: String,
+    /// The name of its source.
+    pub source_name: String,
     /// When the run began.
     pub time: Timestamp,
     /// When it ended.
@@ -67,11 +71,12 @@ pub struct Brief {
 }
 
 impl Brief {
-    fn of(snapshot: &MarkedSnapshot) -> Brief {
+    fn of(snapshot: &MarkedSnapshot, sources: &Sources) -> Brief {
         let record = &snapshot.record;
         let reasons = if snapshot.is_suspect() { record.suspect_reasons() } else { &[] };
         Brief {
             id: record.id.clone(),
+            source_name: sources.name(record.source_id).to_owned(),
             time: record.time,
             finished: record.finished,
             state: snapshot.state(),
@@ -88,10 +93,15 @@ impl Brief {
 }
 
 /// One source.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceStatus {
     /// Its name.
+    pub name: String,
+    /// Where it is.
     pub source: String,
+    /// Since when it is retired: then its age needs no attention.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retired: Option<Timestamp>,
     /// How many snapshots there are of it.
     pub snapshots: u64,
     /// The newest one.
@@ -104,6 +114,8 @@ pub struct SourceStatus {
     pub age_seconds: i64,
     /// The newest one that is not suspect.
     pub last_good: Option<Brief>,
+    /// How the last nightly run of it ended.
+    pub last_night: Option<LastNight>,
     /// What can be restored from the newest one; `None` when it holds nothing of a mail server, or nobody has looked yet: a nightly run does.
     pub restorable: Option<Summary>,
 }
@@ -139,8 +151,11 @@ pub struct Status {
     pub leases: Vec<LeaseInfo>,
     /// The process that writes to the store now, in words.
     pub writer: Option<String>,
-    /// How the last nightly run ended.
+    /// How the last nightly run ended, of whichever source.
     pub last_night: Option<LastNight>,
+    /// How the last nightly run of each source ended, the latest last, with the name of the source, or its location when the store has no snapshot of it.
+    #[serde(skip)]
+    pub nights: Vec<(String, LastNight)>,
     /// Bytes in packs.
     pub pack_bytes: u64,
     /// Bytes that nothing needs any more and that a later prune deletes.
@@ -152,7 +167,7 @@ pub struct Status {
 }
 
 /// Something that a person should look at.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Finding {
     /// There is no snapshot.
     NoSnapshot,
@@ -170,8 +185,10 @@ pub enum Finding {
         /// What was found.
         doubt: ClockDoubt,
     },
-    /// Snapshots are suspect.
+    /// Snapshots of a source are suspect.
     Suspect {
+        /// The source.
+        source: String,
         /// How many.
         count: u64,
     },
@@ -182,8 +199,10 @@ pub enum Finding {
         /// How many.
         count: u64,
     },
-    /// The last nightly run failed, and no snapshot was taken since.
+    /// The last nightly run of a source failed, and no snapshot was taken since.
     NightFailed {
+        /// The source.
+        source: String,
         /// How it ended.
         night: LastNight,
     },
@@ -211,41 +230,56 @@ impl Status {
     pub fn gather(replica: &Replica, now: Timestamp) -> Result<Status, CatalogError> {
         let catalog = replica.catalog()?;
         let all = marked_snapshots(&catalog)?;
-        let mut by_source: BTreeMap<&str, Vec<&MarkedSnapshot>> = BTreeMap::new();
+        let known = catalog.sources()?;
+        let mut by_source: BTreeMap<Option<SourceId>, Vec<&MarkedSnapshot>> = BTreeMap::new();
         for snapshot in &all {
-            by_source.entry(&snapshot.record.source).or_default().push(snapshot);
+            by_source.entry(snapshot.record.source_id).or_default().push(snapshot);
         }
         let dates = Dates::read(&catalog, now)?;
         let mut sources = Vec::new();
         for (source, own) in by_source {
             let Some(newest) = own.last() else { continue };
             let good = own.iter().rev().find(|snapshot| !snapshot.is_suspect());
+            let entry = source.and_then(|id| known.get(id));
             let moment = dates.moment(newest.number).unwrap_or(newest.record.time);
             sources.push(SourceStatus {
-                source: source.to_owned(),
+                name: known.name(source).to_owned(),
+                source: entry.map_or_else(|| newest.record.source.clone(), |entry| entry.location.clone()),
+                retired: entry.and_then(|entry| entry.retired),
                 snapshots: own.len() as u64,
-                newest: Brief::of(newest),
+                newest: Brief::of(newest, &known),
                 is_plausible: dates.is_plausible(newest.number),
                 moment,
                 age_seconds: now.as_second() - moment.as_second(),
-                last_good: good.map(|snapshot| Brief::of(snapshot)),
+                last_good: good.map(|snapshot| Brief::of(snapshot, &known)),
+                last_night: None,
                 restorable: restorable(replica, newest, moment),
             });
+        }
+        let nights = LastNight::load_all(replica.path()).into_iter().map(|night| (night_source(&known, &night), night));
+        let nights: Vec<(String, LastNight)> = nights.collect();
+        for source in &mut sources {
+            source.last_night = nights.iter().rfind(|(name, _)| *name == source.name).map(|(_, night)| night.clone());
         }
         let commits = replica.backend().list("commits/")?;
         Ok(Status {
             at: now,
             store: replica.path().display().to_string(),
             sources,
-            doubts: dates.doubts(),
+            doubts: dates.doubts().into_iter().map(|(source, doubt)| (known.name(source).to_owned(), doubt)).collect(),
             snapshots: all.len() as u64,
-            suspects: all.iter().filter(|snapshot| snapshot.is_suspect()).map(Brief::of).collect(),
+            suspects: all
+                .iter()
+                .filter(|snapshot| snapshot.is_suspect())
+                .map(|snapshot| Brief::of(snapshot, &known))
+                .collect(),
             pinned: all.iter().filter(|snapshot| snapshot.marks.pinned.is_some()).count() as u64,
             hold: hold_in_force(&catalog, now)?,
             // If the mounts cannot be listed, the rest is still reported.
             leases: lease::list(replica.path()).unwrap_or_default(),
             writer: lock_holder(replica.path()),
-            last_night: LastNight::load(replica.path()),
+            last_night: nights.last().map(|(_, night)| night.clone()),
+            nights,
             pack_bytes: pack_bytes(&catalog)?,
             condemned_bytes: condemned::read_all(&catalog)?.iter().map(|(_, row)| row.bytes).sum(),
             commit_bytes: commits.iter().map(|(_, bytes)| bytes).sum(),
@@ -253,19 +287,30 @@ impl Status {
         })
     }
 
-    /// Returns what a person should look at. The age of a snapshot counts only while nobody holds the store.
-    pub fn findings(&self, limits: AgeLimits) -> Vec<Finding> {
+    /// Leaves what is of one source, and of the store.
+    pub fn only(&mut self, name: &str) {
+        self.sources.retain(|source| source.name == name);
+        self.doubts.retain(|(source, _)| source == name);
+        self.suspects.retain(|suspect| suspect.source_name == name);
+        self.nights.retain(|(source, _)| source == name);
+        self.last_night = self.nights.last().map(|(_, night)| night.clone());
+    }
+
+    /// Returns what a person should look at; `limits_of` returns the limits of a source. The age of a snapshot counts only while nobody holds the store, and no age
+    /// of a retired source counts.
+    pub fn findings(&self, limits_of: impl Fn(&str) -> AgeLimits) -> Vec<Finding> {
         let mut findings = Vec::new();
         if self.snapshots == 0 {
             findings.push(Finding::NoSnapshot);
         }
-        let newest = self.sources.iter().map(SourceStatus::finished).max();
-        if let Some(night) = self.last_night.as_ref().filter(|night| night.has_failed())
-            && newest.is_none_or(|newest| newest < night.finished)
+        for (source, night) in self.nights.iter().filter(|(_, night)| night.has_failed()) {
+            // Of which source an earlier version noted the night is not known: a snapshot of any succeeds it.
+            let own = self.sources.iter().filter(|one| one.name == *source || source.is_empty());
+            let newest = own.map(SourceStatus::finished).max();
             // A hold is reported separately.
-            && self.hold.is_none()
-        {
-            findings.push(Finding::NightFailed { night: night.clone() });
+            if newest.is_none_or(|newest| newest < night.finished) && self.hold.is_none() {
+                findings.push(Finding::NightFailed { source: source.clone(), night: night.clone() });
+            }
         }
         for (source, doubt) in &self.doubts {
             // A jump makes snapshots suspect, which is reported below.
@@ -273,12 +318,16 @@ impl Status {
                 findings.push(Finding::Clock { source: source.clone(), doubt: doubt.clone() });
             }
         }
-        if !self.suspects.is_empty() {
-            findings.push(Finding::Suspect { count: self.suspects.len() as u64 });
+        let mut suspects: BTreeMap<&str, u64> = BTreeMap::new();
+        for suspect in &self.suspects {
+            *suspects.entry(&suspect.source_name).or_default() += 1;
         }
-        for SourceStatus { source, newest, age_seconds, restorable, .. } in &self.sources {
-            let (source, age_seconds) = (source.clone(), *age_seconds);
-            let concerns = restorable.iter().flat_map(|found| found.concerns(limits.session));
+        findings
+            .extend(suspects.into_iter().map(|(source, count)| Finding::Suspect { source: source.to_owned(), count }));
+        for SourceStatus { name, retired, newest, age_seconds, restorable, .. } in &self.sources {
+            let (source, age_seconds, limits) = (name.clone(), *age_seconds, limits_of(name));
+            let session = limits.session.filter(|_| retired.is_none());
+            let concerns = restorable.iter().flat_map(|found| found.concerns(session));
             findings.extend(concerns.map(|concern| Finding::Restorable { source: source.clone(), concern }));
             if let Some(found) = restorable.as_ref().filter(|found| found.wants_attention()) {
                 let count = found.changes.lost_something().count() as u64;
@@ -287,7 +336,10 @@ impl Status {
             if newest.problem_count > 0 {
                 findings.push(Finding::Problems { source: source.clone(), count: newest.problem_count });
             }
-            if self.hold.is_none() && u64::try_from(age_seconds).is_ok_and(|age| age > limits.snapshot.as_secs()) {
+            if self.hold.is_none()
+                && retired.is_none()
+                && u64::try_from(age_seconds).is_ok_and(|age| age > limits.snapshot.as_secs())
+            {
                 findings.push(Finding::Old { source, age_seconds });
             }
         }
@@ -297,6 +349,15 @@ impl Status {
     /// Returns all bytes of the store.
     pub fn store_bytes(&self) -> u64 {
         self.pack_bytes + self.condemned_bytes + self.commit_bytes + self.catalog_bytes
+    }
+}
+
+/// Returns the name of the source that a night was of, or its location when it has no name; nothing when neither is known.
+fn night_source(known: &Sources, night: &LastNight) -> String {
+    let by_location = || night.location.as_deref().and_then(|location| known.by_location(location));
+    match night.source_id.or_else(by_location) {
+        Some(id) => known.name(Some(id)).to_owned(),
+        None => night.location.clone().unwrap_or_default(),
     }
 }
 
@@ -327,6 +388,7 @@ mod tests {
         let time = Timestamp::UNIX_EPOCH;
         Brief {
             id: "00".to_owned(),
+            source_name: "old".to_owned(),
             time,
             finished: time,
             state: "complete",
@@ -343,13 +405,16 @@ mod tests {
 
     fn source(name: &str, problem_count: u64, age_seconds: i64) -> SourceStatus {
         SourceStatus {
-            source: name.to_owned(),
+            name: name.to_owned(),
+            source: format!("/{name}"),
+            retired: None,
             snapshots: 1,
             newest: brief(problem_count),
             is_plausible: true,
             moment: Timestamp::UNIX_EPOCH,
             age_seconds,
             last_good: None,
+            last_night: None,
             restorable: None,
         }
     }
@@ -369,6 +434,7 @@ mod tests {
             leases: Vec::new(),
             writer: None,
             last_night: None,
+            nights: Vec::new(),
             pack_bytes: 0,
             condemned_bytes: 0,
             commit_bytes: 0,
@@ -376,10 +442,13 @@ mod tests {
         };
         let problems = Finding::Problems { source: "old".to_owned(), count: 3 };
         let old = Finding::Old { source: "old".to_owned(), age_seconds: 37 * hour };
-        assert_eq!(status.findings(AgeLimits::default()), [problems.clone(), old]);
+        assert_eq!(status.findings(|_| AgeLimits::default()), [problems.clone(), old]);
         status.hold = Some(Hold { since: Timestamp::UNIX_EPOCH, until: None, reason: None });
         status.suspects.push(brief(0));
-        let findings = status.findings(AgeLimits::default());
-        assert_eq!(findings, [Finding::Suspect { count: 1 }, problems], "held: the age is no news");
+        assert_eq!(
+            status.findings(|_| AgeLimits::default()),
+            [Finding::Suspect { source: "old".to_owned(), count: 1 }, problems],
+            "held: the age is no news"
+        );
     }
 }

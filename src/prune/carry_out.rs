@@ -142,6 +142,12 @@ impl Work<'_> {
             writer.remove(Table::Snapshots, number.0);
             writer.set_marks(*number, &SnapshotMarks::default())?;
         }
+        let mut sources = writer.reader().sources()?;
+        let all = writer.reader().snapshots()?;
+        let left = all.iter().filter(|(_, record)| !going.contains_key(record.id.as_str()));
+        if sources.free_removed(left.map(|(_, record)| record)) {
+            writer.set_sources(&sources)?;
+        }
         writer.commit()?;
         self.report.removed_snapshots = going.len() as u64;
         Ok(())

@@ -20,10 +20,11 @@ use crate::catalog::snapshot::SnapshotRecord;
 use crate::catalog::tables::Table;
 use crate::catalog::{CatalogError, RowKind};
 use crate::guard;
-use crate::ids::{CommitNumber, GroupId, ObjectId, PackNumber, SnapshotNumber};
+use crate::ids::{CommitNumber, GroupId, ObjectId, PackNumber, SnapshotNumber, SourceId};
 use crate::lease;
 use crate::replica::Replica;
-use crate::retention::{self, Protections, RetentionPlan, Selection};
+use crate::retention::{self, Protections, RetentionPlan, Rules, Selection};
+use crate::snapshot::inode_cache;
 use crate::store::pack::{PACK_PREFIX, PackFormat};
 
 /// Bytes of a new pack that belong to no entry.
@@ -102,7 +103,7 @@ pub struct PrunePlan {
     pub retention: RetentionPlan,
     /// For each snapshot that goes, by number, the bytes in packs that its going frees: when they go one after the other, oldest first.
     pub freed: BTreeMap<SnapshotNumber, u64>,
-    /// The sources of which nothing goes because a clock is in doubt, and why.
+    /// The names of the sources of which nothing goes because a clock is in doubt, and why.
     pub doubts: Vec<(String, ClockDoubt)>,
     /// The sums.
     pub figures: PruneFigures,
@@ -155,20 +156,33 @@ pub fn plan(
             protections.add(id, format!("in use at {} (process {})", lease.mount_point, lease.pid));
         }
     }
-    guard_protections(&catalog, selection, &mut protections)?;
+    let sources = catalog.sources()?;
+    // Of what somebody has named, the removed sources' snapshots are like all others.
+    let mut rules = match selection {
+        Selection::Rules(rules) => rules.clone(),
+        Selection::Named(_) => Rules::default(),
+    };
+    if let Selection::Rules(_) = selection {
+        rules.removed.extend(sources.removed());
+    }
+    guard_protections(&catalog, selection, &rules, &mut protections)?;
     let records = catalog.snapshots()?;
     let mut doubts = Vec::new();
     let retention = match selection {
         Selection::Named(named) => retention::plan_named(&records, &named.ids, &protections),
-        Selection::Rules(policy) => {
+        Selection::Rules(_) => {
             let dates = Dates::read(&catalog, options.now)?;
-            doubts = dates.doubts();
-            for (_, record) in &records {
-                if doubts.iter().any(|(source, _)| *source == record.source) {
+            let of_sources = dates.doubts();
+            let is_removed =
+                |record: &SnapshotRecord| record.source_id.is_some_and(|id| rules.removed.contains_key(&id));
+            for (_, record) in records.iter().filter(|(_, record)| !is_removed(record)) {
+                if of_sources.iter().any(|(source, _)| *source == record.source_id) {
                     protections.add(&record.id, "a clock is in doubt");
                 }
             }
-            retention::plan(&records, &dates, policy, &protections, zone)
+            let named = of_sources.into_iter().map(|(source, doubt)| (sources.name(source).to_owned(), doubt));
+            doubts.extend(named);
+            retention::plan(&records, &dates, &rules, &protections, zone)
         }
     };
     let going: BTreeSet<SnapshotNumber> = retention.removed().map(|decision| decision.number).collect();
@@ -177,14 +191,14 @@ pub fn plan(
     for (_, record) in records.iter().filter(|(number, _)| !going.contains(number)) {
         marks.snapshot(&catalog, record, progress)?;
     }
-    let newest: BTreeMap<&str, SnapshotNumber> =
-        records.iter().map(|(number, record)| (record.source.as_str(), *number)).collect();
+    let newest: BTreeMap<Option<SourceId>, SnapshotNumber> =
+        records.iter().map(|(number, record)| (record.source_id, *number)).collect();
     let newest_goes = newest.into_values().any(|number| going.contains(&number));
     let going: Vec<&(SnapshotNumber, SnapshotRecord)> =
         records.iter().filter(|(number, _)| going.contains(number)).collect();
     // What is known beside the newest snapshot of a source is what an interrupted run has committed, and stays.
     let lost = if newest_goes { freed_by_each(&catalog, &marks, &going, progress)?.groups } else { Bitmap::default() };
-    mark_known(replica, &catalog, &mut marks, &lost, progress)?;
+    mark_known(replica, &catalog, &rules, &mut marks, &lost, progress)?;
     drop(lost);
     all_objects_are_there(&catalog, &marks)?;
 
@@ -238,12 +252,13 @@ fn lease_error(replica: &Replica, source: std::io::Error) -> PruneError {
 fn guard_protections(
     catalog: &CatalogReader,
     selection: Selection<'_>,
+    rules: &Rules,
     protections: &mut Protections,
 ) -> Result<(), CatalogError> {
     let all = guard::marked_snapshots(catalog)?;
     let kept = match selection {
         Selection::Named(named) if named.is_forced => guard::pins(&all),
-        _ => guard::protections(&all),
+        _ => guard::protections(&all, &rules.removed),
     };
     for (id, reasons) in kept {
         reasons.into_iter().for_each(|reason| protections.add(&id, reason));
@@ -258,15 +273,19 @@ fn guard_protections(
     Ok(())
 }
 
-/// Marks what the files of known inodes name, but for the link groups in `lost`: the next run finds that these are gone, and reads their inodes again.
+/// Marks what the files of known inodes name, but for those of removed sources and the link groups in `lost`: the next run finds that these are gone, and reads their inodes again.
 fn mark_known(
     replica: &Replica,
     catalog: &CatalogReader,
+    rules: &Rules,
     marks: &mut Marks,
     lost: &Bitmap<GroupId>,
     progress: &PruneProgress,
 ) -> Result<(), PruneError> {
     for path in caches::paths(replica.path())? {
+        if inode_cache::source_of(&path).is_some_and(|source| rules.removed.contains_key(&source)) {
+            continue;
+        }
         let is_marked = |group| marks.groups.has(group);
         let Some(cache) = caches::load_present(replica, &path, is_marked)? else { continue };
         for inode in cache.known.inodes().iter().filter(|inode| !lost.has(inode.group)) {

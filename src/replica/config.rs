@@ -300,7 +300,7 @@ mod tests {
     /// A failure here means that stores made before would be called damaged.
     #[test]
     fn the_bytes_are_as_documented() {
-        let row = br#"{"created":"2026-11-26T01:02:03Z","features":["condemned","packs-2"],"format":2,"id":"00112233445566778899aabbccddeeff"}"#;
+        let row = br#"{"created":"2026-11-26T01:02:03Z","features":["condemned","packs-2","sources"],"format":2,"id":"00112233445566778899aabbccddeeff"}"#;
         assert_eq!(String::from_utf8(sample().to_row().unwrap()).unwrap(), String::from_utf8_lossy(row));
         let file: Value = serde_json::from_slice(&sample().encode().unwrap()).unwrap();
         assert_eq!(file["check"], HEXLOWER.encode(&blake3::hash(row).as_bytes()[..16]));

@@ -13,5 +13,5 @@ pub(crate) const CATALOG: &str = "catalog.redb";
 pub const FORMAT_VERSION: u32 = 2;
 
 /// What a store may hold since this version writes to it, sorted: `condemned`, rows in the table of condemned packs; `packs-2`, packs whose header is of format
-/// 2.
-pub const FEATURES: [&str; 2] = ["condemned", "packs-2"];
+/// 2; `sources`, sources with names, and snapshots that name their source by its number.
+pub const FEATURES: [&str; 3] = ["condemned", "packs-2", "sources"];

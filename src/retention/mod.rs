@@ -5,12 +5,12 @@
 //! [`Dates`](crate::catalog::dates::Dates).
 //!
 //! Architecture invariant: without a rule nothing goes, and the newest snapshot of a source, by plausible dates or by the order of commits, never does, unless
-//! somebody has named it.
+//! somebody has named it, or the source is removed.
 //!
 //! Architecture invariant: a snapshot whose date cannot be right never makes a rule let go of another.
 
 mod plan;
 mod policy;
 
-pub use plan::{Decision, NamedSnapshots, Protections, RetentionPlan, Selection, plan, plan_named};
+pub use plan::{Decision, NamedSnapshots, Protections, RetentionPlan, Rules, Selection, plan, plan_named};
 pub use policy::{Policy, PolicyError, Within, WithinUnit};

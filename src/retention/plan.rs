@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::policy::Policy;
 use crate::catalog::dates::Dates;
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::ids::SnapshotNumber;
+use crate::catalog::sources::SourceName;
+use crate::ids::{SnapshotNumber, SourceId};
 
 /// What other parts of the program protect, whatever the rules say: pins, leases, everything since the last good snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,9 +39,38 @@ pub struct NamedSnapshots {
 #[derive(Clone, Copy, Debug)]
 pub enum Selection<'a> {
     /// What no rule keeps.
-    Rules(&'a Policy),
+    Rules(&'a Rules),
     /// Certain snapshots.
     Named(&'a NamedSnapshots),
+}
+
+/// The rules of retention of all sources.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The rules of sources that have none of their own.
+    pub policy: Policy,
+    /// The rules of those that have.
+    pub by_source: BTreeMap<SourceId, Policy>,
+    /// The sources that are removed.
+    pub removed: BTreeMap<SourceId, SourceName>,
+}
+
+impl Rules {
+    /// Returns the rules of a source.
+    pub fn policy(&self, source: Option<SourceId>) -> &Policy {
+        source.and_then(|id| self.by_source.get(&id)).unwrap_or(&self.policy)
+    }
+
+    /// Returns whether no snapshot can go.
+    pub fn is_empty(&self) -> bool {
+        self.policy.is_empty() && self.by_source.values().all(Policy::is_empty) && self.removed.is_empty()
+    }
+}
+
+impl From<&Policy> for Rules {
+    fn from(policy: &Policy) -> Rules {
+        Rules { policy: policy.clone(), ..Rules::default() }
+    }
 }
 
 /// What becomes of one snapshot.
@@ -105,7 +135,8 @@ fn calendars(policy: &Policy) -> [Calendar; 5] {
 /// Decides what becomes of each snapshot. Times are read in `zone`; what counts as the past is what lies before the newest snapshot of the same
 /// source, so that a source that is not taken any more does not fade away.
 ///
-/// - Without a rule everything stays.
+/// - Of a source that is removed, what no protection keeps goes.
+/// - Without a rule everything else stays.
 /// - The newest snapshot of each source stays, by plausible dates and by the order of commits.
 /// - Each rule keeps what it names, and so does each protection; what none keeps goes.
 ///
@@ -114,14 +145,15 @@ fn calendars(policy: &Policy) -> [Calendar; 5] {
 pub fn plan(
     records: &[(SnapshotNumber, SnapshotRecord)],
     dates: &Dates,
-    policy: &Policy,
+    rules: &Rules,
     protections: &Protections,
     zone: &TimeZone,
 ) -> RetentionPlan {
     let mut reasons: Vec<Vec<String>> = records.iter().map(|_| Vec::new()).collect();
-    let mut by_source: HashMap<&str, Vec<usize>> = HashMap::new();
-    for (at, (_, record)) in records.iter().enumerate() {
-        by_source.entry(record.source.as_str()).or_default().push(at);
+    let mut by_source: HashMap<Option<SourceId>, Vec<usize>> = HashMap::new();
+    let removed_name = |record: &SnapshotRecord| record.source_id.and_then(|id| rules.removed.get(&id));
+    for (at, (_, record)) in records.iter().enumerate().filter(|(_, (_, record))| removed_name(record).is_none()) {
+        by_source.entry(record.source_id).or_default().push(at);
     }
     let sets = dates.plausible_sets();
     let no_reasons = || -> Vec<Vec<String>> { records.iter().map(|_| Vec::new()).collect() };
@@ -129,7 +161,8 @@ pub fn plan(
     // In a set of plausible dates each counts with its own.
     let dated = |at: usize| records[at].1.time;
     let moment = |at: usize| dates.moment(records[at].0).unwrap_or(records[at].1.time);
-    for mut places in by_source.into_values() {
+    for (source, mut places) in by_source {
+        let policy = rules.policy(source);
         places.sort_by_key(|at| std::cmp::Reverse((moment(*at), records[*at].0)));
         for (pass, set) in sets.iter().enumerate() {
             let mut plausible: Vec<(usize, Zoned)> =
@@ -151,15 +184,18 @@ pub fn plan(
             }
         }
     }
-    let no_rule = policy.is_empty();
     let decisions = records.iter().zip(reasons).map(|((number, record), mut reasons)| {
         reasons.extend(protections.reasons.get(&record.id).into_iter().flatten().cloned());
-        if no_rule && reasons.is_empty() {
+        let removed_name = removed_name(record);
+        if removed_name.is_none() && reasons.is_empty() && rules.policy(record.source_id).is_empty() {
             reasons.push("no rule says that anything may go".to_owned());
         }
         let keep = !reasons.is_empty();
         if !keep {
-            reasons.push("no rule keeps it".to_owned());
+            reasons.push(match removed_name {
+                Some(name) => format!("the source {name} is removed"),
+                None => "no rule keeps it".to_owned(),
+            });
         }
         let (id, source) = (record.id.clone(), record.source.clone());
         Decision { number: *number, id, time: record.time, source, keep, reasons }

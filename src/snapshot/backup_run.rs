@@ -20,6 +20,7 @@ use super::snapshot_record;
 use super::storage::Storage;
 use super::tree_builder::{Resolved, ResolvedListing, TreeBuilder};
 use crate::areas;
+use crate::catalog::sources::SourceName;
 use crate::catalog::writer::CatalogWriter;
 use crate::guard;
 use crate::ids::SourceId;
@@ -62,6 +63,7 @@ pub(super) fn take_snapshot(
 struct BackupRun<'a> {
     request: RunRequest<'a>,
     source_id: SourceId,
+    source_name: SourceName,
     source: Box<dyn SourceTree + 'a>,
     /// Files directly below the root that the last snapshot had.
     last_root_files: Vec<Box<[u8]>>,
@@ -80,9 +82,9 @@ impl<'a> BackupRun<'a> {
         if adopted > 0 {
             progress.report(format!("{adopted} chunks that an interrupted run had stored are taken over."));
         }
-        let source_id = catalog.intern_source(request.source)?;
+        let (source_id, source_name) = choose_source(&request, &mut catalog)?;
         let mut snapshots = catalog.reader().snapshots()?.into_iter().rev();
-        let last = snapshots.find(|(_, record)| record.source == request.source).map(|(_, record)| record);
+        let last = snapshots.find(|(_, record)| record.source_id == Some(source_id)).map(|(_, record)| record);
         let known = inode_cache::load(replica, source_id, last.as_ref()).unwrap_or_default();
         let mut last_root_files = Vec::new();
         if let Some(last) = &last {
@@ -99,6 +101,7 @@ impl<'a> BackupRun<'a> {
         Ok(BackupRun {
             request,
             source_id,
+            source_name,
             source,
             last_root_files,
             classifier: Classifier::new(known, options.rescan, start.time, progress),
@@ -159,7 +162,7 @@ impl<'a> BackupRun<'a> {
         let last = std::mem::take(&mut self.last_root_files);
         wait_for_root_files(last, self.request.excludes, &mut *self.source, listing)?;
         if listing.entries.is_empty() && listing.unreadable.is_none() {
-            return Err(SnapshotError::EmptySource { path: self.request.source.to_owned() });
+            return Err(SnapshotError::EmptySource { path: self.request.location.to_owned() });
         }
         Ok(())
     }
@@ -249,7 +252,7 @@ impl<'a> BackupRun<'a> {
 
     /// Commits the tree, and then the snapshot.
     fn finish(self) -> Result<SnapshotReport, SnapshotError> {
-        let BackupRun { request, source_id, mut source, mut classifier, tree, mut storage, .. } = self;
+        let BackupRun { request, source_id, source_name, mut source, mut classifier, tree, mut storage, .. } = self;
         let RunRequest { replica, options, progress, start, .. } = request;
         progress.committing.store(true, Ordering::Relaxed);
         let end = source.end_of_scan();
@@ -262,7 +265,7 @@ impl<'a> BackupRun<'a> {
         storage.store_all(&mut *source)?;
         progress.add_to(&mut findings.work);
         findings.work.elapsed_ms = start.clock.elapsed().as_millis() as u64;
-        let mut record = snapshot_record::describe(&request, &tree, owners, findings, &mut storage.catalog)?;
+        let mut record = snapshot_record::describe(&request, source_id, &tree, owners, findings, &mut storage.catalog)?;
         record.id = record.compute_id(&replica.config().id);
         // The guard reads the tree, so the tree is committed first, as progress is, and the record behind it.
         storage.catalog.commit()?;
@@ -274,8 +277,28 @@ impl<'a> BackupRun<'a> {
         if has_changed {
             save_known(&request, source_id, &storage.catalog, &known);
         }
-        Ok(SnapshotReport { number, record, problems: findings.problems.into_kept() })
+        Ok(SnapshotReport { number, record, source: source_name, problems: findings.problems.into_kept() })
     }
+}
+
+/// Chooses the source that the snapshot is of, and notes where it is.
+fn choose_source(
+    request: &RunRequest<'_>,
+    catalog: &mut CatalogWriter,
+) -> Result<(SourceId, SourceName), SnapshotError> {
+    let before = catalog.reader().sources()?;
+    let mut sources = before.clone();
+    let chosen = sources.choose(request.location, request.options.source.as_ref())?;
+    let name = chosen.name.clone();
+    if let Some(before) = &chosen.moved_from {
+        request.progress.report(format!("The source {name} is at {} now; it was at {before}.", request.location));
+    } else if chosen.is_new && sources.iter().count() > 1 {
+        request.progress.report(format!("{} is a new source, named {name}.", request.location));
+    }
+    if sources != before {
+        catalog.set_sources(&sources)?;
+    }
+    Ok((chosen.id, name))
 }
 
 /// Saves what the next run may know. It is a cache: failing to write it costs the next run time and nothing else.

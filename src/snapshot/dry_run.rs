@@ -9,8 +9,7 @@ use super::options::{DryRun, SnapshotOptions};
 use super::problems::{Problems, RunProblem};
 use super::progress::Progress;
 use super::run_inodes::{RunInodes, Verdict};
-use super::source_name::source_name;
-use crate::catalog::meta::source_id;
+use super::source_location::source_location;
 use crate::model::Kind;
 use crate::replica::Replica;
 use crate::source::scan::Found;
@@ -27,25 +26,26 @@ pub fn dry_run(
     progress: &Arc<Progress>,
 ) -> Result<DryRun, SnapshotError> {
     let excludes = options.compiled_excludes()?;
-    let (source, name) = source_name(replica, source, &excludes)?;
+    let (source, location) = source_location(replica, source, &excludes)?;
     let mut tree = LocalTree::start(&source, options.scan(&excludes), 0)?;
-    dry_run_over(replica, &mut tree, &name, options, progress)
+    dry_run_over(replica, &mut tree, &location, options, progress)
 }
 
 /// Reports what a run would read.
 pub(super) fn dry_run_over(
     replica: &Replica,
     tree: &mut dyn SourceTree,
-    name: &str,
+    location: &str,
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<DryRun, SnapshotError> {
     let started = jiff::Timestamp::now();
     let reader = replica.catalog()?;
-    let last = reader.snapshots()?.into_iter().rev().find(|(_, record)| record.source == name);
+    let chosen = reader.sources()?.choose(location, options.source.as_ref())?;
+    let last = reader.snapshots()?.into_iter().rev().find(|(_, record)| record.source_id == Some(chosen.id));
     let last = last.as_ref().map(|(_, record)| record);
-    let known =
-        source_id(&reader, name)?.and_then(|source| inode_cache::load(replica, source, last)).unwrap_or_default();
+    let known = if chosen.is_new { None } else { inode_cache::load(replica, chosen.id, last) };
+    let known = known.unwrap_or_default();
     let mut inodes = RunInodes::new(known, options.rescan, started);
     let mut report = DryRun::default();
     let mut problems = Problems::default();

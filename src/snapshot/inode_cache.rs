@@ -267,6 +267,34 @@ pub(super) fn path(store: &Path, source: SourceId) -> PathBuf {
     cache_file::path(store, &format!("{FILE_PREFIX}{source}"))
 }
 
+/// Returns the source that a file belongs to.
+pub(crate) fn source_of(path: &Path) -> Option<SourceId> {
+    let number = path.file_name()?.to_str()?.strip_prefix(FILE_PREFIX)?;
+    number.parse().ok().map(SourceId)
+}
+
+/// Forgets what is known of a source's inodes: its next run reads everything.
+///
+/// # Errors
+/// Fails when the file cannot be removed.
+pub fn forget(store: &Path, source: SourceId) -> io::Result<()> {
+    match fs::remove_file(path(store, source)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Gives what is known of one source's inodes to another, in place of what was known of those.
+///
+/// # Errors
+/// Fails when the file cannot be renamed.
+pub fn move_to(store: &Path, from: SourceId, into: SourceId) -> io::Result<()> {
+    match fs::rename(path(store, from), path(store, into)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Returns the files of all sources, sorted.
 ///
 /// # Errors

@@ -28,12 +28,13 @@ mod root_files;
 pub mod run;
 mod run_inodes;
 mod snapshot_record;
-mod source_name;
+mod source_location;
 mod storage;
 mod tree_builder;
 
 use std::io;
 
+use crate::catalog::sources::NamingError;
 use crate::catalog::{CatalogError, WriteError};
 use crate::remote::client::ConnectError;
 use crate::source::exclude_patterns::PatternError;
@@ -78,6 +79,9 @@ pub enum SnapshotError {
         /// The source, as well as it can be shown.
         path: String,
     },
+    /// The source cannot have that name, or no snapshots.
+    #[error(transparent)]
+    Naming(#[from] NamingError),
     /// The catalogue failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),

@@ -8,6 +8,7 @@ use super::chunk_writer::CompressionOptions;
 use super::problems::RunProblem;
 use super::progress::Progress;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::catalog::sources::SourceName;
 use crate::guard::GuardOptions;
 use crate::ids::SnapshotNumber;
 use crate::replica::LockedReplica;
@@ -25,6 +26,8 @@ pub struct SnapshotOptions {
     pub cross_file_systems: bool,
     /// Whether everything is read, whatever is known of it.
     pub rescan: bool,
+    /// The name of the source; without it the source that is at the location, or a new one with a name that follows from it.
+    pub source: Option<SourceName>,
     /// Tags of the snapshot.
     pub tags: Vec<String>,
     /// How chunks are compressed.
@@ -44,6 +47,7 @@ impl Default for SnapshotOptions {
             default_excludes: true,
             cross_file_systems: false,
             rescan: false,
+            source: None,
             tags: Vec::new(),
             compression: CompressionOptions { level: 3, dictionary: true, threads: cores() },
             progress_interval: Duration::from_secs(60),
@@ -92,8 +96,8 @@ impl RunStart {
 #[derive(Clone, Copy)]
 pub(super) struct RunRequest<'a> {
     pub(super) replica: &'a LockedReplica,
-    /// The name under which the source is known.
-    pub(super) source: &'a str,
+    /// Where the source is.
+    pub(super) location: &'a str,
     pub(super) options: &'a SnapshotOptions,
     /// The patterns of the options, compiled.
     pub(super) excludes: &'a ExcludePatterns,
@@ -108,6 +112,8 @@ pub struct SnapshotReport {
     pub number: SnapshotNumber,
     /// The snapshot.
     pub record: SnapshotRecord,
+    /// The name of its source.
+    pub source: SourceName,
     /// What could not be taken as it was; at most 100,000, the rest is counted in the record.
     pub problems: Vec<RunProblem>,
 }

@@ -99,9 +99,9 @@ pub fn pull(
     progress: &Arc<Progress>,
 ) -> Result<SnapshotReport, SnapshotError> {
     let start = RunStart::now();
-    let name = spec.to_string();
+    let location = spec.to_string();
     let excludes = options.compiled_excludes()?;
-    let request = RunRequest { replica, source: &name, options, excludes: &excludes, progress, start };
+    let request = RunRequest { replica, location: &location, options, excludes: &excludes, progress, start };
     with_attempts(pull.retries, progress, || {
         let tree = open(replica, spec, pull, (options, &excludes), progress, Task::Pull)?;
         take_snapshot(request, tree)
@@ -119,11 +119,11 @@ pub fn dry_pull(
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<DryRun, SnapshotError> {
-    let name = spec.to_string();
+    let location = spec.to_string();
     let excludes = options.compiled_excludes()?;
     with_attempts(pull.retries, progress, || {
         let mut tree = open(replica, spec, pull, (options, &excludes), progress, Task::Scan)?;
-        dry_run_over(replica, &mut *tree, &name, options, progress)
+        dry_run_over(replica, &mut *tree, &location, options, progress)
     })
 }
 

@@ -7,7 +7,7 @@ use super::SnapshotError;
 use super::backup_run::take_snapshot;
 use super::options::{RunRequest, RunStart, SnapshotOptions, SnapshotReport, cores};
 use super::progress::Progress;
-use super::source_name::source_name;
+use super::source_location::source_location;
 use crate::replica::LockedReplica;
 use crate::source::tree::LocalTree;
 
@@ -23,14 +23,14 @@ pub fn run(
 ) -> Result<SnapshotReport, SnapshotError> {
     let start = RunStart::now();
     let excludes = options.compiled_excludes()?;
-    let (real, name) = source_name(replica, source, &excludes)?;
+    let (real, location) = source_location(replica, source, &excludes)?;
     let threads = if options.threads == 0 { cores().min(4) } else { options.threads };
     let tree = LocalTree::start(&real, options.scan(&excludes), threads)?;
-    let request = RunRequest { replica, source: &name, options, excludes: &excludes, progress, start };
+    let request = RunRequest { replica, location: &location, options, excludes: &excludes, progress, start };
     take_snapshot(request, Box::new(tree))
 }
 
-/// Takes a snapshot of any tree, known under a name, and commits it.
+/// Takes a snapshot of any tree, as if it were at a location, and commits it.
 ///
 /// # Errors
 /// See [`SnapshotError`]. The store then is as it was, but for progress that the next run makes use of.
@@ -38,12 +38,12 @@ pub fn run(
 pub fn run_tree(
     replica: &LockedReplica,
     tree: Box<dyn crate::source::tree::SourceTree + '_>,
-    name: &str,
+    location: &str,
     options: &SnapshotOptions,
     progress: &Arc<Progress>,
 ) -> Result<SnapshotReport, SnapshotError> {
     let start = RunStart::now();
     let excludes = options.compiled_excludes()?;
-    let request = RunRequest { replica, source: name, options, excludes: &excludes, progress, start };
+    let request = RunRequest { replica, location, options, excludes: &excludes, progress, start };
     take_snapshot(request, tree)
 }

@@ -8,11 +8,13 @@ use crate::catalog::link_counts;
 use crate::catalog::object::ObjectKind;
 use crate::catalog::snapshot::{SnapshotRecord, Totals};
 use crate::catalog::writer::CatalogWriter;
+use crate::ids::SourceId;
 use crate::source::tree::OwnerNames;
 
 /// Writes link counts and problems, and returns the record, not judged by the guard and without its identifier.
 pub(super) fn describe(
     request: &RunRequest<'_>,
+    source: SourceId,
     tree: &BuiltTree,
     owners: OwnerNames,
     findings: &Findings,
@@ -30,7 +32,8 @@ pub(super) fn describe(
         id: String::new(),
         time: request.start.time,
         finished: jiff::Timestamp::now(),
-        source: request.source.to_owned(),
+        source: request.location.to_owned(),
+        source_id: Some(source),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         tags: request.options.tags.clone(),
         excludes: request.excludes.patterns().map(str::to_owned).collect(),

@@ -17,6 +17,7 @@ fn three() -> Snapshots {
             snapshot(2, "ab13", "2026-11-21T03:00:05Z"),
             snapshot(3, "2026", "2026-11-22T03:00:00.7Z"),
         ],
+        ..Snapshots::default()
     }
 }
 
@@ -108,4 +109,71 @@ fn colons_of_times_do_not_end_a_name() {
     let snapshots = three();
     let (found, path) = snapshots.resolve_path(OsStr::new("ab12:/a/b")).unwrap();
     assert_eq!((found.number.0, path.as_slice()), (1, &b"/a/b"[..]));
+}
+
+fn of(source: &str, id: u64, mut snapshot: StoredSnapshot) -> StoredSnapshot {
+    snapshot.record.source = source.to_owned();
+    snapshot.record.source_id = Some(SourceId(id));
+    snapshot
+}
+
+/// Two sources: `mail1` was taken last.
+fn two_sources() -> Snapshots {
+    let mut sources = Sources::default();
+    for location in ["mail1:/b", "mail2:/b"] {
+        sources.choose(location, None).unwrap();
+    }
+    let all = vec![
+        of("mail1:/b", 0, snapshot(1, "aa11", "2026-11-20T03:00:00Z")),
+        of("mail2:/b", 1, snapshot(2, "aa22", "2026-11-21T03:00:00Z")),
+        of("mail1:/b", 0, snapshot(3, "bb33", "2026-11-22T03:00:00Z")),
+    ];
+    Snapshots { all, sources, chosen: None }
+}
+
+#[test]
+fn with_several_sources_latest_and_times_need_one() {
+    let snapshots = two_sources();
+    let found = |spec: &str| snapshots.resolve_in(spec, &TimeZone::UTC).map(|one| one.number.0);
+    for (spec, expected) in [
+        ("mail1/latest", 3),
+        ("mail2/latest", 2),
+        ("mail2/2026-11-30", 2),
+        ("mail1/2026-11-21", 1),
+        ("mail2/aa2", 2),
+        ("aa22", 2),
+        ("bb", 3),
+    ] {
+        assert_eq!(found(spec).unwrap(), expected, "{spec}");
+    }
+    for spec in ["latest", "2026-11-22"] {
+        let error = found(spec).unwrap_err();
+        assert!(matches!(error, ResolveError::SeveralSources { count: 2, .. }), "{error}");
+        assert!(error.to_string().contains(&format!("mail1/{spec} or mail2/{spec}")), "{error}");
+    }
+    assert!(
+        matches!(found("mail2/2026-11-20"), Err(ResolveError::TooOld { .. })),
+        "older ones of another are no answer"
+    );
+    assert!(matches!(found("mail1/aa22"), Err(ResolveError::OtherSource { .. })));
+    assert!(matches!(found("mail3/latest"), Err(ResolveError::Source(_))));
+    let chosen = snapshots.clone().choose("mail2").unwrap();
+    assert_eq!(chosen.resolve("latest").unwrap().number.0, 2);
+    assert_eq!(chosen.resolve("mail1/latest").unwrap().number.0, 3, "what is in front wins");
+    assert!(matches!(chosen.resolve("bb33"), Err(ResolveError::OtherSource { .. })));
+    assert_eq!(chosen.listed().count(), 1);
+    assert!(snapshots.clone().choose("mail1:/b").is_ok(), "by its location, too");
+}
+
+#[test]
+fn a_source_in_front_is_part_of_the_name() {
+    for (spec, name, path) in [
+        ("mail1/latest:a/b", "mail1/latest", Some("a/b")),
+        ("mail1/2026-11-22T03:00:sessions/x", "mail1/2026-11-22T03:00", Some("sessions/x")),
+        ("mail1/2026-11-22T03:00", "mail1/2026-11-22T03:00", None),
+        ("latest:a/b:c", "latest", Some("a/b:c")),
+    ] {
+        let (found, rest) = split_spec(spec.as_bytes());
+        assert_eq!((found, rest), (name.as_bytes(), path.map(str::as_bytes)), "{spec}");
+    }
 }

@@ -68,7 +68,7 @@ fn a_night_with_the_clock_years_ahead_removes_nothing() {
     let all = snapshots(&scene);
     assert_eq!(all.len(), 9);
     let status = scene.code(4, &["status"]);
-    assert!(out(&status).contains("2 snapshots are suspect"), "{}", out(&status));
+    assert!(out(&status).contains("2 snapshots of source are suspect"), "{}", out(&status));
     assert!(
         out(&status).contains("2 snapshots are of") || out(&status).contains("ahead of the clock"),
         "{}",

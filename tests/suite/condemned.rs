@@ -17,7 +17,7 @@ use zmreplica::catalog::tables::Table;
 use zmreplica::prune::{PruneOptions, PruneProgress, PruneReport, carry_out, plan};
 use zmreplica::repair::{RepairOptions, repair};
 use zmreplica::replica::{LockedReplica, Replica, init};
-use zmreplica::retention::{Protections, Selection};
+use zmreplica::retention::{Protections, Rules, Selection};
 
 use crate::support::locks;
 use crate::support::mounted::{Scene, err};
@@ -70,8 +70,9 @@ impl Site {
         let now = Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
         let (options, progress) = (PruneOptions { max_unused_percent: 0, grace, now }, PruneProgress::default());
         let mut replica = self.open();
+        let rules = Rules::from(&last(1));
         let plan =
-            plan(&replica, Selection::Rules(&last(1)), Protections::default(), &TimeZone::UTC, &options, &progress)
+            plan(&replica, Selection::Rules(&rules), Protections::default(), &TimeZone::UTC, &options, &progress)
                 .unwrap();
         carry_out(&mut replica, &plan, &progress).unwrap()
     }

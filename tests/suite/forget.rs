@@ -200,11 +200,11 @@ fn the_newest_goes_with_its_data_and_the_next_run_reads_it_again() {
     fs::write(other.join("file"), noise(9, 90_000)).unwrap();
     scene.ok(&["snapshot", "other"]);
     let before = stored(&scene);
-    scene.ok(&["forget", "--force", "latest", "--grace", "0s", "--max-unused", "0"]);
+    scene.ok(&["forget", "--force", "other/latest", "--grace", "0s", "--max-unused", "0"]);
     assert!(stored(&scene) + 90_000 <= before, "{} of {before}", stored(&scene));
     assert_whole(&scene);
     scene.ok(&["snapshot", "other"]);
-    assert_eq!(scene.command().args(["cat", "latest:file"]).output().unwrap().stdout, noise(9, 90_000));
+    assert_eq!(scene.command().args(["cat", "other/latest:file"]).output().unwrap().stdout, noise(9, 90_000));
     scene.ok(&["check", "--read-data"]);
 }
 

@@ -74,7 +74,7 @@ fn each_version_is_listed_once_with_its_span() {
 
     // A directory changes with whatever is below it: a file, no file, the file again. Attributes count, too.
     let directories = versions(&scene, OsStr::new("sessions/"));
-    assert!(directories.iter().all(|version| version["source"] == scene.source().to_str().unwrap()));
+    assert!(directories.iter().all(|version| version["source"] == "source"));
     let spans: Vec<_> = directories.iter().map(span).collect();
     assert_eq!((spans[0].0, spans[0].1, spans[0].2), (id(0), id(2), 3), "{spans:#?}");
     let last = directories.last().unwrap();
@@ -87,7 +87,7 @@ fn each_version_is_listed_once_with_its_span() {
 
     let text = scene.ok(&["history", "sessions/full-1/blob"]);
     let [head, first, what, gone, ..] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
-    assert_eq!(head, format!("sessions/full-1/blob in {}: 2 versions", scene.source().display()));
+    assert_eq!(head, "sessions/full-1/blob in source: 2 versions");
     assert!(first.starts_with(&format!("  first {} of ", &id(0)[..8])) && first.len() <= 80, "{text}");
     assert!(what.contains(", 1 name; 4 of 7 snapshots") && gone.contains(&id(7)[..8]), "{text}");
 }
@@ -107,7 +107,7 @@ fn paths_may_be_of_any_bytes_and_sources_are_apart() {
     let path = Path::new("//dir/./").join(name);
     let found = versions(&scene, path.as_os_str());
     let sources: Vec<&str> = found.iter().map(|version| version["source"].as_str().unwrap()).collect();
-    assert_eq!(sources, [other.to_str().unwrap(), scene.source().to_str().unwrap()]);
+    assert_eq!(sources, ["other-source", "source"]);
     assert!(found.iter().all(|version| version["path_bytes"].as_str().unwrap().ends_with("6f646420ff0a3a6e616d65")));
     assert!(found.iter().all(|version| version["vanished_snapshot"].is_null()));
 

@@ -49,6 +49,7 @@ mod restore_owners;
 mod retention;
 mod sandbox;
 mod shown;
+mod sources;
 mod stale;
 mod store_config;
 mod support;

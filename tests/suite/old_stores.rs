@@ -110,7 +110,7 @@ fn first_night(old: &Old, settings: &[u8]) -> String {
     assert_eq!((&after["id"], &after["created"]), (&before["id"], &before["created"]));
     // What a program that knows format 1 only looks at; it refuses every other number.
     assert_eq!((&after["format"], after["features"].is_array()), (&Value::from(2), true), "{after}");
-    let second = old.scene.code(0, &["accept", "latest"]);
+    let second = old.scene.code(0, &["accept", "source/latest"]);
     assert!(!err(&second).contains("format"), "{}", err(&second));
     old.ids().pop().unwrap()
 }

@@ -12,7 +12,7 @@ use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, check};
 use zmreplica::prune::{PruneOptions, PruneProgress, carry_out, plan};
 use zmreplica::repair::{CatalogOutcome, RepairError, RepairOptions, RepairReport, repair, repair_over};
 use zmreplica::replica::{LockedReplica, Replica, init};
-use zmreplica::retention::{Policy, Protections, Selection};
+use zmreplica::retention::{Policy, Protections, Rules, Selection};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
@@ -195,8 +195,15 @@ fn a_lost_pack_is_given_up_and_found_again() {
     let policy = Policy { keep_last: 1, ..Policy::default() };
     let (options, progress) =
         (PruneOptions { grace: Duration::ZERO, ..PruneOptions::default() }, PruneProgress::default());
-    let plan =
-        plan(&replica, Selection::Rules(&policy), Protections::default(), &TimeZone::UTC, &options, &progress).unwrap();
+    let plan = plan(
+        &replica,
+        Selection::Rules(&Rules::from(&policy)),
+        Protections::default(),
+        &TimeZone::UTC,
+        &options,
+        &progress,
+    )
+    .unwrap();
     carry_out(&mut replica, &plan, &progress).unwrap();
     drop(replica);
     assert!(scene.check().is_clean());

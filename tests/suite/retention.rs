@@ -10,8 +10,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use zmreplica::catalog::dates::{CLOCK_SLACK, Dates};
 use zmreplica::catalog::snapshot::{ReasonKind, SnapshotRecord, SuspectReason, Totals, Verdict, Work};
-use zmreplica::ids::SnapshotNumber;
-use zmreplica::retention::{Policy, Protections, Within, WithinUnit, plan};
+use zmreplica::ids::{SnapshotNumber, SourceId};
+use zmreplica::retention::{Policy, Protections, Rules, Within, WithinUnit, plan};
 
 /// Zones with summer time of an hour and of half an hour, with odd offsets, with a day that never was, and with none of it.
 const ZONES: [&str; 7] = [
@@ -43,6 +43,8 @@ fn record(number: u64, time: Timestamp, source: &str, tags: &[&str]) -> (Snapsho
         time,
         finished: time,
         source: source.to_owned(),
+        // No two names here have the same length.
+        source_id: Some(SourceId(source.len() as u64)),
         host: String::new(),
         tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
         excludes: Vec::new(),
@@ -247,7 +249,7 @@ proptest! {
     #[test]
     fn rules_keep_what_the_oracle_keeps(records in history(), policy in policy(), zone in 0..ZONES.len()) {
         let zone = TimeZone::get(ZONES[zone]).unwrap();
-        let plan = plan(&records, &sane(&records), &policy, &Protections::default(), &zone);
+        let plan = plan(&records, &sane(&records), &Rules::from(&policy), &Protections::default(), &zone);
         let kept: BTreeSet<SnapshotNumber> = plan.kept().map(|decision| decision.number).collect();
         prop_assert_eq!(&kept, &oracle(&records, &policy, &zone), "{:?} in {:?}", policy, zone);
         prop_assert!(plan.decisions.iter().all(|decision| !decision.reasons.is_empty()));
@@ -263,8 +265,8 @@ proptest! {
             protections.add(&format!("{number:032x}"), "pinned");
         }
         let without: BTreeSet<SnapshotNumber> =
-            plan(&records, &sane(&records), &policy, &Protections::default(), &zone).kept().map(|one| one.number).collect();
-        let with = plan(&records, &sane(&records), &policy, &protections, &zone);
+            plan(&records, &sane(&records), &Rules::from(&policy), &Protections::default(), &zone).kept().map(|one| one.number).collect();
+        let with = plan(&records, &sane(&records), &Rules::from(&policy), &protections, &zone);
         for decision in &with.decisions {
             let is_protected = protected.contains(&decision.number.0);
             prop_assert_eq!(decision.keep, is_protected || without.contains(&decision.number));
@@ -314,7 +316,7 @@ proptest! {
             return Ok(());
         }
         let kept = |records: &[(SnapshotNumber, SnapshotRecord)], dates: &Dates| -> BTreeSet<SnapshotNumber> {
-            plan(records, dates, &policy, &Protections::default(), &zone).kept().map(|one| one.number).collect()
+            plan(records, dates, &Rules::from(&policy), &Protections::default(), &zone).kept().map(|one| one.number).collect()
         };
         let (without, with) = (kept(&good, &Dates::of(&good, &accepted, now)), kept(&all, &dates));
         prop_assert!(without.is_subset(&with), "{:?} without, {:?} with {number}", without, with);
@@ -357,7 +359,7 @@ fn at(times: &[&str]) -> Vec<(SnapshotNumber, SnapshotRecord)> {
 
 fn kept(records: &[(SnapshotNumber, SnapshotRecord)], policy: &Policy, zone: &str) -> Vec<u64> {
     let zone = TimeZone::get(zone).unwrap();
-    plan(records, &sane(records), policy, &Protections::default(), &zone)
+    plan(records, &sane(records), &Rules::from(policy), &Protections::default(), &zone)
         .kept()
         .map(|decision| decision.number.0)
         .collect()

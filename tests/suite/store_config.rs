@@ -222,10 +222,10 @@ fn unknown_features_are_refused_and_named_by_every_command() {
     let scene = scene();
     let good = fields_of(&scene);
     let mut fields = good.clone();
-    fields.insert("features".to_owned(), json!(["condemned", "keys", "packs-2", "sources"]));
+    fields.insert("features".to_owned(), json!(["condemned", "keys", "packs-2", "sources", "tiers"]));
     fields.insert("keyring".to_owned(), json!({"slots": 2}));
     write_config(&scene, &fields);
-    assert_all_refuse(&scene, &COMMANDS, "does not know: keys, sources. A newer zmreplica is needed");
+    assert_all_refuse(&scene, &COMMANDS, "does not know: keys, tiers. A newer zmreplica is needed");
     fields.insert("format".to_owned(), json!(3));
     fields.insert("features".to_owned(), json!({"another": "form"}));
     write_config(&scene, &fields);
@@ -234,15 +234,15 @@ fn unknown_features_are_refused_and_named_by_every_command() {
     // The file is lost, and the catalogue, or else a commit file, records them.
     let mut row = good.clone();
     row.remove("check");
-    row.insert("features".to_owned(), json!(["condemned", "packs-2", "sources"]));
+    row.insert("features".to_owned(), json!(["condemned", "packs-2", "sources", "tiers"]));
     write_config(&scene, &good);
     let change = Change::Put(Table::Meta, ROW, serde_json::to_vec(&row).unwrap());
     locked(&scene.store(), |replica| replica.database().apply(std::slice::from_ref(&change)).unwrap());
     fs::remove_file(config_of(&scene)).unwrap();
-    assert_all_refuse(&scene, &[&["repair"]], "does not know: sources");
+    assert_all_refuse(&scene, &[&["repair"]], "does not know: tiers");
     put_commit(&scene, &commit_with(&scene, &[change]));
     fs::remove_file(scene.store().join("catalog.redb")).unwrap();
-    assert_all_refuse(&scene, &[&["repair"]], "does not know: sources");
+    assert_all_refuse(&scene, &[&["repair"]], "does not know: tiers");
 }
 
 /// Puts header and checksum around a body, as commit files and the files of checkpoints have them.

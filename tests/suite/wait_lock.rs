@@ -93,8 +93,9 @@ fn two_nights_at_once_run_one_after_the_other() {
     let reported: serde_json::Value = serde_json::from_slice(&fs::read(scene.path("reported")).unwrap()).unwrap();
     assert!(reported["lock_wait_ms"].as_u64().unwrap() > 0, "{reported}");
     let metrics = fs::read_to_string(scene.path("metrics")).unwrap();
-    let seconds =
-        metrics.lines().find_map(|line| line.strip_prefix("zmreplica_last_run_duration_seconds{phase=\"lock\"} "));
+    let seconds = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("zmreplica_last_run_duration_seconds{source=\"source\",phase=\"lock\"} "));
     assert!(seconds.unwrap().parse::<f64>().unwrap() > 0.0, "{metrics}");
 }
 

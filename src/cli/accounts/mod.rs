@@ -109,7 +109,8 @@ pub(crate) fn run(context: &Context, args: &AccountsArgs) -> Result<Exit, CliErr
     let readers =
         Readers::new(Arc::new(replica.following_catalog()?), Arc::new(replica.chunks()), ViewOptions::default());
     let purpose = Path::new("zmreplica accounts");
-    let Leased { snapshots: all, lease: _lease } = leased_before(&replica, readers.catalog(), purpose, &args.snapshot)?;
+    let Leased { snapshots: all, lease: _lease } =
+        leased_before(context, &replica, readers.catalog(), purpose, &args.snapshot)?;
     let chosen = all.resolve(&args.snapshot)?;
     let snapshots = before_and_with(&all, chosen);
     let ledger = Ledger::open(&replica, readers.clone(), &all);
@@ -152,12 +153,13 @@ pub(super) fn unread(context: &Context, analysis: &Analysis) -> Option<Exit> {
 
 /// Leases a snapshot and those of the same source before it.
 pub(super) fn leased_before(
+    context: &Context,
     replica: &Replica,
     catalog: &CatalogReader,
     purpose: &Path,
     spec: &str,
 ) -> Result<Leased, CliError> {
-    leased(replica, catalog, purpose, |all| {
+    leased(context, replica, catalog, purpose, |all| {
         let chosen = before_and_with(all, all.resolve(spec)?).into_iter();
         Ok(chosen.map(|snapshot| snapshot.record.id.clone()).collect())
     })
@@ -165,7 +167,7 @@ pub(super) fn leased_before(
 
 /// Returns the snapshots of the same source up to a chosen one, in the order in which they were taken.
 pub(super) fn before_and_with<'a>(all: &'a Snapshots, chosen: &StoredSnapshot) -> Vec<&'a StoredSnapshot> {
-    let of_source = all.all().iter().filter(|one| one.record.source == chosen.record.source);
+    let of_source = all.all().iter().filter(|one| one.record.source_id == chosen.record.source_id);
     of_source.take_while(|one| one.number <= chosen.number).collect()
 }
 

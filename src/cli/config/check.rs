@@ -253,7 +253,7 @@ fn of_this_host(config: &Config) -> Vec<String> {
         Some(store) => wrong
             .extend(Replica::open(store).err().map(|error| format!("store: {}", CliError::from(error).in_one_line()))),
     }
-    if let Some(source) = &config.source
+    if let Some(source) = config.location()
         && path::remote(source.as_ref()).is_ok_and(|other_host| other_host.is_none())
     {
         match std::fs::read_dir(source).map(|mut listing| listing.next().is_none()) {

@@ -1,6 +1,7 @@
 //! The configuration file: TOML, so that a nightly job needs no arguments.
 
 mod check;
+mod sources;
 mod values;
 
 use std::path::{Path, PathBuf};
@@ -13,10 +14,12 @@ use zmreplica::nightly::status::MAX_SESSION_AGE;
 use zmreplica::plain::short;
 use zmreplica::retention::{Policy, Within};
 
+use self::sources::SourceSetting;
 use super::error::CliError;
 use super::remote::RemoteConfig;
 
 pub(crate) use check::{ConfigArgs, run};
+pub(crate) use sources::ConfiguredSource;
 pub(crate) use values::{AgeLimit, FileMode, LogTarget, Share, Span, Text};
 
 /// Read when no other file is named and this one is there.
@@ -32,8 +35,11 @@ const CONFIG_VARIABLE: &str = "ZMREPLICA_CONFIG";
 pub(crate) struct Config {
     /// Directory of the store.
     pub(crate) store: Option<PathBuf>,
-    /// What `snapshot` takes when it is given no source.
-    pub(crate) source: Option<String>,
+    /// What `snapshot` takes when it is given no source: one location, or the tables of several sources.
+    source: Option<SourceSetting>,
+    /// The sources that have tables of their own.
+    #[serde(skip)]
+    pub(crate) sources: Vec<ConfiguredSource>,
     /// Exclude patterns.
     #[serde(default)]
     pub(crate) exclude: Vec<String>,
@@ -131,6 +137,19 @@ pub(crate) struct Hooks {
 }
 
 impl Config {
+    /// Returns where the one source is; nothing when there is none, or several have tables.
+    pub(crate) fn location(&self) -> Option<&String> {
+        match &self.source {
+            Some(SourceSetting::One(location)) => Some(location),
+            _ => None,
+        }
+    }
+
+    /// Returns the settings of a source that has a table.
+    pub(crate) fn of_source(&self, name: &str) -> Option<&Config> {
+        self.sources.iter().find(|source| source.name.as_str() == name).map(|source| &source.config)
+    }
+
     /// Returns how old the newest session may be, of which an option of the command line may say something else; `None` is no limit.
     pub(crate) fn max_session_age(&self, given: Option<AgeLimit>) -> Option<Duration> {
         let limit = given.or(self.max_session_age.map(|limit| limit.0));
@@ -205,8 +224,14 @@ fn mistake(text: &str, error: &toml::de::Error) -> String {
 }
 
 fn parse(text: &str) -> Result<Config, String> {
-    let config: Config = toml::from_str(text).map_err(|error| mistake(text, &error))?;
-    match range_mistake(&config) {
+    let mut config: Config = toml::from_str(text).map_err(|error| mistake(text, &error))?;
+    let table: toml::Table = text.parse().map_err(|error| mistake(text, &error))?;
+    config.sources = sources::of_file(&table, config.source.as_ref())?;
+    let of_sources = config
+        .sources
+        .iter()
+        .find_map(|source| range_mistake(&source.config).map(|mistake| format!("source {}: {mistake}", source.name)));
+    match range_mistake(&config).or(of_sources) {
         Some(mistake) => Err(mistake),
         None => Ok(config),
     }
@@ -242,6 +267,38 @@ mod tests {
         assert!(parse("[remote]\nssh-key = '/k'\nbwlimit = '10M'\nupload = false\ncompress-at = 'replica'\n").is_ok());
         assert!(parse("[remote]\nbwlimit = 'much'").is_err_and(|error| error.contains("bwlimit")));
         assert!(parse("compression-level = 99").is_err_and(|error| error.contains("1 to 19")));
+    }
+
+    #[test]
+    fn a_table_of_a_source_counts_for_that_source() {
+        let config = parse(
+            "exclude = ['*.tmp']\nsettle = '2h'\n[remote]\nretries = 3\nssh-key = '/k'\n[retention]\nkeep-daily = 30\n\
+             [[source]]\nname = 'mail1'\nlocation = 'mail1:/b'\n\
+             [[source]]\nname = 'mail2'\nlocation = 'mail2:/b'\nexclude = ['*.old']\nsettle = '1h'\n\
+             [source.remote]\nssh-key = '/other'\n[source.retention]\nkeep-daily = 7\nkeep-weekly = 4\n",
+        )
+        .unwrap();
+        let names: Vec<&str> = config.sources.iter().map(|source| source.name.as_str()).collect();
+        assert_eq!((names, config.location()), (vec!["mail1", "mail2"], None));
+        let (first, second) = (config.of_source("mail1").unwrap(), config.of_source("mail2").unwrap());
+        assert_eq!((first.location().unwrap().as_str(), first.exclude.len()), ("mail1:/b", 1));
+        assert_eq!(second.exclude, ["*.tmp", "*.old"]);
+        assert_eq!(second.settle, Some(Text(Span(Duration::from_secs(3600)))));
+        assert_eq!((first.retention.keep_daily, second.retention.keep_daily, second.retention.keep_weekly), (30, 7, 4));
+        // What a table does not say is as in the rest of the file, key by key.
+        assert_eq!(parse("[remote]\nretries = 3\nssh-key = '/other'\n").unwrap().remote, second.remote);
+        let table = |name: &str, location: &str| format!("[[source]]\nname = '{name}'\nlocation = '{location}'\n");
+        for (wrong, said) in [
+            (table("a", "a:/b") + &table("a", "c:/d"), "two sources have the name a"),
+            (table("a", "a:/b") + &table("c", "a:/b"), "the sources a and c have the same location"),
+            (table("latest", "a:/b"), "is no name for a source"),
+            (table("a", "a:/b") + "store = '/s'\n", "store"),
+            (table("a", "a:/b") + "[source.remote]\nbwlimit = 'much'\n", "source a: remote.bwlimit"),
+            ("[[source]]\nname = 'a'\n".to_owned(), "location"),
+            ("source = 5".to_owned(), "a location, or tables"),
+        ] {
+            assert!(parse(&wrong).is_err_and(|error| error.contains(said)), "{wrong}: {:?}", parse(&wrong));
+        }
     }
 
     #[test]

@@ -62,20 +62,25 @@ pub fn protections<E>(
     ledger: &mut Ledger<'_>,
     records: &[(SnapshotNumber, SnapshotRecord)],
     dates: &Dates,
-    within: Within,
+    within: impl Fn(&SnapshotRecord) -> Option<Within>,
     zone: &TimeZone,
     mut step: impl FnMut() -> Result<(), E>,
 ) -> Result<BTreeMap<String, Vec<String>>, E> {
-    let mut by_source: BTreeMap<&str, Vec<&(SnapshotNumber, SnapshotRecord)>> = BTreeMap::new();
+    let mut by_source: BTreeMap<String, Vec<&(SnapshotNumber, SnapshotRecord)>> = BTreeMap::new();
     for one in records {
-        by_source.entry(&one.1.source).or_default().push(one);
+        let key = one.1.source_key();
+        by_source.entry(key).or_default().push(one);
     }
     let noted: Vanished = read_note(ledger.store(), NAME, MAGIC);
-    let mut vanished = noted.clone();
-    // Of a source without snapshots there is nothing to keep.
-    vanished.retain(|source, _| by_source.contains_key(source.as_str()));
+    let mut vanished = Vanished::new();
+    for (key, own) in &by_source {
+        // What is noted of a source without snapshots goes: there is nothing to keep.
+        let of_source = noted.get(key).or_else(|| noted.get(&own.last()?.1.source));
+        vanished.insert(key.clone(), of_source.cloned().unwrap_or_default());
+    }
     let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for mut own in by_source.into_values() {
+    for (key, mut own) in by_source {
+        let Some(within) = own.last().and_then(|(_, newest)| within(newest)) else { continue };
         // In the order in which they were taken: a clock may be wrong.
         own.sort_by_key(|(number, _)| *number);
         let moments: Vec<Timestamp> =
@@ -97,8 +102,7 @@ pub fn protections<E>(
             }
             step()?;
         }
-        let Some(source) = own.last().map(|newest| newest.source.clone()) else { continue };
-        for (at, kept) in keep_reasons(&moments, histories, vanished.entry(source).or_default(), within, zone) {
+        for (at, kept) in keep_reasons(&moments, histories, vanished.entry(key).or_default(), within, zone) {
             reasons.entry(own[at].id.clone()).or_default().push(reason(kept, zone));
         }
     }

@@ -101,7 +101,7 @@ impl<'a> Ledger<'a> {
         moment: Timestamp,
     ) -> Result<Option<Summary>, ViewError> {
         let mut page = self.page(record)?;
-        let reported = last_reported::all(self.store).remove(&record.source).filter(|id| *id != record.id);
+        let reported = last_reported::of_source(self.store, record).filter(|id| *id != record.id);
         let reported = reported.and_then(|id| Some((page::load(self.store, &id)?, id)));
         let earlier = match (reported, before) {
             (Some((page, id)), _) => Some((id, page)),
@@ -118,7 +118,7 @@ impl<'a> Ledger<'a> {
             let changes = earlier.as_ref().map(|(_, earlier)| Changes::between(earlier, &page)).unwrap_or_default();
             page.nightly_diff = Some(NightlyDiff { compared_with: earlier.map(|(id, _)| id), changes });
             page::save(self.store, &record.id, &page);
-            last_reported::note(self.store, &record.source, &record.id);
+            last_reported::note(self.store, record);
         }
         tidy(self.store, self.snapshots);
         Ok(Some(Summary::of(&page, moment)))

@@ -245,8 +245,15 @@ impl Nights {
         let snapshots = Snapshots::default();
         let mut ledger = Ledger::open(&self.replica, readers, &snapshots);
         let dates = Dates::of(&self.there, &BTreeSet::new(), night(10_000));
-        let reasons =
-            protections(&mut ledger, &self.there, &dates, within, &TimeZone::UTC, || Ok::<(), Infallible>(())).unwrap();
+        let reasons = protections(
+            &mut ledger,
+            &self.there,
+            &dates,
+            |_| Some(within),
+            &TimeZone::UTC,
+            || Ok::<(), Infallible>(()),
+        )
+        .unwrap();
         let from = self.there.len().saturating_sub(keep);
         let newest: BTreeSet<String> = self.there[from..].iter().map(|(_, record)| record.id.clone()).collect();
         self.there.retain(|(_, record)| newest.contains(&record.id) || reasons.contains_key(&record.id));

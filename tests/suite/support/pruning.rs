@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use zmreplica::check::{CheckOptions, CheckProgress, CheckReport, check};
 use zmreplica::prune::{PruneError, PruneOptions, PrunePlan, PruneProgress, PruneReport, carry_out, plan};
 use zmreplica::replica::{LockedReplica, Replica};
-use zmreplica::retention::{Policy, Protections, Selection};
+use zmreplica::retention::{Policy, Protections, Rules, Selection};
 use zmreplica::snapshot::options::SnapshotOptions;
 use zmreplica::snapshot::progress::Progress;
 use zmreplica::snapshot::run::run;
@@ -71,7 +71,8 @@ pub fn planned(
 ) -> Result<PrunePlan, PruneError> {
     // What is condemned goes at once: what is left can be counted.
     let options = PruneOptions { max_unused_percent: max_unused, grace: Duration::ZERO, ..PruneOptions::default() };
-    plan(replica, Selection::Rules(policy), protections.clone(), &TimeZone::UTC, &options, &PruneProgress::default())
+    let rules = Rules::from(policy);
+    plan(replica, Selection::Rules(&rules), protections.clone(), &TimeZone::UTC, &options, &PruneProgress::default())
 }
 
 pub fn prune(replica: &mut LockedReplica, policy: &Policy, max_unused: u8) -> Result<PruneReport, PruneError> {

@@ -1,5 +1,6 @@
 //! A small generated Zimbra tree as the source of a scene, as old as a test wants it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -66,7 +67,7 @@ pub fn protected(scene: &Scene) -> Vec<u64> {
     let replica = Replica::open(&scene.store()).unwrap();
     let catalog = Arc::new(replica.catalog().unwrap());
     let all = guard::marked_snapshots(&catalog).unwrap();
-    let kept = guard::protections(&all);
+    let kept = guard::protections(&all, &BTreeMap::new());
     assert!(kept.values().all(|reasons| !reasons.is_empty() && reasons.iter().all(|reason| !reason.is_empty())));
     all.iter().filter(|snapshot| kept.contains_key(&snapshot.record.id)).map(|snapshot| snapshot.number.0).collect()
 }

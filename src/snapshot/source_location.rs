@@ -1,4 +1,4 @@
-//! Where a local source is, what it is called, and whether the store lies in it.
+//! Where a local source is, what its location is called, and whether the store lies in it.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use crate::source::exclude_patterns::ExcludePatterns;
 use crate::source::scan::ScanError;
 use crate::source::tree::SourceError;
 
-/// Returns the path to open and the name under which the source is known. A store inside the source must be left out.
-pub(super) fn source_name(
+/// Returns the path to open and the location that the source is known by. A store inside the source must be left out.
+pub(super) fn source_location(
     replica: &Replica,
     source: &Path,
     excludes: &ExcludePatterns,
@@ -19,7 +19,7 @@ pub(super) fn source_name(
     let not_there = |error| SourceError::Scan(ScanError::Root { path: source.to_owned(), source: error });
     let real = source.canonicalize().map_err(not_there)?;
     let absolute: PathBuf = std::path::absolute(source).map_err(not_there)?.components().collect();
-    let name = absolute.to_str().ok_or_else(|| SnapshotError::SourceName { path: shown() })?.to_owned();
+    let location = absolute.to_str().ok_or_else(|| SnapshotError::SourceName { path: shown() })?.to_owned();
     if let Ok(store) = replica.path().canonicalize()
         && let Ok(inside) = store.strip_prefix(&real)
     {
@@ -38,5 +38,5 @@ pub(super) fn source_name(
             return Err(SnapshotError::StoreInSource { path: shown(), store, remedy });
         }
     }
-    Ok((real, name))
+    Ok((real, location))
 }

@@ -1,7 +1,9 @@
-//! `zmreplica nightly`: all of a night in one command, for cron or a systemd timer.
+//! `zmreplica nightly`: all of a night in one command, for cron or a systemd timer; of each configured source, one after the other.
 //!
 //! It waits for zmbackup, takes a snapshot, finds out what can be restored, prunes by the configured policy, and then reports the outcome, whatever happened:
 //! the log, the metrics, and the hook for the way it ended.
+
+mod event;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -13,9 +15,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmreplica::guard::MarkedSnapshot;
 use zmreplica::layout::UNFINISHED;
-use zmreplica::nightly::hooks::{self, HOOK_LIMIT, HookCommand};
-use zmreplica::nightly::last::LastNight;
-use zmreplica::nightly::metrics::{self, RunFigures};
+use zmreplica::nightly::last::{LastNight, RunFigures};
+use zmreplica::nightly::metrics;
 use zmreplica::nightly::quiesce::{Quiesced, change_since, wait};
 use zmreplica::nightly::status::Status;
 use zmreplica::plain;
@@ -25,29 +26,28 @@ use zmreplica::snapshot::problems::RunProblem;
 use zmreplica::snapshot::pull;
 use zmreplica::zimbra::ledger::Summary;
 
+use self::event::{NightEvent, Outcome, SettleEvent, TEXT_BYTES, cut, run_hook};
 use super::accounts::night as restorable;
 use super::config::{AgeLimit, LogTarget, Span};
 use super::error::{CliError, Exit};
 use super::log::{Level, Log};
-use super::output::{Verbosity, write_json};
+use super::output::Verbosity;
 use super::snapshot::SnapshotArgs;
 use super::snapshots::SnapshotEvent;
-use super::{Context, clock, hold, path, prune, remote, signals, snapshot, text};
+use super::{Context, clock, hold, path, prune, remote, report, signals, snapshot, text};
 
 /// Nothing in `tmp/` must have changed for this long, by default: the longest that zmbackup was seen to write nothing is a minute or so.
 const QUIET: Duration = Duration::from_secs(300);
 /// Problems that a hook and the log receive by name.
 const PROBLEMS_TOLD: usize = 20;
-/// What a text for hooks is cut to, in bytes: much of it comes from the source, and a variable of an environment that is too long, or has a NUL in
-/// it, keeps a hook from being started at all.
-const TEXT_BYTES: usize = 4 << 10;
 
 /// Arguments of `nightly`.
 #[derive(Args)]
 #[command(after_help = "\
 Follows the configuration file. Run it from cron or a systemd timer. Without a retention policy nothing is removed. \
 While another run holds the store, it waits (`--wait-lock`, one hour by default). \
-The exit code is the worst of its parts, in the order 7, 1, 4, 3, 0; it is 6 while the store is on hold, and 5 if the other run did not end.")]
+The exit code is the worst of its parts, in the order 7, 1, 5, 4, 3, 6, 0: 6 while the store is on hold, 5 if the other run did not end. \
+Where the configuration file has several tables [[source]], each source has its night, one after the other; --source chooses one.")]
 pub(crate) struct NightlyArgs {
     #[command(flatten)]
     snapshot: SnapshotArgs,
@@ -68,71 +68,6 @@ pub(crate) struct NightlyArgs {
     log: Option<LogTarget>,
 }
 
-/// How a night ended, as hooks see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Outcome {
-    Success,
-    Warning,
-    Failure,
-}
-
-impl Outcome {
-    fn of(exit: Exit) -> Outcome {
-        match exit {
-            Exit::Done => Outcome::Success,
-            // Nothing is lost when another run goes on or somebody holds the store, but it should not stay so.
-            Exit::Incomplete | Exit::Attention | Exit::Locked | Exit::Held => Outcome::Warning,
-            Exit::Failed | Exit::Usage | Exit::Damage => Outcome::Failure,
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Outcome::Success => "success",
-            Outcome::Warning => "warning",
-            Outcome::Failure => "failure",
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct SettleEvent {
-    waited_ms: u64,
-    quiet: bool,
-}
-
-/// What hooks get on stdin, and stdout with `--json`.
-#[derive(Serialize)]
-struct NightEvent<'a> {
-    event: &'static str,
-    outcome: Outcome,
-    exit_code: u8,
-    /// What happened, in a line.
-    message: &'a str,
-    hint: Option<&'a str>,
-    host: String,
-    store: Option<String>,
-    source: Option<String>,
-    started: Timestamp,
-    finished: Timestamp,
-    settle: Option<SettleEvent>,
-    /// How long another run was waited for.
-    lock_wait_ms: u64,
-    snapshot: Option<SnapshotEvent<'a>>,
-    /// The first 20 problems of the snapshot; `snapshot.problem_count` has their number.
-    problems: &'a [RunProblem],
-    /// What can be restored; `null` when the snapshot holds nothing of a mail server, or that could not be found out.
-    restorable: Option<&'a Summary>,
-    /// What is wrong with that by itself: sentences.
-    concerns: &'a [String],
-    /// Snapshots that the prune removed; the log names them.
-    removed_snapshots: u64,
-    /// Suspect snapshots in the store that nobody has accepted.
-    suspects: Option<usize>,
-    version: &'static str,
-}
-
 /// A night under way.
 struct Night<'a> {
     context: &'a Context,
@@ -149,13 +84,64 @@ struct Night<'a> {
     snapshot_time: Duration,
     accounts_time: Duration,
     prune_time: Duration,
+    /// Whether the prune is part of this night: it is of the last one, for all sources.
+    prunes: bool,
+    /// Whether the store has a new snapshot of another source.
+    follows_another: bool,
     /// Snapshots that the prune removed.
     removed: u64,
     /// Why the prune failed, and what to do.
     prune_failure: Option<(String, Option<String>)>,
 }
 
+/// How one source's night ended, as JSON.
+#[derive(Serialize)]
+struct SourceOutcome {
+    source_name: Option<String>,
+    exit_code: u8,
+}
+
+/// How the nights of several sources ended, as JSON.
+#[derive(Serialize)]
+struct SummaryEvent {
+    event: &'static str,
+    exit_code: u8,
+    sources: Vec<SourceOutcome>,
+}
+
 pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliError> {
+    let several = snapshot::configured_sources(context, &args.snapshot);
+    match several.as_slice() {
+        [] => one(context, args, true, false),
+        [only] => one(only, args, true, false),
+        several => all(context, several, args),
+    }
+}
+
+/// Does the nights of several sources, one after the other, whatever becomes of each.
+fn all(context: &Context, sources: &[Context], args: &NightlyArgs) -> Result<Exit, CliError> {
+    let mut outcomes = Vec::new();
+    let (mut exit, mut follows_another) = (Exit::Done, false);
+    for (at, source) in sources.iter().enumerate() {
+        let name = source.source.clone();
+        context.output.note(&format!("Source {}:", name.as_deref().unwrap_or_default()));
+        let result = one(source, args, at + 1 == sources.len(), follows_another);
+        let own = result.unwrap_or_else(|error| report(&context.output, &error));
+        follows_another |= !matches!(own, Exit::Failed | Exit::Usage | Exit::Locked | Exit::Held);
+        exit = worse(exit, own);
+        outcomes.push(SourceOutcome { source_name: name, exit_code: own as u8 });
+        if signals::interrupt_flag()?.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    if context.output.json() {
+        context.output.event(&SummaryEvent { event: "summary", exit_code: exit as u8, sources: outcomes })?;
+    }
+    Ok(exit)
+}
+
+/// Does the night of one source.
+fn one(context: &Context, args: &NightlyArgs, prunes: bool, follows_another: bool) -> Result<Exit, CliError> {
     if args.snapshot.dry_run {
         return snapshot::run(context, &args.snapshot);
     }
@@ -179,6 +165,8 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
         snapshot_time: nothing,
         accounts_time: nothing,
         prune_time: nothing,
+        prunes,
+        follows_another,
         removed: 0,
         prune_failure: None,
     };
@@ -191,6 +179,27 @@ pub(crate) fn run(context: &Context, args: &NightlyArgs) -> Result<Exit, CliErro
 
 impl Night<'_> {
     fn work(&mut self) -> Result<Exit, CliError> {
+        match self.take() {
+            Ok((mut replica, exit)) if self.prunes => {
+                let pruned = self.prune(&mut replica);
+                Ok(worse(exit, pruned))
+            }
+            Ok((_, exit)) => Ok(exit),
+            Err(error) => {
+                // The other sources' snapshots are there, and what they let go must not wait for this one.
+                if self.prunes && self.follows_another {
+                    match self.context.open_locked() {
+                        Ok(mut replica) => drop(self.prune(&mut replica)),
+                        Err(other) => self.warn(&format!("Nothing was pruned: {}", other.in_one_line())),
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the snapshot and finds out what can be restored from it. The store stays locked as long as what is returned lives.
+    fn take(&mut self) -> Result<(LockedReplica, Exit), CliError> {
         let (context, args) = (self.context, self.args);
         let source = snapshot::source(context, &args.snapshot)?;
         // Before the waiting, which may take hours; and once more when the store is locked.
@@ -198,18 +207,18 @@ impl Night<'_> {
             hold::refuse(&context.open()?)?;
         }
         self.log(Level::Info, &format!("Nightly run of {} into {}", source.display(), context.store()?.display()));
-        self.wait_for_zmbackup(source)?;
+        self.wait_for_zmbackup(&source)?;
         let clock = Instant::now();
         let mut opening_time = Duration::ZERO;
         let taken = snapshot::take(context, &args.snapshot, || {
             let clock = Instant::now();
-            let opened = self.open_locked(source);
+            let opened = self.open_locked(&source);
             opening_time = clock.elapsed();
             opened
         });
         self.snapshot_time = clock.elapsed().saturating_sub(opening_time);
         // Locked to the end, so that no prune removes what is looked at here.
-        let (mut replica, report) = taken?;
+        let (replica, report) = taken?;
         let exit = snapshot::print_report(&context.output, &report);
         self.log_report(&report);
         let clock = Instant::now();
@@ -217,18 +226,22 @@ impl Night<'_> {
         self.accounts_time = clock.elapsed();
         self.report = Some(report);
         let found = worse(found, self.doubt_clock(&replica));
+        Ok((replica, worse(exit?, found)))
+    }
+
+    /// Prunes by the configured rules, and returns how that ended.
+    fn prune(&mut self, replica: &mut LockedReplica) -> Exit {
         let clock = Instant::now();
-        let pruned = prune::by_configuration(context, &mut replica, args.snapshot.ignore_hold);
+        let pruned = prune::by_configuration(self.context, replica, self.args.snapshot.ignore_hold);
         self.prune_time = clock.elapsed();
-        let pruned = pruned.map(|pruned| self.log_pruned(pruned)).unwrap_or_else(|error| {
+        pruned.map(|pruned| self.log_pruned(pruned)).unwrap_or_else(|error| {
             // The snapshot is there, and what was found in it counts too.
             let text = format!("Nothing more was pruned: {error}");
             self.warn(&format!("Nothing more was pruned: {}", error.in_one_line()));
             let exit = if error.exit() == Exit::Held { Exit::Attention } else { error.exit() };
             self.prune_failure = Some((text, error.hint()));
             exit
-        });
-        Ok(worse(worse(exit?, found), pruned))
+        })
     }
 
     /// Finds out what can be restored from the snapshot and reports it. A failure to do so is reported too, but does not end the night: the snapshot is there.
@@ -445,12 +458,23 @@ impl Night<'_> {
         };
         self.log(level, &message);
         let finished = Timestamp::now();
+        let location = match &self.report {
+            Some(report) => Some(report.record.source.clone()),
+            None => snapshot::source(context, &self.args.snapshot).ok().map(|source| source.display().to_string()),
+        };
+        let mut last = LastNight {
+            source_id: self.report.as_ref().and_then(|report| report.record.source_id),
+            location: location.as_deref().map(|location| plain::short(location, TEXT_BYTES)),
+            finished,
+            exit_code: exit as u8,
+            message: message.clone(),
+            figures: None,
+        };
         let is_newer = |store: &Path| StoreConfig::read(store).is_err_and(|error| error.is_newer());
-        if let Ok(store) = context.store()
-            && !is_newer(store)
-        {
-            // Where a store is that this version knows, and only there; that it cannot be noted is no news on a full disk.
-            LastNight { finished, exit_code: exit as u8, message: message.clone() }.save(store);
+        // Where a store is that this version knows, and only there; that it cannot be noted is no news on a full disk.
+        let store = context.store().ok().filter(|store| !is_newer(store));
+        if let Some(store) = store {
+            last.clone().save(store);
         }
         // A store that cannot be opened is part of what is reported, by what is missing.
         let gather = || Status::gather(&context.open().ok()?, finished).ok();
@@ -458,6 +482,10 @@ impl Night<'_> {
         let judged = self.report.as_ref().map(|report| MarkedSnapshot::fresh(report.number, &report.record));
         let problems = self.report.iter().flat_map(|report| &report.problems).take(PROBLEMS_TOLD);
         let problems: Vec<RunProblem> = problems.map(cut).collect();
+        let taken_name = self.report.as_ref().map(|report| report.source.as_str());
+        let known = status.iter().flat_map(|status| &status.sources);
+        let known = || known.clone().find(|one| Some(&one.source) == location.as_ref()).map(|one| one.name.as_str());
+        let source_name = taken_name.or(context.source.as_deref()).or_else(known);
         let event = NightEvent {
             event: "nightly",
             outcome,
@@ -466,10 +494,8 @@ impl Night<'_> {
             hint: hint.as_deref(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             store: context.store().ok().map(|store| store.display().to_string()),
-            source: match &self.report {
-                Some(report) => Some(report.record.source.clone()),
-                None => snapshot::source(context, &self.args.snapshot).ok().map(|source| source.display().to_string()),
-            },
+            source: location,
+            source_name,
             started,
             finished,
             settle: self.quiesced.map(|quiesced| SettleEvent {
@@ -477,7 +503,10 @@ impl Night<'_> {
                 quiet: quiesced.quiet,
             }),
             lock_wait_ms: u64::try_from(self.lock_time.as_millis()).unwrap_or(u64::MAX),
-            snapshot: judged.as_ref().map(|judged| SnapshotEvent::new("snapshot", judged)),
+            snapshot: judged
+                .as_ref()
+                .zip(taken_name)
+                .map(|(judged, name)| SnapshotEvent::new("snapshot", judged, name)),
             problems: &problems,
             restorable: self.restorable.as_ref(),
             concerns: &self.concerns,
@@ -496,26 +525,31 @@ impl Night<'_> {
             // Whoever reads it may have gone away; the night is over all the same.
             let _ = context.output.event(&event);
         }
-        let figures = RunFigures {
+        last.figures = Some(RunFigures {
             started,
-            finished,
-            exit_code: exit as u8,
             settle_seconds: self.quiesced.map_or(0.0, |quiesced| quiesced.waited.as_secs_f64()),
             lock_seconds: self.lock_time.as_secs_f64(),
             snapshot_seconds: self.snapshot_time.as_secs_f64(),
             accounts_seconds: self.accounts_time.as_secs_f64(),
             prune_seconds: self.prune_time.as_secs_f64(),
             hook_failed: hook_problem.is_some(),
-        };
+        });
+        if let Some(store) = store {
+            last.clone().save(store);
+        }
         let mut problems: Vec<String> = hook_problem.into_iter().collect();
-        if let Some(file) = self.args.metrics.as_ref().or(context.config.metrics.as_ref())
-            && let Err(error) = metrics::write(
-                file,
-                &metrics::render(&figures, status.as_ref(), self.max_session_age()),
-                context.config.metrics_mode(),
-            )
-        {
-            problems.push(format!("The metrics cannot be written to {}: {error}", file.display()));
+        if let Some(file) = self.args.metrics.as_ref().or(context.config.metrics.as_ref()) {
+            let status = gather();
+            let name = source_name.map(str::to_owned).or_else(|| last.location.clone()).unwrap_or_default();
+            let own = (name, last);
+            let mut nights: Vec<&(String, LastNight)> = status.iter().flat_map(|status| &status.nights).collect();
+            // Of a store that cannot be opened this night is all that is known.
+            nights.retain(|night| night.0 != own.0);
+            nights.push(&own);
+            let page = metrics::render(&nights, status.as_ref(), |source| context.age_limits(source).session);
+            if let Err(error) = metrics::write(file, &page, context.config.metrics_mode()) {
+                problems.push(format!("The metrics cannot be written to {}: {error}", file.display()));
+            }
         }
         for problem in problems {
             context.output.warn(&problem);
@@ -524,25 +558,10 @@ impl Night<'_> {
     }
 }
 
-/// Returns a problem of bounded length.
-fn cut(problem: &RunProblem) -> RunProblem {
-    let path = problem.path.get(..TEXT_BYTES).unwrap_or(&problem.path).to_vec();
-    RunProblem { path, message: plain::short(&problem.message, TEXT_BYTES) }
-}
-
-/// Runs a hook and returns what went wrong.
-fn run_hook(hook: &HookCommand, event: &NightEvent<'_>) -> Option<String> {
-    let mut input = Vec::new();
-    if let Err(error) = write_json(&mut input, event) {
-        return Some(format!("The hook's input cannot be prepared: {error}"));
-    }
-    let variables = hooks::variables(event.outcome.word(), event.exit_code, event.message, event.store.as_deref());
-    hook.run(&input, &variables, HOOK_LIMIT).err().map(|error| error.to_string())
-}
-
 /// Returns the code that matters more.
 fn worse(left: Exit, right: Exit) -> Exit {
-    let order = [Exit::Damage, Exit::Failed, Exit::Attention, Exit::Incomplete];
+    use Exit::{Attention, Damage, Failed, Held, Incomplete, Locked, Usage};
+    let order = [Damage, Failed, Usage, Locked, Attention, Incomplete, Held];
     order.into_iter().find(|exit| [left, right].contains(exit)).unwrap_or(Exit::Done)
 }
 
