@@ -339,9 +339,9 @@ mod tests {
         later.other.insert("zone".to_owned(), Value::from(vec![1, 2]));
         assert_eq!(StoreConfig::decode(&later.encode().unwrap()).unwrap(), later);
         assert!(later.refuse_unknown(Path::new("/s")).is_ok());
-        later.features.extend(["sources".to_owned(), "keys".to_owned()]);
+        later.features.extend(["tiers".to_owned(), "keys".to_owned()]);
         let refused = later.refuse_unknown(Path::new("/s")).unwrap_err().to_string();
-        assert!(refused.contains("keys, sources") && refused.contains("/s"), "{refused}");
+        assert!(refused.contains("keys, tiers") && refused.contains("/s"), "{refused}");
         let mut fields: BTreeMap<String, Value> = serde_json::from_slice(&sample().to_row().unwrap()).unwrap();
         fields.insert("format".to_owned(), Value::from(3));
         fields.insert("features".to_owned(), Value::from("another form"));
