@@ -133,7 +133,8 @@ pub struct SnapshotRecord {
     pub finished: jiff::Timestamp,
     /// What was taken, as given on the command line (an absolute path for a local source).
     pub source: String,
-    /// The source. Records of earlier versions lack it; what [`CatalogReader::snapshots`](super::reader::CatalogReader::snapshots) returns has it, merges followed.
+    /// The source. Records of earlier versions lack it; what [`CatalogReader::snapshots`](super::reader::CatalogReader::snapshots) returns has it,
+    /// merges followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_id: Option<SourceId>,
     /// Name of the host that the run was on.

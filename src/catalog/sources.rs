@@ -1,6 +1,7 @@
 //! The sources of a store. A source has a number for ever, a name that people call it by, and a location, and both may change.
 //!
-//! The row of `meta` is a JSON list with one object for each source, in order of their numbers. Stores of earlier versions lack it. They have a list of locations
+//! The row of `meta` is a JSON list with one object for each source, in order of their numbers. Stores of earlier versions lack it. They have a list of
+//! locations
 //! alone, and each location is a source: it gets a name that follows from the location. The names are the same at each reading, because both lists only grow.
 //! The row is written when something of it changes, and at the first snapshot of a source.
 //!
@@ -352,7 +353,8 @@ impl Sources {
         })
     }
 
-    /// Chooses the source that a snapshot of a location belongs to: the one of that name, else the one at that location, else a new one. The location is noted, and a
+    /// Chooses the source that a snapshot of a location belongs to: the one of that name, else the one at that location, else a new one. The location
+    /// is noted, and a
     /// retired source is in use again.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Whether a restore would put one server's files onto another: its destination is, lies in, or holds the location of another source.
 //!
-//! On this host directories are compared by device and inode, so that links and bind mounts make no difference. Hosts are compared by name and by the addresses that the
+//! On this host directories are compared by device and inode, so that links and bind mounts make no difference. Hosts are compared by name and by the
+//! addresses that the
 //! name stands for; an address of this host is this host. With a loopback address the port counts, too: behind each there may be a tunnel to another host.
 //! What a link on another host leads to is not known here.
 

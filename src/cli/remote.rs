@@ -90,6 +90,16 @@ pub(crate) struct RemoteConfig {
 }
 
 impl RemoteConfig {
+    /// Returns the files that it names, with their keys.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files = [
+            ("remote.ssh-key", &self.ssh_key),
+            ("remote.known-hosts", &self.known_hosts),
+            ("remote.agent-binary", &self.agent_binary),
+        ];
+        files.into_iter().filter_map(|(key, file)| Some((key, file.as_deref()?)))
+    }
+
     /// Returns what is wrong with it.
     pub(crate) fn fault(&self) -> Option<String> {
         let rate = self.bwlimit.as_deref().map(parse_rate)?;

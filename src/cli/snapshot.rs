@@ -135,7 +135,8 @@ fn of_source(context: &Context, args: &SnapshotArgs) -> Result<Exit, CliError> {
     }))
 }
 
-/// Returns the context of each source that is meant: of the one that is given, else of those that have tables in the configuration file; nothing when it has none.
+/// Returns the context of each source that is meant: of the one that is given, else of those that have tables in the configuration file; nothing when it
+/// has none.
 pub(crate) fn configured_sources(context: &Context, args: &SnapshotArgs) -> Vec<Context> {
     let is_meant = |source: &&ConfiguredSource| match (&args.source, &context.source) {
         // The table of a source counts for it also where the source is given by hand.

@@ -1,4 +1,5 @@
-//! How the last nightly run of each source ended, kept with the store: a failed night leaves no other trace there, and another source's good night must not erase it.
+//! How the last nightly run of each source ended, kept with the store: a failed night leaves no other trace there, and another source's good night must not
+//! erase it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

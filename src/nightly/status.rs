@@ -296,7 +296,8 @@ impl Status {
         self.last_night = self.nights.last().map(|(_, night)| night.clone());
     }
 
-    /// Returns what a person should look at; `limits_of` returns the limits of a source. The age of a snapshot counts only while nobody holds the store, and no age
+    /// Returns what a person should look at; `limits_of` returns the limits of a source. The age of a snapshot counts only while nobody holds the
+    /// store, and no age
     /// of a retired source counts.
     pub fn findings(&self, limits_of: impl Fn(&str) -> AgeLimits) -> Vec<Finding> {
         let mut findings = Vec::new();

@@ -273,7 +273,8 @@ fn guard_protections(
     Ok(())
 }
 
-/// Marks what the files of known inodes name, but for those of removed sources and the link groups in `lost`: the next run finds that these are gone, and reads their inodes again.
+/// Marks what the files of known inodes name, but for those of removed sources and the link groups in `lost`: the next run finds that these are gone, and
+/// reads their inodes again.
 fn mark_known(
     replica: &Replica,
     catalog: &CatalogReader,

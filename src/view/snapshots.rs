@@ -1,6 +1,7 @@
 //! Finding the snapshot that a person means.
 //!
-//! A snapshot is named by `latest` (the one of its source that was committed last), by its identifier or the beginning of it, or by a time: the newest snapshot of the
+//! A snapshot is named by `latest` (the one of its source that was committed last), by its identifier or the beginning of it, or by a time: the newest
+//! snapshot of the
 //! source begun at or before it, where one whose date cannot be right counts as taken between its neighbours ([`dates`](crate::catalog::dates)). A time
 //! stands for the whole of the unit it is given in, so `2026-11-22` includes that day to its end and `2026-11-22T03:00` that minute.
 //! Times without `Z` or an offset are local.

@@ -53,6 +53,7 @@ mod sources;
 mod stale;
 mod store_config;
 mod support;
+mod two_servers;
 mod unreadable;
 mod wait_lock;
 mod zimbra;

@@ -1,17 +1,20 @@
 //! `zmreplica config check`: explains each setting, and reports everything that is wrong at once.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use zmreplica::nightly::hooks::HookCommand;
 use zmreplica::replica::Replica;
+use zmreplica::snapshot::pull;
 use zmreplica::source::exclude_patterns::ExcludePatterns;
 
 use super::values::LogTarget;
 use super::{Config, range_mistake};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::output::{ERROR, GOOD, Output};
+use crate::cli::remote::{self, RemoteArgs};
 use crate::cli::{GlobalArgs, path};
 
 /// Arguments of `config`.
@@ -24,7 +27,11 @@ pub(crate) struct ConfigArgs {
 #[derive(Subcommand)]
 enum ConfigCommand {
     /// Explain each setting, and report what is wrong
-    Check,
+    Check {
+        /// Also connect to each source on another host, and look whether the agent runs there and the directory can be read
+        #[arg(long)]
+        connect: bool,
+    },
 }
 
 /// A key, what it means, and what holds without it.
@@ -38,7 +45,7 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
     Setting { key, meaning, default }
 }
 
-const SETTINGS: [Setting; 43] = [
+const SETTINGS: [Setting; 44] = [
     setting("store", "none", "directory of the store"),
     setting("source", "none", "the tree that `snapshot` and `nightly` replicate"),
     setting("exclude", "[]", "patterns to exclude, besides lost+found and sessions that are being deleted"),
@@ -63,6 +70,7 @@ const SETTINGS: [Setting; 43] = [
         "static program to upload; else zmreplica-agent if it is there, or this one",
     ),
     setting("remote.upload", "true", "whether the agent may be uploaded"),
+    setting("remote.agentless", "false", "whether only find and tar run on the remote host, and no agent"),
     setting("remote.compress-at", "\"source\"", "where chunks are compressed: \"source\" or \"replica\""),
     setting("remote.timeout", "600", "seconds without an answer after which the connection is given up"),
     setting("remote.retries", "5", "attempts in a row without progress before a run gives up"),
@@ -148,7 +156,7 @@ struct SummaryEvent<'a> {
 
 /// Checks the configuration. It reads the file itself: one that is not valid must still be reported.
 pub(crate) fn run(output: &Output, global: &GlobalArgs, args: &ConfigArgs) -> Result<Exit, CliError> {
-    let ConfigCommand::Check = args.command;
+    let ConfigCommand::Check { connect } = args.command;
     let (file, must_exist) = super::file(global.config.as_deref());
     let shown = file.display().to_string();
     let Some(text) = super::read(&file, must_exist)? else {
@@ -165,8 +173,22 @@ pub(crate) fn run(output: &Output, global: &GlobalArgs, args: &ConfigArgs) -> Re
     for (key, value) in &values {
         mistakes.extend(mistake_of(key, value));
     }
-    if let Ok(config) = super::parse(&text) {
-        mistakes.extend(of_this_host(&config));
+    match super::parse(&text) {
+        Ok(config) => {
+            // What the whole file says counts for each source, and is reported once.
+            let of_file = of_source(&config);
+            mistakes.extend(of_this_host(&config));
+            for source in &config.sources {
+                let of_source = of_source(&source.config).into_iter().filter(|one| !of_file.contains(one));
+                mistakes.extend(of_source.map(|mistake| format!("source {}: {mistake}", source.name)));
+            }
+            if connect {
+                mistakes.extend(connections(output, &config));
+            }
+        }
+        // What no key by itself shows: two sources with one name.
+        Err(mistake) if mistakes.is_empty() => mistakes.push(mistake),
+        Err(_) => {}
     }
     for setting in &SETTINGS {
         let value = values.iter().find(|(key, _)| key == setting.key).map(|(_, value)| value.to_string());
@@ -253,6 +275,19 @@ fn of_this_host(config: &Config) -> Vec<String> {
         Some(store) => wrong
             .extend(Replica::open(store).err().map(|error| format!("store: {}", CliError::from(error).in_one_line()))),
     }
+    wrong.extend(of_source(config));
+    if let Some(metrics) = &config.metrics {
+        wrong.extend(no_directory("metrics", metrics));
+    }
+    if let Some(LogTarget::File(log)) = config.log.as_ref().map(|log| &log.0) {
+        wrong.extend(no_directory("log", log));
+    }
+    wrong
+}
+
+/// Says what of a source's settings does not fit this host.
+fn of_source(config: &Config) -> Vec<String> {
+    let mut wrong = Vec::new();
     if let Some(source) = config.location()
         && path::remote(source.as_ref()).is_ok_and(|other_host| other_host.is_none())
     {
@@ -265,11 +300,10 @@ fn of_this_host(config: &Config) -> Vec<String> {
     if let Err(error) = ExcludePatterns::new(&config.exclude, true) {
         wrong.push(format!("exclude: {error}"));
     }
-    if let Some(metrics) = &config.metrics {
-        wrong.extend(no_directory("metrics", metrics));
-    }
-    if let Some(LogTarget::File(log)) = config.log.as_ref().map(|log| &log.0) {
-        wrong.extend(no_directory("log", log));
+    for (key, file) in config.remote.files() {
+        if let Err(error) = std::fs::File::open(file) {
+            wrong.push(format!("{key}: {} cannot be read: {error}", file.display()));
+        }
     }
     let hooks = &config.hooks;
     for (key, hook) in [
@@ -289,6 +323,32 @@ fn of_this_host(config: &Config) -> Vec<String> {
                 wrong.push(format!("{key}: {program} is not a program that can be run"));
             }
             Some(_) => {}
+        }
+    }
+    wrong
+}
+
+/// Connects to each source on another host, and says what keeps a run from reading it.
+fn connections(output: &Output, config: &Config) -> Vec<String> {
+    let of_sources = config.sources.iter().map(|source| (Some(&source.name), &source.config));
+    let mut wrong = Vec::new();
+    for (name, config) in std::iter::once((None, config)).chain(of_sources) {
+        let Some(location) = config.location() else { continue };
+        let key = name.map_or_else(|| "source".to_owned(), |name| format!("source {name}"));
+        let tried = path::remote(location.as_ref()).and_then(|spec| {
+            let Some(spec) = spec else { return Ok(None) };
+            let options = remote::options(&RemoteArgs::default(), &config.remote, None)?;
+            // The first name that is listed is newer than that.
+            let found = pull::change_since(&spec, &options, "", SystemTime::UNIX_EPOCH)?;
+            Ok(Some(found.is_some()))
+        });
+        match tried {
+            Err(error) => wrong.push(format!("{key}: {location}: {}", error.in_one_line())),
+            Ok(Some(false)) => {
+                wrong.push(format!("{key}: {location} is not there or is empty; is its volume mounted?"))
+            }
+            Ok(Some(true)) => output.note(&format!("{key}: connected to {location}, and read the directory.")),
+            Ok(None) => {}
         }
     }
     wrong
