@@ -208,7 +208,7 @@ struct Follower {
     /// How old the newest session may be.
     max_session_age: Option<Duration>,
     events: Vec<(usize, Event)>,
-    /// What was wrong with a night by itself: as an event it is told when it begins.
+    /// What was wrong with a night by itself: as an event it is reported when it begins.
     concerns: BTreeMap<usize, Vec<String>>,
 }
 

@@ -22,7 +22,8 @@ pub(crate) struct StatusArgs {
     /// Report the newest snapshot as too old beyond this age [default: `max-age` in the configuration file, else 36h]
     #[arg(long, value_name = "SPAN")]
     max_age: Option<Span>,
-    /// Report that zmbackup seems to have stopped if the newest session that a restore can use was older than this in the newest snapshot; `off` for no limit [default: `max-session-age` in the configuration file, else 3d]
+    /// Report that zmbackup seems to have stopped if the newest session that a restore can use was older than this in the newest snapshot; `off` for no
+    /// limit [default: `max-session-age` in the configuration file, else 3d]
     #[arg(long, value_name = "SPAN")]
     max_session_age: Option<AgeLimit>,
 }

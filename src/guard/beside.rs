@@ -1,14 +1,18 @@
 //! What stands beside `sessions/` in a Zimbra tree: `zextras/`, `ng/`, archives that other programs write.
 //!
-//! No label tells what may go there, so the general rules hold, for each *part* and for all parts together: the size of the sessions must not hide that another
-//! tool's backup is gone. A part is a directory of the root. Directories whose names differ only in their digits are one part (`full-20261101`, `full-20261108`), because
-//! such sets are rotated: one goes when another comes. The other entries of the root are one part, too. Names that went and names that came are set off against each other, and
+//! No label says what may go there, so the general rules hold, for each *part* and for all parts together: the size of the sessions must not hide that another
+//! tool's backup is gone. A part is a directory of the root. Directories whose names differ only in their digits are one part (`full-20261101`,
+//! `full-20261108`), because
+//! such sets are rotated: one goes when another comes. The other entries of the root are one part, too. Names that went and names that came are set off
+//! against each other, and
 //! a directory that was renamed, or moved into a new one, is not gone.
 //!
 //! What a part has lost or changed is usual, and no alarm, if about as much was lost or changed there twice among the last good snapshots.
 //!
-//! Cost: the directories that differ, and all names below a directory that is gone. Only if that is a mass, as many names of what came, and of the part as a whole,
-//! as decide whether the share is exceeded; and only if it is exceeded, the same for earlier snapshots. Memory: a listing for each level, and 16 bytes for each file
+//! Cost: the directories that differ, and all names below a directory that is gone. Only if that is a mass, as many names of what came, and of the part as
+//! a whole,
+//! as decide whether the share is exceeded; and only if it is exceeded, the same for earlier snapshots. Memory: a listing for each level, and 16 bytes for
+//! each file
 //! while the files of a part are counted.
 
 use std::collections::{BTreeMap, HashSet};
@@ -29,8 +33,9 @@ const OFTEN: usize = 2;
 /// An amount up to this many times an earlier one is about as much: backups grow.
 const ABOUT: f64 = 1.5;
 
-/// Judges what was lost and what was changed beside the sessions; `changed` has the files that were changed in place, by part. Returns how many of those are usual, or
-/// told as a reason.
+/// Judges what was lost and what was changed beside the sessions; `changed` has the files that were changed in place, by part. Returns how many of those
+/// are usual, or
+/// reported as a reason.
 pub(super) fn judge(
     readers: &Readers,
     earlier: &[MarkedSnapshot],
@@ -280,7 +285,8 @@ fn each_missing(
     }
 }
 
-/// Returns whether a directory of one snapshot's root, with all that is in it, is under another name in the root of the other, or in a directory that is new there.
+/// Returns whether a directory of one snapshot's root, with all that is in it, is under another name in the root of the other, or in a directory that is
+/// new there.
 fn is_moved(from: &ZimbraSnapshot, to: &ZimbraSnapshot, directory: &DirectoryNode) -> Result<bool, ViewError> {
     for entry in to.view.list(&to.root)? {
         let entry = entry?;

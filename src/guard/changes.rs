@@ -26,7 +26,8 @@ pub(super) struct Changes {
     example: Vec<u8>,
 }
 
-/// Returns the part that an entry of the root belongs to: its name with `*` for digits, or nothing if it is no directory; `None` for where Zimbra keeps its sessions.
+/// Returns the part that an entry of the root belongs to: its name with `*` for digits, or nothing if it is no directory; `None` for where Zimbra keeps its
+/// sessions.
 pub(super) fn part_of(name: &[u8], is_directory: bool) -> Option<Vec<u8>> {
     if name == SESSIONS.as_bytes() || UNFINISHED.iter().any(|unfinished| unfinished.as_bytes() == name) {
         return None;

@@ -7,7 +7,8 @@
 //! The guard never fails a run: what keeps it from its work is a reason to look, too.
 //!
 //! Cost: the listings of the root and of `sessions/`, one pass over `accounts.xml`, and the directories that differ between both snapshots; sessions
-//! that went are not entered, and of those that came one row is read for each name; what is looked at beside the sessions is in `beside.rs`. Memory: 16 bytes for each file that changed in place, and the labels.
+//! that went are not entered, and of those that came one row is read for each name; what is looked at beside the sessions is in `beside.rs`. Memory: 16
+//! bytes for each file that changed in place, and the labels.
 
 mod accounts;
 mod beside;

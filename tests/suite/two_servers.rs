@@ -1,4 +1,5 @@
-//! Two mailbox servers in one store, each behind its own sshd: an accident on one and a good night on the other, in both orders. Every command tells the right one.
+//! Two mailbox servers in one store, each behind its own sshd: an accident on one and a good night on the other, in both orders. Every command tells the
+//! right one.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -57,7 +57,8 @@ pub(crate) struct NightlyArgs {
     /// Consider zmbackup finished when nothing in tmp/ has changed for this long [default: `settle-quiet` in the configuration file, else 5min]
     #[arg(long, value_name = "DURATION")]
     settle_quiet: Option<Span>,
-    /// Report that zmbackup seems to have stopped if the newest session that a restore can use is older than this; `off` for no limit [default: `max-session-age` in the configuration file, else 3d]
+    /// Report that zmbackup seems to have stopped if the newest session that a restore can use is older than this; `off` for no limit [default:
+    /// `max-session-age` in the configuration file, else 3d]
     #[arg(long, value_name = "SPAN")]
     max_session_age: Option<AgeLimit>,
     /// Write metrics for Prometheus to this file [default: `metrics` in the configuration file]
@@ -441,7 +442,7 @@ impl Night<'_> {
         let (exit, message, hint) = match result {
             Ok(exit) => match &self.prune_failure {
                 Some((text, hint)) => (*exit, format!("{}. {text}", ended(*exit)), hint.clone()),
-                // An alarm that goes on is told where it is read first.
+                // An alarm that goes on is reported where it is read first.
                 None => match self.concerns.first() {
                     Some(concern) => (*exit, format!("{}. {concern}", ended(*exit)), None),
                     None => (*exit, format!("{}{}", ended(*exit), self.not_up_to_date()), None),

@@ -50,7 +50,7 @@ impl Changes {
     }
 }
 
-/// The sessions by which a loss is told from what leaves in its time.
+/// The sessions by which a loss differs from what leaves in its time.
 struct Sessions<'a> {
     /// Those that were there before.
     before: BTreeSet<&'a str>,
@@ -64,7 +64,8 @@ impl<'a> Sessions<'a> {
         Sessions { before: usable(before), fulls: fulls.map(|session| session.start).collect() }
     }
 
-    /// Returns whether less can be restored of an account whose state is no worse. The oldest times leave with the full session that they begin with; what a new session lacks was not there before.
+    /// Returns whether less can be restored of an account whose state is no worse. The oldest times leave with the full session that they begin with;
+    /// what a new session lacks was not there before.
     fn lost_something(&self, old: &AccountEntry, new: &AccountEntry) -> bool {
         let Some((from, to)) = new.from.zip(new.to) else { return false };
         if old.to.is_some_and(|before| to < before) {
@@ -73,7 +74,7 @@ impl<'a> Sessions<'a> {
         if old.from.is_some_and(|before| before < from && self.fulls.contains(&before)) {
             return true;
         }
-        // A page of an earlier version does not tell.
+        // A page of an earlier version does not say.
         let (Some(known), Some(gaps)) = (&old.gaps, &new.gaps) else { return false };
         let was_missing = |time: &Interval| known.times.iter().any(|gap| gap.from <= time.from && time.to <= gap.to);
         // What came after the newest time of before was not lost.

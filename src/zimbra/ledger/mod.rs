@@ -90,7 +90,8 @@ impl<'a> Ledger<'a> {
     }
 
     /// Finds out what can be restored from a snapshot and what became of it since the one that the nightly run before
-    /// reported, or since `before` if there was none; notes that this one is reported. The snapshot was taken at `moment`, as far as its date can be right. `None` when it holds nothing of a mail server.
+    /// reported, or since `before` if there was none; notes that this one is reported. The snapshot was taken at `moment`, as far as its date can be
+    /// right. `None` when it holds nothing of a mail server.
     ///
     /// # Errors
     /// Fails when the store cannot be read.

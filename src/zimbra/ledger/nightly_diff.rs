@@ -25,7 +25,8 @@ pub struct Changes {
     pub no_longer_whole: Vec<ChangedAccount>,
     /// Accounts that were not whole before either, and of which less can be restored now.
     pub worse: Vec<ChangedAccount>,
-    /// Accounts of which less can be restored now, though `state` is what it was: times or messages that sessions held which are still there, or the newest time.
+    /// Accounts of which less can be restored now, though `state` is what it was: times or messages that sessions held which are still there, or the
+    /// newest time.
     #[serde(default)]
     pub more_gaps: Vec<ChangedAccount>,
     /// Accounts that accounts.xml did not know before either and whose last session is gone: deleted on the server long ago.

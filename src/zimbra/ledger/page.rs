@@ -190,7 +190,8 @@ impl Page {
         StateCounts::of(self.accounts.iter().map(|account| (account.state, account.restore_state())))
     }
 
-    /// Returns the newest session that a restore can use, as of a moment. Where sessions are later than it, a clock was wrong when they began: they count only if there are no others.
+    /// Returns the newest session that a restore can use, as of a moment. Where sessions are later than it, a clock was wrong when they began: they
+    /// count only if there are no others.
     pub fn newest_usable(&self, moment: Timestamp) -> Option<&SessionEntry> {
         let usable = || self.sessions.iter().filter(|session| session.is_usable());
         let past = usable().filter(|session| session.start <= latest(moment));
