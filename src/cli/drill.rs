@@ -102,6 +102,7 @@ pub(crate) fn run(context: &Context, args: &DrillArgs) -> Result<Exit, CliError>
     };
     let mount_point = check_place(replica.path(), &place.path, |text| context.output.note(text))?;
     let request = MountRequest {
+        source: None,
         snapshot: Some(snapshot.clone()),
         mount_point: mount_point.clone(),
         owners: Owners::ByNumber,

@@ -65,7 +65,7 @@ pub(crate) struct MountArgs {
     /// Log to FILE [default: stderr in the foreground, else the system's log]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// The snapshot to mount [default: all of them, one directory each, and `latest`]
+    /// The snapshot to mount [default: all of them, or with --source all of that source, one directory each, and `latest`]
     #[arg(value_name = "SNAP")]
     snapshot: Option<String>,
     /// An existing directory
@@ -170,6 +170,7 @@ fn serve(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
         Some(spec) => Some(context.snapshots(&replica.catalog()?)?.resolve(spec)?.clone()),
         None => None,
     };
+    let source = context.snapshots(&replica.catalog()?)?.chosen();
     let owners = owners(args)?;
     let writable = args.writable.as_deref().map(std::path::absolute).transpose();
     let writable = writable.map_err(|error| CliError::Failed(format!("The directory for changes: {error}")))?;
@@ -183,6 +184,7 @@ fn serve(context: &Context, args: &MountArgs) -> Result<Exit, CliError> {
     let stop = stop_on_signals(&log)?;
     let request = MountRequest {
         snapshot: snapshot.clone(),
+        source,
         mount_point,
         owners,
         allow_other: args.allow_other || (!args.no_allow_other && rustix::process::geteuid().is_root()),

@@ -26,6 +26,7 @@ pub use snapshots_tree::{SnapshotsTree, directory_name};
 use crate::access;
 use crate::catalog::CatalogError;
 use crate::catalog::snapshot::SnapshotRecord;
+use crate::ids::SourceId;
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::replica::Replica;
 use crate::view::{OwnerMap, Readers, SnapshotView, StoredSnapshot, ViewError, ViewOptions};
@@ -156,6 +157,8 @@ impl Owners {
 pub struct MountRequest {
     /// The snapshot; `None` for all of them.
     pub snapshot: Option<StoredSnapshot>,
+    /// Without a snapshot: the source whose snapshots are shown; `None` for those of all sources.
+    pub source: Option<SourceId>,
     /// Where, as [`check_place`] returned it.
     pub mount_point: PathBuf,
     /// Whom the files belong to.
@@ -198,7 +201,7 @@ fn threads(wanted: usize) -> usize {
 /// # Errors
 /// See [`MountError`]; nothing is left mounted.
 pub fn start(replica: Replica, request: MountRequest) -> Result<Serving, MountError> {
-    let MountRequest { snapshot, mount_point, owners, allow_other, cache_bytes, log, .. } = &request;
+    let MountRequest { snapshot, source, mount_point, owners, allow_other, cache_bytes, log, .. } = &request;
     let replica = Arc::new(replica);
     let upper = request.writable.as_deref().map(|directory| Upper::prepare(directory, &replica, snapshot.as_ref()));
     let upper = upper.transpose()?;
@@ -230,7 +233,7 @@ pub fn start(replica: Replica, request: MountRequest) -> Result<Serving, MountEr
             (mount, lease, Box::new(move || catalog.release()))
         }
         None => {
-            let tree = SnapshotsTree::new(replica, readers, *owners, mount_point.clone(), Arc::clone(log))?;
+            let tree = SnapshotsTree::new(replica, readers, *source, *owners, mount_point.clone(), Arc::clone(log))?;
             let tree = Arc::new(tree);
             let mount = zmreplica_fuse::mount(Arc::clone(&tree), mount_point, &options).map_err(refused)?;
             (mount, None, Box::new(move || tree.maintain()))

@@ -17,7 +17,7 @@ use zmreplica_fuse::{
 use crate::catalog::CatalogError;
 use crate::catalog::commit_log::last_commit;
 use crate::catalog::snapshot::SnapshotRecord;
-use crate::ids::{CommitNumber, SnapshotNumber};
+use crate::ids::{CommitNumber, SnapshotNumber, SourceId};
 use crate::lease::{self, Lease, LeaseInfo};
 use crate::replica::Replica;
 use crate::view::{Readers, SnapshotView};
@@ -40,6 +40,8 @@ const LATEST: &[u8] = b"latest";
 pub struct SnapshotsTree {
     replica: Arc<Replica>,
     readers: Readers,
+    /// The source whose snapshots are shown; all without it.
+    source: Option<SourceId>,
     owners: Owners,
     mount_point: PathBuf,
     log: Log,
@@ -74,13 +76,14 @@ pub fn directory_name(record: &SnapshotRecord) -> String {
 }
 
 impl SnapshotsTree {
-    /// Makes the tree. All snapshots share the readers and their caches.
+    /// Makes the tree of the snapshots of one source, or of all. They share the readers and their caches.
     ///
     /// # Errors
     /// Fails when the catalogue cannot be read.
     pub fn new(
         replica: Arc<Replica>,
         readers: Readers,
+        source: Option<SourceId>,
         owners: Owners,
         mount_point: PathBuf,
         log: Log,
@@ -95,7 +98,16 @@ impl SnapshotsTree {
             numbers: HashMap::new(),
             slots: Vec::new(),
         };
-        let tree = SnapshotsTree { replica, readers, owners, mount_point, log, state: Mutex::new(state), started: now };
+        let tree = SnapshotsTree {
+            replica,
+            readers,
+            source,
+            owners,
+            mount_point,
+            log,
+            state: Mutex::new(state),
+            started: now,
+        };
         tree.look(&mut lock(&tree.state))?;
         Ok(tree)
     }
@@ -124,7 +136,9 @@ impl SnapshotsTree {
         }
         let mut shown: Vec<(Vec<u8>, usize)> = Vec::new();
         let mut latest = None;
-        for (number, record) in catalog.snapshots()? {
+        let snapshots = catalog.snapshots()?.into_iter();
+        let is_shown = |record: &SnapshotRecord| self.source.is_none() || record.source_id == self.source;
+        for (number, record) in snapshots.filter(|(_, record)| is_shown(record)) {
             let slot = match state.numbers.get(&number) {
                 Some(slot) => *slot,
                 None if state.slots.len() >= MAX_SLOTS => continue,

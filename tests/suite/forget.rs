@@ -212,7 +212,7 @@ fn the_newest_goes_with_its_data_and_the_next_run_reads_it_again() {
 #[test]
 fn accounts_and_reports_survive() {
     let scene = Scene::new();
-    let generator = zimbra::tree(&scene, 24);
+    let generator = zimbra::tree(&scene, 15);
     let first = zimbra::night(&scene, 0);
     let newest = generator.labels().into_iter().rfind(|label| label.starts_with("full-")).unwrap();
     let accounts = scene.source().join("sessions").join(newest).join("accounts");

@@ -80,7 +80,7 @@ fn the_tree_of_all_snapshots_keeps_the_contract() {
     let catalog = Arc::new(replica.following_catalog().unwrap());
     let readers = Readers::new(catalog, Arc::new(replica.chunks()), ViewOptions::default());
     let log: zmreplica_fuse::Log = Arc::new(|line: &str| panic!("{line}"));
-    let tree = SnapshotsTree::new(replica, readers, Owners::ByNumber, scene.mnt(), log).unwrap();
+    let tree = SnapshotsTree::new(replica, readers, None, Owners::ByNumber, scene.mnt(), log).unwrap();
     // A directory for each, though all may be of one second, and `latest`.
     assert_eq!(zmreplica_fuse::check_contract(&tree).unwrap(), names_of_all + 3 + 1);
     assert_eq!(scene.leases().len(), 3);

@@ -275,3 +275,14 @@ fn a_restore_onto_another_source_is_refused_unless_it_is_meant() {
     scene.ok(&["restore", "first/latest", "second", "--other-source", "--overwrite", "always"]);
     assert_eq!(fs::read(scene.path("second/file")).unwrap(), b"1");
 }
+
+#[test]
+fn a_mount_of_all_snapshots_of_one_source_has_its_times_and_its_latest() {
+    let scene = two_sources();
+    for (name, content, times) in [("first", "1", 2), ("second", "2", 1)] {
+        scene.mount_with(&["--source", name, "mnt"]);
+        assert_eq!(fs::read(scene.mnt().join("latest/file")).unwrap(), content.as_bytes());
+        assert_eq!(fs::read_dir(scene.mnt()).unwrap().count(), times + 1, "one for each, and latest");
+        scene.umount();
+    }
+}

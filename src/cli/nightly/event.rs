@@ -88,18 +88,13 @@ pub(super) fn cut(problem: &RunProblem) -> RunProblem {
     RunProblem { path, message: plain::short(&problem.message, TEXT_BYTES) }
 }
 
-/// Runs a hook and returns what went wrong.
-pub(super) fn run_hook(hook: &HookCommand, event: &NightEvent<'_>) -> Option<String> {
+/// Runs a hook and returns what went wrong. `source` is what its environment names.
+pub(super) fn run_hook(hook: &HookCommand, event: &NightEvent<'_>, source: Option<&str>) -> Option<String> {
     let mut input = Vec::new();
     if let Err(error) = write_json(&mut input, event) {
         return Some(format!("The hook's input cannot be prepared: {error}"));
     }
-    let variables = hooks::variables(
-        event.outcome.word(),
-        event.exit_code,
-        event.message,
-        event.store.as_deref(),
-        event.source_name,
-    );
+    let variables =
+        hooks::variables(event.outcome.word(), event.exit_code, event.message, event.store.as_deref(), source);
     hook.run(&input, &variables, HOOK_LIMIT).err().map(|error| error.to_string())
 }

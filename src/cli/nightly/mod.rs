@@ -521,7 +521,10 @@ impl Night<'_> {
             Outcome::Warning => &hooks.on_warning,
             Outcome::Failure => &hooks.on_failure,
         };
-        let hook_problem = hook.as_ref().and_then(|hook| run_hook(hook, &event));
+        // Commands of the hook are then about this source, if the store knows it.
+        let is_known = |name: &&str| status.iter().flat_map(|status| &status.sources).any(|one| one.name == *name);
+        let hook_source = source_name.filter(is_known);
+        let hook_problem = hook.as_ref().and_then(|hook| run_hook(hook, &event, hook_source));
         if context.output.json() {
             // Whoever reads it may have gone away; the night is over all the same.
             let _ = context.output.event(&event);
