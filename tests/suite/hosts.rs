@@ -89,7 +89,9 @@ fn every_login_shell_will_do() {
             for way in [&["--agentless"][..], &["--agent-path", &agent], &[]] {
                 bench.pull_of(0, source, way);
                 let place = bench.scene.path("restored");
-                bench.scene.ok(&["restore", "--numeric-ids", "latest", "restored"]);
+                // Named after the host, in the order of their first snapshots.
+                let name = if source == &odd { "far" } else { "far-2" };
+                bench.scene.ok(&["restore", "--numeric-ids", &format!("{name}/latest"), "restored"]);
                 assert_rsync_finds_nothing(source, &place);
                 fs::remove_dir_all(&place).unwrap();
             }
