@@ -12,12 +12,13 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::CatalogError;
 use super::database::CatalogDatabase;
 use super::database_reader::DatabaseReader;
+use crate::mutex::lock;
 use crate::prefetch::prefetch;
 
 /// How long one read transaction serves.
@@ -88,7 +89,7 @@ impl LatestCommitReader {
 
     /// Returns a read transaction that is at most a second old, or the last one while none can be had.
     pub(super) fn get(&self) -> Result<Arc<DatabaseReader>, CatalogError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let reader = self.current(&mut state);
         let due = state.prefetch.as_mut().and_then(|prefetch| prefetch.due(Instant::now()));
         drop(state);
@@ -140,7 +141,7 @@ impl LatestCommitReader {
 
     /// Gives the read transaction back if its time is over, or at once. Where reads are under way, theirs ends with them.
     pub(super) fn release(&self, at_once: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if at_once || state.transaction.as_ref().is_some_and(|(_, since)| since.elapsed() >= TRANSACTION_AGE) {
             state.transaction = None;
         }

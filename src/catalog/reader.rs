@@ -414,12 +414,17 @@ impl CatalogReader {
         Sources::read(&*self.database()?)
     }
 
-    /// Returns all snapshot records with their numbers, oldest first. Each has its source's number, unless the catalogue knows no such source.
+    /// Returns all snapshot records with their numbers, oldest first. Each has its source's number, unless the catalogue knows no such source. A damaged list
+    /// of sources keeps nobody from reading; whoever changes or removes something asks for [`sources`](CatalogReader::sources), too.
     ///
     /// # Errors
-    /// Fails when a record or the list of sources is damaged.
+    /// Fails when a record is damaged.
     pub fn snapshots(&self) -> Result<Vec<(SnapshotNumber, SnapshotRecord)>, CatalogError> {
-        let sources = self.sources()?;
+        let sources = match self.sources() {
+            // Each record has its source's number; merges and the names are what is lost.
+            Err(error) if error.is_damage() => Sources::default(),
+            sources => sources?,
+        };
         let mut records = Vec::new();
         self.rows.get()?.scan(Table::Snapshots, 0, |number, payload| {
             let mut record = SnapshotRecord::decode(payload?)

@@ -1,9 +1,8 @@
 //! The sources of a store. A source has a number for ever, a name that people call it by, and a location, and both may change.
 //!
 //! The row of `meta` is a JSON list with one object for each source, in order of their numbers. Stores of earlier versions lack it. They have a list of
-//! locations
-//! alone, and each location is a source: it gets a name that follows from the location. The names are the same at each reading, because both lists only grow.
-//! The row is written when something of it changes, and at the first snapshot of a source.
+//! locations alone, and each location is a source: it gets a name that follows from the location. The names are the same at each reading, because both lists
+//! only grow. The row is written when something of it changes, and at the first snapshot of a source.
 //!
 //! A snapshot's record has the number of its source. Records of earlier versions have the location only, which is that of one source at most.
 
@@ -337,9 +336,13 @@ impl Sources {
 
     /// Finds a source by where it is, or was.
     pub fn by_location(&self, location: &str) -> Option<SourceId> {
-        let now = self.iter().find(|(_, source)| source.location == location);
         let was = || self.iter().find(|(_, source)| source.former_locations.iter().any(|former| former == location));
-        now.or_else(was).map(|(id, _)| id)
+        self.at_location(location).or_else(|| was().map(|(id, _)| id))
+    }
+
+    /// Finds a source by where it is now.
+    fn at_location(&self, location: &str) -> Option<SourceId> {
+        self.iter().find(|(_, source)| source.location == location).map(|(id, _)| id)
     }
 
     /// Finds a source by its name, or where it is or was.
@@ -353,20 +356,19 @@ impl Sources {
         })
     }
 
-    /// Chooses the source that a snapshot of a location belongs to: the one of that name, else the one at that location, else a new one. The location
-    /// is noted, and a
-    /// retired source is in use again.
+    /// Chooses the source that a snapshot of a location belongs to: the one of that name, else the one at that location, else a new one. The location is
+    /// noted, and a retired source is in use again.
     ///
     /// # Errors
     /// When the source is removed, or another one is at the location.
     pub fn choose(&mut self, location: &str, name: Option<&SourceName>) -> Result<Chosen, NamingError> {
-        let there = self.by_location(location);
         let id = match name {
             Some(name) => self.by_name(name.as_str()),
-            None => there,
+            None => self.by_location(location),
         };
         let Some(id) = id else {
-            if let (Some(name), Some(owner)) = (name, there) {
+            // Where a source was before, another may be now, if that is said by its name.
+            if let (Some(name), Some(owner)) = (name, self.at_location(location)) {
                 return Err(self.is_at(location, owner, name.clone()));
             }
             let name = name.cloned().unwrap_or_else(|| self.free_name(location));
@@ -394,8 +396,7 @@ impl Sources {
     /// # Errors
     /// When it is removed, or another one is there.
     pub fn relocate(&mut self, id: SourceId, location: &str) -> Result<(), NamingError> {
-        let taken =
-            self.iter().find(|(other, source)| *other != id && source.location == location).map(|(other, _)| other);
+        let taken = self.at_location(location).filter(|other| *other != id);
         let Some(source) = self.get_mut(id) else { return Ok(()) };
         if source.removed.is_some() {
             return Err(NamingError::Removed { name: source.name.clone() });

@@ -81,6 +81,11 @@ fn a_snapshot_belongs_to_the_name_given_or_to_the_location() {
     let moved = sources.choose("ssh://root@mail1:22/b", Some(&name("mail1"))).unwrap();
     assert_eq!((moved.id, moved.moved_from.as_deref()), (SourceId(0), Some("mail1:/b")));
     assert_eq!(sources.choose("mail1:/b", None).unwrap().id, SourceId(0));
+    // What comes to where another was before is a source of its own, under its own name.
+    let mut later = sources.clone();
+    later.relocate(SourceId(0), "mail7:/b").unwrap();
+    let new = later.choose("mail1:/b", Some(&name("mail9"))).unwrap();
+    assert_eq!((new.id, new.is_new, later.by_location("mail1:/b")), (SourceId(1), true, Some(SourceId(1))));
     // A new name at a location that has one is a mistake, and so is a name whose location is another's.
     let error = sources.choose("mail1:/b", Some(&name("mail9"))).unwrap_err();
     assert!(matches!(&error, NamingError::LocationTaken { owner, .. } if owner.as_str() == "mail1"), "{error}");

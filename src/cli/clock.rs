@@ -33,7 +33,10 @@ pub(crate) fn doubts(replica: &Replica) -> Result<Vec<String>, CliError> {
     let catalog = replica.catalog()?;
     let dates = Dates::read(&catalog, Timestamp::now())?;
     let sources = catalog.sources()?;
-    Ok(dates.doubts().iter().map(|(source, doubt)| sentence(sources.name(*source), doubt)).collect())
+    let removed = sources.removed();
+    // Of a removed source everything goes.
+    let doubts = dates.doubts().into_iter().filter(|(source, _)| source.is_none_or(|id| !removed.contains_key(&id)));
+    Ok(doubts.map(|(source, doubt)| sentence(sources.name(source), &doubt)).collect())
 }
 
 /// Says that snapshots of a source are later than the clock.

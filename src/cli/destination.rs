@@ -1,9 +1,8 @@
 //! Whether a restore would put one server's files onto another: its destination is, lies in, or holds the location of another source.
 //!
 //! On this host directories are compared by device and inode, so that links and bind mounts make no difference. Hosts are compared by name and by the
-//! addresses that the
-//! name stands for; an address of this host is this host. With a loopback address the port counts, too: behind each there may be a tunnel to another host.
-//! What a link on another host leads to is not known here.
+//! addresses that the name stands for; an address of this host is this host. With a loopback address the port counts, too: behind each there may be a tunnel
+//! to another host. What a link on another host leads to is not known here.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -64,6 +63,20 @@ impl Place {
         let own = if path == real { Vec::new() } else { vec![(0, 0)] };
         let directories = own.into_iter().chain(real.ancestors().filter_map(identity)).collect();
         Place::Here { path: cleaned(&path), directories }
+    }
+
+    /// Returns whether both are the same directory.
+    fn is(&self, other: &Place) -> bool {
+        match (self, other) {
+            (Place::Here { path, directories }, Place::Here { path: other_path, directories: others }) => {
+                path == other_path
+                    || directories.first().is_some_and(|own| *own != (0, 0) && Some(own) == others.first())
+            }
+            (Place::There { path, .. }, Place::There { path: other_path, .. }) => {
+                path == other_path && self.overlaps(other)
+            }
+            _ => false,
+        }
     }
 
     /// Returns whether one is the other, or lies in it.
@@ -129,10 +142,14 @@ pub(crate) fn refuse_other_source(
     destination: &OsStr,
 ) -> Result<(), CliError> {
     let others: Vec<_> = sources.iter().filter(|(id, source)| Some(*id) != own && source.removed.is_none()).collect();
-    if others.is_empty() || own.and_then(|id| sources.get(id)).is_some_and(|own| destination == own.location.as_str()) {
+    if others.is_empty() {
         return Ok(());
     }
     let place = Place::of(destination)?;
+    let own_place = own.and_then(|id| sources.get(id)).and_then(|own| Place::of(OsStr::new(&own.location)).ok());
+    if own_place.is_some_and(|own| own.is(&place)) {
+        return Ok(());
+    }
     for (_, other) in others {
         // A location that is none any more is nowhere.
         let Ok(location) = Place::of(OsStr::new(&other.location)) else { continue };

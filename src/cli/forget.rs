@@ -5,7 +5,8 @@ use zmreplica::retention::NamedSnapshots;
 
 use super::Context;
 use super::error::{CliError, Exit};
-use super::prune::{Policies, SpaceArgs, remove};
+use super::policies::Policies;
+use super::prune::{SpaceArgs, remove};
 
 /// Arguments of `forget`.
 #[derive(Args)]

@@ -23,7 +23,7 @@ use super::{Context, text};
 #[command(after_help = "\
 A version of a file ends when its content, its attributes or its inode change; names that come and go do not count. A version of a directory ends when anything below it changes.")]
 pub(crate) struct HistoryArgs {
-    /// The file or directory, as a path below the source; a slash at either end says nothing
+    /// The file or directory, as a path below the source; a slash at either end is ignored
     #[arg(value_name = "PATH")]
     path: OsString,
 }
@@ -86,8 +86,16 @@ pub(crate) fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, CliErro
             output.line(&format!("{} in {}: {versions}", display_path(path), text::escape(source.as_bytes())))?;
         }
         for version in &history.versions {
-            let view = SnapshotView::over(&readers, own[version.last].record.clone())?;
-            let facts = facts(&view, &version.node)?;
+            let record = &own[version.last].record;
+            let facts = SnapshotView::over(&readers, record.clone()).and_then(|view| facts(&view, &version.node));
+            let facts = match facts {
+                Ok(facts) => facts,
+                Err(error) => {
+                    output.warn(&format!("The version in the snapshot {} is left out: {error}", record.short_id()));
+                    failure.get_or_insert(error);
+                    continue;
+                }
+            };
             if output.json() {
                 output.event(&event(source, path, &own, version, facts))?;
                 continue;

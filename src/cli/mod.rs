@@ -27,6 +27,7 @@ mod nightly;
 mod output;
 mod path;
 mod pin;
+mod policies;
 mod progress;
 mod prune;
 mod remote;
@@ -208,6 +209,10 @@ impl Context {
     /// Reads the snapshots of a store, and chooses the source that is meant.
     fn snapshots(&self, catalog: &CatalogReader) -> Result<Snapshots, CliError> {
         let snapshots = Snapshots::read(catalog)?;
+        if let Err(error) = catalog.sources() {
+            // What there is can be read all the same.
+            self.output.warn(&format!("The names of sources are not known: {error}. `zmreplica repair` restores them"));
+        }
         Ok(match &self.source {
             Some(source) => snapshots.choose(source)?,
             None => snapshots,

@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use zmreplica::catalog::reader::CatalogReader;
@@ -10,7 +11,7 @@ use zmreplica::catalog::snapshot::SnapshotRecord;
 use zmreplica::lease::Lease;
 use zmreplica::remote::transport::spec::RemoteSpec;
 use zmreplica::replica::Replica;
-use zmreplica::view::{SnapshotView, Snapshots, ViewOptions};
+use zmreplica::view::{SnapshotView, Snapshots, ViewOptions, display_path};
 
 use super::Context;
 use super::error::CliError;
@@ -51,7 +52,7 @@ pub(crate) fn open_view(
     Ok(SnapshotView::open(Arc::clone(catalog), Arc::new(replica.chunks()), record, ViewOptions::default())?)
 }
 
-/// Returns a path without the slashes at its ends, which say nothing.
+/// Returns a path without the slashes at its ends, which mean nothing.
 pub(crate) fn trim_slashes(path: &[u8]) -> &[u8] {
     let start = path.iter().position(|&byte| byte != b'/').unwrap_or(path.len());
     let end = path.iter().rposition(|&byte| byte != b'/').map_or(start, |last| last + 1);
@@ -64,6 +65,18 @@ pub(crate) fn remote(place: &OsStr) -> Result<Option<RemoteSpec>, CliError> {
     let Some(text) = place.to_str() else { return Ok(None) };
     RemoteSpec::parse(text)
         .map_err(|error| CliError::Usage(format!("{error}; for a local name with a colon, put ./ in front")))
+}
+
+/// Returns the location of a source in the form that snapshots are taken with.
+pub(crate) fn canonical_location(location: &OsStr) -> Result<String, CliError> {
+    if let Some(spec) = remote(location)? {
+        return Ok(spec.to_string());
+    }
+    let shown = || display_path(location.as_bytes());
+    let absolute = std::path::absolute(location)
+        .map_err(|error| CliError::Usage(format!("`{}` is not a path: {error}", shown())))?;
+    let absolute: PathBuf = absolute.components().collect();
+    absolute.into_os_string().into_string().map_err(|_| CliError::Usage(format!("The path {} is not UTF-8", shown())))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use zmreplica::catalog::dates::Dates;
 use zmreplica::catalog::snapshot::SnapshotRecord;
-use zmreplica::catalog::sources::{SourceName, Sources};
+use zmreplica::catalog::sources::SourceName;
 use zmreplica::guard::{last_good, marked_snapshots};
 use zmreplica::ids::SourceId;
 use zmreplica::prune::{
@@ -20,13 +20,14 @@ use zmreplica::prune::{
     carry_out, plan,
 };
 use zmreplica::replica::{LockedReplica, Replica};
-use zmreplica::retention::{Decision, NamedSnapshots, Policy, Protections, Rules, Selection, Within};
+use zmreplica::retention::{Decision, NamedSnapshots, Policy, Protections, Selection, Within};
 use zmreplica::view::{Readers, ResolveError, Snapshots, ViewOptions};
 use zmreplica::zimbra::ledger::{self, Ledger};
 
-use super::config::{Config, ConfiguredSource, Retention, Span};
+use super::config::{Retention, Span};
 use super::error::{CliError, Exit};
 use super::output::{Output, Verbosity, WARNING};
+use super::policies::Policies;
 use super::progress::{ONE_LINE, live_line, start_follower};
 use super::{Context, clock, hold, signals, text};
 
@@ -140,7 +141,8 @@ struct SummaryEvent<'a> {
 }
 
 pub(crate) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, CliError> {
-    let policies = Policies::of(&context.file, |configured| args.policy.policy(configured));
+    let mut policies = Policies::of(&context.file, |configured| args.policy.policy(configured));
+    policies.only.clone_from(&context.source);
     remove(context, &args.space, &policies, None)
 }
 
@@ -181,46 +183,6 @@ pub(crate) fn of_removed(context: &Context, name: &str) -> Result<Exit, CliError
     let plan = shared.plan(&replica)?;
     shared.print_plan(&replica, &plan, true)?;
     Ok(print_doubts(&context.output, &plan))
-}
-
-/// The rules of retention as they are configured: of all sources, and of those that have a table of their own.
-pub(crate) struct Policies {
-    policy: Policy,
-    by_name: Vec<(SourceName, Policy)>,
-}
-
-impl Policies {
-    pub(crate) fn configured(config: &Config) -> Policies {
-        Policies::of(config, Policy::clone)
-    }
-
-    /// Puts together what is configured and what is given.
-    fn of(config: &Config, with_given: impl Fn(&Policy) -> Policy) -> Policies {
-        let of_source = |source: &ConfiguredSource| {
-            let policy = with_given(&source.config.retention.policy());
-            (source.name.clone(), policy)
-        };
-        Policies {
-            policy: with_given(&config.retention.policy()),
-            by_name: config.sources.iter().map(of_source).collect(),
-        }
-    }
-
-    fn are_empty(&self) -> bool {
-        self.all().all(Policy::is_empty)
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Policy> {
-        std::iter::once(&self.policy).chain(self.by_name.iter().map(|(_, policy)| policy))
-    }
-
-    fn rules(&self, sources: &Sources) -> Rules {
-        let by_source = self.by_name.iter().filter_map(|(name, policy)| {
-            let id = sources.by_name(name.as_str())?;
-            Some((id, policy.clone()))
-        });
-        Rules { by_source: by_source.collect(), ..Rules::from(&self.policy) }
-    }
 }
 
 /// How to prune: as given, else as configured.
@@ -300,7 +262,7 @@ impl<'a> PruneContext<'a> {
     fn plan(&self, replica: &Replica) -> Result<PrunePlan, CliError> {
         let protections = account_protections(self, replica)?;
         let PruneContext { output, policies, named, options, zone, interrupt, progress, .. } = self;
-        let mut rules = policies.rules(&replica.catalog()?.sources()?);
+        let mut rules = policies.rules(&replica.catalog()?.sources()?)?;
         rules.removed.extend(self.removed.clone());
         let selection = named.map_or(Selection::Rules(&rules), Selection::Named);
         let plan =
@@ -352,7 +314,7 @@ impl PruneContext<'_> {
                 }
             }
         }
-        if policies.are_empty() && self.named.is_none() {
+        if policies.are_empty() && self.shown == Shown::WholePlan && plan.retention.removed().next().is_none() {
             output.note(
                 "No retention rules are set, so no snapshot is removed; only unused space is freed. Give rules such as --keep-daily 30, \
                  or a table [retention] in the configuration file.",
@@ -440,7 +402,7 @@ fn account_protections(shared: &PruneContext<'_>, replica: &Replica) -> Result<P
     let catalog = replica.following_catalog()?;
     let readers = Readers::new(Arc::new(catalog), Arc::new(replica.chunks()), ViewOptions::default());
     let sources = readers.catalog().sources()?;
-    let rules = shared.policies.rules(&sources);
+    let rules = shared.policies.rules(&sources)?;
     let mut removed = sources.removed();
     removed.extend(shared.removed.clone());
     let mut records = readers.catalog().snapshots()?;

@@ -96,7 +96,8 @@ fn gather(context: &Context, args: &ReportArgs) -> Result<(Report, Exit), CliErr
     let lives = session_lives(&names);
     let since = chosen.record.time.checked_sub(Span::new().hours(24 * i64::from(args.days))).unwrap_or(Timestamp::MIN);
     let dates = Dates::read(readers.catalog(), Timestamp::now())?;
-    let mut follower = Follower { max_session_age: context.config.max_session_age(None), ..Follower::default() };
+    let mut follower =
+        Follower { max_session_age: context.age_limits(all.source_name(chosen)).session, ..Follower::default() };
     let mut ledger = Ledger::open(&replica, readers.clone(), &all);
     for (at, snapshot) in before_and_with(&all, chosen).into_iter().enumerate() {
         let record = &snapshot.record;

@@ -255,7 +255,7 @@ fn rename(context: &Context, old: &str, new: &SourceName) -> Result<Exit, CliErr
 }
 
 fn relocate(context: &Context, name: &str, location: &str) -> Result<Exit, CliError> {
-    let location = canonical(location)?;
+    let location = path::canonical_location(OsStr::new(location))?;
     let (id, sources) = change(context, |_, sources| {
         let id = sources.find(name)?;
         sources.relocate(id, &location)?;
@@ -267,37 +267,27 @@ fn relocate(context: &Context, name: &str, location: &str) -> Result<Exit, CliEr
     report(context, id, &sources, &note)
 }
 
-/// Returns a location in the form that snapshots are taken with.
-fn canonical(location: &str) -> Result<String, CliError> {
-    if let Some(spec) = path::remote(OsStr::new(location))? {
-        return Ok(spec.to_string());
-    }
-    let absolute = std::path::absolute(location)
-        .map_err(|error| CliError::Usage(format!("`{}` is not a path: {error}", text::escape(location.as_bytes()))))?;
-    let absolute: std::path::PathBuf = absolute.components().collect();
-    // Made of a text and the path of the working directory, which may be anything.
-    Ok(absolute.to_str().ok_or_else(|| CliError::Usage(format!("{} is not UTF-8", absolute.display())))?.to_owned())
-}
-
 fn merge(context: &Context, from: &str, into: &str) -> Result<Exit, CliError> {
-    let ((id, gone), sources) = change(context, |replica, sources| {
-        let (from, into) = (sources.find(from)?, sources.find(into)?);
-        let gone = sources.name(Some(from)).to_owned();
-        sources.merge(from, into)?;
-        let records = replica.catalog()?.snapshots()?;
-        let newest = |id: SourceId| records.iter().rev().find(|(_, one)| one.source_id == Some(id)).map(|(at, _)| *at);
-        // What is known of inodes belongs to the newest snapshot of both. It saves reading, and nothing depends on it.
-        let result = match newest(from) > newest(into) {
-            true => inode_cache::move_to(replica.path(), from, into),
-            false => inode_cache::forget(replica.path(), from),
-        };
-        if let Err(error) = result {
-            context.output.warn(&format!("The next snapshot reads everything: {error}"));
-        }
-        Ok((into, gone))
-    })?;
-    let note = format!("The snapshots of {gone} are those of {} now.", sources.name(Some(id)));
-    report(context, id, &sources, &note)
+    let replica = context.open_locked()?;
+    let mut writer = replica.writer()?;
+    let mut sources = writer.reader().sources()?;
+    let (from, into) = (sources.find(from)?, sources.find(into)?);
+    let gone = sources.name(Some(from)).to_owned();
+    sources.merge(from, into)?;
+    let records = replica.catalog()?.snapshots()?;
+    writer.set_sources(&sources)?;
+    writer.commit()?;
+    // What is known of inodes belongs to the newest snapshot of both. Behind the commit: before it, it would be that of another source.
+    let newest = |id: SourceId| records.iter().rev().find(|(_, one)| one.source_id == Some(id)).map(|(at, _)| *at);
+    let moved = match newest(from) > newest(into) {
+        true => inode_cache::move_to(replica.path(), from, into),
+        false => inode_cache::forget(replica.path(), from),
+    };
+    if let Err(error) = moved {
+        context.output.warn(&format!("The next snapshot reads everything: {error}"));
+    }
+    let note = format!("The snapshots of {gone} are those of {} now.", sources.name(Some(into)));
+    report(context, into, &sources, &note)
 }
 
 fn retire(context: &Context, name: &str, undo: bool) -> Result<Exit, CliError> {
@@ -332,9 +322,11 @@ fn remove(context: &Context, name: &str, undo: bool) -> Result<Exit, CliError> {
         }
         Ok(id)
     })?;
-    let name = sources.get(id).map_or_else(String::new, |source| source.name.to_string());
+    let Some(source) = sources.get(id) else { return Ok(Exit::Done) };
+    let name = &source.name;
     let note = match undo {
         true => format!("The source {name} stays."),
+        false if source.is_gone => format!("The source {name} is removed; it had no snapshots."),
         false => format!(
             "The source {name} is removed: the next prune removes its snapshots, but for pinned ones. `zmreplica source remove --undo {name}` keeps it until then; `zmreplica prune --dry-run` shows the plan."
         ),

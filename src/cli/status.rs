@@ -82,6 +82,9 @@ pub(crate) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, CliError
 
 fn sentence(finding: &Finding, limits_of: impl Fn(&str) -> AgeLimits) -> String {
     match finding {
+        Finding::NoSnapshotOf { source } => {
+            format!("The source {source} has no snapshot; `zmreplica source retire {source}` if it is no more")
+        }
         Finding::NoSnapshot => "The store has no snapshot yet; `zmreplica snapshot` takes one".to_owned(),
         Finding::Old { source, age_seconds } => format!(
             "The newest snapshot of {} is {} old; it should be {} at most",

@@ -1,19 +1,15 @@
 //! What stands beside `sessions/` in a Zimbra tree: `zextras/`, `ng/`, archives that other programs write.
 //!
-//! No label says what may go there, so the general rules hold, for each *part* and for all parts together: the size of the sessions must not hide that another
-//! tool's backup is gone. A part is a directory of the root. Directories whose names differ only in their digits are one part (`full-20261101`,
-//! `full-20261108`), because
-//! such sets are rotated: one goes when another comes. The other entries of the root are one part, too. Names that went and names that came are set off
-//! against each other, and
-//! a directory that was renamed, or moved into a new one, is not gone.
+//! No label says what may go there, so the general rules hold, for each *part* and for all parts together: the size of the sessions must not hide that
+//! another tool's backup is gone. A part is a directory of the root. Directories whose names differ only in their digits are one part (`full-20261101`,
+//! `full-20261108`), because such sets are rotated: one goes when another comes. The other entries of the root are one part, too. Names that went and names
+//! that came are set off against each other, and a directory that was renamed, or moved into a new one, is not gone.
 //!
 //! What a part has lost or changed is usual, and no alarm, if about as much was lost or changed there twice among the last good snapshots.
 //!
-//! Cost: the directories that differ, and all names below a directory that is gone. Only if that is a mass, as many names of what came, and of the part as
-//! a whole,
-//! as decide whether the share is exceeded; and only if it is exceeded, the same for earlier snapshots. Memory: a listing for each level, and 16 bytes for
-//! each file
-//! while the files of a part are counted.
+//! Cost: the directories that differ, and all names below a directory that is gone. Only if that is a mass, as many names of what came, and of the part as a
+//! whole, as decide whether the share is exceeded; and only if it is exceeded, the same for earlier snapshots. Memory: a listing for each level, and 16 bytes
+//! for each file while the files of a part are counted.
 
 use std::collections::{BTreeMap, HashSet};
 use std::iter::Peekable;
@@ -26,16 +22,16 @@ use crate::ids::GroupId;
 use crate::model::Kind;
 use crate::view::{DirectoryNode, Listing, Node, Readers, ViewError};
 
-/// So many of the last good snapshots are looked at for what is usual: two months of nights, so that what happens once a month has happened twice.
-const HISTORY: usize = 62;
+/// So many of the last good snapshots are looked at for what is usual: more than two months of nights, so that what
+/// happens once a month has happened twice.
+const HISTORY: usize = 72;
 /// So often an amount must have been seen to be usual: an accident that was accepted is seen once.
 const OFTEN: usize = 2;
 /// An amount up to this many times an earlier one is about as much: backups grow.
 const ABOUT: f64 = 1.5;
 
-/// Judges what was lost and what was changed beside the sessions; `changed` has the files that were changed in place, by part. Returns how many of those
-/// are usual, or
-/// reported as a reason.
+/// Judges what was lost and what was changed beside the sessions; `changed` has the files that were changed in place, by part. Returns how many of those are
+/// usual, or reported as a reason.
 pub(super) fn judge(
     readers: &Readers,
     earlier: &[MarkedSnapshot],

@@ -1,14 +1,16 @@
 //! How the last nightly run of each source ended, kept with the store: a failed night leaves no other trace there, and another source's good night must not
 //! erase it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::access::write_durably;
 use crate::cache_file;
+use crate::flock::{Hold, acquire};
 use crate::ids::SourceId;
 
 /// What is reported of one run.
@@ -29,6 +31,9 @@ pub struct RunFigures {
     /// Whether a hook failed.
     pub hook_failed: bool,
 }
+
+/// How long another night may take to note its end.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// So many nights are kept, the latest: of places that are no source any more, or never were one, nothing else goes.
 const NIGHTS_MAX: usize = 1000;
@@ -84,7 +89,14 @@ impl LastNight {
         if !path.parent().is_some_and(Path::is_dir) {
             return;
         }
+        // Nights of several sources may end at the same time. Where the lock cannot be had, one of them may be lost.
+        let directory = path.parent().and_then(|directory| File::open(directory).ok());
+        let _ = directory.as_ref().map(|directory| acquire(directory, Hold::Alone, LOCK_WAIT));
         let mut nights = LastNight::load_all(store);
+        // A night that did nothing, because of a hold or another run, makes no failure good.
+        if self.has_done_nothing() && nights.iter().any(|other| self.is_of_same_source(other) && other.has_failed()) {
+            return;
+        }
         // What an earlier version noted says of no source which it was.
         nights.retain(|other| !self.is_of_same_source(other) && !other.is_of_no_source());
         nights.push(self);
@@ -102,6 +114,11 @@ impl LastNight {
 
     fn is_of_no_source(&self) -> bool {
         self.source_id.is_none() && self.location.is_none()
+    }
+
+    /// Returns whether another run had the store, or somebody held it.
+    fn has_done_nothing(&self) -> bool {
+        matches!(self.exit_code, 5 | 6)
     }
 
     /// Returns whether it failed or found damage. That another run had the store, or somebody held it, shows in other ways.
@@ -143,5 +160,9 @@ mod tests {
         night(None, "new", 7).save(store);
         night(Some(2), "new", 4).save(store);
         assert_eq!(codes(), [0, 1, 4]);
+        // What another run or a hold kept from its work makes no failure good, and succeeds what went well.
+        night(Some(0), "a", 6).save(store);
+        night(Some(2), "new", 5).save(store);
+        assert_eq!(codes(), [0, 1, 5]);
     }
 }

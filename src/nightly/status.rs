@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::last::LastNight;
@@ -23,6 +23,9 @@ pub const MAX_AGE: Duration = Duration::from_secs(36 * 3600);
 
 /// A newest session that is older than this needs attention, by default: zmbackup runs every day, and a weekend may pass.
 pub const MAX_SESSION_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
+
+/// So long a failed night of a place counts of which the store has no snapshot.
+const NO_SOURCE_AGE: SignedDuration = SignedDuration::from_hours(3 * 24);
 
 /// How old things may be at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +142,9 @@ pub struct Status {
     /// The sources of which nothing is removed because a clock is in doubt, and why.
     #[serde(skip)]
     pub doubts: Vec<(String, ClockDoubt)>,
+    /// The names of the sources in use that have none.
+    #[serde(skip)]
+    pub without_snapshots: Vec<String>,
     /// How many snapshots there are.
     pub snapshots: u64,
     /// Suspect snapshots that nobody has accepted, oldest first.
@@ -171,6 +177,11 @@ pub struct Status {
 pub enum Finding {
     /// There is no snapshot.
     NoSnapshot,
+    /// There is none of a source, whose first run has not come to its end, or whose snapshots were all removed.
+    NoSnapshotOf {
+        /// The source.
+        source: String,
+    },
     /// The newest snapshot of a source is too old.
     Old {
         /// The source.
@@ -235,6 +246,9 @@ impl Status {
         for snapshot in &all {
             by_source.entry(snapshot.record.source_id).or_default().push(snapshot);
         }
+        let in_use = known.iter().filter(|(_, source)| source.removed.is_none() && source.retired.is_none());
+        let without = in_use.filter(|(id, _)| !by_source.contains_key(&Some(*id)));
+        let without_snapshots: Vec<String> = without.map(|(_, source)| source.name.to_string()).collect();
         let dates = Dates::read(&catalog, now)?;
         let mut sources = Vec::new();
         for (source, own) in by_source {
@@ -256,8 +270,7 @@ impl Status {
                 restorable: restorable(replica, newest, moment),
             });
         }
-        let nights = LastNight::load_all(replica.path()).into_iter().map(|night| (night_source(&known, &night), night));
-        let nights: Vec<(String, LastNight)> = nights.collect();
+        let nights = last_nights(replica, &known, now);
         for source in &mut sources {
             source.last_night = nights.iter().rfind(|(name, _)| *name == source.name).map(|(_, night)| night.clone());
         }
@@ -267,6 +280,7 @@ impl Status {
             store: replica.path().display().to_string(),
             sources,
             doubts: dates.doubts().into_iter().map(|(source, doubt)| (known.name(source).to_owned(), doubt)).collect(),
+            without_snapshots,
             snapshots: all.len() as u64,
             suspects: all
                 .iter()
@@ -290,19 +304,22 @@ impl Status {
     /// Leaves what is of one source, and of the store.
     pub fn only(&mut self, name: &str) {
         self.sources.retain(|source| source.name == name);
+        self.without_snapshots.retain(|source| source == name);
         self.doubts.retain(|(source, _)| source == name);
         self.suspects.retain(|suspect| suspect.source_name == name);
         self.nights.retain(|(source, _)| source == name);
         self.last_night = self.nights.last().map(|(_, night)| night.clone());
     }
 
-    /// Returns what a person should look at; `limits_of` returns the limits of a source. The age of a snapshot counts only while nobody holds the
-    /// store, and no age
-    /// of a retired source counts.
+    /// Returns what a person should look at; `limits_of` returns the limits of a source. The age of a snapshot counts only while nobody holds the store, and
+    /// no age of a retired source counts.
     pub fn findings(&self, limits_of: impl Fn(&str) -> AgeLimits) -> Vec<Finding> {
         let mut findings = Vec::new();
         if self.snapshots == 0 {
             findings.push(Finding::NoSnapshot);
+        } else {
+            let without = self.without_snapshots.iter();
+            findings.extend(without.map(|source| Finding::NoSnapshotOf { source: source.clone() }));
         }
         for (source, night) in self.nights.iter().filter(|(_, night)| night.has_failed()) {
             // Of which source an earlier version noted the night is not known: a snapshot of any succeeds it.
@@ -353,13 +370,26 @@ impl Status {
     }
 }
 
-/// Returns the name of the source that a night was of, or its location when it has no name; nothing when neither is known.
-fn night_source(known: &Sources, night: &LastNight) -> String {
-    let by_location = || night.location.as_deref().and_then(|location| known.by_location(location));
-    match night.source_id.or_else(by_location) {
-        Some(id) => known.name(Some(id)).to_owned(),
-        None => night.location.clone().unwrap_or_default(),
+/// Returns how the last night of each source ended, the latest last: of those that are in use, and of places that are no source if it was of late. They come with the
+/// name of the source, or its location when it has no name; nothing when neither is known.
+fn last_nights(replica: &Replica, known: &Sources, now: Timestamp) -> Vec<(String, LastNight)> {
+    let mut by_name: BTreeMap<String, LastNight> = BTreeMap::new();
+    for night in LastNight::load_all(replica.path()) {
+        let by_location = || night.location.as_deref().and_then(|location| known.by_location(location));
+        let id = night.source_id.map(|id| known.resolve(id)).or_else(by_location);
+        let name = match (id.and_then(|id| known.get(id)), &night.location) {
+            (Some(source), _) if source.is_gone || source.removed.is_some() || source.retired.is_some() => continue,
+            (Some(source), _) => source.name.to_string(),
+            // Nothing else would ever end the report of a night whose location was mistyped.
+            (None, Some(_)) if now.duration_since(night.finished) > NO_SOURCE_AGE => continue,
+            (None, location) => location.clone().unwrap_or_default(),
+        };
+        // Merged sources have one name, and the later night counts.
+        by_name.insert(name, night);
     }
+    let mut nights: Vec<(String, LastNight)> = by_name.into_iter().collect();
+    nights.sort_by_key(|(_, night)| night.finished);
+    nights
 }
 
 /// Sums up what is kept of the accounts of a source's newest snapshot, which was taken at a moment.
@@ -428,6 +458,7 @@ mod tests {
             store: "/s".to_owned(),
             sources: vec![source("young", 0, 35 * hour), source("old", 3, 37 * hour), source("ahead", 0, -5)],
             doubts: Vec::new(),
+            without_snapshots: Vec::new(),
             snapshots: 3,
             suspects: Vec::new(),
             pinned: 0,

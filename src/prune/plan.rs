@@ -180,7 +180,9 @@ pub fn plan(
                     protections.add(&record.id, "a clock is in doubt");
                 }
             }
-            let named = of_sources.into_iter().map(|(source, doubt)| (sources.name(source).to_owned(), doubt));
+            let of_sources =
+                of_sources.into_iter().filter(|(source, _)| source.is_none_or(|id| !rules.removed.contains_key(&id)));
+            let named = of_sources.map(|(source, doubt)| (sources.name(source).to_owned(), doubt));
             doubts.extend(named);
             retention::plan(&records, &dates, &rules, &protections, zone)
         }

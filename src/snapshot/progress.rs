@@ -1,12 +1,13 @@
 //! What a run reports while it works: counters that any thread may read, and messages.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::SnapshotError;
 use super::chunk_writer::ChunkCounters;
 use crate::catalog::snapshot::Work;
+use crate::mutex::lock;
 use crate::remote::client::WireCounters;
 
 /// Counters of a run under way.
@@ -53,26 +54,26 @@ impl Progress {
 
     /// Leaves a message for people.
     pub(crate) fn report(&self, message: String) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        lock(&self.messages).push(message);
     }
 
     pub(crate) fn report_detail(&self, detail: String) {
-        self.details.lock().unwrap_or_else(PoisonError::into_inner).push(detail);
+        lock(&self.details).push(detail);
     }
 
     /// Returns what only those want to know who want to know everything, left since the last call.
     pub fn take_details(&self) -> Vec<String> {
-        std::mem::take(&mut self.details.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.details))
     }
 
     /// Returns the messages left since the last call.
     pub fn take_messages(&self) -> Vec<String> {
-        std::mem::take(&mut self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.messages))
     }
 
     /// Notes what an attempt had read when its connection broke.
     pub(crate) fn add_reads(&self, files: u64, bytes: u64) {
-        let mut earlier = self.earlier_reads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut earlier = lock(&self.earlier_reads);
         earlier.0 += files;
         earlier.1 += bytes;
     }
@@ -83,7 +84,7 @@ impl Progress {
         work.new_chunks = read(&self.chunks.new_chunks);
         work.new_bytes = read(&self.chunks.new_bytes);
         work.stored_bytes = read(&self.chunks.stored_bytes);
-        let (files, bytes) = *self.earlier_reads.lock().unwrap_or_else(PoisonError::into_inner);
+        let (files, bytes) = *lock(&self.earlier_reads);
         work.read_files += files;
         work.read_bytes += bytes;
         work.received_bytes = read(&self.wire.received_bytes);

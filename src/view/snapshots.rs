@@ -1,10 +1,9 @@
 //! Finding the snapshot that a person means.
 //!
 //! A snapshot is named by `latest` (the one of its source that was committed last), by its identifier or the beginning of it, or by a time: the newest
-//! snapshot of the
-//! source begun at or before it, where one whose date cannot be right counts as taken between its neighbours ([`dates`](crate::catalog::dates)). A time
-//! stands for the whole of the unit it is given in, so `2026-11-22` includes that day to its end and `2026-11-22T03:00` that minute.
-//! Times without `Z` or an offset are local.
+//! snapshot of the source begun at or before it, where one whose date cannot be right counts as taken between its neighbours
+//! ([`dates`](crate::catalog::dates)). A time stands for the whole of the unit it is given in, so `2026-11-22` includes that day to its end and
+//! `2026-11-22T03:00` that minute. Times without `Z` or an offset are local.
 //!
 //! In a store with several sources, `latest` and a time are of one of them: of the source in front (`mail1/latest`), else of the one that was chosen for the
 //! whole command. Without either they are refused, because any choice would be a guess.
@@ -133,7 +132,11 @@ impl Snapshots {
             let moment = dates.moment(number).unwrap_or(record.time);
             StoredSnapshot { number, record, moment }
         });
-        Ok(Snapshots { all: all.collect(), sources: catalog.sources()?, chosen: None })
+        let sources = match catalog.sources() {
+            Err(error) if error.is_damage() => Sources::default(),
+            sources => sources?,
+        };
+        Ok(Snapshots { all: all.collect(), sources, chosen: None })
     }
 
     /// Chooses the source that `latest` and times are of, by its name or its location. Snapshots of others are not found any more.

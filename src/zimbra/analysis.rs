@@ -5,9 +5,8 @@
 //! in any sessions without a gap up to T.
 //!
 //! Work: the names of full sessions; incrementals cost their lists only. Where the directories of an account did not change since the last snapshot that the
-//! same
-//! [`Analyser`] looked at, nothing of them is read again. Memory: some 100 bytes for each account in each full session, 12 for each listed
-//! in an incremental, and 16 for each shared message of one session at a time.
+//! same [`Analyser`] looked at, nothing of them is read again. Memory: some 100 bytes for each account in each full session, 12 for each listed in an
+//! incremental, and 16 for each shared message of one session at a time.
 
 use std::collections::HashMap;
 use std::path::Path;

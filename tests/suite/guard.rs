@@ -469,9 +469,8 @@ fn a_catalogue_without_marks_is_read_and_gets_them() {
     night(&scene, 0);
 }
 
-/// Three months with weekly fulls, daily incrementals and a retention of four weeks, beside them the archives of another tool, which are rotated as well:
-/// no false alarm in any
-/// night, and an accident at the end.
+/// Three months with weekly fulls, daily incrementals and a retention of four weeks, beside them the archives of another tool, which are rotated as well: no
+/// false alarm in any night, and an accident at the end.
 #[test]
 fn a_season_of_nights_raises_no_alarm() {
     let scene = Scene::new();

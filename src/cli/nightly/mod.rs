@@ -91,6 +91,8 @@ struct Night<'a> {
     follows_another: bool,
     /// Snapshots that the prune removed.
     removed: u64,
+    /// How a prune ended that was done although the night failed.
+    pruned: Exit,
     /// Why the prune failed, and what to do.
     prune_failure: Option<(String, Option<String>)>,
 }
@@ -169,13 +171,20 @@ fn one(context: &Context, args: &NightlyArgs, prunes: bool, follows_another: boo
         prunes,
         follows_another,
         removed: 0,
+        pruned: Exit::Done,
         prune_failure: None,
     };
     // Nothing of the night is used after a panic but what it has gathered.
     let result = catch_unwind(AssertUnwindSafe(|| night.work()));
     let result = result.unwrap_or(Err(CliError::Panic { during_check: false }));
     night.report_end(started, &result);
-    result
+    match result {
+        Err(error) if worse(error.exit(), night.pruned) != error.exit() => {
+            report(&context.output, &error);
+            Ok(night.pruned)
+        }
+        result => result,
+    }
 }
 
 impl Night<'_> {
@@ -190,7 +199,7 @@ impl Night<'_> {
                 // The other sources' snapshots are there, and what they let go must not wait for this one.
                 if self.prunes && self.follows_another {
                     match self.context.open_locked() {
-                        Ok(mut replica) => drop(self.prune(&mut replica)),
+                        Ok(mut replica) => self.pruned = self.prune(&mut replica),
                         Err(other) => self.warn(&format!("Nothing was pruned: {}", other.in_one_line())),
                     }
                 }
@@ -448,7 +457,10 @@ impl Night<'_> {
                     None => (*exit, format!("{}{}", ended(*exit), self.not_up_to_date()), None),
                 },
             },
-            Err(error) => (error.exit(), error.to_string(), error.hint()),
+            Err(error) => {
+                let pruned = self.prune_failure.as_ref().map_or(String::new(), |(text, _)| format!(". {text}"));
+                (worse(error.exit(), self.pruned), format!("{error}{pruned}"), error.hint())
+            }
         };
         let (message, hint) = (plain::short(&message, TEXT_BYTES), hint.map(|hint| plain::short(&hint, TEXT_BYTES)));
         let outcome = Outcome::of(exit);
@@ -461,10 +473,18 @@ impl Night<'_> {
         let finished = Timestamp::now();
         let location = match &self.report {
             Some(report) => Some(report.record.source.clone()),
-            None => snapshot::source(context, &self.args.snapshot).ok().map(|source| source.display().to_string()),
+            None => snapshot::source(context, &self.args.snapshot).ok().map(|source| {
+                let given = source.display().to_string();
+                path::canonical_location(source.as_os_str()).unwrap_or(given)
+            }),
+        };
+        let known = || {
+            let sources = context.open().ok()?.catalog().ok()?.sources().ok()?;
+            let by_name = context.source.as_deref().and_then(|name| sources.by_name(name));
+            by_name.or_else(|| sources.by_location(location.as_deref()?))
         };
         let mut last = LastNight {
-            source_id: self.report.as_ref().and_then(|report| report.record.source_id),
+            source_id: self.report.as_ref().map_or_else(known, |report| report.record.source_id),
             location: location.as_deref().map(|location| plain::short(location, TEXT_BYTES)),
             finished,
             exit_code: exit as u8,

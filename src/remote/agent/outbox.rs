@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::super::protocol::ALIVE_SECONDS;
 use super::super::protocol::frame::{self, Kind};
 use super::throttle::Throttle;
+use crate::mutex::lock;
 
 /// Bytes that may wait to be written; whoever has more to send waits.
 const WAITING_MAX_BYTES: usize = 1 << 20;
@@ -37,7 +38,7 @@ struct Queued {
 
 impl Outbox {
     fn lock(&self) -> MutexGuard<'_, Queued> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Queues a frame; waits while too much is queued.

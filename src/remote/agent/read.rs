@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
@@ -15,6 +15,7 @@ use super::outbox::{Closed, Outbox};
 use super::waiting::Waiting;
 use crate::ids::DictionaryId;
 use crate::model::Codec;
+use crate::mutex::lock;
 use crate::remote::protocol::fields::StatCoder;
 use crate::remote::protocol::frame::Kind;
 use crate::remote::protocol::messages::{ChunkFrame, Event, put_event, request_bytes};
@@ -197,7 +198,7 @@ pub(super) fn compress(
         if level == 0 {
             as_is.put(&mut payload);
         } else {
-            let current = dictionary.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let current = lock(dictionary).clone();
             let wanted = current.as_ref().map(|dictionary| dictionary.id());
             if ready.as_ref().is_none_or(|(id, _)| *id != wanted) {
                 ready = Some((wanted, Compressor::new(level, current).map_err(|_| Closed)?));

@@ -16,8 +16,7 @@ use super::mounted::{Scene, out};
 const DAY_MS: i64 = 86_400_000;
 
 /// Makes the source a tree whose first full session was taken so many days ago: three fulls a week apart and their incrementals. With 15 days the newest
-/// session is of last night;
-/// with more than 17, zmbackup seems to have stopped.
+/// session is of last night; with more than 17, zmbackup seems to have stopped.
 pub fn tree(scene: &Scene, days_ago: i64) -> Generator {
     let now = jiff::Timestamp::now().as_millisecond();
     let config = Config {
